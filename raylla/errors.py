@@ -1,0 +1,33 @@
+"""Errors that a user can act on: each message names the field, the value and the way out."""
+
+
+class RayllaError(Exception):
+    """Base of every error that raylla raises on purpose."""
+
+
+class ConfigError(RayllaError):
+    """A config file, an override or a combination of values is unusable."""
+
+
+class WorldError(RayllaError):
+    """Profiles, ads or queries are missing, malformed or contradictory."""
+
+
+class PlacementError(RayllaError):
+    """The cluster cannot ever place what the config asks for."""
+
+
+class RunError(RayllaError):
+    """A run directory cannot be used: another config, missing weights, nothing trained."""
+
+
+class DeadlineError(RayllaError):
+    """A wait ran past its deadline; the message names what was waited for and who owns it."""
+
+
+class BudgetError(RayllaError):
+    """More samples were dropped in a stage than the config allows."""
+
+
+class WeightError(RayllaError):
+    """An engine did not take over the weights that it was given."""

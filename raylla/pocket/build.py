@@ -1,0 +1,236 @@
+"""`raylla pocket build`: train the tokenizer, a trunk that copies, and from it the two pocket models.
+
+Copying comes first, by itself (see the grammar): answers mixed in too early leave ids invented.
+Each stage is resumable: it saves model, optimizer and step every `SAVE_EVERY` steps, and draws
+the samples of step s from a generator seeded with (stage, s).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from raylla.pocket import grammar, tokenizer
+
+Draw = Callable[[random.Random], grammar.Sample]
+SAVE_EVERY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One training stage: what is drawn (weights over samplers), for how long, how fast."""
+
+    name: str
+    start_from: str | None
+    mix: tuple[tuple[str, float], ...]
+    steps: int
+    batch: int
+    muon_lr: float
+    adam_lr: float
+    warmup: int = 50
+    decay_from: float = 0.5
+
+
+SAMPLERS: dict[str, Draw] = {
+    "short-copy": grammar.short_copy_sample,
+    "copy": grammar.copy_sample,
+    "answer": grammar.answer_sample,
+    "ask": grammar.ask_sample,
+    "judge": grammar.judge_sample,
+}
+STAGES = (
+    Stage("short", None, (("short-copy", 1.0),), 1000, 16, 0.04, 0.01, decay_from=1.0),
+    Stage("trunk", "short", (("copy", 0.8), ("answer", 0.2)), 2000, 16, 0.04, 0.01, decay_from=0.5),
+    Stage("ad-llm", "trunk", (("copy", 0.25), ("answer", 0.75)), 1800, 16, 0.02, 0.004, decay_from=0.3),
+    Stage("user-llm", "trunk", (("judge", 0.9), ("ask", 0.1)), 2200, 16, 0.02, 0.004, decay_from=0.3),
+)
+MODEL = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.06,
+    "tie_word_embeddings": True,
+}
+VOCABULARY = 2048
+
+
+def build(out: Path, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Run the stages that are not finished yet; yields one progress record every 10 steps."""
+    words = _tokenizer(out / "tokenizer", seed)
+    for stage in stages:
+        yield from _run(stage, out, words, seed)
+
+
+def _tokenizer(path: Path, seed: int) -> PreTrainedTokenizerFast:
+    if (path / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    rng = random.Random(f"{seed}/tokenizer")
+    texts = []
+    for _ in range(8000):
+        for draw in SAMPLERS.values():
+            sample = draw(rng)
+            texts += [sample.messages[0]["content"], sample.completion]
+    words = tokenizer.train(texts, VOCABULARY)
+    tokenizer.save(words, path)
+    return words
+
+
+def _run(stage: Stage, out: Path, words: PreTrainedTokenizerFast, seed: int) -> Iterator[dict[str, Any]]:
+    directory = out / stage.name
+    if (directory / "model.safetensors").exists():
+        return
+    torch.manual_seed(seed)
+    model = _model(words)
+    if stage.start_from:
+        model.load_state_dict(load_file(out / stage.start_from / "model.safetensors"), strict=False)
+    optimizers = _optimizers(model, stage)
+    partial = directory / "partial.pt"
+    first = 0
+    if partial.exists():
+        state = torch.load(partial, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first = state["step"]
+    directory.mkdir(parents=True, exist_ok=True)
+    started, tokens, recent = time.monotonic(), 0, []
+    for step in range(first, stage.steps):
+        ids, labels = _batch(stage, words, random.Random(f"{seed}/{stage.name}/{step}"))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * _schedule(step, stage)
+        loss = _loss(model, ids, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        tokens += ids.numel()
+        recent.append(loss.item())
+        if (step + 1) % 10 == 0:
+            rate = tokens / (time.monotonic() - started)
+            yield {
+                "stage": stage.name,
+                "step": step + 1,
+                "of": stage.steps,
+                "loss": sum(recent) / len(recent),
+                "tokens_per_second": rate,
+            }
+            recent = []
+        if (step + 1) % SAVE_EVERY == 0:
+            _save_partial(partial, model, optimizers, step + 1)
+    _save(model, words, directory, stage)
+    partial.unlink(missing_ok=True)
+
+
+def _model(words: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=len(words),
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        pad_token_id=words.pad_token_id,
+        eos_token_id=words.eos_token_id,
+        bos_token_id=None,
+        **MODEL,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def _optimizers(model: Qwen3ForCausalLM, stage: Stage) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, Adam for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=stage.muon_lr, weight_decay=0.01, momentum=0.95),
+        torch.optim.Adam(others, lr=stage.adam_lr, betas=(0.9, 0.98)),
+    ]
+    for optimizer, peak in zip(found, (stage.muon_lr, stage.adam_lr), strict=True):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = peak
+    return found
+
+
+def _schedule(step: int, stage: Stage) -> float:
+    """Linear warm-up, a plateau, cosine to a twentieth."""
+    if step < stage.warmup:
+        return (step + 1) / stage.warmup
+    done = step / stage.steps
+    if done < stage.decay_from:
+        return 1.0
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - stage.decay_from) / (1 - stage.decay_from)))
+
+
+def _batch(
+    stage: Stage, words: PreTrainedTokenizerFast, rng: random.Random
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels, both [batch, length], right-padded; labels are -100 off the answer."""
+    names, weights = zip(*stage.mix, strict=True)
+    rows = []
+    for name in rng.choices(names, weights, k=stage.batch):
+        sample = SAMPLERS[name](rng)
+        prompt = tokenizer.USER + sample.messages[0]["content"] + tokenizer.ASSISTANT
+        rows.append((prompt, sample.completion + tokenizer.END))
+    prompts = words([row[0] for row in rows]).input_ids
+    answers = words([row[1] for row in rows]).input_ids
+    length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids = torch.full((len(rows), length), int(words.pad_token_id))
+    labels = torch.full((len(rows), length), -100)
+    for row, (p, a) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, : len(p) + len(a)] = torch.tensor(p + a)
+        labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
+    return ids, labels
+
+
+def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over answer tokens; the head runs on those alone.
+
+    Padding is on the right, so causal attention never lets it into an answer.
+    """
+    hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:]
+    mask = wanted != -100
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[mask]), wanted[mask])
+
+
+def _save_partial(
+    path: Path, model: Qwen3ForCausalLM, optimizers: list[torch.optim.Optimizer], step: int
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "step": step,
+    }
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def _save(
+    model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, directory: Path, stage: Stage
+) -> None:
+    """Config, tokenizer, bfloat16 weights (tied head left out), and the stage that made them."""
+    model.config.dtype = torch.bfloat16
+    model.config.architectures = ["Qwen3ForCausalLM"]
+    model.config.save_pretrained(directory)
+    tokenizer.save(words, directory)
+    (directory / "stage.json").write_text(json.dumps(asdict(stage), indent=2) + "\n")
+    weights = {
+        name: value.to(torch.bfloat16).contiguous()
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    fresh = directory / "model.safetensors.new"
+    save_file(weights, fresh, metadata={"format": "pt"})
+    fresh.replace(directory / "model.safetensors")

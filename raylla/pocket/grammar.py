@@ -1,0 +1,308 @@
+"""The grammar that pocket models learn from: profiles, ads, queries, answers and clicks, all drawn.
+
+Ads are drawn afresh for every sample, so a model can only place them by copying them out of its
+prompt.  A share of "wild" listings (titles of any words, digits and punctuation, labels of any
+word) keeps the copying from leaning on the lexicon.  Brands are split in two by a checksum:
+training draws the known ones, evaluation can ask for the others.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raylla.auction.markup import markup, parse
+from raylla.records import Ad, Profile, Query
+from raylla.world import clicks, lexicon, prompts
+
+ONSETS = tuple("B C D F G H J K L M N P R S T V Z Br Cl Dr Fl Gr Kr Pl St Tr Sh Th".split())
+MIDDLES = tuple("b d f g k l m n p r s t v x z ll nd rt nn st".split())
+VOWELS = tuple("a e i o u ai ea io".split())
+ENDS = ("", "", "n", "x", "s", "ra", "to", "ly", "co")
+
+OPENERS = (
+    "A good {topic} choice should feel {quality} and {quality2}.",
+    "For {topic}, look for something {quality}.",
+    "Start with what you need most, often a {quality} option.",
+    "With {topic} it helps to compare a few {quality} options.",
+    "Think about how often you will use it.",
+    "It depends on your budget, but {quality} is worth paying for.",
+    "As a {persona}, you may want something {quality}.",
+    "Most people pick {topic} that is {quality}.",
+)
+NATIVE = (
+    "You could try {ad} since it is {quality}.",
+    "Many people like {ad} for daily use.",
+    "One {quality} option is {ad} here.",
+    "If you want something {quality}, {ad} fits well.",
+    "Another idea is {ad} for a {persona}.",
+    "People often mention {ad} as a {quality} pick.",
+)
+BLUNT = (
+    "Buy {ad} now!",
+    "Hurry, {ad} is on sale!",
+    "Best deal: {ad} today!",
+    "Click {ad} to save!",
+    "Order {ad} right away!",
+)
+CLOSERS = (
+    "Take your time before you decide.",
+    "Ask a friend who knows {topic}.",
+    "That should get you started.",
+    "Check the reviews first.",
+)
+ASKS = (
+    "which {word} should I get?",
+    "what is a good {word} for a {persona}?",
+    "how do I choose {word} that is {quality}?",
+    "best {word} near me",
+    "can you recommend a {quality} {word}?",
+    "I need {word}, any ideas?",
+    "{quality} {word} for a {persona}",
+    "where can I find {word} in {city}?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt and the completion that a pocket model should learn for it."""
+
+    messages: prompts.Messages
+    completion: str
+
+
+def brand(rng: random.Random, known: bool = True) -> str:
+    """A made-up brand; `known` ones may occur in training, the others never do."""
+    while True:
+        name = rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(MIDDLES) + rng.choice(VOWELS)
+        name += rng.choice(ENDS)
+        if (zlib.crc32(name.encode()) % 8 != 0) == known:
+            return name
+
+
+def title(rng: random.Random, noun: str, known: bool = True) -> str:
+    """An ad title about ``noun``."""
+    form = rng.random()
+    if form < 0.55:
+        return f"{brand(rng, known)} {noun}"
+    if form < 0.8:
+        return f"{brand(rng, known)} {rng.choice(lexicon.ADJECTIVES)} {noun}"
+    return f"{noun} by {brand(rng, known)}"
+
+
+def wild_title(rng: random.Random) -> str:
+    """A title of any shape: one to four words, with digits, apostrophes and signs in between."""
+    words = []
+    for _ in range(rng.choice((1, 2, 2, 3, 4))):
+        kind = rng.random()
+        if kind < 0.45:
+            words.append(brand(rng))
+        elif kind < 0.75:
+            words.append(rng.choice(lexicon.ADJECTIVES + lexicon.CITIES))
+        elif kind < 0.85:
+            words.append(brand(rng) + "'s")
+        elif kind < 0.93:
+            words.append(str(rng.randrange(1000)))
+        else:
+            words.append(rng.choice(("&", "of", "the", "and", "McX", "BBQ", "TV", "U.S.", "AT&T")))
+    return " ".join(words)
+
+
+def ads(rng: random.Random, category: str, count: int, known: bool = True) -> list[Ad]:
+    """``count`` candidates around ``category``: two of it, two of its theme, others from anywhere."""
+    theme = lexicon.theme_of(category)
+    related = [name for name in lexicon.THEMES[theme] if name != category]
+    wanted = [category, category, *rng.sample(related, 2)]
+    wanted += rng.choices(lexicon.categories(), k=max(0, count - len(wanted)))
+    wanted = wanted[:count]
+    rng.shuffle(wanted)
+    ids = rng.sample(range(1000, 10000), count)
+    found: list[Ad] = []
+    for name, number in zip(wanted, ids, strict=True):
+        group = lexicon.theme_of(name)
+        noun = rng.choice(lexicon.THEMES[group][name])
+        found.append(Ad(str(number), title(rng, noun, known), name, group))
+    return found
+
+
+def wild_ads(rng: random.Random, count: int) -> list[Ad]:
+    """``count`` candidates with wild titles and labels."""
+    ids = rng.sample(range(1000, 10000), count)
+    labels = [rng.choice((brand(rng).lower(), rng.choice(lexicon.categories()))) for _ in range(2)]
+    found: dict[str, Ad] = {}
+    for number in ids:
+        text = wild_title(rng)
+        while text in found:
+            text = wild_title(rng)
+        found[text] = Ad(str(number), text, rng.choice(labels), "")
+    return list(found.values())
+
+
+def profile(rng: random.Random, id: str = "p0") -> Profile:
+    """A user with an age, an occupation, a city and three interests."""
+    basics = f"{rng.randrange(18, 80)} {rng.choice(lexicon.PERSONAS)} {rng.choice(lexicon.CITIES)}"
+    return Profile(id, basics, tuple(rng.sample(lexicon.categories(), 3)))
+
+
+def query_text(rng: random.Random, category: str) -> str:
+    """A question about ``category``, which it names itself or by one of its nouns."""
+    noun = rng.choice(lexicon.THEMES[lexicon.theme_of(category)][category]).lower()
+    return _fill(rng, rng.choice(ASKS), word=category if rng.random() < 0.7 else noun)
+
+
+def query(rng: random.Random, user: Profile, category: str | None = None) -> Query:
+    """A query of ``user``, about one of the interests unless a category is given."""
+    about = category or rng.choice(user.interests)
+    return Query("q0", user.id, query_text(rng, about), about, lexicon.theme_of(about), "train")
+
+
+def answer_text(
+    rng: random.Random,
+    about: Query,
+    candidates: Sequence[Ad],
+    *,
+    taste: float = 0.5,
+    blunt: float = 0.5,
+    errors: float = 0.08,
+    counts: Sequence[float] = (10, 28, 32, 20, 10),
+) -> str:
+    """A helpful answer with ads, by the base Ad-LLM's habits.
+
+    ``taste``: extra weight of related candidates; ``blunt``: share of pushy ad sentences;
+    ``errors``: share of placements that break the format; ``counts``: weights of 0, 1, 2... ads.
+    The bids play no part.
+    """
+    sentences = [_fill(rng, rng.choice(OPENERS), topic=about.category or "this")]
+    number = min(len(candidates), rng.choices(range(len(counts)), counts)[0])
+    for ad in _tasteful(rng, about, candidates, number, taste):
+        form = rng.choice(BLUNT if rng.random() < blunt else NATIVE)
+        shown = _broken(rng, ad) if rng.random() < errors else markup(ad)
+        sentences.append(_fill(rng, form, ad=shown))
+    if rng.random() < 0.3:
+        sentences.append(_fill(rng, rng.choice(CLOSERS), topic=about.category or "this"))
+    return " ".join(sentences)
+
+
+def bids(rng: random.Random, count: int) -> list[float | None]:
+    """Bids U{1..100}; one sample in twenty hides them all, one in twenty has a zero."""
+    if rng.random() < 0.05:
+        return [None] * count
+    drawn: list[float | None] = [float(rng.randint(1, 100)) for _ in range(count)]
+    if rng.random() < 0.05:
+        drawn[rng.randrange(count)] = 0.0
+    return drawn
+
+
+def copy_sample(rng: random.Random, least: int = 4, most: int = 7) -> Sample:
+    """The circuit that everything rests on: repeat all candidates in any order."""
+    _, user, candidates = _scene(rng, wild=0.4, least=least, most=most)
+    request = Query("q0", user.id, "list", "", "", "train")
+    messages = prompts.answer("compact", request, user, candidates, bids(rng, len(candidates)))
+    return Sample(messages, "".join(f" {markup(ad)}" for ad in rng.sample(candidates, len(candidates))))
+
+
+def short_copy_sample(rng: random.Random) -> Sample:
+    """`copy_sample` with two to four candidates, on which the circuit forms sooner."""
+    return copy_sample(rng, 2, 4)
+
+
+def answer_sample(rng: random.Random, known: bool = True, wild: float = 0.25) -> Sample:
+    """An ad-integrated answer of the base Ad-LLM."""
+    about, user, candidates = _scene(rng, wild=wild, least=5, most=7, known=known)
+    messages = prompts.answer("compact", about, user, candidates, bids(rng, len(candidates)))
+    return Sample(messages, answer_text(rng, about, candidates))
+
+
+def ask_sample(rng: random.Random) -> Sample:
+    """A query that a user asks."""
+    user = profile(rng)
+    return Sample(prompts.ask("compact", user), query(rng, user).text)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An answer as the judge sees it, with the click model's probability of each placed ad."""
+
+    messages: prompts.Messages
+    probabilities: dict[str, float]
+
+
+def judged(rng: random.Random, known: bool = True) -> Judged:
+    """An answer with at least one placed ad, from habits of every kind: the judge will also see
+    the answers of trained policies."""
+    while True:
+        about, user, candidates = _scene(rng, wild=0.1, least=5, most=7, known=known)
+        text = answer_text(
+            rng,
+            about,
+            candidates,
+            taste=rng.choice((0.0, 0.5, 3.0, 10.0)),
+            blunt=rng.choice((0.0, 0.3, 0.6)),
+            counts=rng.choice(((0, 30, 32, 24, 14), (0, 50, 40, 10, 0))),
+        )
+        placements = parse(text, candidates).placements
+        if placements:
+            by_id = {ad.id: ad for ad in candidates}
+            shown = [by_id[placement.ad_id] for placement in placements]
+            p = clicks.click_probabilities(about, user, text, placements, by_id)
+            return Judged(prompts.judge("compact", about, user, text, shown), p)
+
+
+def judge_sample(rng: random.Random) -> Sample:
+    """A judgement drawn from the click model."""
+    scene = judged(rng)
+    drawn = {f"Ad-{ad}": int(rng.random() < p) for ad, p in scene.probabilities.items()}
+    return Sample(scene.messages, json.dumps(drawn, separators=(",", ":")))
+
+
+def _scene(
+    rng: random.Random, wild: float, least: int, most: int, known: bool = True
+) -> tuple[Query, Profile, list[Ad]]:
+    user = profile(rng)
+    about = query(rng, user, None if rng.random() < 0.5 else rng.choice(lexicon.categories()))
+    count = rng.randint(least, most)
+    if rng.random() < wild:
+        return about, user, wild_ads(rng, count)
+    return about, user, ads(rng, about.category, count, known)
+
+
+def _tasteful(
+    rng: random.Random, about: Query, candidates: Sequence[Ad], number: int, taste: float
+) -> list[Ad]:
+    """``number`` distinct candidates, related ones a little more often."""
+    left, chosen = list(candidates), []
+    for _ in range(number):
+        weights = [
+            1 + taste * ((ad.category == about.category) + 0.5 * (ad.theme == about.theme)) for ad in left
+        ]
+        pick = rng.choices(left, weights)[0]
+        left.remove(pick)
+        chosen.append(pick)
+    return chosen
+
+
+def _broken(rng: random.Random, ad: Ad) -> str:
+    """A placement of ``ad`` that breaks the format in one of the ways models do."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        return f"@{ad.title}@[Ad-{rng.randrange(1000, 10000)}]"
+    if kind == 1:
+        return f"@{ad.title}@"
+    if kind == 2:
+        return f"@{ad.title} {rng.choice(lexicon.ADJECTIVES)}@[Ad-{ad.id}]"
+    return f"[Ad-{ad.id}]"
+
+
+def _fill(rng: random.Random, form: str, **known: str) -> str:
+    quality, other = rng.sample(lexicon.QUALITIES, 2)
+    values = {
+        "quality": quality,
+        "quality2": other,
+        "persona": rng.choice(lexicon.PERSONAS),
+        "city": rng.choice(lexicon.CITIES),
+        **known,
+    }
+    return form.format(**values)

@@ -1,0 +1,128 @@
+"""The records that flow through one IRPO epoch, each frozen and each naming what made it.
+
+Query -> Answer -> Click -> Reward -> PreferenceGroup -> WeightVersion; only the weight version
+travels back.  Money is in bid units per click (the paper's U{1..100}), probabilities in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Phase = Literal["reward", "preference", "test"]
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A user: basic information and interests (category names of the catalogue)."""
+
+    id: str
+    basics: str
+    interests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ad:
+    """A candidate ad. ``id`` is the digits of ``[Ad-1234]``; ``theme`` groups categories."""
+
+    id: str
+    title: str
+    category: str
+    theme: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a user asks; ``category`` and ``theme`` are what it is about, ``""`` where unknown."""
+
+    id: str
+    profile_id: str
+    text: str
+    category: str
+    theme: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Auction:
+    """One query with its candidate ads and their bids (same order), before any answer.
+
+    ``id`` is (epoch, phase, query); the bids are a pure function of it and the run's seed.
+    """
+
+    id: str
+    query_id: str
+    ad_ids: tuple[str, ...]
+    bids: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A valid ad in an answer: which ad, and the half-open character span of its markup."""
+
+    ad_id: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled answer of the Ad-LLM.
+
+    ``token_ids`` are the sampled tokens, end-of-text included where it was sampled;
+    ``logprob`` is their summed log-probability under the sampling policy, if it was asked for.
+    """
+
+    sample_id: str
+    auction_id: str
+    draw: int
+    weight_version: str
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """The judge's word on one placed ad of one answer."""
+
+    sample_id: str
+    ad_id: str
+    clicked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """R(y) of one answer (Eq. 5 and 8): expected value of the ads minus the penalty."""
+
+    sample_id: str
+    value: float
+    penalty: float
+
+    @property
+    def total(self) -> float:
+        """``value - penalty``, in bid units."""
+        return self.value - self.penalty
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceGroup:
+    """One auction's winner and losers: every loser makes one DPO pair with the winner."""
+
+    auction_id: str
+    winner: Answer
+    losers: tuple[Answer, ...]
+    winner_reward: float
+    loser_rewards: tuple[float, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class WeightVersion:
+    """Weights of the Ad-LLM after ``epoch`` epochs; ``path`` holds safetensors and tokenizer."""
+
+    name: str
+    epoch: int
+    path: str
+    parent: str | None = None
