@@ -1,0 +1,273 @@
+"""One strict tree of settings: the only home of defaults. Imports no torch, ray or vllm.
+
+A config file is a thin YAML overlay over these defaults; `--set a.b=c` overrides one value.
+Unknown keys are errors that name the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raylla.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class World(Section):
+    """Profiles, ads and queries."""
+
+    path: Path | None = Field(None, description="directory of an imported world; none: synthetic")
+    profiles: Positive = Field(120, description="users of the synthetic world")
+    queries_per_profile: Positive = 5
+    ads: Positive = Field(100, description="catalogue size of the synthetic world")
+    candidates: Positive = Field(6, description="candidate ads per query")
+    test_share: Share = Field(0.2, description="share of profiles held out for testing")
+    max_bid: Positive = Field(100, description="bids are drawn from U{1..max_bid}")
+
+
+class Sampling(Section):
+    """How an engine samples."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: off")
+    max_tokens: Positive = 120
+
+
+class Model(Section):
+    """A language model in a role: where it is, how it is prompted and sampled."""
+
+    path: str = Field(description="`pocket:NAME`, a directory, or a Hugging Face name")
+    prompt: Literal["paper", "compact"] = "compact"
+    sampling: Sampling = Sampling()
+
+
+class Engine(Section):
+    """vLLM settings shared by rollout and judge actors."""
+
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    max_model_len: Positive = 512
+    max_num_seqs: Positive = 128
+    kv_cache_mib: Positive = Field(256, description="size of the KV cache on CPU, per engine")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
+    block_size: Positive = 32
+    tensor_parallel: Positive = 1
+    enforce_eager: bool = True
+    probe_tolerance: NonNegative = Field(
+        0.05, description="largest mean |difference| of token log-probabilities to the trainer's"
+    )
+
+
+class Actors(Section):
+    """One group of Ray actors."""
+
+    workers: Positive = 1
+    cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+
+class Pctr(Section):
+    """The pCTR reward model (paper, section 4.2)."""
+
+    encoder: str = Field("pocket:ad-llm", description="frozen text encoder")
+    user_dim: Positive = 64
+    ad_dim: Positive = 32
+    hidden: tuple[Positive, ...] = (128, 64, 32)
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    batch: Positive = 256
+    passes: Positive = Field(8, description="passes over an epoch's clicks")
+    cold_share: Share = Field(0.1, description="share of rows trained as an unseen ad or user")
+
+
+class Penalty(Section):
+    """Coefficients of s_resp (Eq. 8), in bid units; not published by the paper."""
+
+    weight: NonNegative = Field(1.0, description="lambda of Eq. 5")
+    per_ad: NonNegative = 2.0
+    free_ads: Annotated[int, Field(ge=0)] = Field(2, description="ads beyond these are excess")
+    per_excess_ad: NonNegative = 30.0
+    per_violation: NonNegative = Field(60.0, description="each format error")
+
+
+class Irpo(Section):
+    """Algorithm 1."""
+
+    epochs: Positive = 3
+    queries: Positive | None = Field(None, description="training queries per epoch; none: all")
+    reward_answers: Positive = Field(10, description="answers per query that the judge reads")
+    preference_answers: Annotated[int, Field(ge=2)] = Field(5, description="M of the paper")
+    delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
+    pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
+    max_drop_share: Share = Field(0.05, description="a stage that drops more fails")
+
+
+class Dpo(Section):
+    """The alignment step."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    warmup: Share = 0.1
+    passes: Positive = Field(1, description="passes over an epoch's preference groups")
+    batch_groups: Positive = Field(16, description="preference groups per optimizer step, all ranks")
+    micro_groups: Positive = Field(8, description="preference groups per forward pass of one rank")
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Literal[1, 2, 3] = 2
+    offload: bool = False
+    gradient_checkpointing: bool = False
+    workers: Positive = 2
+    cpus: Annotated[float, Field(ge=0)] = 0.25
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+
+class Evaluation(Section):
+    """The table at the end of a run."""
+
+    queries: Positive | None = Field(None, description="test queries; none: all")
+    answers: Positive = Field(4, description="answers per test query")
+    bootstrap: Positive = 2000
+
+
+class Deadlines(Section):
+    """How long each wait may take before it becomes a typed error."""
+
+    start: Seconds = Field(300, description="an actor's engine to be ready")
+    sample: Seconds = Field(1800, description="the next finished sample of a stage")
+    reward: Seconds = Field(1800, description="a pCTR update or scoring")
+    align: Seconds = Field(7200, description="one epoch's DPO")
+    sync: Seconds = Field(300, description="a weight version to be live on every engine")
+
+
+class Ray(Section):
+    """The cluster."""
+
+    address: str | None = Field(None, description="none: join the running job's, else start one here")
+    in_process: bool = Field(False, description="no Ray: everything in this process, for a debugger")
+
+
+class Wandb(Section):
+    """Weights & Biases: offline unless configured; can never stop a run."""
+
+    mode: Literal["disabled", "offline", "online"] = "offline"
+    project: str = "raylla"
+    timeout: Seconds = 20
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    name: str = "raylla"
+    seed: Annotated[int, Field(ge=0)] = 0
+    world: World = World()
+    ad_llm: Model = Model(path="pocket:ad-llm")
+    user_llm: Model = Model(path="pocket:user-llm")
+    engine: Engine = Engine()
+    rollout: Actors = Actors()
+    judge: Actors = Actors()
+    reward_trainer: Actors = Actors()
+    pctr: Pctr = Pctr()
+    penalty: Penalty = Penalty()
+    irpo: Irpo = Irpo()
+    dpo: Dpo = Dpo()
+    evaluation: Evaluation = Evaluation()
+    deadlines: Deadlines = Deadlines()
+    ray: Ray = Ray()
+    wandb: Wandb = Wandb()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.world.candidates > self.world.ads and self.world.path is None:
+            raise ValueError(
+                f"world.candidates={self.world.candidates} exceeds world.ads={self.world.ads}; "
+                "lower the first or raise the second"
+            )
+        if self.dpo.batch_groups % self.dpo.workers:
+            raise ValueError(
+                f"dpo.batch_groups={self.dpo.batch_groups} is not a multiple of "
+                f"dpo.workers={self.dpo.workers}"
+            )
+        return self
+
+    def digest(self) -> str:
+        """A short hash of everything that decides the run's results."""
+        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray"})
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML overlay and apply ``a.b=c`` overrides.
+
+    Raises:
+        ConfigError: unreadable file, unknown key or unusable value; names the field.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"config {path}: {error.strerror or error}; give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings")
+    for override in overrides:
+        _set(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], source: str) -> Config:
+    """A validated Config from nested mappings."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(source, one) for one in error.errors())) from None
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: write it as section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+
+
+def _explain(source: str, error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"]) or "(whole config)"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location, list(keys()), n=1, cutoff=0.0)
+        return f"{source}: unknown key {location}; the nearest valid key is {near[0]}"
+    shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"{source}: {location}: {error['msg']}{shown}"
+
+
+def keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all settings, sections included."""
+    found: list[str] = []
+    for name, info in section.model_fields.items():
+        found.append(prefix + name)
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found += keys(kind, f"{prefix}{name}.")
+    return found

@@ -1,0 +1,69 @@
+"""Text generation, whoever does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from raylla.config import Sampling
+
+Weights = dict[str, Any]
+"""Parameter name -> array (numpy float32), Hugging Face names, tied heads included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to answer ``n`` times. Draw d is sampled with ``seed + d`` and nothing else, so
+    that the same request gives the same texts on any worker in any company."""
+
+    id: str
+    messages: list[dict[str, str]]
+    n: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled text. ``finished`` is False where it ran into the token limit."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: bool
+    logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """All draws of a request, in order of draw, or ``error`` where the engine refused it."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A text and the trainer's log-probability of each of its answer tokens: what an engine
+    that holds the same weights must reproduce."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class Engine(Protocol):
+    """A language model that answers requests and can take over new weights in place."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
+        """Answer all requests together; yields each as it finishes."""
+
+    def load(self, weights: Weights, probe: Probe | None) -> float:
+        """Take over ``weights`` and drop every cache.
+
+        Returns the mean absolute difference of the engine's and the probe's log-probabilities.
+
+        Raises:
+            WeightError: the difference exceeds ``engine.probe_tolerance``.
+        """

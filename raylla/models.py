@@ -1,0 +1,30 @@
+"""Where a model is: `pocket:NAME` in this package, a local directory, or a Hugging Face name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raylla.errors import ConfigError
+
+POCKET = Path(__file__).parent / "pocket" / "weights"
+
+
+def resolve(path: str, field: str) -> str:
+    """The directory of a model, or its Hugging Face name where that is what ``path`` is.
+
+    Raises:
+        ConfigError: a pocket name or directory that does not exist; names ``field``.
+    """
+    if path.startswith("pocket:"):
+        directory = POCKET / path.removeprefix("pocket:")
+        if not (directory / "model.safetensors").exists():
+            names = sorted(found.parent.name for found in POCKET.glob("*/model.safetensors"))
+            raise ConfigError(f"{field}={path!r}: no such pocket model; there are {', '.join(names) or 'none'}")
+        return str(directory)
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").exists():
+            raise ConfigError(f"{field}={path!r}: the directory holds no config.json")
+        return str(Path(path).resolve())
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise ConfigError(f"{field}={path!r}: no such directory; give pocket:NAME, a directory or a hub name")
+    return path

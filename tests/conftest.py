@@ -1,0 +1,56 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def webis() -> Path:
+    """The real Webis data, where it is at hand."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "webis"
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialized two-layer Qwen3 model with a pocket tokenizer, as a directory."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from raylla.pocket import grammar, tokenizer
+
+    rng = random.Random(0)
+    texts = []
+    for _ in range(300):
+        for draw in (grammar.answer_sample, grammar.judge_sample, grammar.ask_sample):
+            sample = draw(rng)
+            texts += [sample.messages[0]["content"], sample.completion]
+    words = tokenizer.train(texts, 512)
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(words),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=1024,
+            initializer_range=0.06,
+            tie_word_embeddings=True,
+            pad_token_id=words.pad_token_id,
+            eos_token_id=words.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    model.save_pretrained(path)
+    tokenizer.save(words, path)
+    return path
