@@ -1,0 +1,8 @@
+"""The alignment step: DPO over packed preference groups, under DeepSpeed ZeRO.
+
+Re-exports what a driver needs and no torch; training lives in ``worker`` and below.
+"""
+
+from raylla.policy.jobs import AlignJob, AlignResult
+
+__all__ = ["AlignJob", "AlignResult"]

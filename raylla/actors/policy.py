@@ -1,0 +1,246 @@
+"""The policy trainer as the driver sees it: start early, ask for one version after another, stop.
+
+One Ray Train run serves all epochs. Its workers take jobs from a hub, an actor that outlives them: where
+a worker dies, Ray Train brings the group up anew and the hub hands out the unfinished job again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raylla.config import Deadlines, Dpo
+from raylla.errors import DeadlineError, RunError
+from raylla.policy.groups import token_group
+from raylla.policy.jobs import AlignJob, AlignResult
+
+MAX_FAILURES = 2
+"""Times that workers are brought up anew before the run fails."""
+
+POLL = 5.0
+"""Seconds after which a waiting worker asks the hub again, so that it notices a dead driver."""
+
+WATCH = 1.0
+"""Seconds between two looks of a waiting driver at the run that it waits for."""
+
+Turn = tuple[int, list[ray.ObjectRef]]
+"""A job's number and a reference to it, unresolved: every worker fetches the job once."""
+
+
+class Hub:
+    """Jobs on their way to the workers and results on their way back; an async Ray actor.
+
+    Workers ask by the number of the job that they did last, so all ranks of a group do the same jobs in
+    the same order, and a new group begins with the oldest one that has no result.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[list[ray.ObjectRef]] = []
+        self._results: dict[int, AlignResult] = {}
+        self._ready: set[int] = set()
+        self._stopped = False
+        self._changed = asyncio.Condition()
+
+    async def submit(self, job: list[ray.ObjectRef]) -> int:
+        """Queue a job; returns its number."""
+        async with self._changed:
+            self._jobs.append(job)
+            self._changed.notify_all()
+            return len(self._jobs) - 1
+
+    async def next(self, done: int, rank: int) -> Turn | None:
+        """The first job after ``done`` without a result; no reference if none came for a while; None: stop."""
+        self._ready.add(rank)
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._stopped or self._open(done) is not None), POLL
+                )
+            except TimeoutError:
+                return done, []
+            number = self._open(done)
+            return None if self._stopped or number is None else (number, self._jobs[number])
+
+    async def finish(self, number: int, result: AlignResult) -> None:
+        """Take a job's result."""
+        async with self._changed:
+            self._results[number] = result
+            self._jobs[number] = []
+            self._changed.notify_all()
+
+    async def result(self, number: int) -> AlignResult:
+        """Wait for a job's result."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: number in self._results)
+            return self._results.pop(number)
+
+    async def ready(self) -> int:
+        """How many ranks have ever asked for a job."""
+        return len(self._ready)
+
+    async def stop(self) -> None:
+        """Send every worker home."""
+        async with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _open(self, done: int) -> int | None:
+        pending = (number for number in range(done + 1, len(self._jobs)) if self._jobs[number])
+        return next(pending, None)
+
+
+class PolicyTrainer:
+    """DPO under DeepSpeed on ``dpo.workers`` Ray Train workers, or in this process without Ray.
+
+    ``storage`` is where Ray Train keeps its run; weights go where each job says.
+    """
+
+    def __init__(self, dpo: Dpo, seed: int, in_process: bool, storage: Path, deadlines: Deadlines) -> None:
+        self._dpo = dpo
+        self._seed = seed
+        self._in_process = in_process
+        self._storage = storage
+        self._deadlines = deadlines
+        self._hub: Any = None
+        self._fit: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Bring the workers up in the background; returns at once."""
+        self._started = time.monotonic()
+        if self._in_process or self._fit is not None:
+            return
+        self._hub = ray.remote(num_cpus=0)(Hub).remote()
+        self._fit = threading.Thread(target=self._run, name="policy-trainer", daemon=True)
+        self._fit.start()
+
+    def align(self, job: AlignJob) -> AlignResult:
+        """Train one version and wait for it.
+
+        Raises:
+            RunError: nothing to train on, a malformed group, or the training failed; names the cause.
+            DeadlineError: workers not up within ``deadlines.start``, or no result within ``deadlines.align``.
+        """
+        if not any(group.losers for group in job.groups):
+            raise RunError(f"weight version {job.version}: no preference pair to train on")
+        for group in job.groups:
+            token_group(group)
+        if self._in_process:
+            return self._align_here(job)
+        if self._hub is None:
+            raise RunError(f"weight version {job.version}: the policy trainer was not started")
+        return self._await(job)
+
+    def stop(self) -> None:
+        """Send the workers home and wait for them; safe to call twice."""
+        if self._fit is None:
+            return
+        try:
+            ray.get(self._hub.stop.remote(), timeout=self._deadlines.sync)
+            self._fit.join(self._deadlines.sync)
+        except ray.exceptions.RayError:
+            pass  # The cluster or the hub is gone, and the workers with it.
+        self._hub, self._fit = None, None
+
+    def _await(self, job: AlignJob) -> AlignResult:
+        begun = time.monotonic()
+        try:
+            number = ray.get(self._hub.submit.remote([ray.put(job)]), timeout=self._deadlines.sync)
+            result = self._hub.result.remote(number)
+            while not ray.wait([result], timeout=WATCH)[0]:
+                self._check(job, begun)
+            return ray.get(result)
+        except ray.exceptions.RayError as error:
+            raise RunError(
+                f"weight version {job.version}: the policy trainer's hub is gone: {error}"
+            ) from error
+
+    def _check(self, job: AlignJob, begun: float) -> None:
+        """Raise where waiting on for ``job`` is pointless or has taken too long."""
+        if self._fit is None or not self._fit.is_alive():
+            raise RunError(
+                f"weight version {job.version}: the policy trainer failed and was restarted up to "
+                f"{MAX_FAILURES} times: {self._failure or 'its workers left without a result'}"
+            ) from self._failure
+        now = time.monotonic()
+        waited, since_start = now - begun, now - self._started
+        if since_start > self._deadlines.start:
+            ready = ray.get(self._hub.ready.remote(), timeout=self._deadlines.sync)
+            if ready < self._dpo.workers:
+                raise DeadlineError(
+                    f"policy trainer: {ready} of {self._dpo.workers} workers (dpo.cpus={self._dpo.cpus}, "
+                    f"dpo.gpus={self._dpo.gpus} each) came up within deadlines.start={self._deadlines.start:g} s"
+                )
+        if waited > self._deadlines.align:
+            raise DeadlineError(
+                f"policy trainer: weight version {job.version} from {len(job.groups)} preference groups was not "
+                f"done within deadlines.align={self._deadlines.align:g} s"
+            )
+
+    def _align_here(self, job: AlignJob) -> AlignResult:
+        _prepare_environment(self._dpo)
+        from raylla.policy import worker
+
+        worker.setup()
+        result = worker.align(job, self._dpo)
+        if result is None:
+            raise RunError(
+                f"weight version {job.version}: this process is not rank 0 of its process group; train in "
+                "process only where no other distributed job runs"
+            )
+        return result
+
+    def _run(self) -> None:
+        """The body of the background thread: Ray Train's ``fit`` from first worker to last."""
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        dpo = self._dpo
+        resources = {"CPU": dpo.cpus} | ({"GPU": dpo.gpus} if dpo.gpus else {})
+        self._storage.mkdir(parents=True, exist_ok=True)
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"dpo": dpo.model_dump(mode="json"), "hub": self._hub},
+            scaling_config=ScalingConfig(
+                num_workers=dpo.workers, use_gpu=dpo.gpus > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=f"align-{self._seed}-{os.getpid()}-{time.time_ns()}",
+                storage_path=str(self._storage.resolve()),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                worker_runtime_env={"env_vars": _environment(dpo)},
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+            torch_config=TorchConfig(backend="nccl" if dpo.gpus else "gloo"),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            # Whatever ended the run belongs to the caller of align, who is in another thread.
+            self._failure = error
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One Ray Train worker; imported here, so that the driver loads neither torch nor DeepSpeed."""
+    from raylla.policy.worker import work
+
+    work(Dpo.model_validate(config["dpo"]), config["hub"])
+
+
+def _environment(dpo: Dpo) -> dict[str, str]:
+    """What has to be set before a trainer process imports torch and DeepSpeed."""
+    common = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # One OpenMP thread per process: two collapse where processes outnumber cores (DESIGN, section 8).
+    return common if dpo.gpus else common | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def _prepare_environment(dpo: Dpo) -> None:
+    for name, value in _environment(dpo).items():
+        os.environ.setdefault(name, value)

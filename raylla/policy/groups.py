@@ -1,0 +1,50 @@
+"""Preference groups as tokens. Imports no torch: the driver checks a job before it sends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raylla.errors import RunError
+from raylla.records import PreferenceGroup
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """A preference group as tokens: ``answers[0]`` is the winner, the others are the losers."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the packed row."""
+        return len(self.prompt) + sum(map(len, self.answers))
+
+    @property
+    def pairs(self) -> int:
+        """DPO pairs: one for each loser."""
+        return len(self.answers) - 1
+
+
+FILLER = TokenGroup((0,), ((0,),))
+"""A group without pairs: no weight in the loss, there so that every rank takes the same steps."""
+
+
+def token_group(group: PreferenceGroup) -> TokenGroup:
+    """The tokens of ``group``.
+
+    Raises:
+        RunError: its prompt is empty, an answer holds no token, or its answers do not share a prompt.
+    """
+    prompt = group.winner.prompt_token_ids
+    if not prompt:
+        raise RunError(f"preference group {group.auction_id}: its prompt holds no token")
+    for answer in (group.winner, *group.losers):
+        if answer.prompt_token_ids != prompt:
+            raise RunError(
+                f"preference group {group.auction_id}: answer {answer.sample_id} has another prompt than its "
+                "winner; group only answers to one auction"
+            )
+        if not answer.token_ids:
+            raise RunError(f"preference group {group.auction_id}: answer {answer.sample_id} holds no token")
+    return TokenGroup(prompt, (group.winner.token_ids, *(loser.token_ids for loser in group.losers)))

@@ -1,0 +1,45 @@
+"""What the driver asks of the policy trainer, and what it gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raylla.engines.protocol import Probe
+from raylla.records import PreferenceGroup
+
+
+@dataclass(frozen=True, slots=True)
+class AlignJob:
+    """One epoch's DPO: from the weights in ``source`` (the reference, too) to those in ``target``."""
+
+    version: str
+    source: str
+    target: str
+    groups: tuple[PreferenceGroup, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlignResult:
+    """What one job did.
+
+    The tuples hold one value per optimizer step, each a mean over all pairs of the step's global batch:
+    the DPO loss, the share of pairs with a positive margin, the margin (beta included), and ``shifts``,
+    log pi - log pi_ref of the winner in nats.  ``tokens`` counts packed tokens of the training passes,
+    ``seconds`` everything from receiving the job to the weights in place.
+    """
+
+    version: str
+    path: str
+    steps: int
+    pairs: int
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    margins: tuple[float, ...]
+    probe: Probe
+    seconds: float
+    tokens: int
+    shifts: tuple[float, ...] = ()
+    learning_rates: tuple[float, ...] = ()
+    grad_norms: tuple[float, ...] = ()
+    training_seconds: float = 0.0

@@ -1,0 +1,59 @@
+"""Log-probabilities of given tokens under a linear head, without keeping their logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 24
+"""Logits computed at once: 64 MiB in float32."""
+
+KEEP = 1 << 24
+"""Up to this many logits their probabilities are kept for the backward pass; beyond, they are computed
+again, which costs a third matrix product and saves memory that grows with the vocabulary."""
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """log softmax(hidden @ weight.T)[labels]: hidden [N, d], weight [V, d], labels [N] -> [N] float32."""
+    result: Tensor = _TokenLogprobs.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """d logp(y) / d logits = onehot(y) - softmax: both gradients are one product with it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        rows = max(1, CHUNK // weight.shape[0])
+        keep = hidden.shape[0] * weight.shape[0] <= KEEP and any(ctx.needs_input_grad)
+        result = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        kept: list[Tensor] = []
+        for part in _parts(hidden.shape[0], rows):
+            logits = (hidden[part] @ weight.T).float()
+            total = logits.logsumexp(-1, keepdim=True)
+            result[part] = (logits.gather(1, labels[part, None]) - total)[:, 0]
+            if keep:
+                kept.append(logits.sub_(total).exp_())
+        ctx.save_for_backward(hidden, weight, labels, *kept)
+        ctx.rows = rows
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, labels, *kept = ctx.saved_tensors
+        gradient = gradients[0]
+        to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for number, part in enumerate(_parts(hidden.shape[0], ctx.rows)):
+            chunk = kept[number] if kept else (hidden[part] @ weight.T).float().softmax(-1)
+            slope = chunk * -gradient[part, None]
+            slope.scatter_add_(1, labels[part, None], gradient[part, None])
+            slope = slope.to(hidden.dtype)
+            to_hidden[part] = slope @ weight
+            to_weight.addmm_(slope.T, hidden[part])
+        return to_hidden, to_weight, None
+
+
+def _parts(size: int, rows: int) -> list[slice]:
+    return [slice(start, min(start + rows, size)) for start in range(0, size, rows)]

@@ -1,0 +1,142 @@
+"""What every rank of the policy trainer runs: wait for a job, align, write the new version, again.
+
+One long-lived loop, because bringing workers up costs far more than an epoch of a small model. Each
+job gets a fresh trainer: a DeepSpeed engine cannot be trained twice.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import ray
+import torch
+import transformers
+from accelerate.state import AcceleratorState, GradientState
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from raylla.config import Dpo
+from raylla.engines.protocol import Probe
+from raylla.errors import RunError
+from raylla.policy import saving, zero
+from raylla.policy.groups import TokenGroup, token_group
+from raylla.policy.jobs import AlignJob, AlignResult
+from raylla.policy.trainer import PackedDPOTrainer, arguments
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def work(dpo: Dpo, hub: Any) -> None:
+    """Take jobs from the ``hub`` actor (``actors.policy.Hub``) until it says stop; runs on every rank."""
+    setup()
+    rank = torch.distributed.get_rank()
+    done = -1
+    while (turn := ray.get(hub.next.remote(done, rank))) is not None:
+        number, jobs = turn
+        if not jobs:
+            continue
+        result = align(ray.get(jobs[0]), dpo)
+        done = number
+        if result is not None:
+            ray.get(hub.finish.remote(number, result))
+
+
+def setup() -> None:
+    """Once per process: process group, threads, and libraries that keep off the console."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    zero.connect()
+
+
+def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
+    """Run one job; every rank calls it. The result is rank 0's, None elsewhere.
+
+    Raises:
+        RunError: no group holds a pair, or a group is malformed.
+    """
+    started = time.perf_counter()
+    groups = [token_group(group) for group in job.groups if group.losers]
+    if not groups:
+        raise RunError(f"weight version {job.version}: no preference pair to train on")
+    source, target = saving.local_directory(job.source), Path(job.target)
+    staging = target.with_name(f".{target.name}.partial")
+    main = torch.distributed.get_rank() == 0
+    with _clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
+        trainer = _trainer(source, scratch, dpo, groups, job.seed)
+        begun = time.perf_counter()
+        trainer.train()
+        trained = time.perf_counter() - begun
+        curve = trainer.curve
+        weights = saving.gather(trainer.model, DTYPES[dpo.precision], keep=main)
+        if main:
+            saving.write(trainer.model, weights, source, staging)
+        trainer.model_wrapped.destroy()
+        del trainer, weights
+    if not main:
+        return None
+    probe = saving.probe(staging, groups[0])
+    saving.publish(staging, target)
+    return _result(job, dpo, groups, curve, probe, trained, time.perf_counter() - started)
+
+
+def _trainer(source: Path, scratch: str, dpo: Dpo, groups: list[TokenGroup], seed: int) -> PackedDPOTrainer:
+    args = arguments(dpo, scratch, seed, torch.distributed.get_world_size())
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=DTYPES[dpo.precision], attn_implementation="sdpa"
+    )
+    return PackedDPOTrainer(model, AutoTokenizer.from_pretrained(source), args, dpo, groups)
+
+
+def _result(
+    job: AlignJob,
+    dpo: Dpo,
+    groups: list[TokenGroup],
+    curve: list[tuple[float, ...]],
+    probe: Probe,
+    trained: float,
+    seconds: float,
+) -> AlignResult:
+    losses, accuracies, margins, shifts, rates, norms = zip(*curve, strict=True)
+    return AlignResult(
+        version=job.version,
+        path=job.target,
+        steps=len(curve),
+        pairs=sum(group.pairs for group in groups),
+        losses=losses,
+        accuracies=accuracies,
+        margins=margins,
+        probe=probe,
+        seconds=seconds,
+        tokens=dpo.passes * sum(group.length for group in groups),
+        shifts=shifts,
+        learning_rates=rates,
+        grad_norms=norms,
+        training_seconds=trained,
+    )
+
+
+@contextmanager
+def _clean_slate() -> Iterator[None]:
+    """Undo what a trainer leaves in the process: accelerate's singletons, transformers' DeepSpeed config
+    and the environment variables by which they talk to each other."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        os.environ.clear()
+        os.environ.update(before)
+        gc.collect()
