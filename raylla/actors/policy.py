@@ -43,7 +43,7 @@ class Hub:
     def __init__(self) -> None:
         self._jobs: list[list[ray.ObjectRef]] = []
         self._results: dict[int, AlignResult] = {}
-        self._ready: set[int] = set()
+        self._ready: dict[int, tuple[str, int]] = {}
         self._stopped = False
         self._changed = asyncio.Condition()
 
@@ -54,9 +54,12 @@ class Hub:
             self._changed.notify_all()
             return len(self._jobs) - 1
 
-    async def next(self, done: int, rank: int) -> Turn | None:
-        """The first job after ``done`` without a result; no reference if none came for a while; None: stop."""
-        self._ready.add(rank)
+    async def next(self, done: int, rank: int, place: tuple[str, int]) -> Turn | None:
+        """The first job after ``done`` that has no result, for the worker at ``place`` (host, process id).
+
+        Without a reference where no job came for a while; None: stop.
+        """
+        self._ready[rank] = place
         async with self._changed:
             try:
                 await asyncio.wait_for(
@@ -80,9 +83,9 @@ class Hub:
             await self._changed.wait_for(lambda: number in self._results)
             return self._results.pop(number)
 
-    async def ready(self) -> int:
-        """How many ranks have ever asked for a job."""
-        return len(self._ready)
+    async def ready(self) -> dict[int, tuple[str, int]]:
+        """Where each rank that ever asked for a job was last."""
+        return self._ready
 
     async def stop(self) -> None:
         """Send every worker home."""
@@ -126,7 +129,8 @@ class PolicyTrainer:
 
         Raises:
             RunError: nothing to train on, a malformed group, or the training failed; names the cause.
-            DeadlineError: workers not up within ``deadlines.start``, or no result within ``deadlines.align``.
+            DeadlineError: workers not up within ``deadlines.start``, or no result within
+                ``deadlines.align``.
         """
         if not any(group.losers for group in job.groups):
             raise RunError(f"weight version {job.version}: no preference pair to train on")
@@ -172,16 +176,17 @@ class PolicyTrainer:
         now = time.monotonic()
         waited, since_start = now - begun, now - self._started
         if since_start > self._deadlines.start:
-            ready = ray.get(self._hub.ready.remote(), timeout=self._deadlines.sync)
+            ready = len(ray.get(self._hub.ready.remote(), timeout=self._deadlines.sync))
             if ready < self._dpo.workers:
                 raise DeadlineError(
                     f"policy trainer: {ready} of {self._dpo.workers} workers (dpo.cpus={self._dpo.cpus}, "
-                    f"dpo.gpus={self._dpo.gpus} each) came up within deadlines.start={self._deadlines.start:g} s"
+                    f"dpo.gpus={self._dpo.gpus} each) came up within "
+                    f"deadlines.start={self._deadlines.start:g} s"
                 )
         if waited > self._deadlines.align:
             raise DeadlineError(
-                f"policy trainer: weight version {job.version} from {len(job.groups)} preference groups was not "
-                f"done within deadlines.align={self._deadlines.align:g} s"
+                f"policy trainer: weight version {job.version} from {len(job.groups)} preference groups "
+                f"was not done within deadlines.align={self._deadlines.align:g} s"
             )
 
     def _align_here(self, job: AlignJob) -> AlignResult:

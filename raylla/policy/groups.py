@@ -42,8 +42,8 @@ def token_group(group: PreferenceGroup) -> TokenGroup:
     for answer in (group.winner, *group.losers):
         if answer.prompt_token_ids != prompt:
             raise RunError(
-                f"preference group {group.auction_id}: answer {answer.sample_id} has another prompt than its "
-                "winner; group only answers to one auction"
+                f"preference group {group.auction_id}: answer {answer.sample_id} has another prompt than "
+                "its winner; group only answers to one auction"
             )
         if not answer.token_ids:
             raise RunError(f"preference group {group.auction_id}: answer {answer.sample_id} holds no token")

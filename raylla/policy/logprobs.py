@@ -17,7 +17,7 @@ again, which costs a third matrix product and saves memory that grows with the v
 
 def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """log softmax(hidden @ weight.T)[labels]: hidden [N, d], weight [V, d], labels [N] -> [N] float32."""
-    result: Tensor = _TokenLogprobs.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]
+    result: Tensor = _TokenLogprobs.apply(hidden, weight, labels)
     return result
 
 

@@ -125,7 +125,7 @@ def sum_per_answer(logprobs: Tensor, owner: Tensor, answers: int) -> Tensor:
 
 
 def pair_margins(policy: Tensor, reference: Tensor, winner: Tensor, loser: Tensor, beta: float) -> Tensor:
-    """beta * ((log pi - log pi_ref)(winner) - (log pi - log pi_ref)(loser)) [P] (Rafailov et al. 2023, Eq. 7)."""
+    """beta * ((log pi - log pi_ref)(winner) - (log pi - log pi_ref)(loser)) [P] (Rafailov 2023, Eq. 7)."""
     ratio = policy - reference
     return beta * (ratio[winner] - ratio[loser])
 

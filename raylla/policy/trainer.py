@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import trl
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback
@@ -51,7 +52,7 @@ def arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
     )
 
 
-class PackedDPOTrainer(trl.DPOTrainer):  # type: ignore[misc, name-defined]
+class PackedDPOTrainer(trl.DPOTrainer):
     """DPO on groups that are token ids already, one packed row each; ``train()`` once.
 
     ``curve`` has one row per optimizer step after ``train()``: loss, accuracy, margin, shift (see
@@ -76,7 +77,7 @@ class PackedDPOTrainer(trl.DPOTrainer):  # type: ignore[misc, name-defined]
         self._sums = torch.zeros(len(self.plan), 4, dtype=torch.float64)
         self._rates: list[tuple[float, float]] = []
         # TRL insists on a Dataset of its own columns; the rows that are trained come from the plan.
-        rows = Dataset.from_dict({"group": list(range(len(groups)))})
+        rows = Dataset(InMemoryTable.from_pydict({"group": list(range(len(groups)))}), fingerprint="groups")
         super().__init__(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
         self.model.forward = packing.PackedForward(self.model)
         self.remove_callback(PrinterCallback)
@@ -110,10 +111,11 @@ class PackedDPOTrainer(trl.DPOTrainer):  # type: ignore[misc, name-defined]
                 return (step + 1) / (warmup + 1)
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_training_steps - warmup)))
 
-        if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
+        scheduler: LambdaLR | None = self.lr_scheduler  # type: ignore[has-type]
+        if scheduler is None:
+            scheduler = LambdaLR(optimizer or self.optimizer, share)
+            self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        return scheduler
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
@@ -185,7 +187,7 @@ class _MicroBatches:
         return self._trainer.micro_batches()
 
 
-class _ReferenceFirst(TrainerCallback):  # type: ignore[misc, name-defined]
+class _ReferenceFirst(TrainerCallback):
     """Measures the reference once the engine exists and before its first step."""
 
     def __init__(self, trainer: PackedDPOTrainer) -> None:

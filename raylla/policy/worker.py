@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,9 +39,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def work(dpo: Dpo, hub: Any) -> None:
     """Take jobs from the ``hub`` actor (``actors.policy.Hub``) until it says stop; runs on every rank."""
     setup()
-    rank = torch.distributed.get_rank()
+    rank, place = torch.distributed.get_rank(), (socket.gethostname(), os.getpid())
     done = -1
-    while (turn := ray.get(hub.next.remote(done, rank))) is not None:
+    while (turn := ray.get(hub.next.remote(done, rank, place))) is not None:
         number, jobs = turn
         if not jobs:
             continue
@@ -53,6 +55,8 @@ def setup() -> None:
     """Once per process: process group, threads, and libraries that keep off the console."""
     if not torch.cuda.is_available():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 is about to drop, at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

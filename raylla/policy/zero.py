@@ -57,14 +57,15 @@ def connect() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if not torch.distributed.is_initialized():
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(
-            "nccl" if on_gpu else "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+            "nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1
         )
     import deepspeed
 
     for name in list(logging.root.manager.loggerDict):
         if name.lower().startswith("deepspeed"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    # DeepSpeed's shared-memory all-reduce is compiled on first use and spins for ever where a rank has died.
+    # DeepSpeed's shared-memory all-reduce is compiled on first use, and spins for ever where a rank died.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)

@@ -1,0 +1,220 @@
+"""The policy trainer on real DeepSpeed and Ray Train, on the CPU, with a tiny model."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raylla.config import Deadlines, Dpo
+from raylla.errors import DeadlineError, RunError
+from raylla.policy import AlignJob, AlignResult, schedule
+from raylla.policy.groups import TokenGroup, token_group
+from raylla.records import Answer, PreferenceGroup
+
+pytestmark = pytest.mark.e2e
+
+LOSERS = (4, 1, 2, 4, 1, 3, 2)
+DPO = Dpo(batch_groups=4, micro_groups=1, lr=1e-3, workers=2, cpus=0.5)
+
+
+def make_groups(losers: tuple[int, ...], seed: int = 0) -> tuple[PreferenceGroup, ...]:
+    """Groups of random tokens, of uneven size, whose winners start with one certain token."""
+    rng = random.Random(seed)
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(500) for _ in range(rng.randint(low, high)))
+
+    groups = []
+    for number, count in enumerate(losers):
+        name, prompt = f"a{number}", tokens(5, 20)
+        answers = [
+            Answer(f"{name}/{i}", name, i, "v0", "", prompt, (7 + i, *tokens(2, 12)))
+            for i in range(1 + count)
+        ]
+        groups.append(PreferenceGroup(name, answers[0], tuple(answers[1:]), 1.0))
+    return tuple(groups)
+
+
+def weights(path: str | Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(path) / "model.safetensors")
+
+
+def distance(path: str | Path, other: str | Path) -> float:
+    """Largest difference of any weight."""
+    left, right = weights(path), weights(other)
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def logprob(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
+    tokens = torch.tensor([prompt + answer])
+    chosen = model(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+    return chosen[len(prompt) - 1 :].sum()
+
+
+def by_hand(source: Path, target: Path, groups: list[TokenGroup], dpo: Dpo, seed: int) -> list[float]:
+    """The same training in plain PyTorch on one process: pair by pair, AdamW, clipping, schedule."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=dpo.lr, weight_decay=0.0)
+    with torch.no_grad():
+        base = [[float(logprob(model, g.prompt, a)) for a in g.answers] for g in groups]
+    steps = schedule.plan(groups, dpo.batch_groups, dpo.micro_groups, dpo.workers, dpo.passes, seed)
+    warmup, losses = math.ceil(dpo.warmup * len(steps)), []
+    for number, step in enumerate(steps):
+        after = (number - warmup) / (len(steps) - warmup)
+        share = (number + 1) / (warmup + 1) if number < warmup else 0.5 * (1 + math.cos(math.pi * after))
+        optimizer.param_groups[0]["lr"] = dpo.lr * share
+        total = torch.zeros(())
+        for member in (m for rank in step.micros for micro in rank for m in micro):
+            group = groups[member]
+            ratio = [logprob(model, group.prompt, a) - base[member][i] for i, a in enumerate(group.answers)]
+            for loser in ratio[1:]:
+                total = total - torch.nn.functional.logsigmoid(dpo.beta * (ratio[0] - loser))
+        loss = total / step.pairs
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), dpo.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    model.save_pretrained(target)
+    return losses
+
+
+def run_rank(rank: int, port: int, dpos: list[Dpo], job: AlignJob, folder: Path) -> None:
+    """One of two ranks without Ray: the same job under each config, results into ``folder``."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo")
+    from dataclasses import replace
+
+    from raylla.policy import worker
+
+    worker.setup()
+    for number, dpo in enumerate(dpos):
+        result = worker.align(replace(job, target=str(folder / f"v{number}")), dpo)
+        if result is not None:
+            torch.save(result, folder / f"result{number}")
+
+
+def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) -> None:
+    """Uneven groups per rank, two accumulated micro-batches, two passes, ZeRO 1, 2 and 3, and bfloat16."""
+    groups = make_groups(LOSERS)
+    job = AlignJob("v1", str(tiny_model), "", groups, seed=5)
+    dpos = [DPO.model_copy(update={"zero_stage": stage, "passes": 2}) for stage in (1, 2, 3)]
+    dpos.append(dpos[1].model_copy(update={"precision": "bfloat16", "gradient_checkpointing": True}))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    torch.multiprocessing.spawn(run_rank, (port, dpos, job, tmp_path), nprocs=2)
+    expected = by_hand(tiny_model, tmp_path / "by-hand", [token_group(g) for g in groups], dpos[0], seed=5)
+    results: list[AlignResult] = [torch.load(tmp_path / f"result{n}", weights_only=False) for n in range(4)]
+    for number, result in enumerate(results[:3]):
+        assert result.losses[0] == pytest.approx(math.log(2), abs=1e-6)
+        assert result.losses == pytest.approx(expected, abs=1e-4)
+        assert result.losses[-1] < result.losses[0]
+        assert distance(tmp_path / f"v{number}", tmp_path / "by-hand") < 1e-4
+        assert (result.steps, result.pairs) == (4, sum(LOSERS))
+        assert set(os.listdir(tmp_path / f"v{number}")) >= {
+            "config.json",
+            "tokenizer.json",
+            "model.safetensors",
+        }
+    assert distance(tmp_path / "by-hand", tiny_model) > 1e-3
+    assert {w.dtype for w in weights(tmp_path / "v3").values()} == {torch.bfloat16}
+    assert results[3].losses[-1] < results[3].losses[0]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(num_cpus=4, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_jobs_in_one_fit_and_a_killed_worker(tiny_model: Path, tmp_path: Path) -> None:
+    import ray
+
+    from raylla.actors.policy import PolicyTrainer
+
+    trainer = PolicyTrainer(DPO, 0, False, tmp_path / "ray", Deadlines(start=120, align=180))
+    trainer.start()
+    first = trainer.align(AlignJob("v1", str(tiny_model), str(tmp_path / "v1"), make_groups(LOSERS), 1))
+    assert first.losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    # The second job starts where the first ended: its reference is the first one's result.
+    second = trainer.align(AlignJob("v2", first.path, str(tmp_path / "v2"), make_groups(LOSERS, 2), 2))
+    assert second.losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert second.seconds - second.training_seconds < 5
+    places = ray.get(trainer._hub.ready.remote())
+    assert len(places) == DPO.workers
+
+    many = make_groups(LOSERS * 40, 3)
+    killer = threading.Timer(2.0, os.kill, (places[1][1], signal.SIGKILL))
+    killer.start()
+    third = trainer.align(AlignJob("v3", second.path, str(tmp_path / "v3"), many, 3))
+    killer.join()
+    assert ray.get(trainer._hub.ready.remote())[1] != places[1]
+    assert third.steps == math.ceil(len(many) / DPO.batch_groups)
+    assert third.losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    check_probe(third)
+    assert not list(tmp_path.glob(".*"))
+    began = time.monotonic()
+    trainer.stop()
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_cannot_be_placed_are_a_deadline_error(tiny_model: Path, tmp_path: Path) -> None:
+    from raylla.actors.policy import PolicyTrainer
+
+    greedy = DPO.model_copy(update={"cpus": 64.0})
+    trainer = PolicyTrainer(greedy, 0, False, tmp_path / "ray", Deadlines(start=3, align=60, sync=5))
+    trainer.start()
+    with pytest.raises(DeadlineError, match=r"0 of 2 workers .*deadlines.start=3"):
+        trainer.align(AlignJob("v1", str(tiny_model), str(tmp_path / "v1"), make_groups((1,)), 1))
+    trainer.stop()
+
+
+def check_probe(result: AlignResult) -> None:
+    """The probe is what the saved weights say."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(result.path, dtype=torch.float32)
+    with torch.no_grad():
+        found = float(logprob(model, result.probe.prompt_token_ids, result.probe.token_ids))
+    assert sum(result.probe.logprobs) == pytest.approx(found, abs=1e-3)
+
+
+def test_in_process_without_ray(tiny_model: Path, tmp_path: Path) -> None:
+    from raylla.actors.policy import PolicyTrainer
+
+    trainer = PolicyTrainer(DPO, 0, True, tmp_path, Deadlines())
+    trainer.start()
+    groups = make_groups(LOSERS)
+    result = trainer.align(AlignJob("v1", str(tiny_model), str(tmp_path / "v1"), groups, 1))
+    check_probe(result)
+    assert result.probe.token_ids == groups[0].winner.token_ids
+    again = trainer.align(AlignJob("v1", str(tiny_model), str(tmp_path / "v1"), groups, 1))
+    assert again.losses == result.losses
+    with pytest.raises(RunError, match="no preference pair"):
+        trainer.align(AlignJob("v2", str(tiny_model), str(tmp_path / "v2"), (), 1))
+    trainer.stop()
+    torch.distributed.destroy_process_group()
