@@ -1,0 +1,24 @@
+"""Workers on Ray, or in this process; importing this imports neither vllm nor torch."""
+
+from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker, parse_clicks
+from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
+from raylla.actors.rollout import RolloutWorker
+from raylla.actors.usage import Usage
+from raylla.actors.weights import WeightStore, read_weights, roll_out
+
+__all__ = [
+    "DONE",
+    "Call",
+    "JudgeItem",
+    "JudgeWorker",
+    "Judgement",
+    "Pool",
+    "RolloutWorker",
+    "Usage",
+    "WeightStore",
+    "next_item",
+    "next_reference",
+    "parse_clicks",
+    "read_weights",
+    "roll_out",
+]

@@ -1,0 +1,13 @@
+"""Text generation behind one protocol; importing this imports neither vllm nor torch."""
+
+from raylla.config import Engine as Settings
+from raylla.engines.protocol import Completion, Engine, Generated, Probe, Request, Weights
+
+__all__ = ["Completion", "Engine", "Generated", "Probe", "Request", "Weights", "open_engine"]
+
+
+def open_engine(model_path: str, settings: Settings, seed: int) -> Engine:
+    """A vLLM engine in this process, ready to answer (seconds on CPU, minutes for large models)."""
+    from raylla.engines.vllm import VllmEngine
+
+    return VllmEngine(model_path, settings, seed)

@@ -1,0 +1,302 @@
+"""N workers of one kind, on Ray or in this process, driven by the same code.
+
+A worker is any class with a method ``ready()``. Calling a method gives a `Call`: a stream of
+items, several where the method yields them and one where it returns. A worker runs its calls one
+at a time, in the order in which they were made. Items of many calls are taken with `next_item`,
+as they become ready. Imports neither vllm nor torch: whoever drives a pool stays light.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from raylla.config import Actors
+from raylla.errors import DeadlineError, RayllaError, RunError
+
+
+class _Done:
+    def __repr__(self) -> str:
+        return "DONE"
+
+
+DONE: Final = _Done()
+"""What `next_item` gives once for a call that has ended."""
+
+
+class Host:
+    """Where a worker lives. Made empty, so that what a worker's constructor raises can be read."""
+
+    def __init__(self) -> None:
+        self._worker: Any = None
+
+    def start(self, kind: type, args: tuple[Any, ...]) -> Iterator[None]:
+        """Make the worker; yields once, when it is ready."""
+        self._worker = kind(*args)
+        self._worker.ready()
+        yield None
+
+    def run(self, method: str, *args: Any) -> Iterator[Any]:
+        """The items of one call."""
+        found = getattr(self._worker, method)(*args)
+        if isinstance(found, Iterator):
+            # Not `yield from`: Ray sends values into generators, which other iterators do not take.
+            for item in found:  # noqa: UP028
+                yield item
+        else:
+            yield found
+
+
+class Call:
+    """One method at work on one worker; its items are taken by `next_item`."""
+
+    def __init__(self, worker: str, method: str) -> None:
+        self.worker = worker
+        self.method = method
+        self.taken = 0
+        self.done = False
+
+    def __repr__(self) -> str:
+        return f"{self.worker}.{self.method}"
+
+    def take(self) -> Any:
+        """The next item, or `DONE`."""
+        raise NotImplementedError
+
+    def reference(self) -> Any:
+        """The next item in a form that can be given to another `Pool.call`."""
+        raise NotImplementedError
+
+
+class RayCall(Call):
+    """A call whose items come through Ray's object store."""
+
+    def __init__(self, worker: str, method: str, stream: Any) -> None:
+        super().__init__(worker, method)
+        self.stream = stream
+
+    def take(self) -> Any:
+        try:
+            item = ray.get(next(self.stream))
+        except StopIteration:
+            self.done = True
+            return DONE
+        except RayError as error:
+            self.done = True
+            raise self._typed(error) from None
+        self.taken += 1
+        return item
+
+    def reference(self) -> Any:
+        """An object reference: this process never holds what it refers to."""
+        self.taken += 1
+        return next(self.stream)
+
+    def _typed(self, error: RayError) -> RayllaError:
+        if not isinstance(error, RayTaskError):
+            return RunError(f"{self} was lost with its worker ({type(error).__name__}): {error}")
+        if isinstance(error.cause, RayllaError):
+            return type(error.cause)(f"{self.worker}: {error.cause}")
+        return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")
+
+
+class LocalCall(Call):
+    """A call that runs in this process, while its items are asked for."""
+
+    def __init__(self, worker: str, method: str, items: Iterator[Any], queue: deque[LocalCall]) -> None:
+        super().__init__(worker, method)
+        self._items = items
+        self._ready: deque[Any] = deque()
+        self._queue = queue
+        queue.append(self)
+
+    def poll(self) -> bool:
+        """Advance the oldest call of this worker by an item; whether this call has one ready."""
+        if not self._ready:
+            self._queue[0]._advance()
+        return bool(self._ready)
+
+    def take(self) -> Any:
+        item = self._ready.popleft()
+        if isinstance(item, RayllaError):
+            self.done = True
+            raise type(item)(f"{self.worker}: {item}") from item
+        self.done = item is DONE
+        self.taken += not self.done
+        return item
+
+    def reference(self) -> Any:
+        """The item itself: there is no second process to keep it from."""
+        return self.take()
+
+    def _advance(self) -> None:
+        try:
+            self._ready.append(next(self._items))
+        except StopIteration:
+            self._queue.popleft()
+            self._ready.append(DONE)
+        except RayllaError as error:
+            # Kept for whoever takes this call's items: another's may have been asked for.
+            self._queue.popleft()
+            self._ready.append(error)
+
+
+class Pool:
+    """``actors.workers`` workers made by ``kind(*args)``.
+
+    Args:
+        name: what errors call it.
+        kind: the worker's class; its constructor runs where the worker lives.
+        args: of the constructor, alike for all workers.
+        actors: how many workers, and the CPUs and GPUs that each one reserves.
+        in_process: no Ray, and no deadlines, so that one can sit on a breakpoint; what is not an
+            error of raylla's own comes as it was raised.
+    """
+
+    def __init__(
+        self, name: str, kind: type, args: tuple[Any, ...], actors: Actors, in_process: bool = False
+    ) -> None:
+        self.name = name
+        self._kind = kind
+        self._args = args
+        self._actors = actors
+        self._in_process = in_process
+        self._hosts: list[Any] = []
+        self._queues: list[deque[LocalCall]] = []
+        self._starting: list[Call] = []
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        return self._actors.workers
+
+    def create(self) -> None:
+        """Begin to make all workers, side by side; `wait_ready` waits for them."""
+        make = Host if self._in_process else self._actor
+        self._hosts = [make() for _ in range(self.size)]
+        self._queues = [deque() for _ in range(self.size)]
+        self._starting = [
+            self._submit(index, "start", self._kind, self._args) for index in range(self.size)
+        ]
+
+    def wait_ready(self, deadline: float) -> None:
+        """Wait until every worker is ready; stops them all where one is not.
+
+        Raises:
+            DeadlineError: a worker is not ready within ``deadline`` seconds.
+            RunError: a worker's constructor failed or its process died. Errors of raylla's own keep
+                their type.
+        """
+        what = (
+            f"pool {self.name}: {self.size} x {self._kind.__name__} to be ready "
+            f"({self._actors.cpus:g} CPUs and {self._actors.gpus:g} GPUs each)"
+        )
+        try:
+            _gather(self._starting, deadline, what)
+        except RayllaError:
+            self.stop()
+            raise
+
+    def start(self, deadline: float) -> None:
+        """`create`, then `wait_ready`."""
+        self.create()
+        self.wait_ready(deadline)
+
+    def call(self, worker: int, method: str, *args: Any) -> Call:
+        """Ask one worker for ``method(*args)``, without waiting; it gets the values of references."""
+        return self._submit(worker, "run", method, *args)
+
+    def broadcast(self, method: str, *args: Any, deadline: float, what: str) -> list[Any]:
+        """What ``method(*args)`` returns on each worker, in their order; not for methods that yield.
+
+        Raises:
+            DeadlineError: not all have answered within ``deadline`` seconds; names ``what``.
+        """
+        return _gather([self.call(index, method, *args) for index in range(self.size)], deadline, what)
+
+    def stop(self) -> None:
+        """End all workers, whatever they are doing; does nothing where none was started."""
+        if not self._in_process:
+            for host in self._hosts:
+                ray.kill(host)
+        self._hosts, self._queues, self._starting = [], [], []
+
+    def _submit(self, worker: int, entry: str, *args: Any) -> Call:
+        name = f"{self.name}[{worker}]"
+        method = str(args[0]) if entry == "run" else entry
+        bound = getattr(self._hosts[worker], entry)
+        if self._in_process:
+            return LocalCall(name, method, bound(*args), self._queues[worker])
+        return RayCall(name, method, bound.options(num_returns="streaming").remote(*args))
+
+    def _actor(self) -> Any:
+        threads = str(max(1, int(self._actors.cpus)))
+        return (
+            ray.remote(Host)
+            .options(
+                num_cpus=self._actors.cpus,
+                num_gpus=self._actors.gpus,
+                max_restarts=0,
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
+            )
+            .remote()
+        )
+
+
+def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, Any]:
+    """The next item that is ready of any of ``calls`` (none of them ended), or `DONE` for one's end.
+
+    Raises:
+        DeadlineError: nothing came within ``deadline`` seconds; names ``what`` and the workers.
+        RunError: the call failed, or its worker is dead. Errors of raylla's own keep their type.
+    """
+    call = _wait(calls, deadline, what)
+    return call, call.take()
+
+
+def next_reference(call: Call, deadline: float, what: str) -> Any:
+    """The next item of ``call`` as an argument for other calls, without fetching it.
+
+    Raises:
+        DeadlineError: it is not there within ``deadline`` seconds; names ``what``.
+    """
+    return _wait([call], deadline, what).reference()
+
+
+def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
+    if not calls or any(call.done for call in calls):
+        raise RuntimeError(f"{what}: waiting for {list(calls)}, of which none is left or one has ended")
+    # The least served first, or else a quick worker could keep a slow one's items from being seen.
+    ordered = sorted(calls, key=lambda call: call.taken)
+    local = [call for call in ordered if isinstance(call, LocalCall)]
+    if local:
+        return next(call for call in itertools.cycle(local) if call.poll())
+    streams = [call.stream for call in ordered if isinstance(call, RayCall)]
+    ready, _ = ray.wait(streams, num_returns=1, timeout=max(deadline, 0), fetch_local=False)
+    if not ready:
+        names = ", ".join(str(call) for call in ordered)
+        raise DeadlineError(
+            f"{what}: nothing came from {names} in time ({max(deadline, 0):.3g} s were left); look at the "
+            "workers' logs and at `ray status` for what they wait for, or raise the deadline"
+        )
+    return next(call for call in ordered if isinstance(call, RayCall) and call.stream is ready[0])
+
+
+def _gather(calls: Sequence[Call], deadline: float, what: str) -> list[Any]:
+    """The one item of each call; ``deadline`` seconds for all of them."""
+    end = time.monotonic() + deadline
+    found: dict[Call, Any] = {}
+    waiting = list(calls)
+    while waiting:
+        call, item = next_item(waiting, end - time.monotonic(), what)
+        if item is DONE:
+            waiting.remove(call)
+        else:
+            found[call] = item
+    return [found[call] for call in calls]

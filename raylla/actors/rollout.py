@@ -1,0 +1,73 @@
+"""The Ad-LLM at work: samples answers under one weight version, and takes over the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from raylla.actors.usage import Meter, Usage
+from raylla.config import Engine as Settings
+from raylla.config import Sampling
+from raylla.engines import Engine, Generated, Probe, Request, Weights, open_engine
+from raylla.errors import WeightError
+
+OpenEngine = Callable[[str, Settings, int], Engine]
+
+
+class RolloutWorker:
+    """A worker of a `Pool`.
+
+    Args:
+        model_path: directory or hub name of the weights that it starts with.
+        version: name of these weights.
+        engine: makes the engine of a path, settings and seed.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        sampling: Sampling,
+        settings: Settings,
+        seed: int,
+        version: str,
+        engine: OpenEngine = open_engine,
+    ) -> None:
+        self._sampling = sampling
+        self._engine = engine(model_path, settings, seed)
+        self._version: str | None = version
+        self._meter = Meter()
+
+    def ready(self) -> None:
+        """Returns when the engine can answer."""
+
+    def version(self) -> str | None:
+        """Name of the weights in the engine; none after a load that failed."""
+        return self._version
+
+    def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
+        """Answers under weight version ``version``, each as it finishes.
+
+        Raises:
+            WeightError: the engine holds another version.
+        """
+        if version != self._version:
+            raise WeightError(
+                f"asked for answers of weight version {version}, but holds {self._version or 'none'}; "
+                "roll the version out to this worker first"
+            )
+        yield from self._meter.watch(self._engine.generate(requests, self._sampling))
+
+    def load(self, weights: Weights, probe: Probe | None, version: str) -> float:
+        """Take over ``weights`` under the name ``version``; the measured difference (nats).
+
+        Raises:
+            WeightError: the engine does not reproduce the probe; it then answers nothing until a
+                load succeeds.
+        """
+        self._version = None
+        difference = self._engine.load(weights, probe)
+        self._version = version
+        return difference
+
+    def stats(self) -> Usage:
+        """Tokens and busy seconds since the start."""
+        return self._meter.usage

@@ -1,0 +1,146 @@
+"""Weights on their way from the trainer's files to the engines.
+
+A store reads a version once; the arrays then go to every engine by reference, through shared
+memory on one machine and the object store between machines, and never through the driver.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, deserialize
+
+from raylla.actors.pool import DONE, Pool, next_item, next_reference
+from raylla.engines import Probe, Weights
+from raylla.errors import WeightError
+from raylla.records import WeightVersion
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+DTYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+
+Floats = npt.NDArray[np.float32]
+
+
+class WeightStore:
+    """The worker of a pool of one: holds the newest published version."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._weights: Weights = {}
+
+    def ready(self) -> None:
+        """Nothing to wait for."""
+
+    def publish(self, version: WeightVersion) -> None:
+        """Read ``version`` and hold it in place of the one before; a version is read only once.
+
+        Raises:
+            WeightError: its directory holds no readable safetensors.
+        """
+        if version.name == self._name:
+            return
+        self._weights = read_weights(Path(version.path))
+        self._name = version.name
+
+    def current(self) -> tuple[str, Weights]:
+        """Name and arrays of the version held: what a restarted engine must load.
+
+        Raises:
+            WeightError: nothing was published yet.
+        """
+        if self._name is None:
+            raise WeightError("no weight version was published yet; start from the base model's files")
+        return self._name, self._weights
+
+    def weights(self, name: str) -> Weights:
+        """Arrays of version ``name``.
+
+        Raises:
+            WeightError: the store holds another version.
+        """
+        held, weights = self.current()
+        if held != name:
+            raise WeightError(f"asked for weight version {name}, but the store holds {held}")
+        return weights
+
+
+def read_weights(path: Path) -> Weights:
+    """Every tensor of the safetensors in directory ``path`` as float32, a tied head included.
+
+    Raises:
+        WeightError: no safetensors there, or unreadable ones; names the file.
+    """
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise WeightError(
+            f"weight version at {path}: no *.safetensors there; was the version committed whole?"
+        )
+    weights: Weights = {}
+    for file in files:
+        try:
+            tensors = deserialize(file.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise WeightError(f"{file} cannot be read ({error}); was it written whole?") from error
+        for name, tensor in tensors:
+            weights[name] = _array(tensor["dtype"], tensor["data"], f"{file}: {name}").reshape(
+                tensor["shape"]
+            )
+    if HEAD not in weights and _tied(path):
+        weights[HEAD] = weights[EMBEDDING]
+    return weights
+
+
+def roll_out(
+    pool: Pool, store: Pool, version: WeightVersion, probe: Probe | None, deadline: float
+) -> list[float]:
+    """Make ``version`` live on every worker of ``pool``; no request may be running there.
+
+    Returns each worker's mean absolute difference from the probe (nats), in order of worker.
+
+    Args:
+        store: a pool of one `WeightStore`.
+        deadline: seconds for each of reading, and loading on all workers.
+
+    Raises:
+        WeightError: the version cannot be read, or a worker does not reproduce the probe; workers
+            that failed refuse to answer. Names them all.
+        DeadlineError: a worker was not done in time.
+    """
+    store.broadcast("publish", version, deadline=deadline, what=f"weight version {version.name} to be read")
+    what = f"weight version {version.name} to be live on pool {pool.name}"
+    payload = next_reference(store.call(0, "weights", version.name), deadline, what)
+    calls = [pool.call(index, "load", payload, probe, version.name) for index in range(pool.size)]
+    found: dict[Any, float] = {}
+    failed: list[str] = []
+    waiting = list(calls)
+    while waiting:
+        try:
+            call, item = next_item(waiting, deadline, what)
+        except WeightError as error:
+            failed.append(str(error))
+        else:
+            if item is not DONE:
+                found[call] = item
+        waiting = [call for call in waiting if not call.done]
+    if failed:
+        raise WeightError(f"weight version {version.name} is not live: {'; '.join(failed)}")
+    return [found[call] for call in calls]
+
+
+def _array(dtype: str, data: bytearray, what: str) -> Floats:
+    if dtype == "BF16":
+        # The upper half of a float32, for which numpy has no name.
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if dtype not in DTYPES:
+        raise WeightError(f"{what} is stored as {dtype}; save the weights as BF16 or {', '.join(DTYPES)}")
+    return np.frombuffer(data, DTYPES[dtype]).astype(np.float32, copy=False)
+
+
+def _tied(path: Path) -> bool:
+    config = path / "config.json"
+    return config.exists() and bool(json.loads(config.read_text()).get("tie_word_embeddings"))

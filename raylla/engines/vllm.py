@@ -1,0 +1,253 @@
+"""vLLM in this process: one engine, stepped by whoever asks it for texts.
+
+The only file that imports vllm, and only inside the constructor: its environment must be set
+first, and the driver must be able to import everything else without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raylla.config import Engine as Settings
+from raylla.config import Sampling
+from raylla.engines.protocol import Completion, Generated, Probe, Request, Weights
+from raylla.errors import WeightError
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process costs 20 s of start and a hop per step
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share one machine's cores
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+BATCHED_TOKENS = 8192
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+class VllmEngine:
+    """An `engines.protocol.Engine` on vLLM; on a CPU or a GPU, whichever this vLLM is built for.
+
+    On float32 CPU the same (request, seed) gives the same text in any company and order; on a GPU
+    the kernels' sums depend on the batch, so that near-ties may fall differently.
+
+    Args:
+        model_path: directory or hub name of a model in safetensors, with its tokenizer.
+        settings: see `config.Engine`; lengths in tokens.
+        seed: of the engine; requests carry their own.
+    """
+
+    def __init__(self, model_path: str, settings: Settings, seed: int) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        memory: dict[str, Any] = (
+            {"kv_cache_memory_bytes": settings.kv_cache_mib * 2**20}
+            if current_platform.is_cpu()
+            else {"gpu_memory_utilization": settings.gpu_memory_utilization}
+        )
+        self._settings = settings
+        self._llm = LLM(
+            model=model_path,
+            dtype=settings.dtype,
+            seed=seed,
+            load_format="safetensors",
+            trust_remote_code=False,
+            tensor_parallel_size=settings.tensor_parallel,
+            distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            block_size=settings.block_size,
+            enable_prefix_caching=True,
+            enforce_eager=settings.enforce_eager,
+            # A seeded request whose prefill is cut crashes the CPU sampler (a CPU generator cannot
+            # be rewound), so that no prompt may ever need two steps.
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(settings.max_model_len, BATCHED_TOKENS),
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **memory,
+        )
+        self._engine = self._llm.llm_engine
+        self._tokenizer = self._llm.get_tokenizer()
+        self._shapes = _shapes(model_path)
+        if self._llm.model_config.hf_text_config.tie_word_embeddings:
+            self._shapes[HEAD] = self._shapes[EMBEDDING]
+        self._ids = itertools.count()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
+        """Answer all requests together; yields each as soon as its last draw finishes.
+
+        A prompt that leaves less than ``sampling.max_tokens`` of ``max_model_len`` comes back with
+        ``error`` set. Closing the iterator drops what is unfinished.
+        """
+        self._refuse_if_busy("generate")
+        running: dict[str, Request] = {}
+        try:
+            for request in requests:
+                prompt = self.render(request.messages)
+                error = self._refusal(len(prompt), sampling)
+                if error is not None:
+                    yield Generated(request.id, tuple(prompt), (), error)
+                else:
+                    running[self._submit(prompt, _params(request, sampling))] = request
+            while running:
+                for output in self._engine.step():
+                    yield self._generated(running.pop(output.request_id), output)
+        finally:
+            self._engine.abort_request(list(running))
+
+    def render(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of the prompt: the chat template's, up to where the answer begins."""
+        # Templates of hybrid models open a chain of thought unless told not to; others ignore it.
+        ids: list[int] = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, enable_thinking=False
+        )
+        return ids
+
+    def load(self, weights: Weights, probe: Probe | None) -> float:
+        """Take over ``weights`` in place, drop the prefix cache and measure against ``probe``.
+
+        Returns the mean absolute difference of the probe's token log-probabilities (nats), 0 where
+        there is no probe.
+
+        Raises:
+            WeightError: the weights are not this model's, or the difference exceeds
+                ``engine.probe_tolerance``.
+            RuntimeError: requests are unfinished (they would mix two versions).
+        """
+        self._refuse_if_busy("load")
+        self._check(weights)
+        # A list, not an iterator: tensor-parallel workers live in other processes.
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _tensors(weights)})
+        self._llm.reset_prefix_cache()
+        if probe is None:
+            return 0.0
+        difference = self._measure(probe)
+        if not difference <= self._settings.probe_tolerance:
+            raise WeightError(
+                f"after loading, the probe's log-probabilities differ by {difference:.4g} on average, more "
+                f"than engine.probe_tolerance={self._settings.probe_tolerance:g}; the engine does not hold "
+                "the trainer's weights, or engine.dtype is too coarse for the tolerance"
+            )
+        return difference
+
+    def _check(self, weights: Weights) -> None:
+        """Refuse what is not this model's whole set of parameters, while the old ones still stand.
+
+        vLLM keeps the old values of what it is not given, without a word, and is left with half a
+        model where a name or shape does not fit.
+        """
+        given = {name: tuple(array.shape) for name, array in weights.items()}
+        wrong = sorted(
+            name for name in given.keys() | self._shapes if given.get(name) != self._shapes.get(name)
+        )
+        if wrong:
+            name = wrong[0]
+            raise WeightError(
+                f"{len(wrong)} weights are not as this model has them; {name} has shape "
+                f"{given.get(name, 'none: it is missing')} and should have "
+                f"{self._shapes.get(name, 'none: it is unknown')}; hand over exactly the model's "
+                f"parameters, {HEAD} too where it is tied to the embeddings"
+            )
+
+    def _refusal(self, length: int, sampling: Sampling) -> str | None:
+        """Why a prompt of ``length`` tokens cannot be answered, if it cannot."""
+        room = self._settings.max_model_len - sampling.max_tokens
+        if 0 < length <= room:
+            return None
+        return (
+            f"the prompt has {length} tokens and may have 1 to {room}: engine.max_model_len="
+            f"{self._settings.max_model_len} less sampling.max_tokens={sampling.max_tokens}; raise the "
+            "first or lower the second"
+        )
+
+    def _measure(self, probe: Probe) -> float:
+        from vllm import SamplingParams
+
+        # The engine insists on sampling one token more than it is given.
+        ids = [*probe.prompt_token_ids, *probe.token_ids][: self._settings.max_model_len - 1]
+        first = len(probe.prompt_token_ids)
+        if first == 0 or len(ids) <= first:
+            raise WeightError(
+                f"the probe's prompt has {first} tokens and leaves none of its answer within "
+                f"engine.max_model_len={self._settings.max_model_len}; give a shorter, non-empty prompt"
+            )
+        self._submit(ids, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False))
+        outputs: list[Any] = []
+        while not outputs:
+            outputs = self._engine.step()
+        measured = outputs[0].prompt_logprobs
+        differences = [
+            abs(measured[place][ids[place]].logprob - expected)
+            for place, expected in zip(range(first, len(ids)), probe.logprobs, strict=False)
+        ]
+        return sum(differences) / len(differences)
+
+    def _generated(self, request: Request, output: Any) -> Generated:
+        draws = tuple(
+            Completion(
+                self._tokenizer.decode(draw.token_ids, skip_special_tokens=True),
+                tuple(draw.token_ids),
+                draw.finish_reason == "stop",
+            )
+            for draw in output.outputs
+        )
+        # Greedy draws are all the same, and vLLM refuses to make more than one.
+        return Generated(request.id, tuple(output.prompt_token_ids), draws * (request.n // len(draws)))
+
+    def _submit(self, prompt: list[int], params: Any) -> str:
+        name = str(next(self._ids))
+        self._engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        return name
+
+    def _refuse_if_busy(self, what: str) -> None:
+        if self._engine.has_unfinished_requests():
+            count = self._engine.get_num_unfinished_requests()
+            raise RuntimeError(f"{what} was called while {count} requests are unfinished")
+
+
+def _params(request: Request, sampling: Sampling) -> Any:
+    """One request for all draws, so that the prompt is computed once; vLLM seeds draw d by seed + d."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=request.n if sampling.temperature > 0 else 1,
+        seed=request.seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        detokenize=False,  # once at the end, not at each token
+    )
+
+
+def _shapes(model_path: str) -> dict[str, tuple[int, ...]]:
+    """Shape of each stored parameter of a model, by name."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    # Where a hub name was downloaded to, or the directory itself.
+    directory = Path(cached_file(model_path, "config.json")).parent
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            shapes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
+    return shapes
+
+
+def _tensors(weights: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    import torch
+
+    with warnings.catch_warnings():
+        # Arrays out of Ray's object store are read-only; the engine copies from them, never into them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return [(name, torch.from_numpy(array)) for name, array in weights.items()]

@@ -1,0 +1,201 @@
+"""The pool: streams in order, deadlines, dead workers; alike on Ray and in this process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from raylla.actors import DONE, Call, Pool, next_item, next_reference
+from raylla.config import Actors
+from raylla.errors import ConfigError, DeadlineError, RunError, WeightError
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+class Scripted:
+    """A worker that does as it is told."""
+
+    def __init__(self, mode: str = "good") -> None:
+        if mode == "bad config":
+            raise ConfigError("engine.dtype='int1' is unknown; use float32")
+        if mode == "bug":
+            raise KeyError("weights")
+        self.mode = mode
+
+    def ready(self) -> None:
+        if self.mode == "slow":
+            time.sleep(30)
+        if self.mode == "dies":
+            os._exit(1)
+
+    def count(self, start: int, n: int, pause: float = 0.0) -> Iterator[int]:
+        for number in range(start, start + n):
+            time.sleep(pause)
+            yield number
+
+    def add(self, left: int, right: int) -> int:
+        return left + right
+
+    def total(self, numbers: list[int]) -> int:
+        return sum(numbers)
+
+    def numbers(self, n: int) -> list[int]:
+        return list(range(n))
+
+    def threads(self) -> str | None:
+        return os.environ.get("OMP_NUM_THREADS")
+
+    def fails_after(self, n: int) -> Iterator[int]:
+        yield from range(n)
+        raise WeightError("holds v1, not v2")
+
+    def dies_after(self, n: int) -> Iterator[int]:
+        yield from range(n)
+        time.sleep(0.5)
+        os._exit(1)
+
+    def bug(self) -> None:
+        raise KeyError("weights")
+
+
+def pool(in_process: bool, workers: int = 2, mode: str = "good", cpus: float = 0.5) -> Pool:
+    return Pool("scripted", Scripted, (mode,), Actors(workers=workers, cpus=cpus), in_process)
+
+
+def drain(calls: list[Call]) -> dict[Call, list[Any]]:
+    found: dict[Call, list[Any]] = {call: [] for call in calls}
+    waiting = list(calls)
+    while waiting:
+        call, item = next_item(waiting, 20, "the next number")
+        if item is DONE:
+            waiting.remove(call)
+        else:
+            found[call].append(item)
+    return found
+
+
+@pytest.fixture(scope="module", params=["ray", "in_process"])
+def both(request: pytest.FixtureRequest, cluster: None) -> Iterator[Pool]:
+    """Two good workers, on Ray and in this process."""
+    workers = pool(request.param == "in_process")
+    workers.start(60)
+    yield workers
+    workers.stop()
+
+
+def test_streams_come_whole_and_in_order(both: Pool) -> None:
+    calls = [both.call(worker, "count", 100 * worker, 20) for worker in range(both.size)]
+    calls.append(both.call(0, "add", 3, 4))
+    assert list(drain(calls).values()) == [list(range(20)), list(range(100, 120)), [7]]
+
+
+def test_items_of_a_slow_worker_do_not_hold_up_a_quick_one(cluster: None) -> None:
+    workers = pool(False)
+    workers.start(60)
+    slow, quick = workers.call(0, "count", 0, 3, 0.5), workers.call(1, "count", 0, 3)
+    order = []
+    waiting = [slow, quick]
+    while waiting:
+        call, item = next_item(waiting, 20, "the next number")
+        if item is DONE:
+            waiting.remove(call)
+        order.append((call is quick, item))
+    assert order.index((True, 2)) < order.index((False, 2))
+    workers.stop()
+
+
+def test_a_worker_runs_its_calls_in_order_whichever_is_asked_for_first(both: Pool) -> None:
+    first, second = both.call(0, "count", 0, 3), both.call(0, "count", 10, 2)
+    assert drain([second])[second] == [10, 11]
+    assert drain([first])[first] == [0, 1, 2]
+
+
+def test_broadcast_answers_in_order_of_worker(both: Pool) -> None:
+    assert both.broadcast("add", 1, 2, deadline=20, what="sums") == [3, 3]
+
+
+def test_a_result_can_be_handed_on_without_being_fetched(both: Pool) -> None:
+    reference = next_reference(both.call(0, "numbers", 5), 20, "numbers")
+    assert both.broadcast("total", reference, deadline=20, what="totals") == [10, 10]
+
+
+def test_errors_of_our_own_keep_their_type_and_name_the_worker(both: Pool) -> None:
+    call = both.call(1, "fails_after", 2)
+    assert [next_item([call], 20, "numbers")[1] for _ in range(2)] == [0, 1]
+    with pytest.raises(WeightError, match=r"^scripted\[1\]: holds v1, not v2$"):
+        next_item([call], 20, "numbers")
+    assert both.broadcast("add", 1, 2, deadline=20, what="the worker to live on") == [3, 3]
+
+
+def test_waiting_for_nothing_is_a_bug(both: Pool) -> None:
+    call = both.call(0, "add", 1, 2)
+    assert drain([call]) == {call: [3]}
+    for calls in ([], [call]):
+        with pytest.raises(RuntimeError, match="none is left"):
+            next_item(calls, 1, "nothing")
+
+
+def test_any_other_error_names_worker_method_and_cause(cluster: None) -> None:
+    workers = pool(False, 1)
+    workers.start(60)
+    with pytest.raises(RunError, match=r"scripted\[0\]\.bug failed with KeyError: 'weights'(.|\n)*in bug"):
+        workers.broadcast("bug", deadline=20, what="bug")
+    assert workers.broadcast("threads", deadline=20, what="threads") == ["1"]
+    workers.stop()
+
+
+def test_a_deadline_names_what_was_waited_for_and_of_whom(cluster: None) -> None:
+    workers = pool(False, 1)
+    workers.start(60)
+    call = workers.call(0, "count", 0, 1, 30.0)
+    started = time.monotonic()
+    with pytest.raises(
+        DeadlineError, match=r"the next sample: nothing came from scripted\[0\]\.count in time"
+    ):
+        next_item([call], 0.5, "the next sample")
+    assert time.monotonic() - started < 5
+    workers.stop()
+
+
+def test_a_dead_worker_is_a_typed_error(cluster: None) -> None:
+    workers = pool(False, 2)
+    workers.start(60)
+    doomed, alive = workers.call(0, "dies_after", 2), workers.call(1, "count", 0, 3)
+    assert drain([alive])[alive] == [0, 1, 2]
+    with pytest.raises(
+        RunError, match=r"scripted\[0\]\.dies_after was lost with its worker \(ActorDiedError\)"
+    ):
+        drain([doomed])
+    workers.stop()
+    workers.stop()
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_constructor_s_error_comes_out_readable(cluster: None, in_process: bool) -> None:
+    with pytest.raises(ConfigError, match=r"^scripted\[0\]: engine.dtype='int1' is unknown; use float32$"):
+        pool(in_process, 1, "bad config").start(60)
+
+
+def test_starts_that_fail_are_typed(cluster: None) -> None:
+    with pytest.raises(RunError, match=r"scripted\[0\]\.start failed with KeyError: 'weights'"):
+        pool(False, 1, "bug").start(60)
+    with pytest.raises(RunError, match=r"scripted\[0\]\.start was lost with its worker"):
+        pool(False, 1, "dies").start(60)
+    with pytest.raises(
+        DeadlineError, match=r"pool scripted: 1 x Scripted to be ready(.|\n)*scripted\[0\]\.start"
+    ):
+        pool(False, 1, "slow").start(2)
+    with pytest.raises(DeadlineError, match=r"99 CPUs"):
+        pool(False, 1, cpus=99).start(1)

@@ -1,0 +1,245 @@
+"""The real engine on a tiny model: draws, seeds, ends, refusals, and weights there and back."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+from raylla.actors import Pool, RolloutWorker, WeightStore, next_item, read_weights, roll_out
+from raylla.config import Actors, Sampling
+from raylla.config import Engine as Settings
+from raylla.engines import Generated, Probe, Request, open_engine
+from raylla.errors import WeightError
+from raylla.pocket import grammar
+from raylla.records import WeightVersion
+
+pytestmark = pytest.mark.e2e
+
+SAMPLING = Sampling(max_tokens=40)
+GREEDY = Sampling(temperature=0, max_tokens=24)
+SETTINGS = Settings(max_model_len=512, kv_cache_mib=4, probe_tolerance=1e-3)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> Any:
+    return open_engine(str(tiny_model), SETTINGS, 0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def retrained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with other weights in bfloat16, as a trainer would hand it over."""
+    model = Qwen3ForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    path = tmp_path_factory.mktemp("retrained") / "v1"
+    model.to(torch.bfloat16).save_pretrained(path)
+    return path
+
+
+def requests(count: int, n: int, repeat: int = 1) -> list[Request]:
+    rng = random.Random(3)
+    found = []
+    for index in range(count):
+        content = " ".join(grammar.answer_sample(rng).messages[0]["content"] for _ in range(repeat))
+        found.append(Request(f"q{index}", [{"role": "user", "content": content}], n, 1000 * index))
+    return found
+
+
+def run(engine: Any, asked: list[Request], sampling: Sampling = SAMPLING) -> dict[str, Generated]:
+    return {found.request_id: found for found in engine.generate(asked, sampling)}
+
+
+def greedy(model: Path, prompt: tuple[int, ...]) -> list[int]:
+    """What Hugging Face generates after ``prompt``."""
+    reference = Qwen3ForCausalLM.from_pretrained(model, dtype=torch.float32)
+    out = reference.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=GREEDY.max_tokens)
+    found: list[int] = out[0, len(prompt) :].tolist()
+    return found
+
+
+def probe(model: Path, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Probe:
+    """The log-probabilities that Hugging Face gives ``answer``."""
+    reference = Qwen3ForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        logprobs = reference(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return Probe(prompt, answer, tuple(logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()))
+
+
+def test_every_draw_comes_in_its_place(engine: Any, tokenizer: Any) -> None:
+    asked = requests(6, 4)
+    found = run(engine, asked)
+    assert sorted(found) == sorted(request.id for request in asked)
+    for request in asked:
+        answer = found[request.id]
+        prompt = tokenizer.apply_chat_template(
+            request.messages, add_generation_prompt=True, return_dict=False
+        )
+        assert answer.prompt_token_ids == tuple(prompt)
+        assert len({draw.token_ids for draw in answer.completions}) == request.n
+        for index, draw in enumerate(answer.completions):
+            single = Request("single", request.messages, 1, request.seed + index)
+            if request.id in ("q0", "q5"):
+                assert run(engine, [single])["single"].completions == (draw,)
+
+
+def test_the_same_request_gives_the_same_texts_in_any_company(engine: Any) -> None:
+    asked = requests(12, 3)
+    together = run(engine, asked)
+    assert run(engine, asked[::-1]) == together
+    assert run(engine, asked[3:9:2])["q5"] == together["q5"]
+    assert run(engine, [asked[7]]) == {"q7": together["q7"]}
+
+
+def test_long_seeded_prompts_never_have_their_prefill_cut(engine: Any) -> None:
+    # Several times the token budget of a step, the sequences of a batch and the tokens that the
+    # cache holds: the engine queues and preempts, and must still say the same.
+    asked = requests(60, 3, repeat=2)
+    together = run(engine, asked)
+    assert sum(len(found.prompt_token_ids) for found in together.values()) > 2 * 8192
+    assert all(found.error is None and len(found.completions) == 3 for found in together.values())
+    assert run(engine, asked[50:53]) == {name: together[name] for name in ("q50", "q51", "q52")}
+
+
+def test_the_end_token_is_kept_in_the_ids_and_out_of_the_text(engine: Any, tokenizer: Any) -> None:
+    draws = [draw for found in run(engine, requests(40, 8)).values() for draw in found.completions]
+    ended = [draw for draw in draws if draw.finished]
+    cut = [draw for draw in draws if not draw.finished]
+    assert ended
+    assert cut
+    for draw in ended:
+        assert draw.token_ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token not in draw.text
+    for draw in cut:
+        assert len(draw.token_ids) == SAMPLING.max_tokens
+    for draw in draws:
+        assert tokenizer.eos_token_id not in draw.token_ids[:-1]
+        assert draw.text == tokenizer.decode(draw.token_ids, skip_special_tokens=True)
+
+
+def test_a_prompt_too_long_is_refused_alone(engine: Any, tokenizer: Any) -> None:
+    room = SETTINGS.max_model_len - SAMPLING.max_tokens
+    # One token each, and two of the template.
+    fits, over, far = ([{"role": "user", "content": "}" * length}] for length in (room - 2, room - 1, 9000))
+    asked = [Request("far", far, 2, 0), Request("over", over, 2, 0), Request("fits", fits, 2, 0)]
+    found = run(engine, asked)
+    assert len(found["fits"].prompt_token_ids) == room
+    assert found["fits"].error is None
+    for name in ("far", "over"):
+        assert found[name].completions == ()
+        assert "engine.max_model_len=512 less sampling.max_tokens=40" in str(found[name].error)
+
+
+def test_greedy_draws_are_repeated(engine: Any, tiny_model: Path) -> None:
+    found = run(engine, requests(1, 3), GREEDY)["q0"]
+    assert [list(draw.token_ids) for draw in found.completions] == 3 * [
+        greedy(tiny_model, found.prompt_token_ids)
+    ]
+
+
+def test_new_weights_are_taken_over_there_and_back(engine: Any, tiny_model: Path, retrained: Path) -> None:
+    asked = requests(3, 1)
+    texts = {}
+    for path in (tiny_model, retrained, tiny_model):
+        prompt = run(engine, asked[:1], GREEDY)["q0"].prompt_token_ids
+        known = probe(path, prompt, tuple(range(40, 60)))
+        assert engine.load(read_weights(path), known) < 1e-4
+        for found in run(engine, asked, GREEDY).values():
+            assert list(found.completions[0].token_ids) == greedy(path, found.prompt_token_ids)
+            texts[path, found.request_id] = found.completions[0].token_ids
+    assert texts[tiny_model, "q0"] != texts[retrained, "q0"]
+
+
+def test_weights_that_are_not_the_trainer_s_are_an_error(
+    engine: Any, tiny_model: Path, retrained: Path
+) -> None:
+    weights = read_weights(tiny_model)
+    right, wrong = (
+        probe(path, tuple(range(30, 60)), tuple(range(40, 60))) for path in (tiny_model, retrained)
+    )
+    with pytest.raises(WeightError, match=r"differ by .* more than engine\.probe_tolerance=0\.001"):
+        engine.load(weights, wrong)
+    for name in ("lm_head.weight", "model.norm.weight"):
+        with pytest.raises(WeightError, match=rf"1 weights .* {name} has shape none: it is missing"):
+            engine.load({key: array for key, array in weights.items() if key != name}, right)
+    with pytest.raises(
+        WeightError, match=r"model\.extra has shape \(3,\) and should have none: it is unknown"
+    ):
+        engine.load({**weights, "model.extra": np.zeros(3, np.float32)}, right)
+    with pytest.raises(WeightError, match=r"model\.norm\.weight has shape \(3,\) and should have \(64,\)"):
+        engine.load({**weights, "model.norm.weight": np.zeros(3, np.float32)}, right)
+    with pytest.raises(WeightError, match="leaves none of its answer"):
+        engine.load(weights, Probe(tuple(range(10, 500)) * 2, (7,), (0.0,)))
+    assert engine.load(weights, right) < 1e-4
+
+
+def test_work_under_way_keeps_weights_out_until_it_is_dropped(engine: Any, tiny_model: Path) -> None:
+    weights = read_weights(tiny_model)
+    answers = engine.generate(requests(60, 4), SAMPLING)
+    next(answers)
+    with pytest.raises(RuntimeError, match="load was called while"):
+        engine.load(weights, None)
+    with pytest.raises(RuntimeError, match="generate was called while"):
+        run(engine, requests(1, 1))
+    answers.close()
+    assert engine.load(weights, None) == 0.0
+    assert run(engine, requests(1, 2))["q0"].error is None
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def test_an_engine_in_an_actor_says_what_one_in_this_process_says(
+    cluster: None, engine: Any, tiny_model: Path, retrained: Path
+) -> None:
+    args = (str(tiny_model), SAMPLING, SETTINGS, 0, "v0")
+    pool = Pool("rollout", RolloutWorker, args, Actors(cpus=1))
+    store = Pool("store", WeightStore, (), Actors(cpus=0))
+    pool.start(120)
+    store.start(60)
+    asked = requests(4, 3)
+    engine.load(read_weights(tiny_model), None)
+    here = [run(engine, asked)]
+    version = WeightVersion("v1", 1, str(retrained))
+    known = probe(retrained, tuple(range(30, 60)), tuple(range(40, 60)))
+    there = [_ask(pool, asked, "v0")]
+    assert roll_out(pool, store, version, known, 60)[0] < 1e-4
+    there.append(_ask(pool, asked, "v1"))
+    engine.load(read_weights(retrained), known)
+    here.append(run(engine, asked))
+    assert there == here
+    usage = pool.broadcast("stats", deadline=10, what="stats")[0]
+    drawn = [draw for answers in here for found in answers.values() for draw in found.completions]
+    assert usage.generated_tokens == sum(len(draw.token_ids) for draw in drawn)
+    pool.stop()
+    store.stop()
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def _ask(pool: Pool, asked: list[Request], version: str) -> dict[str, Generated]:
+    call = pool.call(0, "generate", asked, version)
+    found = [next_item([call], 60, "an answer")[1] for _ in asked]
+    return {answer.request_id: answer for answer in found}
