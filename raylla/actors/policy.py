@@ -29,6 +29,9 @@ POLL = 5.0
 WATCH = 1.0
 """Seconds between two looks of a waiting driver at the run that it waits for."""
 
+LEAVE = 30.0
+"""Seconds that `stop` gives the workers to leave; a group that was never placed never does."""
+
 Turn = tuple[int, list[ray.ObjectRef]]
 """A job's number and a reference to it, unresolved: every worker fetches the job once."""
 
@@ -148,7 +151,8 @@ class PolicyTrainer:
             return
         try:
             ray.get(self._hub.stop.remote(), timeout=self._deadlines.sync)
-            self._fit.join(self._deadlines.sync)
+            self._fit.join(LEAVE)
+            ray.kill(self._hub)
         except ray.exceptions.RayError:
             pass  # The cluster or the hub is gone, and the workers with it.
         self._hub, self._fit = None, None

@@ -32,10 +32,13 @@ class _TokenLogprobs(torch.autograd.Function):
         kept: list[Tensor] = []
         for part in _parts(hidden.shape[0], rows):
             logits = (hidden[part] @ weight.T).float()
-            total = logits.logsumexp(-1, keepdim=True)
-            result[part] = (logits.gather(1, labels[part, None]) - total)[:, 0]
+            top = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(1, labels[part, None]) - top
+            shares = logits.sub_(top).exp_()
+            total = shares.sum(-1, keepdim=True)
+            result[part] = (chosen - total.log())[:, 0]
             if keep:
-                kept.append(logits.sub_(total).exp_())
+                kept += [shares, total]
         ctx.save_for_backward(hidden, weight, labels, *kept)
         ctx.rows = rows
         return result
@@ -46,9 +49,12 @@ class _TokenLogprobs(torch.autograd.Function):
         gradient = gradients[0]
         to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for number, part in enumerate(_parts(hidden.shape[0], ctx.rows)):
-            chunk = kept[number] if kept else (hidden[part] @ weight.T).float().softmax(-1)
-            slope = chunk * -gradient[part, None]
-            slope.scatter_add_(1, labels[part, None], gradient[part, None])
+            given = gradient[part, None]
+            if kept:
+                slope = kept[2 * number] * (-given / kept[2 * number + 1])
+            else:
+                slope = (hidden[part] @ weight.T).float().softmax(-1).mul_(-given)
+            slope.scatter_add_(1, labels[part, None], given)
             slope = slope.to(hidden.dtype)
             to_hidden[part] = slope @ weight
             to_weight.addmm_(slope.T, hidden[part])

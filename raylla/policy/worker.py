@@ -39,6 +39,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def work(dpo: Dpo, hub: Any) -> None:
     """Take jobs from the ``hub`` actor (``actors.policy.Hub``) until it says stop; runs on every rank."""
     setup()
+    # What was imported stays: without it, each of a job's collections would walk a million objects.
+    gc.freeze()
     rank, place = torch.distributed.get_rank(), (socket.gethostname(), os.getpid())
     done = -1
     while (turn := ray.get(hub.next.remote(done, rank, place))) is not None:
@@ -141,6 +143,7 @@ def _clean_slate() -> Iterator[None]:
         unset_hf_deepspeed_config()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        os.environ.clear()
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
         os.environ.update(before)
         gc.collect()

@@ -12,6 +12,10 @@ from raylla.config import Dpo
 
 QUIET = 1 << 30
 
+BUCKET = 1 << 23
+"""Gradients reduced at once. transformers' "auto" is the hidden size squared, which for a small model is a
+collective for every matrix; this is about that of a 4 B model, and a small one in one piece."""
+
 
 def settings(dpo: Dpo, micro_steps: int, ranks: int) -> dict[str, Any]:
     """DeepSpeed's config for ``micro_steps`` forward passes per optimizer step on each of ``ranks``.
@@ -23,7 +27,7 @@ def settings(dpo: Dpo, micro_steps: int, ranks: int) -> dict[str, Any]:
         "stage": dpo.zero_stage,
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
-        "reduce_bucket_size": "auto",
+        "reduce_bucket_size": BUCKET,
     }
     if dpo.zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}

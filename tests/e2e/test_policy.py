@@ -193,6 +193,21 @@ def test_workers_that_cannot_be_placed_are_a_deadline_error(tiny_model: Path, tm
     trainer.stop()
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_crash_is_an_error_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raylla.actors import policy
+
+    monkeypatch.setattr(policy, "MAX_FAILURES", 0)
+    (tmp_path / "empty").mkdir()
+    alone = DPO.model_copy(update={"workers": 1})
+    trainer = policy.PolicyTrainer(alone, 0, False, tmp_path / "ray", Deadlines(start=120, align=180))
+    trainer.start()
+    with pytest.raises(RunError, match=r"(?s)v1: the policy trainer failed.*empty"):
+        trainer.align(AlignJob("v1", str(tmp_path / "empty"), str(tmp_path / "v1"), make_groups((1,)), 1))
+    trainer.stop()
+    assert not (tmp_path / "v1").exists()
+
+
 def check_probe(result: AlignResult) -> None:
     """The probe is what the saved weights say."""
     from transformers import AutoModelForCausalLM
