@@ -94,6 +94,12 @@ class Pctr(Section):
     batch: Positive = 256
     passes: Positive = Field(8, description="passes over an epoch's clicks")
     cold_share: Share = Field(0.1, description="share of rows trained as an unseen ad or user")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the network's inputs")
+    weight_decay: NonNegative = Field(0.0, description="decoupled, as in AdamW")
+    features: tuple[Literal["answer", "sentence", "ad_text", "structure", "match"], ...] = Field(
+        ("answer", "sentence", "ad_text", "structure", "match"),
+        description="what the network sees beside query, user and ad; the paper: answer alone",
+    )
 
 
 class Penalty(Section):
@@ -220,7 +226,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
-        raise ConfigError(f"config {path}: {error.strerror or error}; give the path of a YAML file") from None
+        raise ConfigError(
+            f"config {path}: {error.strerror or error}; give the path of a YAML file"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"config {path} is not YAML: {error}") from None
     if not isinstance(tree, dict):

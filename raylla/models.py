@@ -19,12 +19,16 @@ def resolve(path: str, field: str) -> str:
         directory = POCKET / path.removeprefix("pocket:")
         if not (directory / "model.safetensors").exists():
             names = sorted(found.parent.name for found in POCKET.glob("*/model.safetensors"))
-            raise ConfigError(f"{field}={path!r}: no such pocket model; there are {', '.join(names) or 'none'}")
+            raise ConfigError(
+                f"{field}={path!r}: no such pocket model; there are {', '.join(names) or 'none'}"
+            )
         return str(directory)
     if Path(path).is_dir():
         if not (Path(path) / "config.json").exists():
             raise ConfigError(f"{field}={path!r}: the directory holds no config.json")
         return str(Path(path).resolve())
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise ConfigError(f"{field}={path!r}: no such directory; give pocket:NAME, a directory or a hub name")
+        raise ConfigError(
+            f"{field}={path!r}: no such directory; give pocket:NAME, a directory or a hub name"
+        )
     return path

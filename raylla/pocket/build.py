@@ -217,9 +217,7 @@ def _save_partial(
     path.with_suffix(".new").replace(path)
 
 
-def _save(
-    model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, directory: Path, stage: Stage
-) -> None:
+def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, directory: Path, stage: Stage) -> None:
     """Config, tokenizer, bfloat16 weights (tied head left out), and the stage that made them."""
     model.config.dtype = torch.bfloat16
     model.config.architectures = ["Qwen3ForCausalLM"]

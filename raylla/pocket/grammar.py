@@ -18,9 +18,59 @@ from raylla.auction.markup import markup, parse
 from raylla.records import Ad, Profile, Query
 from raylla.world import clicks, lexicon, prompts
 
-ONSETS = tuple("B C D F G H J K L M N P R S T V Z Br Cl Dr Fl Gr Kr Pl St Tr Sh Th".split())
-MIDDLES = tuple("b d f g k l m n p r s t v x z ll nd rt nn st".split())
-VOWELS = tuple("a e i o u ai ea io".split())
+ONSETS = (
+    "B",
+    "C",
+    "D",
+    "F",
+    "G",
+    "H",
+    "J",
+    "K",
+    "L",
+    "M",
+    "N",
+    "P",
+    "R",
+    "S",
+    "T",
+    "V",
+    "Z",
+    "Br",
+    "Cl",
+    "Dr",
+    "Fl",
+    "Gr",
+    "Kr",
+    "Pl",
+    "St",
+    "Tr",
+    "Sh",
+    "Th",
+)
+MIDDLES = (
+    "b",
+    "d",
+    "f",
+    "g",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "x",
+    "z",
+    "ll",
+    "nd",
+    "rt",
+    "nn",
+    "st",
+)
+VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")
 ENDS = ("", "", "n", "x", "s", "ra", "to", "ly", "co")
 
 OPENERS = (

@@ -78,13 +78,46 @@ THEMES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-ADJECTIVES = tuple(
-    "Quiet Bright Floral Royal Compact Golden Swift Gentle Urban Nordic Smart Silver Fresh Solid "
-    "Velvet Rapid Sunny Clever Prime Rustic Lunar Crisp Noble Vivid".split()
+ADJECTIVES = (
+    "Quiet",
+    "Bright",
+    "Floral",
+    "Royal",
+    "Compact",
+    "Golden",
+    "Swift",
+    "Gentle",
+    "Urban",
+    "Nordic",
+    "Smart",
+    "Silver",
+    "Fresh",
+    "Solid",
+    "Velvet",
+    "Rapid",
+    "Sunny",
+    "Clever",
+    "Prime",
+    "Rustic",
+    "Lunar",
+    "Crisp",
+    "Noble",
+    "Vivid",
 )
-QUALITIES = tuple("quiet reliable light sturdy simple cheap elegant comfortable fast durable".split())
-PERSONAS = tuple("beginner student parent commuter traveller nurse teacher designer".split())
-CITIES = tuple("Oslo Lima Cairo Delhi Porto Kyoto Quito Turin Perth Accra".split())
+QUALITIES = (
+    "quiet",
+    "reliable",
+    "light",
+    "sturdy",
+    "simple",
+    "cheap",
+    "elegant",
+    "comfortable",
+    "fast",
+    "durable",
+)
+PERSONAS = ("beginner", "student", "parent", "commuter", "traveller", "nurse", "teacher", "designer")
+CITIES = ("Oslo", "Lima", "Cairo", "Delhi", "Porto", "Kyoto", "Quito", "Turin", "Perth", "Accra")
 
 
 @cache

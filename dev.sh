@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Makes the environment in .venv and runs a job in it:
+#   bash dev.sh install | train [CONFIG [RUN]] | test [PYTEST ARGS]
+# REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11).
+set -euo pipefail
+cd "$(dirname "$0")"
+
+python=${PYTHON:-python3.11}
+command -v "$python" >/dev/null 2>&1 || python=python3
+requirements=${REQUIREMENTS:-requirements/cpu.txt}
+environment=${VIRTUAL_ENV_DIR:-.venv}
+
+install() {
+    "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
+        { echo "raylla needs Python 3.11; set PYTHON to one" >&2; exit 2; }
+    [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
+    local stamp="$environment/.installed" wanted
+    wanted=$(cat "$requirements" pyproject.toml | sha256sum)
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
+    echo "installing $requirements into $environment (a few minutes the first time)" >&2
+    local pip=("$environment/bin/python" -m pip --quiet --disable-pip-version-check install --no-deps)
+    # The list is complete and exact, so that pip resolves nothing and pulls in no CUDA vision package.
+    local torch
+    torch=$(grep '^torch==' "$requirements")
+    "${pip[@]}" "$torch" 2>/dev/null ||
+        "${pip[@]}" --index-url https://download.pytorch.org/whl/cpu "$torch"
+    "${pip[@]}" setuptools wheel packaging ninja 2>/dev/null
+    grep -v '^torch==' "$requirements" > "$environment/rest.txt"
+    "${pip[@]}" --no-build-isolation -r "$environment/rest.txt" 2> "$environment/install.log" ||
+        { grep -v WARNING "$environment/install.log" >&2; exit 1; }
+    "${pip[@]}" --no-build-isolation --editable . 2>> "$environment/install.log"
+    echo "$wanted" > "$stamp"
+}
+
+case ${1:-} in
+    install)
+        install
+        ;;
+    train)
+        install
+        exec "$environment/bin/raylla" train "${2:-configs/pocket.yaml}" --run "${3:-runs/pocket}"
+        ;;
+    test)
+        install
+        shift
+        "$environment/bin/ruff" check .
+        "$environment/bin/ruff" format --check .
+        "$environment/bin/mypy"
+        exec "$environment/bin/python" -m pytest "$@"
+        ;;
+    *)
+        sed -n '2,5p' "$0" >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,5 @@
+"""`python -m raylla`."""
+
+from raylla.cli import main
+
+main()

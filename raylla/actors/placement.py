@@ -1,0 +1,94 @@
+"""Joining a cluster, and whether it can ever place what a config asks for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import ray
+
+from raylla.config import Config
+from raylla.errors import PlacementError
+
+LOCAL_CPUS_PER_CORE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Resources of one group of actors: ``workers`` times ``cpus`` and ``gpus``."""
+
+    group: str
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def needs(config: Config) -> list[Need]:
+    """What every group of the config reserves for the whole run."""
+    tensor_parallel = config.engine.tensor_parallel
+    groups = (
+        ("rollout", config.rollout, tensor_parallel),
+        ("judge", config.judge, tensor_parallel),
+        ("reward_trainer", config.reward_trainer, 1),
+        ("dpo", config.dpo, 1),
+    )
+    return [Need(name, group.workers, group.cpus, group.gpus * width) for name, group, width in groups]
+
+
+def connect(config: Config) -> None:
+    """Join the configured cluster or the running job's; start one on this machine if there is none.
+
+    Raises:
+        PlacementError: nothing answers at ``ray.address``.
+    """
+    if config.ray.in_process or ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address, log_to_driver=False)
+        else:
+            ray.init(include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PlacementError(
+            f"ray.address={address or 'local'}: no cluster could be joined ({error}); start one with "
+            "`ray start --head` or leave ray.address out to start one here"
+        ) from None
+
+
+def disconnect(config: Config) -> None:
+    """Leave the cluster; one that `connect` started ends with it."""
+    if not config.ray.in_process and ray.is_initialized():
+        ray.shutdown()
+
+
+def check_placement(config: Config) -> dict[str, float]:
+    """Compare the needs with all that the cluster has; returns what is left over.
+
+    Raises:
+        PlacementError: the groups can never be placed together, or one worker on no node.
+    """
+    if config.ray.in_process:
+        return {}
+    total = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = needs(config)
+    for need in wanted:
+        if not any(node.get("CPU", 0) >= need.cpus and node.get("GPU", 0) >= need.gpus for node in nodes):
+            raise PlacementError(
+                f"{need.group}: one worker needs {need.cpus:g} CPUs and {need.gpus:g} GPUs and no node has "
+                f"them; lower {need.group}.cpus or .gpus, or add such a node"
+            )
+    spare = {}
+    for kind, key in (("cpus", "CPU"), ("gpus", "GPU")):
+        asked = sum(need.workers * getattr(need, kind) for need in wanted)
+        spare[key] = total.get(key, 0) - asked
+        if spare[key] < 0:
+            parts = ", ".join(f"{n.group} {n.workers} x {getattr(n, kind):g}" for n in wanted)
+            raise PlacementError(
+                f"the config needs {asked:g} {key}s ({parts}) and the cluster has {total.get(key, 0):g}; "
+                f"lower the workers or their {kind}, or add nodes"
+            )
+    return spare

