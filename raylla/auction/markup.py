@@ -15,7 +15,15 @@ from enum import StrEnum
 from raylla.records import Ad, Placement
 
 MARKUP = re.compile(r"@(?P<title>[^@\[\]\n]+)@\[Ad-(?P<id>[0-9]+)\]")
-ATTEMPT = re.compile(r"@[^@\[\]\n]+@|\[Ad-[^\]\s]*\]?|@\[|(?<![\w.])@(?=[^\s@])[^@\n]*$", re.MULTILINE)
+# Every alternative starts at a literal "@" or "[Ad-" and ends at the next character that its class
+# excludes, so that no text is read more than twice: parsing is linear in its length.
+ATTEMPT = re.compile(
+    r"(?P<closed>(?<!\w)@(?=[^\s@])[^@\[\]\n]*(?<=[^\s@])@(?!\w+(?:[.-]\w+)*\.\w))"
+    r"|(?P<tag>\[Ad-[^\]\s]*\]?)"
+    r"|(?P<bare>@\[)"
+    r"|(?P<open>(?<!\w)@(?=\w)[^@\[\]\n]*)"
+)
+_FIRST_WORD = re.compile(r"\w+")
 
 
 class Violation(StrEnum):
@@ -78,17 +86,28 @@ def parse(text: str, candidates: Sequence[Ad], catalogue_ids: frozenset[str] = f
             placed.add(ad.id)
             placements.append(Placement(ad.id, match.start(), match.end()))
     rest.append(text[cursor:])
+    openings = {_first_word(ad.title) for ad in candidates} - {""}
     for piece in rest:
-        violations.extend(Violation.MALFORMED for _ in _attempts(piece))
+        violations.extend([Violation.MALFORMED] * _attempts(piece, openings))
     return Parsed(tuple(placements), tuple(violations))
 
 
-def _attempts(piece: str) -> list[str]:
-    """Broken placements in text that holds no well-formed one; adjacent parts count once."""
-    found: list[str] = []
-    end = -1
+def _attempts(piece: str, openings: set[str]) -> int:
+    """Count broken placements in text that holds no well-formed one.
+
+    A title without its closing ``@`` counts where it starts like a candidate's; otherwise it is
+    a handle.  Parts with nothing but spaces between them are one attempt.
+    """
+    found, end = 0, -1
     for match in ATTEMPT.finditer(piece):
-        if match.start() != end:
-            found.append(match.group())
+        if match.lastgroup == "open" and _first_word(match.group()) not in openings:
+            continue
+        if end < 0 or piece[end : match.start()].strip(" "):
+            found += 1
         end = match.end()
     return found
+
+
+def _first_word(text: str) -> str:
+    match = _FIRST_WORD.search(text)
+    return match.group().casefold() if match else ""

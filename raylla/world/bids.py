@@ -1,0 +1,41 @@
+"""Auction and sample ids, and the bids that follow from them.
+
+Everything here is a pure function of names, so that lost work is re-done anywhere with the same
+ids and the same bids, and never counted twice.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from raylla.errors import WorldError
+from raylla.records import Phase
+
+
+def auction_id(epoch: int, phase: Phase, query_id: str) -> str:
+    """Name of one auction, for instance ``e1/reward/p12-3``."""
+    return f"e{epoch}/{phase}/{query_id}"
+
+
+def sample_id(auction: str, draw: int) -> str:
+    """Name of one sampled answer of an auction, for instance ``e1/reward/p12-3/0``."""
+    return f"{auction}/{draw}"
+
+
+def draw(seed: int, auction: str, count: int, max_bid: int) -> tuple[float, ...]:
+    """``count`` bids of U{1..max_bid}, in bid units per click, fixed by (seed, auction id)."""
+    rng = random.Random(f"{seed}/bids/{auction}")
+    return tuple(float(rng.randint(1, max_bid)) for _ in range(count))
+
+
+def check(bids: Sequence[float]) -> None:
+    """Refuse bids that no auction can charge.
+
+    Raises:
+        WorldError: a bid is negative, infinite or not a number.
+    """
+    for index, bid in enumerate(bids):
+        if not math.isfinite(bid) or bid < 0:
+            raise WorldError(f"bids[{index}]={bid!r}: a bid is a finite number of at least 0; 0 abstains")

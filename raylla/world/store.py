@@ -1,0 +1,216 @@
+"""A world on disk: parquet files of its records and a world.json, and the checks it must pass."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raylla.errors import WorldError
+from raylla.records import Ad, Profile, Query
+from raylla.world.world import World
+
+FORMAT = 1
+_AGAIN = "build or import the world again"
+MAX_TITLE = 80
+"""Longest title, in characters."""
+_TEXT = pa.string()
+_SCHEMAS = {
+    "profiles": pa.schema([("id", _TEXT), ("basics", _TEXT), ("interests", pa.list_(_TEXT))]),
+    "ads": pa.schema([("id", _TEXT), ("title", _TEXT), ("category", _TEXT), ("theme", _TEXT)]),
+    "queries": pa.schema(
+        [(name, _TEXT) for name in ("id", "profile_id", "text", "category", "theme", "split")]
+        + [("related", pa.list_(_TEXT))]
+    ),
+}
+
+
+def save(world: World, directory: Path) -> None:
+    """Write ``world`` to ``directory`` in one step: readers see the old world or the new one.
+
+    Raises:
+        WorldError: the directory holds something else than a world.
+    """
+    if directory.exists() and not (directory / "world.json").is_file():
+        raise WorldError(f"{directory} exists and is no world (it has no world.json); choose another path")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        rows = {
+            "profiles": [asdict(profile) for profile in world.profiles],
+            "ads": [asdict(ad) for ad in world.ads],
+            "queries": [
+                {**asdict(query), "related": list(world.related.get(query.id, ()))}
+                for query in world.queries
+            ],
+        }
+        for name, schema in _SCHEMAS.items():
+            pq.write_table(pa.Table.from_pylist(rows[name], schema=schema), fresh / f"{name}.parquet")
+        about = {"format": FORMAT, "name": world.name, "seed": world.seed, "notes": dict(world.notes)}
+        about["counts"] = {name: len(members) for name, members in rows.items()}
+        (fresh / "world.json").write_text(json.dumps(about, indent=2) + "\n")
+        fresh.chmod(0o755)
+        _swap(fresh, directory)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load(directory: Path) -> World:
+    """Read a world written by `save`, and check it.
+
+    Raises:
+        WorldError: a file is missing, unreadable, of another format or other than world.json
+            counts it, or the world fails `check`.
+    """
+    about = _about(directory / "world.json")
+    rows = {name: _rows(directory / f"{name}.parquet", name) for name in _SCHEMAS}
+    for name, members in rows.items():
+        if about["counts"].get(name) != len(members):
+            raise WorldError(
+                f"{directory}/{name}.parquet holds {len(members)} rows, world.json counts "
+                f"{about['counts'].get(name)}; the world is partial: {_AGAIN}"
+            )
+    related = {row["id"]: tuple(row.pop("related")) for row in rows["queries"]}
+    world = World(
+        name=about["name"],
+        seed=about["seed"],
+        profiles=tuple(
+            Profile(row["id"], row["basics"], tuple(row["interests"])) for row in rows["profiles"]
+        ),
+        ads=tuple(Ad(**row) for row in rows["ads"]),
+        queries=tuple(Query(**row) for row in rows["queries"]),
+        related={id: ads for id, ads in related.items() if ads},
+        notes=about["notes"],
+    )
+    check(world)
+    return world
+
+
+def check(world: World) -> None:
+    """Refuse a world that a run would stumble over.
+
+    Raises:
+        WorldError: names the record, the field, the value and the way out.
+    """
+    if not world.profiles:
+        raise WorldError("profiles: there are none; a world needs at least 2")
+    if not world.ads:
+        raise WorldError("ads: the catalogue is empty; add at least one ad")
+    _unique("profiles", [profile.id for profile in world.profiles])
+    _unique("ads", [ad.id for ad in world.ads])
+    _unique("queries", [query.id for query in world.queries])
+    for ad in world.ads:
+        _check_ad(ad)
+    for profile in world.profiles:
+        for interest in profile.interests:
+            _plain(f"profiles: {profile.id}", "interests", interest)
+    _check_queries(world)
+    for query_id, ids in world.related.items():
+        for unknown in (id for id in ids if id not in world.ad_by_id):
+            raise WorldError(f"queries: {query_id}: related={unknown!r} is no ad; add it or drop the pair")
+
+
+def _check_ad(ad: Ad) -> None:
+    where = f"ads: {ad.id}"
+    if not (ad.id.isascii() and ad.id.isdigit()):
+        raise WorldError(f"ads: id={ad.id!r}: an id is digits only, as in [Ad-1234]; renumber the ad")
+    if not ad.title.strip():
+        raise WorldError(f"{where}: title={ad.title!r} is empty; give the ad a title or drop it")
+    if len(ad.title) > MAX_TITLE:
+        raise WorldError(f"{where}: title={ad.title!r} is over {MAX_TITLE} characters; shorten it")
+    for mark in "@[]":
+        if mark in ad.title:
+            raise WorldError(f"{where}: title={ad.title!r} holds {mark!r}, a markup sign; remove it")
+    _plain(where, "title", ad.title)
+    _plain(where, "category", ad.category)
+
+
+def _check_queries(world: World) -> None:
+    splits: dict[str, str] = {}
+    for query in world.queries:
+        where = f"queries: {query.id}"
+        if query.profile_id not in world.profile_by_id:
+            raise WorldError(
+                f"{where}: profile_id={query.profile_id!r} is unknown; add the profile or drop it"
+            )
+        if query.split not in ("train", "test"):
+            raise WorldError(f"{where}: split={query.split!r}; it is train or test")
+        if not query.text.strip():
+            raise WorldError(f"{where}: text={query.text!r} is empty; drop the query")
+        if splits.setdefault(query.profile_id, query.split) != query.split:
+            raise WorldError(
+                f"{where}: split={query.split!r}, but profile {query.profile_id} has queries in both; "
+                "hold out whole profiles"
+            )
+    for split in ("train", "test"):
+        if split not in splits.values():
+            raise WorldError(f"queries: none has split={split!r}; hold out some profiles, but not all")
+
+
+def _plain(where: str, field: str, value: str) -> None:
+    """Refuse text that could break a line or a role of a prompt."""
+    if not value.isprintable():
+        raise WorldError(f"{where}: {field}={value!r} holds a line break or control character; remove it")
+    for token in ("<|", "|>"):
+        if token in value:
+            raise WorldError(f"{where}: {field}={value!r} holds {token!r}, a chat control token; remove it")
+
+
+def _unique(kind: str, ids: list[str]) -> None:
+    seen: set[str] = set()
+    for id in ids:
+        if id in seen:
+            raise WorldError(f"{kind}: id={id!r} occurs twice; ids are unique: renumber one")
+        seen.add(id)
+
+
+def _swap(fresh: Path, directory: Path) -> None:
+    if not directory.exists():
+        os.replace(fresh, directory)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+    os.replace(directory, old)
+    os.replace(fresh, directory)
+    shutil.rmtree(old)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text())
+    except OSError as error:
+        raise WorldError(f"{path}: {error.strerror or error}; give a saved world's directory") from None
+    except ValueError as error:
+        raise WorldError(f"{path} is not JSON: {error}; {_AGAIN}") from None
+    wanted = {"format", "name", "seed", "notes", "counts"}
+    if not isinstance(about, dict) or not wanted <= about.keys() or not isinstance(about["counts"], dict):
+        raise WorldError(
+            f"{path} lacks one of {', '.join(sorted(wanted))}; build or import the world again"
+        )
+    if about["format"] != FORMAT:
+        raise WorldError(f"{path}: format={about['format']!r}, this version reads {FORMAT}; {_AGAIN}")
+    return about
+
+
+def _rows(path: Path, name: str) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise WorldError(f"{path} is missing; the world is partial: {_AGAIN}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise WorldError(
+            f"{path} is not a parquet file: {error}; build or import the world again"
+        ) from None
+    for field in _SCHEMAS[name]:
+        if field.name not in table.column_names:
+            raise WorldError(f"{path} has no column {field.name!r}; {_AGAIN}")
+        if table.column(field.name).null_count:
+            raise WorldError(f"{path}: column {field.name!r} has gaps; build or import the world again")
+    rows: list[dict[str, Any]] = table.select(_SCHEMAS[name].names).to_pylist()
+    return rows
