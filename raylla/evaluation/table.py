@@ -18,7 +18,7 @@ Figure = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Outcome:
     """One judged test answer: its query, what it placed, and what was and would be clicked."""
 
     query_id: str
@@ -28,7 +28,7 @@ class Tested:
     model_probabilities: Mapping[str, float]
 
 
-def figures(answers: Sequence[Tested], coefficients: Penalty, resamples: int, seed: int) -> dict[str, Any]:
+def figures(answers: Sequence[Outcome], coefficients: Penalty, resamples: int, seed: int) -> dict[str, Any]:
     """The table row of one weight version.
 
     ``revenue`` is bid times the judge's click, ``revenue_click_model`` bid times the click model's
@@ -67,7 +67,7 @@ def interval(values: NDArray[np.float64], resamples: int, rng: np.random.Generat
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def _account(answer: Tested, coefficients: Penalty) -> dict[str, float]:
+def _account(answer: Outcome, coefficients: Penalty) -> dict[str, float]:
     punished = coefficients.weight * penalty(answer.parsed, coefficients)
     revenue = sum(answer.bids[ad] for ad, clicked in answer.clicks.items() if clicked)
     expected = sum(answer.bids[ad] * p for ad, p in answer.model_probabilities.items())

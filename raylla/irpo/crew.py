@@ -8,13 +8,13 @@ from typing import Any
 from raylla.actors.judge import JudgeWorker
 from raylla.actors.policy import PolicyTrainer
 from raylla.actors.pool import Pool
+from raylla.actors.reward import RewardWorker
 from raylla.actors.rollout import RolloutWorker
 from raylla.actors.weights import WeightStore, roll_out
 from raylla.config import Actors, Config
 from raylla.engines.protocol import Probe
 from raylla.models import resolve
 from raylla.records import WeightVersion
-from raylla.reward.trainer import RewardTrainer
 
 
 class Crew:
@@ -42,7 +42,7 @@ class Crew:
         )
         self.reward = Pool(
             "reward-trainer",
-            RewardTrainer,
+            RewardWorker,
             (encoder, config.pctr, config.seed),
             config.reward_trainer,
             here,

@@ -12,7 +12,7 @@ from raylla.actors.pool import DONE, next_item
 from raylla.auction import parse, reward
 from raylla.engines.protocol import Generated, Probe, Request
 from raylla.errors import RunError, WorldError
-from raylla.evaluation.table import Tested, figures
+from raylla.evaluation.table import Outcome, figures
 from raylla.irpo.crew import Crew
 from raylla.irpo.preference import group
 from raylla.irpo.sampling import Sampled, sample_answers, seed_of
@@ -369,7 +369,7 @@ def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
         chances = clicks.click_probabilities(
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
-        answers.append(Tested(planned.query.id, parsed, planned.bids, clicked, chances))
+        answers.append(Outcome(planned.query.id, parsed, planned.bids, clicked, chances))
     return figures(answers, run.config.penalty, run.config.evaluation.bootstrap, run.config.seed)
 
 

@@ -1,0 +1,41 @@
+"""The reward trainer at work: the pCTR model in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raylla.config import Pctr
+from raylla.reward.rows import ClickRow
+
+
+class RewardWorker:
+    """A worker of a `Pool` of one; see `raylla.reward.trainer.RewardTrainer` for its methods."""
+
+    def __init__(self, encoder: str, settings: Pctr, seed: int) -> None:
+        # Imported here, so that the driver, which names this class, loads no torch.
+        from raylla.reward.trainer import RewardTrainer
+
+        self._trainer = RewardTrainer(encoder, settings, seed)
+
+    def ready(self) -> None:
+        """Returns when the encoder is loaded."""
+
+    def update(self, rows: list[ClickRow]) -> dict[str, float]:
+        """Train on one epoch's judged rows."""
+        return self._trainer.update(rows)
+
+    def predict(self, rows: list[ClickRow]) -> list[float]:
+        """Click probability of each row."""
+        return self._trainer.predict(rows)
+
+    def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
+        """AUC, log loss and calibration error on judged rows."""
+        return self._trainer.evaluate(rows)
+
+    def save(self, directory: Path) -> None:
+        """Write the model."""
+        self._trainer.save(directory)
+
+    def load(self, directory: Path) -> None:
+        """Go on from what `save` wrote."""
+        self._trainer.load(directory)

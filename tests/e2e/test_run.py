@@ -1,0 +1,181 @@
+"""The whole loop on real vLLM, DeepSpeed and Ray: a run, its files, SIGKILL and resume, jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "world.profiles": 8,
+    "world.queries_per_profile": 2,
+    "world.test_share": 0.25,
+    "irpo.epochs": 1,
+    "irpo.queries": 8,
+    "irpo.reward_answers": 3,
+    "irpo.preference_answers": 4,
+    "irpo.delta": 1,
+    "irpo.max_drop_share": 0.2,
+    "dpo.batch_groups": 4,
+    "dpo.micro_groups": 2,
+    "rollout.workers": 1,
+    "evaluation.answers": 2,
+    "wandb.mode": "disabled",
+}
+STAGES = ("world", "epoch-1/sample", "epoch-1/learn", "epoch-1/align", "epoch-2/sample")
+
+
+def _arguments(run: Path, **changed: object) -> list[str]:
+    settings = TINY | {name.replace("__", "."): value for name, value in changed.items()}
+    sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return ["train", str(ROOT / "configs" / "pocket.yaml"), "--run", str(run), *sets]
+
+
+def _raylla(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "raylla", *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+
+
+def _finish(arguments: list[str], log: Path) -> None:
+    process = _raylla(arguments, log)
+    assert process.wait(timeout=400) == 0, log.read_text()[-4000:]
+
+
+def _ids(run: Path) -> list[str]:
+    lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    return [line["sample_id"] for line in lines if "sample_id" in line]
+
+
+def _results(run: Path) -> Any:
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    _finish(_arguments(run), run.parent / "log")
+    return run
+
+
+def test_run_directory(whole: Path) -> None:
+    results = _results(whole)
+    assert [row["weight_version"] for row in results["epochs"]] == ["v0", "v1"]
+    for row in results["epochs"]:
+        assert row["revenue"]["low"] <= row["revenue"]["mean"] <= row["revenue"]["high"]
+        assert {"auc", "log_loss", "calibration_error"} <= row["pctr"].keys()
+    assert results["samples"]["reward"] == 8 * 3
+    assert results["samples"]["preference"] == 8 * 4
+    assert results["peak_memory_bytes"] > 2**28
+    assert set(STAGES) <= results["wall_seconds"].keys()
+    answers = pq.read_table(whole / "records" / "epoch-1" / "sample" / "answers.parquet")
+    assert set(answers["weight_version"].to_pylist()) == {"v0"}
+    assert (whole / "weights" / "v1" / "model.safetensors").exists()
+    consumed = [name for name in _ids(whole) if "/" in name]
+    assert len(set(consumed)) > 8 * 7
+
+
+def test_test_profiles_are_never_trained_on(whole: Path) -> None:
+    queries = pq.read_table(whole / "world" / "queries.parquet").to_pylist()
+    split = {query["id"]: query["split"] for query in queries}
+    for name in set(_ids(whole)) - set(split):
+        _, phase, query, _ = name.split("/")
+        assert (phase == "test") == (split[query] == "test")
+
+
+def test_evaluate_rebuilds_the_table(whole: Path) -> None:
+    _finish(["evaluate", str(whole)], whole.parent / "evaluate.log")
+    again = json.loads((whole / "evaluation.json").read_text())
+    assert again["epochs"] == _results(whole)["epochs"]
+
+
+def test_another_config_in_the_same_directory(whole: Path) -> None:
+    process = _raylla(_arguments(whole, seed=5), whole.parent / "other.log")
+    assert process.wait(timeout=60) == 2
+    assert "another config" in (whole.parent / "other.log").read_text()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_after_a_stage_and_resumed(whole: Path, tmp_path: Path, stage: str) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = _raylla(_arguments(run), log)
+    _wait_for_commit(process, run, stage, log)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    for child in tree:
+        with_kill(child)
+    _finish(["resume", str(run)], log)
+    assert _ids(run) == _ids(whole)
+    assert _results(run)["epochs"] == _results(whole)["epochs"]
+
+
+def with_kill(process: psutil.Process) -> None:
+    """End a process that may be gone already."""
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _wait_for_commit(process: subprocess.Popen[bytes], run: Path, stage: str, log: Path) -> None:
+    wanted = f'{{"stage": "{stage}", "commit"'
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        ledger = run / "ledger.jsonl"
+        if ledger.exists() and wanted in ledger.read_text():
+            return
+        assert process.poll() is None, log.read_text()[-4000:]
+        time.sleep(0.05)
+    pytest.fail(f"{stage} was not committed in time: {log.read_text()[-4000:]}")
+
+
+def test_job_submitted_through_the_jobs_api(tmp_path: Path) -> None:
+    import ray
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0)
+    try:
+        client = JobSubmissionClient(f"http://{ray.get_runtime_context().gcs_address and _dashboard()}")
+        sets = " ".join(_arguments(tmp_path / "run")[3:])
+        job = client.submit_job(
+            entrypoint=f"{sys.executable} jobs/train.py configs/pocket.yaml {sets}",
+            runtime_env={"working_dir": str(ROOT), "excludes": [".venv", ".git", "runs", "**/__pycache__"]},
+        )
+        deadline = time.monotonic() + 400
+        while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+            time.sleep(1)
+        logs = client.get_job_logs(job)
+        assert client.get_job_status(job) == JobStatus.SUCCEEDED, logs[-4000:]
+        assert "revenue / query" in logs or "revenue" in logs
+        assert (tmp_path / "run" / "results.json").exists()
+    finally:
+        ray.shutdown()
+
+
+def _dashboard() -> str:
+    import ray
+
+    return str(ray._private.worker._global_node.webui_url)

@@ -1,0 +1,80 @@
+"""The config tree: strict, one home of defaults, shipped files valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raylla import config
+from raylla.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load(path: Path) -> None:
+    assert config.load(path).name == path.stem
+
+
+def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("dpo:\n  zero_stag: 3\n")
+    with pytest.raises(
+        ConfigError, match=r"unknown key dpo\.zero_stag; the nearest valid key is dpo\.zero_stage"
+    ):
+        config.load(path)
+
+
+def test_override_wins_and_is_validated(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("irpo:\n  epochs: 2\n")
+    assert config.load(path, ["irpo.epochs=5", "engine.dtype=bfloat16"]).irpo.epochs == 5
+    with pytest.raises(ConfigError, match=r"irpo\.epochs"):
+        config.load(path, ["irpo.epochs=0"])
+    with pytest.raises(ConfigError, match=r"nearest valid key is irpo\.epochs"):
+        config.load(path, ["irpo.epoch=2"])
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        config.load(path, ["irpo.epochs"])
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("penalty.per_ad=-1", "penalty.per_ad"),
+        ("penalty.per_ad=.inf", "penalty.per_ad"),
+        ("irpo.delta=.nan", "irpo.delta"),
+        ("dpo.batch_groups=7", "dpo.batch_groups"),
+        ("world.candidates=101", "world.candidates"),
+        ("ad_llm.sampling.temperature=-1", "ad_llm.sampling.temperature"),
+    ],
+)
+def test_unusable_values_name_their_field(tmp_path: Path, override: str, field: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\n")
+    with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
+        config.load(path, [override])
+
+
+def test_missing_or_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(tmp_path / "none.yaml")
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        config.load(path)
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="not a mapping"):
+        config.load(path)
+
+
+def test_digest_ignores_what_decides_no_result() -> None:
+    plain = config.Config()
+    assert plain.digest() == config.parse({"wandb": {"mode": "disabled"}}, "x").digest()
+    assert plain.digest() != config.parse({"seed": 1}, "x").digest()
+
+
+def test_every_key_is_described_once() -> None:
+    names = config.keys()
+    assert len(names) == len(set(names))
+    assert "ad_llm.sampling.top_k" in names

@@ -1,0 +1,22 @@
+"""Layers point one way: the mechanism and the driver load no model library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LIGHT = ("raylla.records", "raylla.config", "raylla.auction", "raylla.world.build", "raylla.world.webis")
+DRIVER = ("raylla.cli", "raylla.irpo.loop", "raylla.irpo.stages", "raylla.evaluation.recorded")
+
+
+@pytest.mark.parametrize(
+    ("modules", "forbidden"),
+    [(LIGHT, ("ray", "torch", "vllm", "transformers")), (DRIVER, ("torch", "vllm", "deepspeed", "trl"))],
+    ids=["mechanism", "driver"],
+)
+def test_imports(modules: tuple[str, ...], forbidden: tuple[str, ...]) -> None:
+    code = f"import sys, {', '.join(modules)}; print([m for m in {forbidden!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

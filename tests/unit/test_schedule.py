@@ -1,0 +1,48 @@
+"""Which auctions an epoch holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raylla.config import Config, parse
+from raylla.irpo.schedule import auctions
+from raylla.records import Query
+from raylla.world import World, build
+
+CONFIG = parse({"world": {"profiles": 10}, "irpo": {"queries": 6, "epochs": 2}}, "test")
+
+
+def _world(config: Config = CONFIG) -> World:
+    draft = build.synthetic(config.world, config.seed)
+    splits = build.split(draft.profiles, 0.2, config.seed)
+    queries = [
+        Query(f"{user.id}-{place}", user.id, "best tea", "tea", "food", splits[user.id])
+        for user in draft.profiles
+        for place in range(2)
+    ]
+    return replace(draft, queries=tuple(queries))
+
+
+def test_test_queries_are_never_trained_on() -> None:
+    world = _world()
+    for epoch in (1, 2):
+        for planned in auctions(CONFIG, world, epoch):
+            assert (planned.phase == "test") == (planned.query.split == "test")
+    assert {planned.phase for planned in auctions(CONFIG, world, 3)} == {"test"}
+
+
+def test_same_config_and_seed_give_the_same_auctions() -> None:
+    first = [item.auction for item in auctions(CONFIG, _world(), 1)]
+    assert first == [item.auction for item in auctions(CONFIG, _world(), 1)]
+    assert len({auction.id for auction in first}) == len(first)
+
+
+def test_bids_are_fresh_for_training_and_fixed_for_testing() -> None:
+    world = _world()
+    by_id = [{item.auction.id: item.auction.bids for item in auctions(CONFIG, world, e)} for e in (1, 2)]
+    shared = by_id[0].keys() & by_id[1].keys()
+    assert shared == {item.auction.id for item in auctions(CONFIG, world, 3)}
+    assert all(by_id[0][name] == by_id[1][name] for name in shared)
+    drawn = [bid for bids in by_id[0].values() for bid in bids]
+    assert all(1 <= bid <= 100 and bid == int(bid) for bid in drawn)
+    assert len(set(drawn)) > 20

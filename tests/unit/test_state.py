@@ -1,0 +1,48 @@
+"""A run directory: commits, damage, another config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raylla.config import Config, parse
+from raylla.errors import RunError
+from raylla.irpo.state import Run, load_records, save_records
+from raylla.records import Answer, Auction
+
+
+def test_only_committed_stages_survive(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Config())
+    run.commit("world", ["a", "b"], {"wall_seconds": 1.0})
+    with run.ledger.open("a") as file:
+        file.write(json.dumps({"stage": "epoch-1/sample", "sample_id": "x"}) + "\n")
+        file.write('{"stage": "epoch-1/sample", "comm')
+    again = Run.open(run.path)
+    assert list(again.commits) == ["world"]
+    ids = [json.loads(line).get("sample_id") for line in again.ledger.read_text().splitlines()]
+    assert ids == ["a", "b", None]
+
+
+def test_another_config_is_refused(tmp_path: Path) -> None:
+    Run.create(tmp_path / "run", Config())
+    with pytest.raises(RunError, match="another config"):
+        Run.create(tmp_path / "run", parse({"seed": 3}, "test"))
+    assert Run.create(tmp_path / "run", Config()).config.seed == 0
+
+
+def test_other_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run directory"):
+        Run.open(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        Run.create(tmp_path, Config())
+
+
+def test_records_round_trip(tmp_path: Path) -> None:
+    answers = [Answer("s/0", "s", 0, "v0", "hi @", (1, 2), (3,), None)]
+    save_records(tmp_path / "a.parquet", answers, Answer)
+    assert load_records(tmp_path / "a.parquet", Answer) == answers
+    save_records(tmp_path / "b.parquet", [], Auction)
+    assert load_records(tmp_path / "b.parquet", Auction) == []
