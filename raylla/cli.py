@@ -27,6 +27,8 @@ pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds."
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_app, name="pocket")
 console = Console()
+if not console.is_terminal:
+    console = Console(width=150)  # A table in a log file is not squeezed into 80 columns.
 
 Result = TypeVar("Result")
 ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
@@ -78,10 +80,10 @@ def evaluate(run: RunPath) -> None:
     """Rebuild the table of a finished run from its records; writes evaluation.json beside it."""
     from raylla.evaluation.recorded import evaluate_run
     from raylla.evaluation.show import show
-    from raylla.irpo.state import Run, write_text
+    from raylla.irpo.state import Run, write_json
 
     results = evaluate_run(Run.open(run))
-    write_text(run / "evaluation.json", json.dumps(results, indent=2) + "\n")
+    write_json(run / "evaluation.json", results)
     show(console, results)
 
 

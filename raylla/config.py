@@ -71,7 +71,7 @@ class Engine(Section):
     tensor_parallel: Positive = 1
     enforce_eager: bool = True
     probe_tolerance: NonNegative = Field(
-        0.05, description="largest mean |difference| of token log-probabilities to the trainer's"
+        0.01, description="largest mean |difference| of token log-probabilities to the trainer's"
     )
 
 

@@ -37,8 +37,8 @@ def show(console: Console, results: dict[str, Any]) -> None:
             f"{row['ads_per_answer']:.2f}",
             f"{100 * row['format_error_rate']:.1f} %",
             f"{row['click_rate']:.3f}",
-            f"{row['pctr']['auc']:.3f}",
-            f"{row['pctr']['calibration_error']:.3f}",
+            _number(row["pctr"]["auc"]),
+            _number(row["pctr"]["calibration_error"]),
         )
     console.print(table)
     for example in results.get("examples", []):
@@ -58,3 +58,8 @@ def show(console: Console, results: dict[str, Any]) -> None:
 
 def _figure(value: dict[str, float]) -> str:
     return f"{value['mean']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
+
+
+def _number(value: float | None) -> str:
+    """A figure that one class of clicks leaves undefined is a dash."""
+    return "-" if value is None or value != value else f"{value:.3f}"

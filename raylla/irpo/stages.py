@@ -17,7 +17,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.preference import group
 from raylla.irpo.sampling import Sampled, sample_answers, seed_of
 from raylla.irpo.schedule import Planned
-from raylla.irpo.state import Run, load_records, package_versions, save_records, write_text
+from raylla.irpo.state import Run, load_records, package_versions, save_records, write_json, write_text
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, PreferenceGroup, Reward, WeightVersion
@@ -345,7 +345,7 @@ def conclude(
         "versions": package_versions(),
         "examples": examples(world, sampled[0], sampled[-1]),
     }
-    write_text(run.path / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(run.path / "results.json", results)
     return results
 
 

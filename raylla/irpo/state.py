@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -66,7 +67,7 @@ class Run:
         about = {"digest": config.digest(), "seed": config.seed, "versions": package_versions()}
         tree = config.model_dump(mode="json")
         write_text(path / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
-        write_text(path / "run.json", json.dumps(about, indent=2) + "\n")
+        write_json(path / "run.json", about)
         return run
 
     @classmethod
@@ -110,7 +111,7 @@ class Run:
     def commit(self, stage: str, sample_ids: Iterable[str], report: dict[str, Any]) -> None:
         """Append the stage's consumed sample ids and its commit line, then force them to disk."""
         lines = [json.dumps({"stage": stage, "sample_id": name}) for name in sample_ids]
-        lines.append(json.dumps({"stage": stage, "commit": report}))
+        lines.append(json.dumps({"stage": stage, "commit": _defined(report)}, allow_nan=False))
         with self.ledger.open("a") as file:
             file.write("\n".join(lines) + "\n")
             file.flush()
@@ -141,6 +142,19 @@ def write_text(path: Path, text: str) -> None:
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(text)
     fresh.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON, whole or not at all; an undefined figure (NaN) becomes null."""
+    write_text(path, json.dumps(_defined(value), indent=2, allow_nan=False) + "\n")
+
+
+def _defined(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _defined(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_records(path: Path, records: Sequence[Any], kind: type[Any]) -> None:

@@ -51,7 +51,16 @@ SAMPLERS: dict[str, Draw] = {
 STAGES = (
     Stage("short", None, (("short-copy", 1.0),), 1000, 16, 0.04, 0.01, decay_from=1.0),
     Stage("trunk", "short", (("copy", 0.8), ("answer", 0.2)), 2000, 16, 0.04, 0.01, decay_from=0.5),
-    Stage("ad-llm", "trunk", (("copy", 0.25), ("answer", 0.75)), 1800, 16, 0.02, 0.004, decay_from=0.3),
+    Stage(
+        "ad-llm",
+        "trunk",
+        (("short-copy", 0.1), ("copy", 0.4), ("answer", 0.5)),
+        1500,
+        16,
+        0.03,
+        0.008,
+        decay_from=0.35,
+    ),
     Stage("user-llm", "trunk", (("judge", 0.9), ("ask", 0.1)), 2200, 16, 0.02, 0.004, decay_from=0.3),
 )
 MODEL = {

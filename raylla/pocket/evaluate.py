@@ -25,8 +25,6 @@ from raylla.reward.calibration import auc, calibration_error
 from raylla.world import prompts
 
 
-
-
 def evaluate(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dict[str, Any]:
     """Figures of both models over ``count`` held-out prompts of each kind (pocket-scale).
 

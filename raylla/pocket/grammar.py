@@ -18,60 +18,18 @@ from raylla.auction.markup import markup, parse
 from raylla.records import Ad, Profile, Query
 from raylla.world import clicks, lexicon, prompts
 
-ONSETS = (
-    "B",
-    "C",
-    "D",
-    "F",
-    "G",
-    "H",
-    "J",
-    "K",
-    "L",
-    "M",
-    "N",
-    "P",
-    "R",
-    "S",
-    "T",
-    "V",
-    "Z",
-    "Br",
-    "Cl",
-    "Dr",
-    "Fl",
-    "Gr",
-    "Kr",
-    "Pl",
-    "St",
-    "Tr",
-    "Sh",
-    "Th",
+STARTS = tuple(
+    (
+        "Drea Tru Saiz Fez Pik Tho Pl Dru Bain Shi Brev Ple Sis Stion Dra Krio Rail Thi Teann Rioz Kra "
+        "Ben Ziz Fel Cof Fle Grio Fli Jan Trund Meal Gru Mion Fund Kru Tra Sho Gres Sun Gra"
+    ).split()
 )
-MIDDLES = (
-    "b",
-    "d",
-    "f",
-    "g",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "v",
-    "x",
-    "z",
-    "ll",
-    "nd",
-    "rt",
-    "nn",
-    "st",
+ENDS = tuple(
+    (
+        "lily lion lix li feto feco lito lico lios lio fe kera liox lis fex fo be fi bea bi fu bu fa fos "
+        "bio bai fea ba fus kin leto tox leco lely lex toco tos loto indo los"
+    ).split()
 )
-VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")
-ENDS = ("", "", "n", "x", "s", "ra", "to", "ly", "co")
 
 OPENERS = (
     "A good {topic} choice should feel {quality} and {quality2}.",
@@ -125,22 +83,18 @@ class Sample:
 
 
 def brand(rng: random.Random, known: bool = True) -> str:
-    """A made-up brand; `known` ones may occur in training, the others never do."""
+    """A made-up brand of two pieces; `known` ones may occur in training, the others never do."""
     while True:
-        name = rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(MIDDLES) + rng.choice(VOWELS)
-        name += rng.choice(ENDS)
+        name = rng.choice(STARTS) + rng.choice(ENDS)
         if (zlib.crc32(name.encode()) % 8 != 0) == known:
             return name
 
 
 def title(rng: random.Random, noun: str, known: bool = True) -> str:
     """An ad title about ``noun``."""
-    form = rng.random()
-    if form < 0.55:
+    if rng.random() < 0.65:
         return f"{brand(rng, known)} {noun}"
-    if form < 0.8:
-        return f"{brand(rng, known)} {rng.choice(lexicon.ADJECTIVES)} {noun}"
-    return f"{noun} by {brand(rng, known)}"
+    return f"{brand(rng, known)} {rng.choice(lexicon.ADJECTIVES)} {noun}"
 
 
 def wild_title(rng: random.Random) -> str:
@@ -248,7 +202,7 @@ def bids(rng: random.Random, count: int) -> list[float | None]:
 
 def copy_sample(rng: random.Random, least: int = 4, most: int = 7) -> Sample:
     """The circuit that everything rests on: repeat all candidates in any order."""
-    _, user, candidates = _scene(rng, wild=0.4, least=least, most=most)
+    _, user, candidates = _scene(rng, wild=0.2, least=least, most=most)
     request = Query("q0", user.id, "list", "", "", "train")
     messages = prompts.answer("compact", request, user, candidates, bids(rng, len(candidates)))
     return Sample(messages, "".join(f" {markup(ad)}" for ad in rng.sample(candidates, len(candidates))))
@@ -259,7 +213,7 @@ def short_copy_sample(rng: random.Random) -> Sample:
     return copy_sample(rng, 2, 4)
 
 
-def answer_sample(rng: random.Random, known: bool = True, wild: float = 0.25) -> Sample:
+def answer_sample(rng: random.Random, known: bool = True, wild: float = 0.15) -> Sample:
     """An ad-integrated answer of the base Ad-LLM."""
     about, user, candidates = _scene(rng, wild=wild, least=5, most=7, known=known)
     messages = prompts.answer("compact", about, user, candidates, bids(rng, len(candidates)))

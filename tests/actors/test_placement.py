@@ -1,0 +1,37 @@
+"""What can never be placed is said before any model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from raylla.actors.placement import check_placement, connect, disconnect
+from raylla.config import Config, parse
+from raylla.errors import PlacementError
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    connect(Config())
+    yield
+    disconnect(Config())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_fits_and_what_never_will() -> None:
+    assert check_placement(Config())["CPU"] >= 0
+    many = parse({"rollout": {"workers": 1000, "cpus": 1}}, "test")
+    with pytest.raises(PlacementError, match=r"needs 10\d\d.* CPUs .*rollout 1000 x 1"):
+        check_placement(many)
+    big = parse({"judge": {"gpus": 64}}, "test")
+    with pytest.raises(PlacementError, match=r"judge: one worker needs .* 64 GPUs"):
+        check_placement(big)
+
+
+def test_an_address_where_nothing_answers() -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(PlacementError, match="no cluster could be joined"):
+        connect(parse({"ray": {"address": "127.0.0.1:1"}}, "test"))
