@@ -27,7 +27,7 @@ def settings(dpo: Dpo, micro_steps: int, ranks: int) -> dict[str, Any]:
         "stage": dpo.zero_stage,
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
-        "reduce_bucket_size": BUCKET,
+        "reduce_bucket_size": "auto" if dpo.zero_stage == 3 else BUCKET,
     }
     if dpo.zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
