@@ -92,10 +92,12 @@ class Pctr(Section):
     hidden: tuple[Positive, ...] = (128, 64, 32)
     lr: Annotated[float, Field(gt=0)] = 1e-3
     batch: Positive = 256
-    passes: Positive = Field(8, description="passes over an epoch's clicks")
+    passes: Positive = Field(5, description="passes over an epoch's clicks")
     cold_share: Share = Field(0.1, description="share of rows trained as an unseen ad or user")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the network's inputs")
-    weight_decay: NonNegative = Field(0.0, description="decoupled, as in AdamW")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.8, description="of the MLP's inputs: an epoch has few queries, and it learns them by heart"
+    )
+    weight_decay: NonNegative = Field(3.0, description="of the MLP, decoupled as in AdamW")
     features: tuple[Literal["answer", "sentence", "ad_text", "structure", "match"], ...] = Field(
         ("answer", "sentence", "ad_text", "structure", "match"),
         description="what the network sees beside query, user and ad; the paper: answer alone",
