@@ -24,6 +24,7 @@ from raylla.pocket import grammar, tokenizer
 
 Draw = Callable[[random.Random], grammar.Sample]
 SAVE_EVERY = 100
+JUDGED_WEIGHT = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ STAGES = (
         0.008,
         decay_from=0.35,
     ),
-    Stage("user-llm", "trunk", (("judge", 0.9), ("ask", 0.1)), 2200, 16, 0.02, 0.004, decay_from=0.3),
+    Stage("user-llm", "ad-llm", (("judge", 0.92), ("ask", 0.08)), 700, 16, 0.03, 0.008, decay_from=0.35),
 )
 MODEL = {
     "hidden_size": 128,
@@ -118,17 +119,17 @@ def _run(stage: Stage, out: Path, words: PreTrainedTokenizerFast, seed: int) -> 
     directory.mkdir(parents=True, exist_ok=True)
     started, tokens, recent = time.monotonic(), 0, []
     for step in range(first, stage.steps):
-        ids, labels = _batch(stage, words, random.Random(f"{seed}/{stage.name}/{step}"))
+        batch = _batch(stage, words, random.Random(f"{seed}/{stage.name}/{step}"))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * _schedule(step, stage)
-        loss = _loss(model, ids, labels)
+        loss = _loss(model, *batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        tokens += ids.numel()
+        tokens += batch[0].numel()
         recent.append(loss.item())
         if (step + 1) % 10 == 0:
             rate = tokens / (time.monotonic() - started)
@@ -184,34 +185,56 @@ def _schedule(step: int, stage: Stage) -> float:
 
 def _batch(
     stage: Stage, words: PreTrainedTokenizerFast, rng: random.Random
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, both [batch, length], right-padded; labels are -100 off the answer."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, labels, other labels and their chances, all [batch, length], right-padded.
+
+    Labels are -100 off the answer.  Where a judgement says 0 or 1, the other label is the one it
+    did not say, with the click model's chance of it: the expectation over draws instead of a draw.
+    """
     names, weights = zip(*stage.mix, strict=True)
-    rows = []
-    for name in rng.choices(names, weights, k=stage.batch):
-        sample = SAMPLERS[name](rng)
-        prompt = tokenizer.USER + sample.messages[0]["content"] + tokenizer.ASSISTANT
-        rows.append((prompt, sample.completion + tokenizer.END))
-    prompts = words([row[0] for row in rows]).input_ids
-    answers = words([row[1] for row in rows]).input_ids
+    samples = [SAMPLERS[name](rng) for name in rng.choices(names, weights, k=stage.batch)]
+    prompts = words(
+        [tokenizer.USER + sample.messages[0]["content"] + tokenizer.ASSISTANT for sample in samples]
+    ).input_ids
+    answers = words([sample.completion + tokenizer.END for sample in samples]).input_ids
     length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(rows), length), int(words.pad_token_id))
-    labels = torch.full((len(rows), length), -100)
-    for row, (p, a) in enumerate(zip(prompts, answers, strict=True)):
+    ids = torch.full((len(samples), length), int(words.pad_token_id))
+    labels = torch.full((len(samples), length), -100)
+    others = torch.zeros_like(ids)
+    chances = torch.zeros((len(samples), length))
+    no, yes = words("0").input_ids[0], words("1").input_ids[0]
+    mark = words('":').input_ids[0]
+    for row, (p, a, sample) in enumerate(zip(prompts, answers, samples, strict=True)):
         ids[row, : len(p) + len(a)] = torch.tensor(p + a)
         labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
-    return ids, labels
+        said = [len(p) + place + 1 for place, token in enumerate(a) if token == mark]
+        for place, chance in zip(said, sample.chances, strict=False):
+            clicked = int(ids[row, place]) == yes
+            others[row, place] = no if clicked else yes
+            chances[row, place] = 1 - chance if clicked else chance
+    return ids, labels, others, chances
 
 
-def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _loss(
+    model: Qwen3ForCausalLM,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    others: torch.Tensor,
+    chances: torch.Tensor,
+) -> torch.Tensor:
     """Mean cross-entropy over answer tokens; the head runs on those alone.
 
     Padding is on the right, so causal attention never lets it into an answer.
     """
     hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
-    wanted = labels[:, 1:]
-    mask = wanted != -100
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[mask]), wanted[mask])
+    mask = labels[:, 1:] != -100
+    logits = model.lm_head(hidden[mask]).log_softmax(-1)
+    chance = chances[:, 1:][mask]
+    said = logits.gather(1, labels[:, 1:][mask][:, None])[:, 0]
+    other = logits.gather(1, others[:, 1:][mask][:, None])[:, 0]
+    # What is judged is a fifth of a judgement's tokens and all of its worth.
+    weight = 1 + (JUDGED_WEIGHT - 1) * (others[:, 1:][mask] != 0)
+    return -(weight * ((1 - chance) * said + chance * other)).sum() / weight.sum()
 
 
 def _save_partial(

@@ -24,6 +24,9 @@ from raylla.records import Ad
 from raylla.reward.calibration import auc, calibration_error
 from raylla.world import prompts
 
+ANSWER_TEMPERATURE = 0.7
+"""The Ad-LLM's in the pocket config, and the paper's."""
+
 
 def evaluate(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dict[str, Any]:
     """Figures of both models over ``count`` held-out prompts of each kind (pocket-scale).
@@ -41,10 +44,13 @@ def evaluate(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dic
     }
 
 
-def _generate(model: str, messages: Sequence[prompts.Messages], seed: int, n: int = 1) -> list[Generated]:
+def _generate(
+    model: str, messages: Sequence[prompts.Messages], seed: int, n: int = 1, temperature: float = 1.0
+) -> list[Generated]:
     requests = [Request(str(place), one, n, seed + n * place) for place, one in enumerate(messages)]
     engine = open_engine(model, Engine(), seed)
-    found = {generated.request_id: generated for generated in engine.generate(requests, Sampling())}
+    sampling = Sampling(temperature=temperature)
+    found = {generated.request_id: generated for generated in engine.generate(requests, sampling)}
     return [found[request.id] for request in requests]
 
 
@@ -65,7 +71,9 @@ def _answers(model: str, count: int, seed: int) -> dict[str, Any]:
     fluent, unfinished = 0, 0
     forms = _known_sentences()
     for (kind, candidates, bids, _), generated in zip(
-        scenes, _generate(model, [scene[-1] for scene in scenes], seed), strict=True
+        scenes,
+        _generate(model, [scene[-1] for scene in scenes], seed, temperature=ANSWER_TEMPERATURE),
+        strict=True,
     ):
         completion = generated.completions[0]
         one = parse(completion.text, candidates)
@@ -144,7 +152,7 @@ def _known_sentences() -> list[re.Pattern[str]]:
     forms = (*grammar.OPENERS, *grammar.NATIVE, *grammar.BLUNT, *grammar.CLOSERS)
     slots = re.compile(r"\\\{ad\\\}|\\\{\w+\\\}")
     return [
-        re.compile(slots.sub(lambda slot: ".+?" if "ad" in slot[0] else r"[\\w'-]+", re.escape(form)))
+        re.compile(slots.sub(lambda slot: ".+?" if "ad" in slot[0] else r"[\w'-]+", re.escape(form)))
         for form in forms
     ]
 

@@ -80,6 +80,8 @@ class Sample:
 
     messages: prompts.Messages
     completion: str
+    chances: tuple[float, ...] = ()
+    """For a judgement: the click probability behind each of its 0s and 1s."""
 
 
 def brand(rng: random.Random, known: bool = True) -> str:
@@ -170,7 +172,7 @@ def answer_text(
     *,
     taste: float = 0.5,
     blunt: float = 0.5,
-    errors: float = 0.08,
+    errors: float = 0.05,
     counts: Sequence[float] = (10, 28, 32, 20, 10),
 ) -> str:
     """A helpful answer with ads, by the base Ad-LLM's habits.
@@ -259,7 +261,8 @@ def judge_sample(rng: random.Random) -> Sample:
     """A judgement drawn from the click model."""
     scene = judged(rng)
     drawn = {f"Ad-{ad}": int(rng.random() < p) for ad, p in scene.probabilities.items()}
-    return Sample(scene.messages, json.dumps(drawn, separators=(",", ":")))
+    text = json.dumps(drawn, separators=(",", ":"))
+    return Sample(scene.messages, text, tuple(scene.probabilities.values()))
 
 
 def _scene(

@@ -116,6 +116,14 @@ def test_another_config_in_the_same_directory(whole: Path) -> None:
     assert "another config" in (whole.parent / "other.log").read_text()
 
 
+def test_in_process_gives_the_same_samples(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _finish(_arguments(run, ray__in_process="true"), tmp_path / "log")
+    assert _ids(run) == _ids(whole)
+    first, again = _results(whole)["epochs"][0], _results(run)["epochs"][0]
+    assert again["revenue_click_model"] == first["revenue_click_model"]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_after_a_stage_and_resumed(whole: Path, tmp_path: Path, stage: str) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
