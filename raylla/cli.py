@@ -91,20 +91,15 @@ def evaluate(run: RunPath) -> None:
 @_told
 def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
     """Dry run: config, models, world, placement, disk and versions; loads no model."""
+    from raylla import models
     from raylla.actors.placement import check_placement, connect, disconnect, needs
     from raylla.irpo.state import package_versions
-    from raylla.models import resolve
     from raylla.world import build, store
 
     loaded = settings.load(config, set_)
     console.print(f"config     {config}: digest {loaded.digest()}")
-    for field, path in (
-        ("ad_llm.path", loaded.ad_llm.path),
-        ("user_llm.path", loaded.user_llm.path),
-        ("pctr.encoder", loaded.pctr.encoder),
-    ):
-        resolve(path, field)
-        console.print(f"model      {field} = {path}")
+    for field, path in models.check(loaded).items():
+        console.print(f"model      {field}: {path}")
     if loaded.world.path is not None:
         count = loaded.world.profiles * loaded.world.queries_per_profile
         world = build.sample(store.load(loaded.world.path), count, loaded.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raylla.config import Config
 from raylla.errors import ConfigError
 
 POCKET = Path(__file__).parent / "pocket" / "weights"
@@ -32,3 +33,17 @@ def resolve(path: str, field: str) -> str:
             f"{field}={path!r}: no such directory; give pocket:NAME, a directory or a hub name"
         )
     return path
+
+
+def check(config: Config) -> dict[str, str]:
+    """Where every model of ``config`` is, by the field that names it.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
+    named = {
+        "ad_llm.path": config.ad_llm.path,
+        "user_llm.path": config.user_llm.path,
+        "pctr.encoder": config.pctr.encoder,
+    }
+    return {field: resolve(path, field) for field, path in named.items()}

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raylla import models
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
@@ -21,7 +22,6 @@ from raylla.irpo import stages
 from raylla.irpo.crew import Crew
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
-from raylla.models import resolve
 from raylla.observe import Observer
 from raylla.records import WeightVersion
 
@@ -33,7 +33,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         RayllaError: one of its kinds, each naming the field or the wait that is at fault.
     """
     config = run.config
-    base = WeightVersion("v0", 0, resolve(config.ad_llm.path, "ad_llm.path"))
+    base = WeightVersion("v0", 0, models.check(config)["ad_llm.path"])
     draft = stages.draft_world(run)
     connect(config)
     crew = None
