@@ -43,8 +43,6 @@ def connect(config: Config) -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # A loaded machine may need longer than Ray's own 30 s until its node answers.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
