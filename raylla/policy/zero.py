@@ -60,11 +60,13 @@ def connect() -> None:
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if not torch.distributed.is_initialized():
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(
             "nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1
         )
+    # A group of one, made here or in process by vLLM, comes without the launcher's variables.
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        os.environ.setdefault(name, value)
     import deepspeed
 
     for name in list(logging.root.manager.loggerDict):
