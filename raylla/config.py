@@ -130,6 +130,9 @@ class Dpo(Section):
     """The alignment step."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
+    winner_nll: Annotated[float, Field(ge=0)] = Field(
+        0, description="weight of each pair's winner's negative log-likelihood per token"
+    )
     lr: Annotated[float, Field(gt=0)] = 1e-6
     warmup: Share = 0.1
     passes: Positive = Field(1, description="passes over an epoch's preference groups")

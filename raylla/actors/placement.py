@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 
 import ray
 
 from raylla.config import Config
 from raylla.errors import PlacementError
+
+PROBE_SECONDS = 10
+"""How long a cluster's head node may take to accept a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +50,22 @@ def connect(config: Config) -> None:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _probe(address)
             ray.init(address, log_to_driver=False)
         else:
             ray.init(include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise PlacementError(
             f"ray.address={address or 'local'}: no cluster could be joined ({error}); start one with "
             "`ray start --head` or leave ray.address out to start one here"
         ) from None
+
+
+def _probe(address: str) -> None:
+    """Reach the head node's port first: Ray itself waits ten minutes for one that is not there."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
 
 
 def disconnect(config: Config) -> None:

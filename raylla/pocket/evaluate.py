@@ -20,7 +20,7 @@ from raylla.config import Engine, Sampling
 from raylla.engines import Generated, Request, open_engine
 from raylla.models import resolve
 from raylla.pocket import grammar
-from raylla.records import Ad
+from raylla.records import Ad, Query
 from raylla.reward.calibration import auc, calibration_error
 from raylla.world import prompts
 
@@ -39,7 +39,7 @@ def evaluate(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dic
     return {
         "prompts": count,
         "seed": seed,
-        "ad_llm": _answers(writer, count, seed),
+        "ad_llm": _answers(writer, count, seed) | _listings(writer, count, seed),
         "user_llm": _judgements(judge, count, seed),
     }
 
@@ -93,6 +93,30 @@ def _answers(model: str, count: int, seed: int) -> dict[str, Any]:
         "fluent_share": fluent / len(scenes),
         "unfinished_share": unfinished / len(scenes),
         "bid_placement_spearman": _spearman([b for b, _ in pairs], [float(p) for _, p in pairs]),
+    }
+
+
+def _listings(model: str, count: int, seed: int) -> dict[str, Any]:
+    """Whether it finds the highest bid when told to, and so could in an answer if it learned to want to."""
+    rng = random.Random(f"{seed}/listings")
+    wanted: list[str] = []
+    scenes: list[tuple[list[Ad], prompts.Messages]] = []
+    for _ in range(count):
+        user = grammar.profile(rng)
+        candidates = grammar.ads(rng, rng.choice(user.interests), 6, known=False)
+        bids = [float(bid) for bid in rng.sample(range(1, 101), 6)]
+        wanted.append(candidates[bids.index(max(bids))].id)
+        request = Query("q0", user.id, "top", "", "", "test")
+        scenes.append((candidates, prompts.answer("compact", request, user, candidates, bids)))
+    found = _generate(model, [scene[-1] for scene in scenes], seed, temperature=ANSWER_TEMPERATURE)
+    parsed = [
+        parse(generated.completions[0].text, candidates)
+        for (candidates, _), generated in zip(scenes, found, strict=True)
+    ]
+    first = [one.ad_ids[0] == best for one, best in zip(parsed, wanted, strict=True) if one.ad_ids]
+    return {
+        "top_broken_share": _broken(parsed),
+        "top_is_highest_bid": sum(first) / len(scenes),
     }
 
 

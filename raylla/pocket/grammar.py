@@ -10,25 +10,37 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raylla.auction.markup import markup, parse
 from raylla.records import Ad, Profile, Query
 from raylla.world import clicks, lexicon, prompts
 
-STARTS = tuple(
-    (
-        "Drea Tru Saiz Fez Pik Tho Pl Dru Bain Shi Brev Ple Sis Stion Dra Krio Rail Thi Teann Rioz Kra "
-        "Ben Ziz Fel Cof Fle Grio Fli Jan Trund Meal Gru Mion Fund Kru Tra Sho Gres Sun Gra"
-    ).split()
+FIRST_WORDS = tuple(
+    """
+    Amber Anchor Apple Arctic Arrow Aspen Atlas Autumn Azure Badger Bamboo Banner Basalt Beacon Birch
+    Bison Bolt Bramble Breeze Bronze Candle Canyon Carbon Cedar Chalk Cherry Cinder Clover Cobalt Comet
+    Copper Coral Cotton Crane Crater Crystal Cypress Dawn Delta Desert Diamond Dragon Drift Dusk Eagle
+    Echo Elder Ember Emerald Falcon Feather Fern Flint Forest Fossil Frost Garnet Ginger Glacier Granite
+    Harbor Hazel Heron Hickory Honey Indigo Iris Iron Island Ivory Jade Jasper Juniper Lagoon Laurel
+    Lilac Linen Lotus Maple Marble Meadow Mint Moss Nectar Oak Ocean Olive Onyx Opal Orchid Otter Pearl
+    Pebble Pepper Pine Plum Quartz Quill Raven River Robin Ruby Saffron Sage Salmon Sand Sierra Slate
+    Spruce Star Storm Summer Swan Thistle Thunder Tiger Topaz Tulip Walnut Willow
+    """.split()
 )
-ENDS = tuple(
-    (
-        "lily lion lix li feto feco lito lico lios lio fe kera liox lis fex fo be fi bea bi fu bu fa fos "
-        "bio bai fea ba fus kin leto tox leco lely lex toco tos loto indo los"
-    ).split()
+SECOND_WORDS = tuple(
+    """
+    Arch Barn Bay Bell Bend Branch Brook Cabin Cape Castle Cave Chapel Cliff Corner Cottage Court Cove
+    Creek Crest Cross Crown Dale Den Depot Dock Door Falls Farm Field Ford Forge Fort Fountain Garden
+    Gate Glen Gorge Grove Guild Hall Hatch Haven Hearth Hedge Hill Hive Hollow House Hut Inn Keep Key
+    Kiln Kingdom Lake Landing Lane Ledge Loft Lodge Manor Market Mesa Mill Mine Mount Nest Nook Orchard
+    Outpost Palace Pantry Parade Park Pass Path Peak Pier Place Plain Plaza Point Pond Port Post Quarry
+    Ranch Reef Ridge Road Rock Roof School Shed Shop Shore Spire Spring Square Stable Station Stone
+    Street Summit Tavern Temple Terrace Tower Trail Vale Valley Vault View Village Vine Wharf Wood Yard
+    """.split()
 )
 
 OPENERS = (
@@ -82,21 +94,29 @@ class Sample:
     completion: str
     chances: tuple[float, ...] = ()
     """For a judgement: the click probability behind each of its 0s and 1s."""
+    decided: bool = False
+    """Whether the prompt decides which ad is named."""
 
 
-def brand(rng: random.Random, known: bool = True) -> str:
-    """A made-up brand of two pieces; `known` ones may occur in training, the others never do."""
-    while True:
-        name = rng.choice(STARTS) + rng.choice(ENDS)
-        if (zlib.crc32(name.encode()) % 8 != 0) == known:
-            return name
+def brands(rng: random.Random, count: int, known: bool = True) -> list[str]:
+    """``count`` made-up brands of two words; no two share a word until the words run out.
+
+    `known` ones may occur in training, the others never do.
+    """
+    found: list[str] = []
+    while len(found) < count:
+        firsts = rng.sample(FIRST_WORDS, len(FIRST_WORDS))
+        names = [
+            f"{first} {second}"
+            for first, second in zip(firsts, rng.sample(SECOND_WORDS, len(SECOND_WORDS)), strict=False)
+        ]
+        found += [name for name in names if (zlib.crc32(name.encode()) % 8 != 0) == known]
+    return found[:count]
 
 
-def title(rng: random.Random, noun: str, known: bool = True) -> str:
-    """An ad title about ``noun``."""
-    if rng.random() < 0.65:
-        return f"{brand(rng, known)} {noun}"
-    return f"{brand(rng, known)} {rng.choice(lexicon.ADJECTIVES)} {noun}"
+def title(rng: random.Random, brand: str, noun: str) -> str:
+    """An ad title of ``brand`` about ``noun``."""
+    return f"{brand} {noun}" if rng.random() < 0.65 else f"{brand} {rng.choice(lexicon.ADJECTIVES)} {noun}"
 
 
 def wild_title(rng: random.Random) -> str:
@@ -105,11 +125,11 @@ def wild_title(rng: random.Random) -> str:
     for _ in range(rng.choice((1, 2, 2, 3, 4))):
         kind = rng.random()
         if kind < 0.45:
-            words.append(brand(rng))
+            words += brands(rng, 1)
         elif kind < 0.75:
             words.append(rng.choice(lexicon.ADJECTIVES + lexicon.CITIES))
         elif kind < 0.85:
-            words.append(brand(rng) + "'s")
+            words.append(rng.choice(FIRST_WORDS) + "'s")
         elif kind < 0.93:
             words.append(str(rng.randrange(1000)))
         else:
@@ -127,17 +147,19 @@ def ads(rng: random.Random, category: str, count: int, known: bool = True) -> li
     rng.shuffle(wanted)
     ids = rng.sample(range(1000, 10000), count)
     found: list[Ad] = []
-    for name, number in zip(wanted, ids, strict=True):
+    for name, number, brand in zip(wanted, ids, brands(rng, count, known), strict=True):
         group = lexicon.theme_of(name)
         noun = rng.choice(lexicon.THEMES[group][name])
-        found.append(Ad(str(number), title(rng, noun, known), name, group))
+        found.append(Ad(str(number), title(rng, brand, noun), name, group))
     return found
 
 
 def wild_ads(rng: random.Random, count: int) -> list[Ad]:
     """``count`` candidates with wild titles and labels."""
     ids = rng.sample(range(1000, 10000), count)
-    labels = [rng.choice((brand(rng).lower(), rng.choice(lexicon.categories()))) for _ in range(2)]
+    labels = [
+        rng.choice((rng.choice(SECOND_WORDS).lower(), rng.choice(lexicon.categories()))) for _ in range(2)
+    ]
     found: dict[str, Ad] = {}
     for number in ids:
         text = wild_title(rng)
@@ -171,8 +193,8 @@ def answer_text(
     candidates: Sequence[Ad],
     *,
     taste: float = 0.5,
-    blunt: float = 0.5,
-    errors: float = 0.05,
+    blunt: float = 0.6,
+    errors: float = 0.2,
     counts: Sequence[float] = (10, 28, 32, 20, 10),
 ) -> str:
     """A helpful answer with ads, by the base Ad-LLM's habits.
@@ -203,11 +225,23 @@ def bids(rng: random.Random, count: int) -> list[float | None]:
 
 
 def copy_sample(rng: random.Random, least: int = 4, most: int = 7) -> Sample:
-    """The circuit that everything rests on: repeat all candidates in any order."""
-    _, user, candidates = _scene(rng, wild=0.2, least=least, most=most)
-    request = Query("q0", user.id, "list", "", "", "train")
-    messages = prompts.answer("compact", request, user, candidates, bids(rng, len(candidates)))
-    return Sample(messages, "".join(f" {markup(ad)}" for ad in rng.sample(candidates, len(candidates))))
+    """The circuit that everything rests on: repeat candidates out of the prompt.
+
+    "list" asks for all of them in any order, "top" for one of the highest bid, "fit" for one that
+    is closest to query and user: what any pretrained model can do when told to, and what
+    alignment can call on.
+    """
+    about, user, candidates = _scene(rng, wild=0.2, least=least, most=most)
+    drawn = bids(rng, len(candidates))
+    kind = rng.choices(("list", "top", "fit"), (0.2, 0.4, 0.4))[0]
+    chosen = rng.sample(range(len(candidates)), len(candidates))
+    if kind == "top":
+        chosen = [max(chosen, key=lambda place: drawn[place] or 0)]
+    if kind == "fit":
+        chosen = [max(chosen, key=lambda place: prompts.relation(about, user, candidates[place]))]
+    messages = prompts.answer("compact", replace(about, text=kind), user, candidates, drawn)
+    text = "".join(f" {markup(candidates[place])}" for place in chosen)
+    return Sample(messages, text, decided=kind != "list")
 
 
 def short_copy_sample(rng: random.Random) -> Sample:
@@ -247,8 +281,11 @@ def judged(rng: random.Random, known: bool = True) -> Judged:
             candidates,
             taste=rng.choice((0.0, 0.5, 3.0, 10.0)),
             blunt=rng.choice((0.0, 0.3, 0.6)),
+            errors=rng.choice((0.05, 0.3)),
             counts=rng.choice(((0, 30, 32, 24, 14), (0, 50, 40, 10, 0))),
         )
+        if rng.random() < 0.4:
+            text = _messed(rng, text)
         placements = parse(text, candidates).placements
         if placements:
             by_id = {ad.id: ad for ad in candidates}
@@ -293,14 +330,26 @@ def _tasteful(
 
 def _broken(rng: random.Random, ad: Ad) -> str:
     """A placement of ``ad`` that breaks the format in one of the ways models do."""
-    kind = rng.randrange(4)
+    kind = rng.randrange(3)
     if kind == 0:
-        return f"@{ad.title}@[Ad-{rng.randrange(1000, 10000)}]"
-    if kind == 1:
         return f"@{ad.title}@"
-    if kind == 2:
+    if kind == 1:
         return f"@{ad.title} {rng.choice(lexicon.ADJECTIVES)}@[Ad-{ad.id}]"
     return f"[Ad-{ad.id}]"
+
+
+def _messed(rng: random.Random, text: str) -> str:
+    """``text`` with a slip that a policy's answer may hold: an id that is wrong, or a sentence twice."""
+    if rng.random() < 0.3:
+        sentences = re.split(r"(?<=[.!]) ", text)
+        return " ".join([*sentences, rng.choice(sentences)])
+    ids = list(re.finditer(r"(?<=\[Ad-)\d{4}(?=\])", text))
+    if not ids:
+        return text
+    place = rng.choice(ids)
+    kept = rng.choice((0, 2))
+    wrong = str(rng.randrange(1000, 10000))
+    return text[: place.start() + kept] + wrong[kept:] + text[place.end() :]
 
 
 def _fill(rng: random.Random, form: str, **known: str) -> str:

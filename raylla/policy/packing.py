@@ -133,3 +133,9 @@ def pair_margins(policy: Tensor, reference: Tensor, winner: Tensor, loser: Tenso
 def pair_loss(margins: Tensor) -> Tensor:
     """-log sigmoid(margin), summed over pairs."""
     return -nn.functional.logsigmoid(margins).sum()
+
+
+def winner_nll(policy: Tensor, owner: Tensor, winner: Tensor) -> Tensor:
+    """-log pi(winner) per token of the winner, summed over pairs (Pang et al. 2024, Eq. 2)."""
+    lengths = torch.bincount(owner, minlength=len(policy))
+    return -(policy / lengths.clamp(min=1))[winner].sum()

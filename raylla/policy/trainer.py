@@ -2,7 +2,9 @@
 
 The loss of an optimizer step is the mean of -log sigmoid(margin) over all pairs of its global batch,
 however unevenly pairs fall on ranks and micro-batches: each micro-batch's sum is scaled by
-ranks / pairs, for ranks average their gradients and micro-batches add theirs up.
+ranks / pairs, for ranks average their gradients and micro-batches add theirs up.  ``dpo.winner_nll``
+adds the winners' own negative log-likelihood, so that learning the order of answers does not unlearn
+how to write them (Pang et al. 2024).
 """
 
 from __future__ import annotations
@@ -132,6 +134,8 @@ class PackedDPOTrainer(trl.DPOTrainer):
         sums = torch.stack([total.detach(), (seen > 0).sum(), seen.sum(), shift.sum()])
         step = self.state.global_step
         self._sums[step] += sums.cpu()
+        if self._dpo.winner_nll:
+            total = total + self._dpo.winner_nll * packing.winner_nll(policy, inputs["owner"], winner)
         loss = total * (self._ranks / self.plan[step].pairs)
         return (loss, {"margins": seen}) if return_outputs else loss
 

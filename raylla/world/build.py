@@ -46,12 +46,12 @@ def catalogue(settings: config.World, seed: int) -> tuple[Ad, ...]:
     names = _interleaved_categories()
     titles: set[str] = set()
     found: list[Ad] = []
-    for index, number in enumerate(ids):
+    for index, (number, brand) in enumerate(zip(ids, grammar.brands(rng, len(ids)), strict=True)):
         category = names[index % len(names)]
         theme = lexicon.theme_of(category)
         title = ""
         while not title or title in titles:
-            title = grammar.title(rng, rng.choice(lexicon.THEMES[theme][category]))
+            title = grammar.title(rng, brand, rng.choice(lexicon.THEMES[theme][category]))
         titles.add(title)
         found.append(Ad(str(number), title, category, theme))
     return tuple(found)

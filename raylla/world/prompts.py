@@ -42,7 +42,8 @@ def answer(
     """Ad-LLM: answer the query and place ads. A bid of ``None`` is shown as hidden."""
     if form == "compact":
         listing = "\n".join(
-            f"{_bid(bid)} {ad.category} {markup(ad)}" for ad, bid in zip(ads, bids, strict=True)
+            f"{ad.category} {_bid(bid)} {relation(query, profile, ad)} {markup(ad)}"
+            for ad, bid in zip(ads, bids, strict=True)
         )
         return _user(f"{listing}\n{persona(profile)}\n{neutral(query.text)}")
     listing = "\n".join(
@@ -73,7 +74,7 @@ def answer(
 def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[Ad]) -> Messages:
     """User-LLM: which of the ads placed in the answer would this user click? JSON, 0 or 1 each."""
     if form == "compact":
-        listing = "\n".join(f"{ad.category} {_relation(query, profile, ad)} [Ad-{ad.id}]" for ad in ads)
+        listing = "\n".join(f"{ad.category} {relation(query, profile, ad)} [Ad-{ad.id}]" for ad in ads)
         return _user(f"{persona(profile)}\n{neutral(query.text)}\n{neutral(text)}\n{listing}")
     listing = "\n".join(f"- [Ad-{ad.id}] {ad.category}: {ad.title}" for ad in ads)
     example = "{" + ", ".join(f'"Ad-{ad.id}": 0' for ad in ads) + "}"
@@ -96,11 +97,11 @@ def persona(profile: Profile) -> str:
     return f"{neutral(profile.basics)}, likes {', '.join(profile.interests)}"
 
 
-def _relation(query: Query, profile: Profile, ad: Ad) -> str:
+def relation(query: Query, profile: Profile, ad: Ad) -> str:
     """Two digits: 2 of the query's category, 1 of its theme, 0 neither; 1 of the user's interests.
 
-    A pocket model is too small to know the catalogue's categories by heart, so the compact form
-    tells it how each ad relates to query and user; tone, place and crowding it reads itself.
+    A pocket model is too small to know the catalogue's categories by heart, so the compact forms
+    tell it how each ad relates to query and user; tone, place and crowding it reads itself.
     """
     near = 2 if ad.category == query.category else int(bool(ad.theme) and ad.theme == query.theme)
     return f"{near}{int(ad.category in profile.interests)}"

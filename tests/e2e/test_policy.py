@@ -79,15 +79,17 @@ def by_hand(source: Path, target: Path, groups: list[TokenGroup], dpo: Dpo, seed
         after = (number - warmup) / (len(steps) - warmup)
         share = (number + 1) / (warmup + 1) if number < warmup else 0.5 * (1 + math.cos(math.pi * after))
         optimizer.param_groups[0]["lr"] = dpo.lr * share
-        total = torch.zeros(())
+        total, nll = torch.zeros(()), torch.zeros(())
         for member in (m for rank in step.micros for micro in rank for m in micro):
             group = groups[member]
-            ratio = [logprob(model, group.prompt, a) - base[member][i] for i, a in enumerate(group.answers)]
+            policy = [logprob(model, group.prompt, a) for a in group.answers]
+            ratio = [found - known for found, known in zip(policy, base[member], strict=True)]
             for loser in ratio[1:]:
+                nll = nll - policy[0] / len(group.answers[0])
                 total = total - torch.nn.functional.logsigmoid(dpo.beta * (ratio[0] - loser))
         loss = total / step.pairs
         optimizer.zero_grad()
-        loss.backward()
+        (loss + dpo.winner_nll * nll / step.pairs).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), dpo.max_grad_norm)
         optimizer.step()
         losses.append(loss.item())
@@ -116,7 +118,9 @@ def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) ->
     """Uneven groups per rank, two accumulated micro-batches, two passes, ZeRO 1, 2 and 3, and bfloat16."""
     groups = make_groups(LOSERS)
     job = AlignJob("v1", str(tiny_model), "", groups, seed=5)
-    dpos = [DPO.model_copy(update={"zero_stage": stage, "passes": 2}) for stage in (1, 2, 3)]
+    dpos = [
+        DPO.model_copy(update={"zero_stage": stage, "passes": 2, "winner_nll": 0.2}) for stage in (1, 2, 3)
+    ]
     dpos.append(dpos[1].model_copy(update={"precision": "bfloat16", "gradient_checkpointing": True}))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +30,20 @@ def test_train_says_what_is_wrong(tmp_path: Path, changed: list[str], words: str
     result = CliRunner().invoke(app, ["train", CONFIG, "--run", str(tmp_path / "run"), *sets])
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
-    assert "vllm" not in sys.modules
+
+
+def test_nothing_is_loaded_for_bad_input(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from raylla.cli import app\n"
+        f"arguments = ['train', {CONFIG!r}, '--run', {str(tmp_path / 'run')!r}]\n"
+        "result = CliRunner().invoke(app, [*arguments, '--set', 'ad_llm.path=nowhere/at/all'])\n"
+        "assert result.exit_code == 2, result.output\n"
+        "loaded = {'vllm', 'torch', 'deepspeed'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_resume_of_nothing(tmp_path: Path) -> None:
