@@ -46,6 +46,8 @@ class Stage:
 
 SAMPLERS: dict[str, Draw] = {
     "short-copy": grammar.short_copy_sample,
+    "list": grammar.list_sample,
+    "pick": grammar.pick_sample,
     "copy": grammar.copy_sample,
     "answer": grammar.answer_sample,
     "ask": grammar.ask_sample,
@@ -53,19 +55,10 @@ SAMPLERS: dict[str, Draw] = {
 }
 STAGES = (
     Stage("short", None, (("short-copy", 1.0),), 1000, 16, 0.04, 0.01, decay_from=1.0),
-    Stage("trunk", "short", (("copy", 0.75), ("answer", 0.25)), 2500, 16, 0.04, 0.01, decay_from=0.6),
-    Stage(
-        "ad-llm",
-        "trunk",
-        (("copy", 0.45), ("answer", 0.55)),
-        3000,
-        16,
-        0.03,
-        0.008,
-        decay_from=0.3,
-    ),
-    Stage("judge", "trunk", (("judge", 0.92), ("ask", 0.08)), 1500, 16, 0.03, 0.008, decay_from=0.35),
-    Stage("user-llm", "judge", (("judge", 0.92), ("ask", 0.08)), 1200, 16, 0.02, 0.005, decay_from=0.1),
+    Stage("trunk", "short", (("list", 0.75), ("answer", 0.25)), 2500, 16, 0.04, 0.01, decay_from=0.6),
+    Stage("pick", "trunk", (("pick", 1.0),), 400, 24, 0.03, 0.008, decay_from=1.0),
+    Stage("ad-llm", "pick", (("copy", 0.6), ("answer", 0.4)), 3000, 16, 0.03, 0.008, decay_from=0.4),
+    Stage("user-llm", "trunk", (("judge", 0.9), ("ask", 0.1)), 4000, 16, 0.03, 0.008, decay_from=0.4),
 )
 MODEL = {
     "hidden_size": 128,

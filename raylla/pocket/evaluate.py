@@ -24,8 +24,8 @@ from raylla.records import Ad, Query
 from raylla.reward.calibration import auc, calibration_error
 from raylla.world import prompts
 
-ANSWER_TEMPERATURE = 0.7
-"""The Ad-LLM's in the pocket config, and the paper's."""
+ANSWERING, JUDGING = Sampling(temperature=0.5, top_k=10), Sampling()
+"""How the two models sample in the pocket config."""
 
 
 def evaluate(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dict[str, Any]:
@@ -45,11 +45,10 @@ def evaluate(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dic
 
 
 def _generate(
-    model: str, messages: Sequence[prompts.Messages], seed: int, n: int = 1, temperature: float = 1.0
+    model: str, messages: Sequence[prompts.Messages], seed: int, n: int = 1, sampling: Sampling = JUDGING
 ) -> list[Generated]:
     requests = [Request(str(place), one, n, seed + n * place) for place, one in enumerate(messages)]
     engine = open_engine(model, Engine(), seed)
-    sampling = Sampling(temperature=temperature)
     found = {generated.request_id: generated for generated in engine.generate(requests, sampling)}
     return [found[request.id] for request in requests]
 
@@ -72,7 +71,7 @@ def _answers(model: str, count: int, seed: int) -> dict[str, Any]:
     forms = _known_sentences()
     for (kind, candidates, bids, _), generated in zip(
         scenes,
-        _generate(model, [scene[-1] for scene in scenes], seed, temperature=ANSWER_TEMPERATURE),
+        _generate(model, [scene[-1] for scene in scenes], seed, sampling=ANSWERING),
         strict=True,
     ):
         completion = generated.completions[0]
@@ -108,7 +107,7 @@ def _listings(model: str, count: int, seed: int) -> dict[str, Any]:
         wanted.append(candidates[bids.index(max(bids))].id)
         request = Query("q0", user.id, "top", "", "", "test")
         scenes.append((candidates, prompts.answer("compact", request, user, candidates, bids)))
-    found = _generate(model, [scene[-1] for scene in scenes], seed, temperature=ANSWER_TEMPERATURE)
+    found = _generate(model, [scene[-1] for scene in scenes], seed, sampling=ANSWERING)
     parsed = [
         parse(generated.completions[0].text, candidates)
         for (candidates, _), generated in zip(scenes, found, strict=True)

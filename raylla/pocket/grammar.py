@@ -224,16 +224,18 @@ def bids(rng: random.Random, count: int) -> list[float | None]:
     return drawn
 
 
-def copy_sample(rng: random.Random, least: int = 4, most: int = 7) -> Sample:
+def copy_sample(
+    rng: random.Random, least: int = 4, most: int = 7, kinds: Sequence[float] = (0.2, 0.4, 0.4)
+) -> Sample:
     """The circuit that everything rests on: repeat candidates out of the prompt.
 
     "list" asks for all of them in any order, "top" for one of the highest bid, "fit" for one that
     is closest to query and user: what any pretrained model can do when told to, and what
-    alignment can call on.
+    alignment can call on. ``kinds``: the weights of the three.
     """
     about, user, candidates = _scene(rng, wild=0.2, least=least, most=most)
     drawn = bids(rng, len(candidates))
-    kind = rng.choices(("list", "top", "fit"), (0.2, 0.4, 0.4))[0]
+    kind = rng.choices(("list", "top", "fit"), kinds)[0]
     chosen = rng.sample(range(len(candidates)), len(candidates))
     if kind == "top":
         chosen = [max(chosen, key=lambda place: drawn[place] or 0)]
@@ -246,7 +248,17 @@ def copy_sample(rng: random.Random, least: int = 4, most: int = 7) -> Sample:
 
 def short_copy_sample(rng: random.Random) -> Sample:
     """`copy_sample` with two to four candidates, on which the circuit forms sooner."""
-    return copy_sample(rng, 2, 4)
+    return copy_sample(rng, 2, 4, (1, 0, 0))
+
+
+def list_sample(rng: random.Random) -> Sample:
+    """`copy_sample` of all candidates: many copies for one prompt."""
+    return copy_sample(rng, kinds=(1, 0, 0))
+
+
+def pick_sample(rng: random.Random) -> Sample:
+    """`copy_sample` of the one right candidate, among few: what makes a model read bids and fit."""
+    return copy_sample(rng, 3, 6, (0, 1, 1))
 
 
 def answer_sample(rng: random.Random, known: bool = True, wild: float = 0.15) -> Sample:
