@@ -38,7 +38,7 @@ class Run:
     """One run directory."""
 
     def __init__(self, path: Path, config: Config) -> None:
-        self.path = path
+        self.path = path.resolve()  # actors work in directories of their own
         self.config = config
         self.commits: dict[str, dict[str, Any]] = {}
 

@@ -73,9 +73,9 @@ def _results(run: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
+    """An uninterrupted run, its directory given as a relative path."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    _finish(_arguments(run), run.parent / "log")
+    _finish(_arguments(Path(os.path.relpath(run, ROOT))), run.parent / "log")
     return run
 
 
