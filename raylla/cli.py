@@ -28,7 +28,7 @@ app.add_typer(world_app, name="world")
 app.add_typer(pocket_app, name="pocket")
 console = Console()
 if not console.is_terminal:
-    console = Console(width=150)  # A table in a log file is not squeezed into 80 columns.
+    console = Console(width=200)  # A table in a log file is not squeezed into 80 columns.
 
 Result = TypeVar("Result")
 ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]

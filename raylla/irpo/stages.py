@@ -389,8 +389,7 @@ def examples(world: World, before: Sampled, after: Sampled, count: int = 3) -> l
                     "after": last[answer.sample_id],
                 }
             )
-    step = max(1, len(shown) // count)
-    return shown[::step][:count]
+    return shown[:: max(1, len(shown) // count)][:count]
 
 
 def _added(run: Run, key: str) -> dict[str, int]:

@@ -41,7 +41,9 @@ def judged(world: World) -> list[ClickRow]:
         for user in world.profiles:
             query = replace(grammar.query(random.Random(f"{user.id}/{draw % 3}"), user), id=f"{user.id}-0")
             ads = build.candidates(world, query, 6, 0)
-            text = grammar.answer_text(rng, query, ads, taste=1.0, counts=(0, 40, 30, 20, 10))
+            text = grammar.answer_text(
+                rng, query, ads, taste=1.0, blunt=0.5, errors=0.05, counts=(0, 40, 30, 20, 10)
+            )
             placements = parse(text, ads).placements
             p = clicks.click_probabilities(query, user, text, placements, world.ad_by_id)
             drawn = {ad: rng.random() < rate for ad, rate in p.items()}
