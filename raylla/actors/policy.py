@@ -231,8 +231,9 @@ class PolicyTrainer:
         )
         try:
             trainer.fit()
-        except Exception as error:
-            # Whatever ended the run belongs to the caller of align, who is in another thread.
+        except (Exception, SystemExit) as error:
+            # Whatever ended the run belongs to the caller of align, who is in another thread; a Ray that is
+            # shut down raises SystemExit in its waiters.
             self._failure = error
 
 

@@ -62,7 +62,8 @@ def setup() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    zero.connect()
+    with _clean_slate():
+        zero.connect()
 
 
 def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
@@ -79,6 +80,7 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
     staging = target.with_name(f".{target.name}.partial")
     main = torch.distributed.get_rank() == 0
     with _clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
+        zero.name_ranks()
         trainer = _trainer(source, scratch, dpo, groups, job.seed)
         begun = time.perf_counter()
         trainer.train()

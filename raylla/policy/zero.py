@@ -51,6 +51,12 @@ def settings(dpo: Dpo, micro_steps: int, ranks: int) -> dict[str, Any]:
     }
 
 
+def name_ranks() -> None:
+    """Set the launcher's variables, which a group of one, made here or by vLLM in process, comes without."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        os.environ.setdefault(name, value)
+
+
 def connect() -> None:
     """Make torch.distributed and DeepSpeed ready in this process.
 
@@ -64,9 +70,7 @@ def connect() -> None:
         torch.distributed.init_process_group(
             "nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1
         )
-    # A group of one, made here or in process by vLLM, comes without the launcher's variables.
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-        os.environ.setdefault(name, value)
+    name_ranks()
     import deepspeed
 
     for name in list(logging.root.manager.loggerDict):
