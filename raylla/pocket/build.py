@@ -21,10 +21,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from raylla.pocket import grammar, tokenizer
+from raylla.pocket import grammar, initial, tokenizer
 
 Draw = Callable[[random.Random], grammar.Sample]
+Row = tuple[list[int], list[int], grammar.Sample]
+"""Prompt ids, answer ids, and what they were made from."""
 SAVE_EVERY = 100
+POOL = 8
+"""Batches drawn together and cut by length, so that little is padding."""
 JUDGED_WEIGHT, CHOICE_WEIGHT = 3, 6
 """Loss weights of a click, and of the word that picks the one right ad: few tokens, most of the worth."""
 
@@ -45,7 +49,7 @@ class Stage:
 
 
 SAMPLERS: dict[str, Draw] = {
-    "short-copy": grammar.short_copy_sample,
+    "repeat": grammar.repeat_sample,
     "list": grammar.list_sample,
     "pick": grammar.pick_sample,
     "copy": grammar.copy_sample,
@@ -54,11 +58,10 @@ SAMPLERS: dict[str, Draw] = {
     "judge": grammar.judge_sample,
 }
 STAGES = (
-    Stage("short", None, (("short-copy", 1.0),), 1000, 16, 0.04, 0.01, decay_from=1.0),
-    Stage("trunk", "short", (("list", 0.75), ("answer", 0.25)), 2500, 16, 0.04, 0.01, decay_from=0.6),
-    Stage("pick", "trunk", (("pick", 1.0),), 400, 24, 0.03, 0.008, decay_from=1.0),
-    Stage("ad-llm", "pick", (("copy", 0.6), ("answer", 0.4)), 3000, 16, 0.03, 0.008, decay_from=0.4),
-    Stage("user-llm", "trunk", (("judge", 0.9), ("ask", 0.1)), 4000, 16, 0.03, 0.008, decay_from=0.4),
+    Stage("list", None, (("list", 0.9), ("repeat", 0.1)), 1200, 16, 0.04, 0.01, decay_from=0.7),
+    Stage("pick", "list", (("pick", 0.8), ("list", 0.2)), 400, 24, 0.03, 0.008, decay_from=1.0),
+    Stage("ad-llm", "pick", (("copy", 0.5), ("answer", 0.5)), 2400, 16, 0.03, 0.008, decay_from=0.4),
+    Stage("user-llm", "list", (("judge", 0.9), ("ask", 0.1)), 3000, 16, 0.03, 0.008, decay_from=0.4),
 )
 MODEL = {
     "hidden_size": 128,
@@ -101,7 +104,9 @@ def _run(stage: Stage, out: Path, words: PreTrainedTokenizerFast, seed: int) -> 
         return
     torch.manual_seed(seed)
     model = _model(words)
-    if stage.start_from:
+    if not stage.start_from:
+        initial.copying(model, seed)
+    else:
         model.load_state_dict(load_file(out / stage.start_from / "model.safetensors"), strict=False)
     optimizers = _optimizers(model, stage)
     partial = directory / "partial.pt"
@@ -115,9 +120,12 @@ def _run(stage: Stage, out: Path, words: PreTrainedTokenizerFast, seed: int) -> 
     directory.mkdir(parents=True, exist_ok=True)
     # Compiled it is half as fast again; the arithmetic is the same to rounding.
     trunk = torch.compile(model.model, dynamic=True) if shutil.which("c++") else model.model
-    started, tokens, recent = time.monotonic(), 0, []
+    started, tokens, recent = time.monotonic(), 0, list[float]()
+    pool: list[list[Row]] = []
     for step in range(first, stage.steps):
-        batch = _batch(stage, words, random.Random(f"{seed}/{stage.name}/{step}"))
+        if not pool or step % POOL == 0:
+            pool = _pool(stage, words, random.Random(f"{seed}/{stage.name}/{step // POOL}"))
+        batch = _batch(pool[step % POOL], words)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * _schedule(step, stage)
@@ -181,29 +189,37 @@ def _schedule(step: int, stage: Stage) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - stage.decay_from) / (1 - stage.decay_from)))
 
 
+def _pool(stage: Stage, words: PreTrainedTokenizerFast, rng: random.Random) -> list[list[Row]]:
+    """`POOL` batches of similar length each, in random order."""
+    names, shares = zip(*stage.mix, strict=True)
+    samples = [SAMPLERS[name](rng) for name in rng.choices(names, shares, k=stage.batch * POOL)]
+    prompts = words(
+        [tokenizer.USER + sample.messages[0]["content"] + tokenizer.ASSISTANT for sample in samples]
+    ).input_ids
+    answers = words([sample.completion + tokenizer.END for sample in samples]).input_ids
+    rows = sorted(zip(prompts, answers, samples, strict=True), key=lambda row: len(row[0]) + len(row[1]))
+    batches = [rows[place : place + stage.batch] for place in range(0, len(rows), stage.batch)]
+    rng.shuffle(batches)
+    return batches
+
+
 def _batch(
-    stage: Stage, words: PreTrainedTokenizerFast, rng: random.Random
+    rows: list[Row], words: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids, labels, other labels, their chances and weights, all [batch, length], right-padded.
 
     Labels are -100 off the answer.  Where a judgement says 0 or 1, the other label is the one it
     did not say, with the click model's chance of it: the expectation over draws instead of a draw.
     """
-    names, shares = zip(*stage.mix, strict=True)
-    samples = [SAMPLERS[name](rng) for name in rng.choices(names, shares, k=stage.batch)]
-    prompts = words(
-        [tokenizer.USER + sample.messages[0]["content"] + tokenizer.ASSISTANT for sample in samples]
-    ).input_ids
-    answers = words([sample.completion + tokenizer.END for sample in samples]).input_ids
-    length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(samples), length), int(words.pad_token_id))
-    labels = torch.full((len(samples), length), -100)
+    length = max(len(p) + len(a) for p, a, _ in rows)
+    ids = torch.full((len(rows), length), int(words.pad_token_id))
+    labels = torch.full((len(rows), length), -100)
     others = torch.zeros_like(ids)
-    chances = torch.zeros((len(samples), length))
-    weights = torch.ones((len(samples), length))
+    chances = torch.zeros((len(rows), length))
+    weights = torch.ones((len(rows), length))
     no, yes = words("0").input_ids[0], words("1").input_ids[0]
     mark, at = words('":').input_ids[0], words(" @").input_ids[0]
-    for row, (p, a, sample) in enumerate(zip(prompts, answers, samples, strict=True)):
+    for row, (p, a, sample) in enumerate(rows):
         ids[row, : len(p) + len(a)] = torch.tensor(p + a)
         labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
         said = [len(p) + place + 1 for place, token in enumerate(a) if token == mark]

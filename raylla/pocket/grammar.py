@@ -12,6 +12,7 @@ import json
 import random
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,6 +43,15 @@ SECOND_WORDS = tuple(
     Street Summit Tavern Temple Terrace Tower Trail Vale Valley Vault View Village Vine Wharf Wood Yard
     """.split()
 )
+
+ONSETS = tuple(
+    "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sc sh sk sl sm sp st str sw t "
+    "th tr v w wh y z".split()
+)
+VOWELS = tuple("a a a e e e i i i o o o u u ai ea ee ie oa oo ou y".split())
+CODAS = tuple("b ck d g l ll m n n n nd ng nt p r r rd rk rs rt s s ss st t t x".split())
+ENDINGS = tuple("a al an ed er er es ia ic ing ing ion ive le ly man ment o or s s son tion us".split())
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 OPENERS = (
     "A good {topic} choice should feel {quality} and {quality2}.",
@@ -99,42 +109,67 @@ class Sample:
 
 
 def brands(rng: random.Random, count: int, known: bool = True) -> list[str]:
-    """``count`` made-up brands of two words; no two share a word until the words run out.
+    """``count`` made-up brands of two words, all distinct; none shares a word with another until the
+    words run out.
 
     `known` ones may occur in training, the others never do.
     """
-    found: list[str] = []
+    found: dict[str, None] = {}
     while len(found) < count:
-        firsts = rng.sample(FIRST_WORDS, len(FIRST_WORDS))
-        names = [
-            f"{first} {second}"
-            for first, second in zip(firsts, rng.sample(SECOND_WORDS, len(SECOND_WORDS)), strict=False)
-        ]
-        found += [name for name in names if (zlib.crc32(name.encode()) % 8 != 0) == known]
-    return found[:count]
+        turn = min(2 * count + 8, len(FIRST_WORDS), len(SECOND_WORDS)) if known else len(SECOND_WORDS)
+        firsts, seconds = rng.sample(FIRST_WORDS, turn), rng.sample(SECOND_WORDS, turn)
+        for first, second in zip(firsts, seconds, strict=True):
+            name = f"{first} {second}"
+            if (zlib.crc32(name.encode()) % 8 != 0) == known:
+                found[name] = None
+    return list(found)[:count]
 
 
-def title(rng: random.Random, brand: str, noun: str) -> str:
-    """An ad title of ``brand`` about ``noun``."""
-    return f"{brand} {noun}" if rng.random() < 0.65 else f"{brand} {rng.choice(lexicon.ADJECTIVES)} {noun}"
+def word(rng: random.Random) -> str:
+    """A word that nobody made before: syllables, now and then an ending."""
+    length = rng.choice((1, 1, 2, 2, 2, 3))
+    syllables = [
+        rng.choice(ONSETS) + rng.choice(VOWELS) + (rng.choice(CODAS) if rng.random() < 0.5 else "")
+        for _ in range(length)
+    ]
+    return "".join(syllables) + (rng.choice(ENDINGS) if rng.random() < 0.4 else "")
+
+
+def wild_word(rng: random.Random) -> str:
+    """One word of a wild title: mostly spelled, with the signs and digits of real names."""
+    kind = rng.random()
+    if kind < 0.55:
+        return word(rng).capitalize()
+    if kind < 0.7:
+        return rng.choice(FIRST_WORDS + SECOND_WORDS + lexicon.ADJECTIVES + lexicon.CITIES)
+    if kind < 0.76:
+        return word(rng).capitalize() + rng.choice(("'s", "!", "+", ".com", "™", "é", ":"))
+    if kind < 0.84:
+        return rng.choice((str(rng.randrange(10)), str(rng.randrange(100)), str(rng.randrange(3000))))
+    if kind < 0.92:
+        return "".join(rng.choices(LETTERS, k=rng.choice((1, 2, 2, 3))))
+    if kind < 0.96:
+        return word(rng).capitalize() + rng.choice(("", "-")) + word(rng).capitalize()
+    return rng.choice(("&", "of", "the", "and", "by", "-", "for"))
 
 
 def wild_title(rng: random.Random) -> str:
-    """A title of any shape: one to four words, with digits, apostrophes and signs in between."""
-    words = []
-    for _ in range(rng.choice((1, 2, 2, 3, 4))):
-        kind = rng.random()
-        if kind < 0.45:
-            words += brands(rng, 1)
-        elif kind < 0.75:
-            words.append(rng.choice(lexicon.ADJECTIVES + lexicon.CITIES))
-        elif kind < 0.85:
-            words.append(rng.choice(FIRST_WORDS) + "'s")
-        elif kind < 0.93:
-            words.append(str(rng.randrange(1000)))
-        else:
-            words.append(rng.choice(("&", "of", "the", "and", "McX", "BBQ", "TV", "U.S.", "AT&T")))
-    return " ".join(words)
+    """A title of any shape: one to five words."""
+    return " ".join(wild_word(rng) for _ in range(rng.choice((1, 1, 2, 2, 2, 3, 3, 4, 5))))
+
+
+def ad_ids(rng: random.Random, count: int) -> list[str]:
+    """``count`` ids of four digits; none shares its first or its last two with another (up to 90 ids)."""
+    firsts = rng.sample(range(10, 100), min(count, 90))
+    lasts = rng.sample(range(100), min(count, 100))
+    ids = [f"{first}{last:02}" for first, last in zip(firsts, lasts, strict=False)]
+    taken = set(ids)
+    while len(ids) < count:
+        another = str(rng.randrange(1000, 10000))
+        if another not in taken:
+            taken.add(another)
+            ids.append(another)
+    return ids
 
 
 def ads(rng: random.Random, category: str, count: int, known: bool = True) -> list[Ad]:
@@ -143,29 +178,41 @@ def ads(rng: random.Random, category: str, count: int, known: bool = True) -> li
     related = [name for name in lexicon.THEMES[theme] if name != category]
     wanted = [category, category, *rng.sample(related, 2)]
     wanted += rng.choices(lexicon.categories(), k=max(0, count - len(wanted)))
-    wanted = wanted[:count]
     rng.shuffle(wanted)
-    ids = rng.sample(range(1000, 10000), count)
+    wanted = wanted[:count]
+    return catalogue(rng, wanted, known)
+
+
+def catalogue(rng: random.Random, wanted: Sequence[str], known: bool = True) -> list[Ad]:
+    """An ad for each category of ``wanted``; as far as the lexicon goes, no two titles share a word."""
+    nouns = {
+        name: rng.sample(of, len(of)) for group in lexicon.THEMES.values() for name, of in group.items()
+    }
+    used: Counter[str] = Counter()
     found: list[Ad] = []
-    for name, number, brand in zip(wanted, ids, brands(rng, count, known), strict=True):
-        group = lexicon.theme_of(name)
-        noun = rng.choice(lexicon.THEMES[group][name])
-        found.append(Ad(str(number), title(rng, brand, noun), name, group))
+    numbers, names = ad_ids(rng, len(wanted)), brands(rng, len(wanted), known)
+    for name, number, brand in zip(wanted, numbers, names, strict=True):
+        noun = nouns[name][used[name] % len(nouns[name])]
+        used[name] += 1
+        found.append(Ad(number, f"{brand} {noun}", name, lexicon.theme_of(name)))
     return found
 
 
 def wild_ads(rng: random.Random, count: int) -> list[Ad]:
-    """``count`` candidates with wild titles and labels."""
-    ids = rng.sample(range(1000, 10000), count)
-    labels = [
-        rng.choice((rng.choice(SECOND_WORDS).lower(), rng.choice(lexicon.categories()))) for _ in range(2)
-    ]
+    """``count`` candidates with wild titles and labels; some titles begin alike, some ids too."""
+    ids = ad_ids(rng, count)
+    if rng.random() < 0.3:
+        ids = [str(number) for number in rng.sample(range(1000, 10000), count)]
+    labels = [rng.choice((word(rng), rng.choice(lexicon.categories()))) for _ in range(2)]
+    alike = rng.random() < 0.25
     found: dict[str, Ad] = {}
     for number in ids:
         text = wild_title(rng)
+        if alike and found and rng.random() < 0.4:
+            text = f"{rng.choice(list(found)).split()[0]} {text}"
         while text in found:
             text = wild_title(rng)
-        found[text] = Ad(str(number), text, rng.choice(labels), "")
+        found[text] = Ad(number, text, rng.choice(labels), "")
     return list(found.values())
 
 
@@ -194,7 +241,7 @@ def answer_text(
     *,
     taste: float = 0.5,
     blunt: float = 0.6,
-    errors: float = 0.2,
+    errors: float = 0.3,
     counts: Sequence[float] = (10, 28, 32, 20, 10),
 ) -> str:
     """A helpful answer with ads, by the base Ad-LLM's habits.
@@ -215,11 +262,11 @@ def answer_text(
 
 
 def bids(rng: random.Random, count: int) -> list[float | None]:
-    """Bids U{1..100}; one sample in twenty hides them all, one in twenty has a zero."""
-    if rng.random() < 0.05:
+    """Bids U{1..100}; one sample in ten hides them all, one in twenty has a zero."""
+    if rng.random() < 0.1:
         return [None] * count
     drawn: list[float | None] = [float(rng.randint(1, 100)) for _ in range(count)]
-    if rng.random() < 0.05:
+    if drawn and rng.random() < 0.05:
         drawn[rng.randrange(count)] = 0.0
     return drawn
 
@@ -233,7 +280,7 @@ def copy_sample(
     is closest to query and user: what any pretrained model can do when told to, and what
     alignment can call on. ``kinds``: the weights of the three.
     """
-    about, user, candidates = _scene(rng, wild=0.2, least=least, most=most)
+    about, user, candidates = _scene(rng, wild=0.35, least=least, most=most)
     drawn = bids(rng, len(candidates))
     kind = rng.choices(("list", "top", "fit"), kinds)[0]
     chosen = rng.sample(range(len(candidates)), len(candidates))
@@ -246,9 +293,19 @@ def copy_sample(
     return Sample(messages, text, decided=kind != "list")
 
 
-def short_copy_sample(rng: random.Random) -> Sample:
-    """`copy_sample` with two to four candidates, on which the circuit forms sooner."""
-    return copy_sample(rng, 2, 4, (1, 0, 0))
+def repeat_sample(rng: random.Random) -> Sample:
+    """Words of any kind, and again in pieces of another order: what a circuit that copies grows on."""
+    words = [
+        rng.choice((wild_word(rng), word(rng), rng.choice(FIRST_WORDS))) for _ in range(rng.randint(8, 24))
+    ]
+    pieces, place = [], 0
+    while place < len(words):
+        size = rng.randint(2, 6)
+        pieces.append(" ".join(words[place : place + size]))
+        place += size
+    text = " ".join(pieces)
+    rng.shuffle(pieces)
+    return Sample([{"role": "user", "content": text}], " " + " ".join(pieces))
 
 
 def list_sample(rng: random.Random) -> Sample:
@@ -261,9 +318,10 @@ def pick_sample(rng: random.Random) -> Sample:
     return copy_sample(rng, 3, 6, (0, 1, 1))
 
 
-def answer_sample(rng: random.Random, known: bool = True, wild: float = 0.15) -> Sample:
-    """An ad-integrated answer of the base Ad-LLM."""
-    about, user, candidates = _scene(rng, wild=wild, least=5, most=7, known=known)
+def answer_sample(rng: random.Random, known: bool = True, wild: float = 0.25) -> Sample:
+    """An ad-integrated answer of the base Ad-LLM; now and then there are few candidates, or none."""
+    least, most = rng.choices(((0, 0), (1, 4), (5, 7)), (0.04, 0.2, 0.76))[0]
+    about, user, candidates = _scene(rng, wild=wild, least=least, most=most, known=known)
     messages = prompts.answer("compact", about, user, candidates, bids(rng, len(candidates)))
     return Sample(messages, answer_text(rng, about, candidates))
 
@@ -286,7 +344,7 @@ def judged(rng: random.Random, known: bool = True) -> Judged:
     """An answer with at least one placed ad, from habits of every kind: the judge will also see
     the answers of trained policies."""
     while True:
-        about, user, candidates = _scene(rng, wild=0.1, least=5, most=7, known=known)
+        about, user, candidates = _scene(rng, wild=0.2, least=5, most=7, known=known)
         text = answer_text(
             rng,
             about,
@@ -321,7 +379,11 @@ def _scene(
     about = query(rng, user, None if rng.random() < 0.5 else rng.choice(lexicon.categories()))
     count = rng.randint(least, most)
     if rng.random() < wild:
-        return about, user, wild_ads(rng, count)
+        candidates = wild_ads(rng, count)
+        if candidates and rng.random() < 0.5:
+            text = " ".join(word(rng) for _ in range(rng.randint(2, 8)))
+            about = Query("q0", user.id, text, candidates[0].category, "", "train")
+        return about, user, candidates
     return about, user, ads(rng, about.category, count, known)
 
 
@@ -346,7 +408,13 @@ def _broken(rng: random.Random, ad: Ad) -> str:
     if kind == 0:
         return f"@{ad.title}@"
     if kind == 1:
-        return f"@{ad.title} {rng.choice(lexicon.ADJECTIVES)}@[Ad-{ad.id}]"
+        words = ad.title.split()
+        changed = (
+            " ".join(words[:-1])
+            if len(words) > 1 and rng.random() < 0.7
+            else f"{ad.title} {rng.choice(lexicon.ADJECTIVES)}"
+        )
+        return f"@{changed}@[Ad-{ad.id}]"
     return f"[Ad-{ad.id}]"
 
 

@@ -52,7 +52,7 @@ def settings(dpo: Dpo, micro_steps: int, ranks: int) -> dict[str, Any]:
 
 
 def name_ranks() -> None:
-    """Set the launcher's variables, which a group of one, made here or by vLLM in process, comes without."""
+    """Set the launcher's variables: a group of one, made here or by vLLM in process, comes without."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         os.environ.setdefault(name, value)
 

@@ -41,20 +41,9 @@ def catalogue(settings: config.World, seed: int) -> tuple[Ad, ...]:
     """
     if settings.ads > len(IDS):
         raise WorldError(f"world.ads={settings.ads}: there are {len(IDS)} four-digit ids; ask for fewer")
-    rng = random.Random(f"{seed}/catalogue")
-    ids = rng.sample(IDS, settings.ads)
     names = _interleaved_categories()
-    titles: set[str] = set()
-    found: list[Ad] = []
-    for index, (number, brand) in enumerate(zip(ids, grammar.brands(rng, len(ids)), strict=True)):
-        category = names[index % len(names)]
-        theme = lexicon.theme_of(category)
-        title = ""
-        while not title or title in titles:
-            title = grammar.title(rng, brand, rng.choice(lexicon.THEMES[theme][category]))
-        titles.add(title)
-        found.append(Ad(str(number), title, category, theme))
-    return tuple(found)
+    wanted = [names[index % len(names)] for index in range(settings.ads)]
+    return tuple(grammar.catalogue(random.Random(f"{seed}/catalogue"), wanted))
 
 
 def split(users: Sequence[Profile], test_share: float, seed: int) -> dict[str, Split]:

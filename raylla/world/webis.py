@@ -36,7 +36,8 @@ TOPICS = (
 )
 UNLISTED = frozenset({("gaming", "Sega")})
 """Ads that the published pairs name and no published list holds: such pairs are dropped."""
-FIRST_ID = 1000
+FIRST_ID, IDS, STRIDE = 1000, 9000, 3989
+"""Four-digit ids in steps that meet no id twice, so that ads of one topic do not all begin alike."""
 INTERESTS = 3
 
 
@@ -54,19 +55,19 @@ class _Source:
 def import_world(path: Path, out: Path | None, settings: config.World, seed: int) -> World:
     """Read the collection at ``path`` into a world of all its ads and queries.
 
-    An ad that several topics list belongs to the first of them; ids count from 1000 in the order
-    of files.  ``settings.profiles`` users are drawn, each query goes to one who cares for its
-    topic, and profiles are split by ``settings.test_share``.  The world is saved to ``out``
-    unless that is None; `build.sample` cuts it to the size of a run.  Its notes count what was
-    changed: titles cleaned or listed twice, queries listed twice, ads of pairs spelled otherwise
-    than in the lists or missing from them.
+    An ad that several topics list belongs to the first of them; ids go with the order of files, in
+    steps.  ``settings.profiles`` users are drawn, each query goes to one who cares for its topic, and
+    profiles are split by ``settings.test_share``.  The world is saved to ``out`` unless that is None;
+    `build.sample` cuts it to the size of a run.  Its notes count what was changed: titles cleaned or
+    listed twice, queries listed twice, ads of pairs spelled otherwise than in the lists or missing
+    from them.
 
     Raises:
         WorldError: a file is missing, partial or contradictory; names the file and the line.
     """
     source = _read(path)
     ads = {
-        title: Ad(str(FIRST_ID + index), title, _words(topic), _words(topic))
+        title: Ad(str(FIRST_ID + index * STRIDE % IDS), title, _words(topic), _words(topic))
         for index, (title, topic) in enumerate(source.topic_of.items())
     }
     profiles = _profiles(settings.profiles, seed)
