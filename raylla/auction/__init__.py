@@ -1,7 +1,21 @@
-"""The mechanism, pure: markup, reward and payment. Imports no torch, ray or vllm."""
+"""The mechanism, pure: markup, reward, payment and properties. Imports no torch, ray or vllm."""
 
+from raylla.auction import incentives, optimum, truthful
 from raylla.auction.markup import Parsed, Violation, markup, parse
 from raylla.auction.payment import expected, itctr, per_click
 from raylla.auction.reward import penalty, reward
 
-__all__ = ["Parsed", "Violation", "expected", "itctr", "markup", "parse", "penalty", "per_click", "reward"]
+__all__ = [
+    "Parsed",
+    "Violation",
+    "expected",
+    "incentives",
+    "itctr",
+    "markup",
+    "optimum",
+    "parse",
+    "penalty",
+    "per_click",
+    "reward",
+    "truthful",
+]

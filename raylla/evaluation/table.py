@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raylla.auction.markup import Parsed
 from raylla.auction.reward import penalty
 from raylla.config import Penalty
-
-Figure = dict[str, float]
-"""mean, low and high: the mean over queries and its 95 % bootstrap interval."""
+from raylla.evaluation import intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ def figures(answers: Sequence[Outcome], coefficients: Penalty, resamples: int, s
     names = ("revenue", "reward", "revenue_click_model", "reward_click_model", "ads_per_answer")
     rng = np.random.default_rng(seed)
     row: dict[str, Any] = {
-        name: interval(
+        name: intervals.mean(
             np.array([np.mean([a[name] for a in group]) for group in by_query.values()]), resamples, rng
         )
         for name in names
@@ -58,13 +55,6 @@ def figures(answers: Sequence[Outcome], coefficients: Penalty, resamples: int, s
     row["click_rate"] = clicked / max(1, placed)
     row["answers"], row["queries"] = len(answers), len(by_query)
     return row
-
-
-def interval(values: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> Figure:
-    """Mean of ``values`` [queries] and its 95 % percentile-bootstrap interval."""
-    picks = rng.integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def _account(answer: Outcome, coefficients: Penalty) -> dict[str, float]:

@@ -1,0 +1,166 @@
+"""Bootstrap intervals, rank trends and the check for jumps. Pure numpy, every draw from a given generator.
+
+q queries (the units that are resampled), k bids.  Intervals are percentile intervals of ``level``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import ArrayLike, NDArray
+
+from raylla.auction.checks import Array, ending, numbers
+
+Figure = dict[str, float]
+"""mean, low and high: an estimate and its bootstrap interval."""
+
+
+def mean(values: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95) -> Figure:
+    """Mean of ``values`` [q].
+
+    Raises:
+        ValueError: ``values`` is not one finite number per query.
+    """
+    (values,) = _paired(values=values)
+    return _figure(values.mean(), values[_picks(values, resamples, rng)].mean(axis=1), level)
+
+
+def difference(
+    first: ArrayLike, second: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
+) -> Figure:
+    """mean(first) - mean(second) of two figures [q] of the same queries, which are resampled in pairs.
+
+    Raises:
+        ValueError: they are not one finite number per query each.
+    """
+    first, second = _paired(first=first, second=second)
+    return mean(first - second, resamples, rng, level)
+
+
+def ratio(
+    first: ArrayLike, second: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
+) -> Figure:
+    """mean(first) / mean(second) of two figures [q] of the same queries, which are resampled in pairs.
+
+    Raises:
+        ValueError: they are not one finite number per query each, or the mean of ``second`` is not
+            above 0 in every resample, so that there is no ratio to bound: take the difference.
+    """
+    first, second = _paired(first=first, second=second)
+    picks = _picks(first, resamples, rng)
+    below = second[picks].mean(axis=1)
+    if min(below.min(), second.mean()) <= 0:
+        raise ValueError("second: its mean reaches 0 under resampling; compare by `difference`")
+    return _figure(first.mean() / second.mean(), first[picks].mean(axis=1) / below, level)
+
+
+def hierarchical(
+    values: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
+) -> Figure:
+    """Mean of ``values`` [seeds, q] when seeds are resampled, and within each of them its queries.
+
+    Raises:
+        ValueError: ``values`` is not a non-empty table of finite numbers.
+    """
+    values = numbers("values", values)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"values has shape {values.shape}; give one row of queries per seed")
+    seeds, queries = values.shape
+    rows = rng.integers(0, seeds, (resamples, seeds, 1))
+    columns = rng.integers(0, queries, (resamples, seeds, queries))
+    return _figure(values.mean(), values[rows, columns].mean(axis=(1, 2)), level)
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> Array:
+    """Spearman's rank correlation [...] over the last axis of ``x`` and ``y``, equal values sharing a rank.
+
+    0 where one of them is constant.  Memory grows with the square of the axis.
+    """
+    a, b = _ranks(numbers("x", x)), _ranks(numbers("y", y))
+    scale = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+    result: Array = np.divide((a * b).sum(axis=-1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return result
+
+
+def rank_trend(
+    bids: ArrayLike, rates: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
+) -> Figure:
+    """Rank correlation of ``bids`` [k] with the mean over queries of ``rates`` [q, k].
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    bids, rates = numbers("bids", bids), numbers("rates", rates)
+    ending("rates", rates, len(bids))
+    if rates.ndim != 2 or not len(rates):
+        raise ValueError(f"rates has shape {rates.shape}; give one row of rates per query")
+    shares = rng.multinomial(len(rates), np.full(len(rates), 1 / len(rates)), resamples) / len(rates)
+    return _figure(spearman(bids, rates.mean(axis=0)), spearman(bids, shares @ rates), level)
+
+
+def largest_jump(
+    clicks: ArrayLike,
+    samples: int,
+    simulations: int,
+    rng: np.random.Generator,
+    half_width: int = 5,
+    level: float = 0.99,
+) -> Figure:
+    """Largest change of the click rate between adjacent bids, and what noise alone would make it.
+
+    ``clicks`` [k] are counts out of ``samples`` answers at each bid of an ordered grid.  ``jump`` is the
+    largest, ``at`` the index before it, and ``low`` to ``high`` hold ``level`` of the largest jumps of
+    curves with a smooth rate and binomial noise: a jump above ``high`` is none of noise.  The smooth
+    rate is a line fitted to each bid's nearest 2 ``half_width`` + 1, so that a step does not fit itself.
+
+    Raises:
+        ValueError: a count is not in 0..samples, or there are fewer bids than the window has.
+    """
+    rates = numbers("clicks", clicks, 0, samples) / samples
+    window = 2 * half_width + 1
+    if rates.ndim != 1 or len(rates) < window:
+        raise ValueError(f"clicks has shape {rates.shape}; give {window} or more, or a smaller half_width")
+    jumps = np.abs(np.diff(rates))
+    smooth = np.clip(_lines(rates, half_width), 0, 1)
+    drawn = rng.binomial(samples, smooth, (simulations, len(rates))) / samples
+    low, high = _ends(np.abs(np.diff(drawn, axis=1)).max(axis=1), level)
+    return {"jump": float(jumps.max()), "at": int(jumps.argmax()), "low": low, "high": high}
+
+
+def _lines(rates: Array, half_width: int) -> Array:
+    windows = sliding_window_view(rates, 2 * half_width + 1)
+    offsets = np.arange(-half_width, half_width + 1)
+    tilt = windows @ offsets / (offsets @ offsets)
+    index = np.arange(len(rates))
+    start = np.clip(index - half_width, 0, len(windows) - 1)
+    result: Array = windows.mean(axis=1)[start] + tilt[start] * (index - start - half_width)
+    return result
+
+
+def _ranks(values: Array) -> Array:
+    below = (values[..., None, :] < values[..., :, None]).sum(axis=-1)
+    above = (values[..., None, :] > values[..., :, None]).sum(axis=-1)
+    result: Array = (below - above) / 2
+    return result
+
+
+def _paired(**named: ArrayLike) -> list[Array]:
+    arrays = [numbers(name, value) for name, value in named.items()]
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1 or arrays[0].ndim != 1 or not arrays[0].size:
+        raise ValueError(f"{', '.join(named)}: give one number per query each, got shapes {shapes}")
+    return arrays
+
+
+def _picks(values: Array, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return rng.integers(0, len(values), (resamples, len(values)))
+
+
+def _figure(estimate: float | Array, drawn: Array, level: float) -> Figure:
+    low, high = _ends(drawn, level)
+    return {"mean": float(estimate), "low": low, "high": high}
+
+
+def _ends(drawn: Array, level: float) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,85 @@
+"""MOSAIC (Soumalias et al., arXiv 2405.05905): one of M sampled answers, at truthful prices.
+
+The candidates come from a generator that does not see the bids.  ``rewards`` [n, M] are
+r_i(y_j) = b_i pctr_i 1(a_i in y_j), ``log_ratio`` [M] is log pi_ref(y_j) - log pi_gen(y_j) with -inf
+for an answer that cannot be returned, ``costs`` [M] is lambda s_resp(y_j), which belongs to the
+weights w_j = (pi_ref / pi_gen) exp(-cost / tau); money and ``tau`` are in bid units.  ``tau`` = 0 is
+the best answer of M at Clarke's prices.  `raylla.auction.optimum.effective_sample_size` says how
+many candidates the log ratios, or the returned log-probabilities, are worth.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from raylla.auction import optimum
+from raylla.auction.checks import Array, ending, logs, numbers
+
+
+def log_probabilities(rewards: ArrayLike, log_ratio: ArrayLike, costs: ArrayLike, tau: float) -> Array:
+    """log p [M] of returning each candidate, p_j ∝ w_j exp(sum_i r_i(y_j) / tau) (section 4).
+
+    With ``tau`` = 0 all of it is on the largest sum of rewards less costs, and where several are
+    equal it is shared in proportion to pi_ref / pi_gen.
+
+    Raises:
+        ValueError: ``tau`` is negative, no candidate can be returned, or the shapes do not fit.
+    """
+    rewards, log_ratio, costs, tau = _auction(rewards, log_ratio, costs, tau)
+    welfare = rewards.sum(axis=0) - costs
+    if tau > 0:
+        return optimum.policy(log_ratio, welfare, tau)
+    possible = np.where(log_ratio > -np.inf, welfare, -np.inf)
+    return optimum.policy(np.where(possible == possible.max(), log_ratio, -np.inf), 0.0, 1.0)
+
+
+def payments(rewards: ArrayLike, log_ratio: ArrayLike, costs: ArrayLike, tau: float) -> Array:
+    """Expected payments t [n], each in [0, E_p[r_i]] for rewards of at least 0.
+
+    t_i = E_p[r_i] - tau log Z + h_i with h_i = tau log Z_-i, which does not read r_i.
+    Derivation: then t_i = tau KL(p || p_-i), and utility is tau log(Z / Z_-i) >= E_{p_-i}[r_i].
+    With ``tau`` = 0 it is Clarke's: the others' best welfare less their welfare at what is returned.
+
+    Raises:
+        ValueError: as `log_probabilities`.
+    """
+    log_p = log_probabilities(rewards, log_ratio, costs, tau)
+    rewards, log_ratio, costs, tau = _auction(rewards, log_ratio, costs, tau)
+    if tau > 0:
+        return optimum.truthful_prices(log_p, rewards, tau)
+    others = rewards.sum(axis=0) - rewards - costs
+    best = np.where(log_ratio > -np.inf, others, -np.inf).max(axis=1)
+    result: Array = np.maximum(best - others @ np.exp(log_p), 0)
+    return result
+
+
+def per_click(payments: ArrayLike, rates: ArrayLike, log_p: ArrayLike) -> Array:
+    """Price of each click [n], t_i / E_p[pctr_i 1(a_i in y)], at most b_i; 0 for who gets no clicks.
+
+    ``payments`` [n] and ``log_p`` [M] are those of one auction, ``rates`` [n, M] its
+    pctr_i 1(a_i in y_j).
+
+    Raises:
+        ValueError: a rate is outside [0, 1], or the shapes do not fit.
+    """
+    clicks = optimum.itctr(log_p, rates)
+    payments = ending("payments", numbers("payments", payments, 0), *clicks.shape)
+    result: Array = np.divide(payments, clicks, out=np.zeros_like(clicks), where=clicks > 0)
+    return result
+
+
+def utilities(values: ArrayLike, payments: ArrayLike, log_p: ArrayLike) -> Array:
+    """Expected utility [n], E_p[v_i] - t_i, of bidders whose true rewards are ``values`` [n, M]."""
+    values = numbers("values", values)
+    result: Array = values @ np.exp(logs("log_p", log_p)) - numbers("payments", payments)
+    return result
+
+
+def _auction(
+    rewards: ArrayLike, log_ratio: ArrayLike, costs: ArrayLike, tau: float
+) -> tuple[Array, Array, Array, float]:
+    log_ratio = logs("log_ratio", log_ratio)
+    rewards = ending("rewards", numbers("rewards", rewards), len(log_ratio))
+    costs = ending("costs", numbers("costs", costs), len(log_ratio))
+    return np.atleast_2d(rewards), log_ratio, costs, float(numbers("tau", tau, 0))
