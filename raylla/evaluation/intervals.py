@@ -110,8 +110,9 @@ def largest_jump(
 
     ``clicks`` [k] are counts out of ``samples`` answers at each bid of an ordered grid.  ``jump`` is the
     largest, ``at`` the index before it, and ``low`` to ``high`` hold ``level`` of the largest jumps of
-    curves with a smooth rate and binomial noise: a jump above ``high`` is none of noise.  The smooth
-    rate is a line fitted to each bid's nearest 2 ``half_width`` + 1, so that a step does not fit itself.
+    curves with a smooth rate and binomial noise: a jump above ``high`` is more than noise.  The smooth
+    rate is the mean over each bid's nearest 2 ``half_width`` + 1, so that a step does not fit itself; a
+    curve that bends sharply within that window can pass for a jump, and wants a smaller one.
 
     Raises:
         ValueError: a count is not in 0..samples, or there are fewer bids than the window has.
@@ -121,20 +122,11 @@ def largest_jump(
     if rates.ndim != 1 or len(rates) < window:
         raise ValueError(f"clicks has shape {rates.shape}; give {window} or more, or a smaller half_width")
     jumps = np.abs(np.diff(rates))
-    smooth = np.clip(_lines(rates, half_width), 0, 1)
+    means = sliding_window_view(rates, window).mean(axis=-1)
+    smooth = means[np.clip(np.arange(len(rates)) - half_width, 0, len(means) - 1)]
     drawn = rng.binomial(samples, smooth, (simulations, len(rates))) / samples
     low, high = _ends(np.abs(np.diff(drawn, axis=1)).max(axis=1), level)
     return {"jump": float(jumps.max()), "at": int(jumps.argmax()), "low": low, "high": high}
-
-
-def _lines(rates: Array, half_width: int) -> Array:
-    windows = sliding_window_view(rates, 2 * half_width + 1)
-    offsets = np.arange(-half_width, half_width + 1)
-    tilt = windows @ offsets / (offsets @ offsets)
-    index = np.arange(len(rates))
-    start = np.clip(index - half_width, 0, len(windows) - 1)
-    result: Array = windows.mean(axis=1)[start] + tilt[start] * (index - start - half_width)
-    return result
 
 
 def _ranks(values: Array) -> Array:

@@ -123,6 +123,17 @@ def test_the_optimum_at_first_price_settles_below_the_truth(seed: int) -> None:
     assert selling.bids[shown] == pytest.approx(VALUES[shown] / 2)
 
 
+def test_all_start_at_the_truth() -> None:
+    def respond(profiles: Array) -> tuple[Array, Array]:
+        return np.ones(profiles.shape), profiles
+
+    for goal, target, start in (("utility", 2.0, VALUES), ("value", 2.0, VALUES / 2)):
+        end = incentives.best_responses(
+            respond, VALUES, GRID, np.random.default_rng(0), goal, target, max_rounds=0
+        )
+        assert (end.bids.tolist(), end.converged) == (start.tolist(), False)
+
+
 def test_cycles_stop_at_the_bound() -> None:
     """Matching pennies: the first wants equal bids, the second different ones."""
 

@@ -123,6 +123,13 @@ def test_noise_on_a_smooth_curve_is_no_jump_and_a_step_is() -> None:
     assert found[1] >= 0.95
 
 
+def test_a_curve_that_is_steep_at_the_edge_is_no_jump() -> None:
+    rng, samples = _rng(), 2000
+    rate = 0.6 * (1 - np.exp(-np.arange(1, 101) / 10))
+    results = [intervals.largest_jump(rng.binomial(samples, rate), samples, 400, rng) for _ in range(50)]
+    assert np.mean([result["jump"] > result["high"] for result in results]) <= 0.06
+
+
 def test_the_jump_is_where_it_is() -> None:
     clicks = np.where(np.arange(30) < 17, 50, 150)
     found = intervals.largest_jump(clicks, 200, 200, _rng())

@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
-LIGHT = ("raylla.records", "raylla.config", "raylla.auction", "raylla.world.build", "raylla.world.webis")
+LIGHT = (
+    "raylla.records",
+    "raylla.config",
+    "raylla.auction",
+    "raylla.mechanisms",
+    "raylla.evaluation.intervals",
+    "raylla.world.build",
+    "raylla.world.webis",
+)
 DRIVER = ("raylla.cli", "raylla.irpo.loop", "raylla.irpo.stages", "raylla.evaluation.recorded")
 
 

@@ -61,6 +61,7 @@ def test_no_policy_does_better_and_the_best_is_worth_beta_log_z(seed: int) -> No
 
 def test_by_hand() -> None:
     """Two equally likely answers, one with a sure click at bid 40 and beta 40: odds e to 1."""
+    assert optimum.rewards([[1, 0.5], [0, 0.2]], [[40, 10], [0, 0]], [0, 5]).tolist() == [[40, 17], [0, -5]]
     policy = optimum.policy(np.log([0.5, 0.5]), optimum.rewards([[1, 0]], [40], [0, 0]), 40)
     share = np.e / (np.e + 1)
     assert optimum.itctr(policy, [[1, 0]]) == pytest.approx(share)
