@@ -104,8 +104,8 @@ def set_auction(
     sum.  Each pays the VCG price: the others' best over all sets, those with the ad included, less
     theirs in the chosen one, per e^{g_A} q_{A,i}.  Bidding the truth is best for who counts value in
     e^{g_A} q_{A,i}, as the auction does; counted in clicks q_{A,i} it is so for an ad that is in one
-    set only, and in several a higher bid can even lower the expected clicks (Derivation: with S the
-    sum of scores and r_A the others', their slope has the sign of sum q^2 sum r - sum q r sum q).
+    set only, and in several a higher bid can even lower the expected clicks (Derivation: with
+    r_A the others' part of A's score, the slope has the sign of sum q^2 sum r - sum q r sum q).
 
     Raises:
         ValueError: a number is negative, or the shapes do not fit.

@@ -87,7 +87,7 @@ def test_slopes_are_covariances(seed: int) -> None:
     slopes = optimum.slopes(case.policy(case.bids), case.effects, case.beta)
     shift = step * np.eye(3)
     numeric = (case.itctr(case.bids + shift) - case.itctr(np.maximum(case.bids - shift, 0))) / (2 * step)
-    assert slopes == pytest.approx(slopes.T, abs=1e-15)
+    assert slopes == pytest.approx(slopes.T, abs=1e-12)
     if case.bids.min() > step:
         assert slopes == pytest.approx(numeric.T, abs=1e-8)
     assert (np.diag(slopes) >= 0).all()
@@ -123,7 +123,7 @@ def test_truthful_price_is_the_divergence_and_the_myerson_integral(seed: int) ->
         assert prices[i] == pytest.approx(measured[-1], abs=1e-3)
     assert prices == pytest.approx(divergence, abs=1e-9)
     assert (prices >= 0).all()
-    assert (prices <= case.bids * case.itctr(case.bids) + 1e-12).all()
+    assert (prices <= case.bids * case.itctr(case.bids) + 1e-9).all()
 
 
 @given(SEEDS)
@@ -136,7 +136,7 @@ def test_truth_is_the_best_bid_at_the_truthful_price(seed: int) -> None:
         )
         utility = value * case.itctr(profiles)[:, i] - prices[:, i]
         assert utility.max() <= utility[-1] + 1e-9
-        assert utility[-1] >= 0
+        assert utility[-1] >= -1e-9
 
 
 @given(SEEDS, st.integers(1, 6))
