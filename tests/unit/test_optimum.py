@@ -56,7 +56,10 @@ def test_no_policy_does_better_and_the_best_is_worth_beta_log_z(seed: int) -> No
     others = np.concatenate(
         [near, np.log(case.rng.dirichlet(np.ones(len(best)), 50)), np.where(np.eye(7) > 0, 0, -np.inf)]
     )
-    assert (optimum.objective(others, case.log_reference, rewards, case.beta) < value).all()
+    lost = value - optimum.objective(others, case.log_reference, rewards, case.beta)
+    divergence = np.sum(np.exp(others) * np.where(others > -np.inf, others - best, 0), axis=1)
+    assert (lost >= -1e-9).all()
+    assert lost == pytest.approx(case.beta * divergence, abs=1e-9)
 
 
 def test_by_hand() -> None:
