@@ -184,7 +184,8 @@ def ads(rng: random.Random, category: str, count: int, known: bool = True) -> li
 
 
 def catalogue(rng: random.Random, wanted: Sequence[str], known: bool = True) -> list[Ad]:
-    """An ad for each category of ``wanted``; as far as the lexicon goes, no two titles share a word."""
+    """An ad for each category of ``wanted``; as far as the lexicon goes, no two brands share a word and no
+    two ads of a category a noun."""
     nouns = {
         name: rng.sample(of, len(of)) for group in lexicon.THEMES.values() for name, of in group.items()
     }

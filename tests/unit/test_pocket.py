@@ -1,0 +1,126 @@
+"""What pocket models start from and learn from: weights that copy, ads that can only be copied."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from raylla.auction import markup, parse
+from raylla.models import resolve
+from raylla.pocket import build, grammar, initial
+from raylla.world import lexicon
+
+
+def fresh(**changes: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    settings = Qwen3Config(
+        vocab_size=400,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        **build.MODEL | changes,
+    )
+    return Qwen3ForCausalLM(settings).eval()
+
+
+@torch.no_grad()
+def repeated_log_likelihood(model: Qwen3ForCausalLM) -> float:
+    """Mean log-probability per token of the second half of 40 random tokens said twice."""
+    said = torch.randint(0, 400, (16, 40), generator=torch.Generator().manual_seed(1))
+    logits = model(torch.cat([said, said], 1)).logits[:, 39:-1].log_softmax(-1)
+    return float(logits.gather(2, said[:, :, None])[:, 1:].mean())
+
+
+def test_initial_weights_copy() -> None:
+    plain = repeated_log_likelihood(fresh())
+    model = fresh()
+    initial.copying(model, 0)
+    copying = repeated_log_likelihood(model)
+    assert plain < -5
+    assert copying > plain + 1
+
+
+def test_initial_weights_are_those_of_their_seed() -> None:
+    first, again, other = (fresh() for _ in range(3))
+    for model, seed in ((first, 5), (again, 5), (other, 6)):
+        initial.copying(model, seed)
+    weight = "model.layers.1.self_attn.k_proj.weight"
+    assert torch.equal(first.state_dict()[weight], again.state_dict()[weight])
+    assert not torch.equal(first.state_dict()[weight], other.state_dict()[weight])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": 1}, {"num_attention_heads": 2}, {"num_key_value_heads": 2}]
+)
+def test_no_room_for_copying_heads(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="head"):
+        initial.copying(fresh(**changes), 0)
+
+
+def test_listings_can_be_told_apart_by_any_part() -> None:
+    rng = random.Random(3)
+    for _ in range(50):
+        ads = grammar.ads(rng, rng.choice(lexicon.categories()), 6)
+        words = Counter(word for ad in ads for word in ad.title.split()[:2])
+        assert set(words.values()) == {1}
+        assert len({ad.id[:2] for ad in ads}) == len({ad.id[2:] for ad in ads}) == 6
+
+
+def test_ids_of_a_large_catalogue_are_distinct() -> None:
+    ids = grammar.ad_ids(random.Random(0), 2000)
+    assert len(set(ids)) == 2000
+    assert {len(number) for number in ids} == {4}
+
+
+def test_unseen_brands_are_never_drawn_in_training() -> None:
+    rng = random.Random(0)
+    known, unseen = set(grammar.brands(rng, 4000)), set(grammar.brands(rng, 400, known=False))
+    assert len(known) == 4000
+    assert len(unseen) == 400
+    assert not known & unseen
+
+
+def test_wild_listings_can_be_placed() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        ads = grammar.wild_ads(rng, 6)
+        assert parse(" ".join(map(markup, ads)), ads).ad_ids == tuple(ad.id for ad in ads)
+
+
+@pytest.mark.parametrize("errors", [0.0, 0.3])
+def test_answers_break_the_format_as_often_as_asked(errors: float) -> None:
+    rng = random.Random(0)
+    attempts = broken = 0
+    for _ in range(600):
+        user = grammar.profile(rng)
+        about = grammar.query(rng, user)
+        ads = grammar.ads(rng, about.category, 6)
+        found = parse(grammar.answer_text(rng, about, ads, errors=errors), ads)
+        attempts += found.attempts
+        broken += len(found.violations)
+    assert broken / attempts == pytest.approx(errors, abs=0.04)
+
+
+def test_top_names_the_highest_bid() -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        sample = grammar.copy_sample(rng, kinds=(0, 1, 0))
+        listing = [line for line in sample.messages[0]["content"].splitlines() if "@[Ad-" in line]
+        bids = [re.search(r" (\S+) \d\d @", line)[1] for line in listing]  # type: ignore[index]
+        named = [bid for bid, line in zip(bids, listing, strict=True) if line.endswith(sample.completion)]
+        assert len(named) == 1
+        if "?" not in bids:
+            assert int(named[0]) == max(map(int, bids))
+
+
+def test_batches_of_a_pool_are_of_like_lengths() -> None:
+    stage = build.STAGES[-2]
+    words = PreTrainedTokenizerFast.from_pretrained(resolve("pocket:ad-llm", "test"))
+    pool = build._pool(stage, words, random.Random(0))
+    assert [len(batch) for batch in pool] == [stage.batch] * build.POOL
+    spans = sorted((min(sizes), max(sizes)) for sizes in ([len(p) + len(a) for p, a, _ in b] for b in pool))
+    assert all(high <= low for (_, high), (low, _) in pairwise(spans))
