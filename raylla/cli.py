@@ -76,15 +76,20 @@ def resume(run: RunPath) -> None:
 
 @app.command()
 @_told
-def evaluate(run: RunPath) -> None:
-    """Rebuild the table of a finished run from its records; writes evaluation.json beside it."""
-    from raylla.evaluation.recorded import evaluate_run
-    from raylla.evaluation.show import show
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="finished runs: training seeds, then variants")],
+    out: Annotated[Path | None, typer.Option(help="default: evaluation.json in the first run")] = None,
+) -> None:
+    """Hold test auctions with every mechanism, each tuned on validation queries; with intervals."""
+    from raylla.evaluation.evidence import evaluate as measure
+    from raylla.evaluation.show import show_evaluation
     from raylla.irpo.state import Run, write_json
+    from raylla.observe import Observer
 
-    results = evaluate_run(Run.open(run))
-    write_json(run / "evaluation.json", results)
-    show(console, results)
+    opened = [Run.open(path) for path in runs]
+    found = measure(opened, Observer(opened[0].config, None, console))
+    write_json(out or runs[0] / "evaluation.json", found)
+    show_evaluation(console, found)
 
 
 @app.command()

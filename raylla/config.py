@@ -149,11 +149,16 @@ class Dpo(Section):
 
 
 class Evaluation(Section):
-    """The table at the end of a run."""
+    """The table at the end of a run, and `raylla evaluate`."""
 
     queries: Positive | None = Field(None, description="test queries; none: all")
     answers: Positive = Field(4, description="answers per test query")
     bootstrap: Positive = 2000
+    mechanisms: tuple[str, ...] = Field(
+        ("pretrained", "rag-auction", "mosaic", "llm-auction"),
+        description="rows of `raylla evaluate`, by entry point",
+    )
+    validation_queries: Positive = Field(60, description="training queries to tune mechanisms on")
 
 
 class Deadlines(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Phase = Literal["reward", "preference", "test"]
+Phase = Literal["reward", "preference", "validation", "test"]
 Split = Literal["train", "test"]
 
 
@@ -55,6 +55,23 @@ class Auction:
     query_id: str
     ad_ids: tuple[str, ...]
     bids: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An auction that is to be answered ``n`` times, with everything that it names."""
+
+    phase: Phase
+    auction: Auction
+    query: Query
+    profile: Profile
+    ads: tuple[Ad, ...]
+    n: int
+
+    @property
+    def bids(self) -> dict[str, float]:
+        """Ad id -> bid."""
+        return dict(zip(self.auction.ad_ids, self.auction.bids, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raylla.config import Pctr
 from raylla.reward.rows import ClickRow
 
@@ -31,6 +34,10 @@ class RewardWorker:
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
         """AUC, log loss and calibration error on judged rows."""
         return self._trainer.evaluate(rows)
+
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        """The text encoder's vectors, [len(texts), dim]."""
+        return self._trainer.encoder.encode(texts)
 
     def save(self, directory: Path) -> None:
         """Write the model."""

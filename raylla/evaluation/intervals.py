@@ -5,9 +5,11 @@ q queries (the units that are resampled), k bids.  Intervals are percentile inte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from raylla.auction.checks import Array, ending, numbers
 
@@ -16,59 +18,45 @@ Figure = dict[str, float]
 
 
 def mean(values: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95) -> Figure:
-    """Mean of ``values`` [q].
+    """Mean of ``values`` [q] and its interval over queries.
 
     Raises:
         ValueError: ``values`` is not one finite number per query.
     """
-    (values,) = _paired(values=values)
-    return _figure(values.mean(), values[_picks(values, resamples, rng)].mean(axis=1), level)
-
-
-def difference(
-    first: ArrayLike, second: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
-) -> Figure:
-    """mean(first) - mean(second) of two figures [q] of the same queries, which are resampled in pairs.
-
-    Raises:
-        ValueError: they are not one finite number per query each.
-    """
-    first, second = _paired(first=first, second=second)
-    return mean(first - second, resamples, rng, level)
-
-
-def ratio(
-    first: ArrayLike, second: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
-) -> Figure:
-    """mean(first) / mean(second) of two figures [q] of the same queries, which are resampled in pairs.
-
-    Raises:
-        ValueError: they are not one finite number per query each, or the mean of ``second`` is not
-            above 0 in every resample, so that there is no ratio to bound: take the difference.
-    """
-    first, second = _paired(first=first, second=second)
-    picks = _picks(first, resamples, rng)
-    below = second[picks].mean(axis=1)
-    if min(below.min(), second.mean()) <= 0:
-        raise ValueError("second: its mean reaches 0 under resampling; compare by `difference`")
-    return _figure(first.mean() / second.mean(), first[picks].mean(axis=1) / below, level)
-
-
-def hierarchical(
-    values: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
-) -> Figure:
-    """Mean of ``values`` [seeds, q] when seeds are resampled, and within each of them its queries.
-
-    Raises:
-        ValueError: ``values`` is not a non-empty table of finite numbers.
-    """
     values = numbers("values", values)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"values has shape {values.shape}; give one row of queries per seed")
-    seeds, queries = values.shape
-    rows = rng.integers(0, seeds, (resamples, seeds, 1))
-    columns = rng.integers(0, queries, (resamples, seeds, queries))
-    return _figure(values.mean(), values[rows, columns].mean(axis=(1, 2)), level)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"values has shape {values.shape}; give one number per query")
+    return figure(values.mean(), hierarchical([values[:, None]], resamples, rng)[:, 0], level)
+
+
+def hierarchical(groups: Sequence[ArrayLike], resamples: int, rng: np.random.Generator) -> Array:
+    """Resampled means [resamples, c] of ``groups``: for each training seed c figures per query [q, c].
+
+    Seeds are resampled, and within each of them its queries; all figures of a query stay together,
+    so that differences and ratios of columns are paired.  The estimate is the mean of the groups'
+    means; with one group this is the ordinary bootstrap over queries.
+
+    Raises:
+        ValueError: no groups, or one that is not a non-empty table of finite numbers.
+    """
+    tables = [numbers("groups", group) for group in groups]
+    if not tables or any(table.ndim != 2 or not len(table) for table in tables):
+        raise ValueError("groups: give one non-empty table [queries, figures] per seed")
+    total = np.zeros((resamples, tables[0].shape[1]))
+    for _ in tables:
+        picked = rng.integers(0, len(tables), resamples)
+        for place, table in enumerate(tables):
+            drawn = rng.integers(0, len(table), (resamples, len(table)))
+            means = table[drawn].mean(axis=1)
+            total += np.where((picked == place)[:, None], means, 0)
+    result: Array = total / len(tables)
+    return result
+
+
+def figure(estimate: float | Array, drawn: Array, level: float = 0.95) -> Figure:
+    """An estimate with the ends of the percentile interval of its resampled values ``drawn``."""
+    low, high = _ends(drawn, level)
+    return {"mean": float(estimate), "low": low, "high": high}
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> Array:
@@ -95,7 +83,7 @@ def rank_trend(
     if rates.ndim != 2 or not len(rates):
         raise ValueError(f"rates has shape {rates.shape}; give one row of rates per query")
     shares = rng.multinomial(len(rates), np.full(len(rates), 1 / len(rates)), resamples) / len(rates)
-    return _figure(spearman(bids, rates.mean(axis=0)), spearman(bids, shares @ rates), level)
+    return figure(spearman(bids, rates.mean(axis=0)), spearman(bids, shares @ rates), level)
 
 
 def largest_jump(
@@ -134,23 +122,6 @@ def _ranks(values: Array) -> Array:
     above = (values[..., None, :] > values[..., :, None]).sum(axis=-1)
     result: Array = (below - above) / 2
     return result
-
-
-def _paired(**named: ArrayLike) -> list[Array]:
-    arrays = [numbers(name, value) for name, value in named.items()]
-    shapes = {array.shape for array in arrays}
-    if len(shapes) > 1 or arrays[0].ndim != 1 or not arrays[0].size:
-        raise ValueError(f"{', '.join(named)}: give one number per query each, got shapes {shapes}")
-    return arrays
-
-
-def _picks(values: Array, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    return rng.integers(0, len(values), (resamples, len(values)))
-
-
-def _figure(estimate: float | Array, drawn: Array, level: float) -> Figure:
-    low, high = _ends(drawn, level)
-    return {"mean": float(estimate), "low": low, "high": high}
 
 
 def _ends(drawn: Array, level: float) -> tuple[float, float]:

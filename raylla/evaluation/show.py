@@ -56,6 +56,42 @@ def show(console: Console, results: dict[str, Any]) -> None:
         )
 
 
+def show_evaluation(console: Console, found: dict[str, Any]) -> None:
+    """Print `evaluation.json`."""
+    table = Table(title=f"{found['name']}: test split, 95 % bootstrap intervals over seeds and queries")
+    headings = ("revenue / query", "reward / query", "welfare / query", "revenue (click model)")
+    for heading in (
+        "mechanism",
+        *headings,
+        "ads / answer",
+        "format errors",
+        "generations",
+        "tokens in + out",
+        "ms",
+        "seeds",
+    ):
+        table.add_column(heading, justify="right")
+    for name, row in found["efficiency"].items():
+        costs = row["cost_per_auction"]
+        table.add_row(
+            name,
+            *(_figure(row[key]) for key in ("revenue", "reward", "welfare", "revenue_click_model")),
+            f"{row['ads_per_answer']['mean']:.2f}",
+            f"{100 * row['format_error_rate']['mean']:.1f} %",
+            f"{costs['generations']:.0f}",
+            f"{costs['prompt_tokens']:.0f} + {costs['sampled_tokens']:.0f}",
+            f"{1000 * costs['seconds']:.1f}",
+            str(row["seeds"]),
+        )
+    console.print(table)
+    for name, one in found["against"].items():
+        console.print(
+            f"llm-auction against {name}: revenue {_figure(one['revenue_difference'])}, "
+            f"x {one['revenue_ratio']['mean']:.2f}, reward {_figure(one['reward_difference'])}",
+            highlight=False,
+        )
+
+
 def _figure(value: dict[str, float]) -> str:
     return f"{value['mean']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
 

@@ -1,4 +1,4 @@
-"""What a weight version earns: figures per test query with bootstrap intervals. Pure numpy."""
+"""What answers earn: figures per test query with bootstrap intervals. Pure numpy."""
 
 from __future__ import annotations
 
@@ -8,63 +8,91 @@ from typing import Any
 
 import numpy as np
 
+from raylla.auction.checks import Array
 from raylla.auction.markup import Parsed
 from raylla.auction.reward import penalty
 from raylla.config import Penalty
-from raylla.evaluation import intervals
+from raylla.evaluation.intervals import figure, hierarchical
+
+MEANS = (
+    "revenue",
+    "welfare",
+    "reward",
+    "revenue_click_model",
+    "welfare_click_model",
+    "reward_click_model",
+    "ads_per_answer",
+)
+RATES = {"format_error_rate": ("broken", "attempts"), "click_rate": ("clicked", "ads_per_answer")}
+"""Figures that are the quotient of two columns."""
+COLUMNS = (*MEANS, "broken", "attempts", "clicked")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One judged test answer: its query, what it placed, and what was and would be clicked."""
+    """One judged test answer: its query, what it placed, and what was and would be clicked.
+
+    ``bids`` are what a click is worth to each advertiser, ``prices`` what it pays.
+    """
 
     query_id: str
     parsed: Parsed
     bids: Mapping[str, float]
+    prices: Mapping[str, float]
     clicks: Mapping[str, bool]
     model_probabilities: Mapping[str, float]
 
 
-def figures(answers: Sequence[Outcome], coefficients: Penalty, resamples: int, seed: int) -> dict[str, Any]:
-    """The table row of one weight version.
+def per_query(answers: Sequence[Outcome], coefficients: Penalty) -> dict[str, Array]:
+    """Query id -> mean over its answers of each of `COLUMNS`.
 
-    ``revenue`` is bid times the judge's click, ``revenue_click_model`` bid times the click model's
-    probability, both per query in bid units; ``reward`` is each of them less the penalty.
+    ``revenue`` is price times click, ``welfare`` bid times click, ``reward`` welfare less the
+    penalty, all in bid units; "click model" has the click model's probability for the judge's click.
+    """
+    by_query: dict[str, list[list[float]]] = {}
+    for answer in answers:
+        account = _account(answer, coefficients)
+        by_query.setdefault(answer.query_id, []).append([account[name] for name in COLUMNS])
+    return {query: np.mean(rows, axis=0) for query, rows in by_query.items()}
+
+
+def figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
+    """The row of one weight version or mechanism, from `per_query` of each training seed.
 
     Raises:
-        ValueError: no answers.
+        ValueError: a seed has no answers.
     """
-    if not answers:
+    if not all(seeds):
         raise ValueError("no judged test answers to evaluate")
-    by_query: dict[str, list[dict[str, float]]] = {}
-    for answer in answers:
-        by_query.setdefault(answer.query_id, []).append(_account(answer, coefficients))
-    names = ("revenue", "reward", "revenue_click_model", "reward_click_model", "ads_per_answer")
-    rng = np.random.default_rng(seed)
-    row: dict[str, Any] = {
-        name: intervals.mean(
-            np.array([np.mean([a[name] for a in group]) for group in by_query.values()]), resamples, rng
-        )
-        for name in names
-    }
-    placed = sum(len(answer.parsed.placements) for answer in answers)
-    broken = sum(len(answer.parsed.violations) for answer in answers)
-    clicked = sum(sum(answer.clicks.values()) for answer in answers)
-    row["ads_per_answer"] = row["ads_per_answer"]["mean"]
-    row["format_error_rate"] = broken / max(1, placed + broken)
-    row["click_rate"] = clicked / max(1, placed)
-    row["answers"], row["queries"] = len(answers), len(by_query)
+    groups = [np.array(list(table.values())) for table in seeds]
+    drawn = hierarchical(groups, resamples, np.random.default_rng(seed))
+    mean = np.mean([group.mean(axis=0) for group in groups], axis=0)
+    at = {name: place for place, name in enumerate(COLUMNS)}
+    row: dict[str, Any] = {name: figure(mean[at[name]], drawn[:, at[name]]) for name in MEANS}
+    for name, (above, below) in RATES.items():
+        both = [
+            values[..., at[above]] / np.maximum(values[..., at[below]], 1e-9) for values in (mean, drawn)
+        ]
+        row[name] = figure(*both)
+    row["queries"] = sum(map(len, groups))
     return row
 
 
 def _account(answer: Outcome, coefficients: Penalty) -> dict[str, float]:
     punished = coefficients.weight * penalty(answer.parsed, coefficients)
-    revenue = sum(answer.bids[ad] for ad, clicked in answer.clicks.items() if clicked)
-    expected = sum(answer.bids[ad] * p for ad, p in answer.model_probabilities.items())
+    clicked = [ad for ad, click in answer.clicks.items() if click]
+    chances = answer.model_probabilities
+    welfare = sum(answer.bids[ad] for ad in clicked)
+    expected = sum(answer.bids[ad] * p for ad, p in chances.items())
     return {
-        "revenue": revenue,
-        "reward": revenue - punished,
-        "revenue_click_model": expected,
+        "revenue": sum(answer.prices[ad] for ad in clicked),
+        "welfare": welfare,
+        "reward": welfare - punished,
+        "revenue_click_model": sum(answer.prices[ad] * p for ad, p in chances.items()),
+        "welfare_click_model": expected,
         "reward_click_model": expected - punished,
         "ads_per_answer": len(answer.parsed.placements),
+        "broken": len(answer.parsed.violations),
+        "attempts": answer.parsed.attempts,
+        "clicked": len(clicked),
     }

@@ -50,12 +50,13 @@ class Crew:
         self.store = Pool("weight-store", WeightStore, (), Actors(workers=1, cpus=0), here)
         self.policy = PolicyTrainer(config.dpo, config.seed, here, storage / "trainer", config.deadlines)
 
-    def start(self) -> None:
-        """Start every actor side by side and wait until the engines are ready."""
+    def start(self, trainer: bool = True) -> None:
+        """Start every actor side by side, the DPO trainer if it is wanted, and wait for the engines."""
         pools = (self.rollouts, self.judges, self.reward, self.store)
         for pool in pools:
             pool.create()
-        self.policy.start()
+        if trainer:
+            self.policy.start()
         for pool in pools:
             pool.wait_ready(self.config.deadlines.start)
 

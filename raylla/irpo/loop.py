@@ -11,19 +11,15 @@ Each stage is committed before the next begins; a resumed run skips what is comm
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from raylla import models
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.engines.protocol import Probe
-from raylla.errors import RunError
-from raylla.irpo import stages
+from raylla.irpo import stages, versions
 from raylla.irpo.crew import Crew
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
 from raylla.observe import Observer
-from raylla.records import WeightVersion
 
 
 def train(run: Run, watch: Observer) -> dict[str, Any]:
@@ -33,13 +29,13 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         RayllaError: one of its kinds, each naming the field or the wait that is at fault.
     """
     config = run.config
-    base = WeightVersion("v0", 0, models.check(config)["ad_llm.path"])
+    models.check(config)
     draft = stages.draft_world(run)
     connect(config)
     crew = None
     try:
         check_placement(config)
-        version, probe = _latest(run, base)
+        version, probe = versions.committed(run)[-1]
         crew = Crew(config, run.path, version)
         with watch.stage("start engines"):
             crew.start()
@@ -63,20 +59,3 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
             crew.stop()
         disconnect(config)
         watch.close()
-
-
-def _latest(run: Run, base: WeightVersion) -> tuple[WeightVersion, Probe | None]:
-    """The newest committed weight version and its probe; the base model if there is none."""
-    version, probe = base, None
-    for epoch in range(1, run.config.irpo.epochs + 1):
-        report = run.committed(f"epoch-{epoch}/align")
-        if report is None:
-            break
-        path = run.weights(report["weight_version"])
-        if not (Path(path) / "config.json").exists():
-            raise RunError(
-                f"{path} is missing although the ledger commits it; restore it or start a new run"
-            )
-        version = WeightVersion(report["weight_version"], epoch, str(path), version.name)
-        probe = stages.read_probe(report)
-    return version, probe

@@ -19,9 +19,8 @@ from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import BudgetError
 from raylla.irpo.crew import Crew
-from raylla.irpo.schedule import Planned
 from raylla.observe import Observer
-from raylla.records import Answer, Click, Phase
+from raylla.records import Answer, Click, Phase, Planned
 from raylla.world import World, bids, prompts
 
 JUDGE_BATCH = 128

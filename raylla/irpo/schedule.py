@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from raylla.config import Config
-from raylla.records import Ad, Auction, Phase, Profile, Query
+from raylla.records import Auction, Phase, Planned, Query
 from raylla.world import World, bids, build
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """An auction that is to be answered ``n`` times."""
-
-    phase: Phase
-    auction: Auction
-    query: Query
-    profile: Profile
-    ads: tuple[Ad, ...]
-    n: int
-
-    @property
-    def bids(self) -> dict[str, float]:
-        """Ad id -> bid."""
-        return dict(zip(self.auction.ad_ids, self.auction.bids, strict=True))
 
 
 def auctions(config: Config, world: World, epoch: int) -> list[Planned]:
     """The auctions of one epoch, in the order in which they are needed. After the last epoch only
     the test is left."""
-    test = _some(world.of("test"), config.evaluation.queries, f"{config.seed}/test")
+    test = some(world.of("test"), config.evaluation.queries, f"{config.seed}/test")
     tested = plan(config, world, epoch, "test", test, config.evaluation.answers)
     if epoch > config.irpo.epochs:
         return tested
-    queries = _some(world.of("train"), config.irpo.queries, f"{config.seed}/train/{epoch}")
+    queries = some(world.of("train"), config.irpo.queries, f"{config.seed}/train/{epoch}")
     return [
         *plan(config, world, epoch, "reward", queries, config.irpo.reward_answers),
         *plan(config, world, epoch, "preference", queries, config.irpo.preference_answers),
@@ -43,7 +25,7 @@ def auctions(config: Config, world: World, epoch: int) -> list[Planned]:
     ]
 
 
-def _some(queries: Sequence[Query], limit: int | None, seed: str) -> list[Query]:
+def some(queries: Sequence[Query], limit: int | None, seed: str) -> list[Query]:
     """All queries, or ``limit`` of them drawn by ``seed``, in their own order."""
     if limit is None or limit >= len(queries):
         return list(queries)

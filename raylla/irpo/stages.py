@@ -12,15 +12,14 @@ from raylla.actors.pool import DONE, next_item
 from raylla.auction import parse, reward
 from raylla.engines.protocol import Generated, Probe, Request
 from raylla.errors import RunError, WorldError
-from raylla.evaluation.table import Outcome, figures
+from raylla.evaluation.table import Outcome, figures, per_query
 from raylla.irpo.crew import Crew
 from raylla.irpo.preference import group
 from raylla.irpo.sampling import Sampled, sample_answers, seed_of
-from raylla.irpo.schedule import Planned
 from raylla.irpo.state import Run, load_records, package_versions, save_records, write_json, write_text
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
-from raylla.records import Answer, Auction, Click, PreferenceGroup, Reward, WeightVersion
+from raylla.records import Answer, Auction, Click, Planned, PreferenceGroup, Reward, WeightVersion
 from raylla.reward.rows import ClickRow, rows
 from raylla.world import World, build, clicks, prompts, store
 
@@ -315,12 +314,6 @@ def align(
     return WeightVersion(name, epoch, str(target), current.name), result.probe
 
 
-def read_probe(report: dict[str, Any]) -> Probe:
-    """The probe that an align stage committed."""
-    probe = report["probe"]
-    return Probe(tuple(probe["prompt_token_ids"]), tuple(probe["token_ids"]), tuple(probe["logprobs"]))
-
-
 def conclude(
     run: Run, crew: Crew, watch: Observer, world: World, sampled: Sequence[Sampled]
 ) -> dict[str, Any]:
@@ -369,8 +362,10 @@ def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
         chances = clicks.click_probabilities(
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
-        answers.append(Outcome(planned.query.id, parsed, planned.bids, clicked, chances))
-    return figures(answers, run.config.penalty, run.config.evaluation.bootstrap, run.config.seed)
+        answers.append(Outcome(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
+    found = per_query(answers, run.config.penalty)
+    row = figures([found], run.config.evaluation.bootstrap, run.config.seed)
+    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
 
 
 def examples(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:

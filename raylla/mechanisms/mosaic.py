@@ -10,11 +10,18 @@ many candidates the log ratios, or the returned log-probabilities, are worth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raylla.auction import optimum
+from raylla.auction import optimum, parse, penalty
 from raylla.auction.checks import Array, ending, logs, numbers
+from raylla.mechanisms.protocol import BASE, Choice, Desk, Offer, Prompt, Ran, ran
+from raylla.records import Planned
+
+CANDIDATES = 20
+TAUS = (0.0, 1.0, 3.0, 10.0, 30.0)
 
 
 def log_probabilities(rewards: ArrayLike, log_ratio: ArrayLike, costs: ArrayLike, tau: float) -> Array:
@@ -83,3 +90,44 @@ def _auction(
     rewards = ending("rewards", numbers("rewards", rewards), len(log_ratio))
     costs = ending("costs", numbers("costs", costs), len(log_ratio))
     return np.atleast_2d(rewards), log_ratio, costs, float(numbers("tau", tau, 0))
+
+
+class Mosaic:
+    """MOSAIC with the base Ad-LLM as generator and reference, its prompt without bids."""
+
+    name = "mosaic"
+
+    def choices(self, epochs: int) -> Sequence[Choice]:
+        """The temperature, and which of the run's pCTR models scores."""
+        return tuple({"tau": tau, "pctr_epoch": epoch} for tau in TAUS for epoch in sorted({1, epochs}))
+
+    def run(self, desk: Desk, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
+        """`CANDIDATES` generations for each auction; offers are draws among them."""
+        prompts = [Prompt(one, one.ads, (None,) * len(one.ads), CANDIDATES, "mosaic") for one in auctions]
+        written = desk.write(BASE, prompts)
+        answers = [
+            (planned, draw.text)
+            for planned, generated in zip(auctions, written, strict=True)
+            for draw in generated.completions
+        ]
+        predicted = iter(desk.predict(answers, int(choice["pctr_epoch"])))
+        found = []
+        for planned, generated in zip(auctions, written, strict=True):
+            texts = [draw.text for draw in generated.completions]
+            if not texts:
+                found.append(ran((), [], 0))
+                continue
+            shown = [next(predicted) for _ in texts]
+            rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in planned.auction.ad_ids])
+            rewards = np.array(planned.auction.bids)[:, None] * rates
+            spent = [penalty(parse(text, planned.ads), desk.penalty) for text in texts]
+            costs = desk.penalty.weight * np.array(spent)
+            ratio, tau = np.zeros(len(texts)), float(choice["tau"])
+            log_p = log_probabilities(rewards, ratio, costs, tau)
+            owed = per_click(payments(rewards, ratio, costs, tau), rates, log_p)
+            prices = dict(zip(planned.auction.ad_ids, owed.tolist(), strict=True))
+            drawn = desk.generator(planned, self.name).choice(len(texts), planned.n, p=np.exp(log_p))
+            size = float(optimum.effective_sample_size(log_p))
+            offers = [Offer(texts[j], prices) for j in drawn]
+            found.append(ran(offers, [generated], 1, {"effective_sample_size": size}))
+        return found

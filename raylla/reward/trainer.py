@@ -58,9 +58,9 @@ class RewardTrainer:
         """
         self._settings = settings
         self._seed = seed
-        self._encoder = Encoder(models.resolve(encoder, "pctr.encoder"))
+        self.encoder = Encoder(models.resolve(encoder, "pctr.encoder"))
         self._names = features.texts(settings.features)
-        self._moments = {name: features.Moments.empty(self._encoder.dim) for name in self._names}
+        self._moments = {name: features.Moments.empty(self.encoder.dim) for name in self._names}
         self._users: dict[str, int] = {}
         self._ads: dict[str, int] = {}
         self._updates = 0
@@ -81,7 +81,7 @@ class RewardTrainer:
         started = time.monotonic()
         clicked = torch.from_numpy(_labels(rows).astype(np.float32))
         self._meet(rows)
-        encoded = features.encode(self._encoder, rows, self._names)
+        encoded = features.encode(self.encoder, rows, self._names)
         for name, moments in self._moments.items():
             moments.add(encoded[name])
         self._count_words(rows)
@@ -103,7 +103,7 @@ class RewardTrainer:
         """Click probability of each row, in [0, 1]; users and ads never met share one embedding."""
         if not rows:
             return []
-        inputs = self._inputs(rows, features.encode(self._encoder, rows, self._names))
+        inputs = self._inputs(rows, features.encode(self.encoder, rows, self._names))
         self._network.eval()
         predicted: list[float] = []
         with torch.inference_mode():
@@ -134,7 +134,7 @@ class RewardTrainer:
             tensors[f"moments.{name}.squares"] = torch.from_numpy(moments.squares)
         about = {
             "texts": list(self._names),
-            "dim": self._encoder.dim,
+            "dim": self.encoder.dim,
             "settings": self._settings.model_dump(mode="json"),
             "users": list(self._users),
             "ads": list(self._ads),
@@ -151,7 +151,7 @@ class RewardTrainer:
                 width or other features.
         """
         tensors, about = checkpoint.load(directory)
-        checkpoint.agree(directory, about, {"texts": list(self._names), "dim": self._encoder.dim})
+        checkpoint.agree(directory, about, {"texts": list(self._names), "dim": self.encoder.dim})
         self._users = {id: row for row, id in enumerate(about["users"], start=UNSEEN + 1)}
         self._ads = {id: row for row, id in enumerate(about["ads"], start=UNSEEN + 1)}
         self._updates = int(about["updates"])
@@ -172,7 +172,7 @@ class RewardTrainer:
             torch.manual_seed(self._seed)
             return PctrNetwork(
                 self._names,
-                self._encoder.dim,
+                self.encoder.dim,
                 len(self._users) + 1,
                 len(self._ads) + 1,
                 self._settings,
@@ -192,14 +192,14 @@ class RewardTrainer:
             user=torch.tensor([self._users.get(row.profile_id, UNSEEN) for row in rows]),
             ad=torch.tensor([self._ads.get(row.ad_id, UNSEEN) for row in rows]),
             structure=torch.from_numpy(features.structure(rows, scaled)),
-            words=features.words(self._encoder, rows),
+            words=features.words(self.encoder, rows),
         )
 
     def _count_words(self, rows: Sequence[ClickRow]) -> None:
         """How rare a word is, is learned from every distinct query and ad of an update."""
         if self._network.cues is not None:
             for texts in ({row.query_text for row in rows}, {features.ad_text(row) for row in rows}):
-                self._network.cues.count(features.buckets(self._encoder, sorted(texts)))
+                self._network.cues.count(features.buckets(self.encoder, sorted(texts)))
 
     def _fit(self, inputs: _Inputs, clicked: Tensor, generator: torch.Generator) -> list[float]:
         """Mean loss of each pass over the rows."""

@@ -16,7 +16,7 @@ LIGHT = (
     "raylla.world.build",
     "raylla.world.webis",
 )
-DRIVER = ("raylla.cli", "raylla.irpo.loop", "raylla.irpo.stages", "raylla.evaluation.recorded")
+DRIVER = ("raylla.cli", "raylla.irpo.loop", "raylla.irpo.stages", "raylla.evaluation.evidence")
 
 
 @pytest.mark.parametrize(

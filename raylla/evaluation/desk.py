@@ -1,0 +1,152 @@
+"""What mechanisms work with while they are compared: one run's engines, judge and pCTR models.
+
+Everything is asked for once: the same prompt, answer or judgement comes back from memory, so that
+a sweep over settings costs what it adds.  Texts that were asked for count in a mechanism's cost
+whether or not they came from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylla.actors.judge import JudgeItem
+from raylla.actors.pool import DONE, Pool, next_item
+from raylla.auction import parse
+from raylla.engines.protocol import Generated, Request
+from raylla.irpo.crew import Crew
+from raylla.irpo.sampling import seed_of
+from raylla.irpo.state import Run
+from raylla.irpo.versions import committed
+from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
+from raylla.records import Planned
+from raylla.reward.rows import rows
+from raylla.world import World, prompts
+
+
+class EvaluationDesk:
+    """A `mechanisms.protocol.Desk` on the actors of ``crew``, for the weights and world of ``run``."""
+
+    def __init__(self, run: Run, crew: Crew, world: World) -> None:
+        versions = committed(run)
+        self.run = run
+        self.world = world
+        self.penalty = run.config.penalty
+        self.versions = {weights.name: (weights, probe) for weights, probe in versions}
+        self.aliases = {BASE: versions[0][0].name, TRAINED: versions[-1][0].name}
+        self._crew = crew
+        self._deadline = run.config.deadlines.sample
+        self._written: dict[tuple[str, str], Generated] = {}
+        self._judged: dict[tuple[str, int, str], dict[str, bool] | None] = {}
+        self._predicted: dict[tuple[int, str, str], dict[str, float]] = {}
+        self._epoch: int | None = None
+
+    def write(self, version: str, wanted: Sequence[Prompt]) -> list[Generated]:
+        """Answers under a weight version, by its name or `BASE` or `TRAINED`, in the order asked."""
+        name = self.aliases.get(version, version)
+        config = self.run.config
+        requests: dict[str, Request] = {}
+        ids = []
+        for prompt in wanted:
+            planned = prompt.planned
+            messages = prompts.answer(
+                config.ad_llm.prompt, planned.query, planned.profile, prompt.ads, prompt.bids
+            )
+            id = f"{planned.auction.id}/{prompt.name}/{messages}"
+            seed = seed_of(config.seed, f"{name}/{planned.auction.id}/{prompt.name}")
+            requests[id] = Request(id, messages, prompt.n, seed)
+            ids.append(id)
+        missing = [one for id, one in requests.items() if (name, id) not in self._written]
+        if missing:
+            self._load(name)
+            for generated in self._ask(self._crew.rollouts, "generate", missing, name):
+                self._written[name, generated.request_id] = generated
+        return [self._written[name, id] for id in ids]
+
+    def judge(self, answers: Sequence[tuple[Planned, str]]) -> list[dict[str, bool] | None]:
+        """The User-LLM's clicks by ad id on each answer; none where it could not be read.
+
+        An answer that occurs several times among those of one auction is judged anew each time.
+        """
+        keys: list[tuple[str, int, str]] = []
+        seen: dict[tuple[str, str], int] = {}
+        items: list[tuple[tuple[str, int, str], JudgeItem]] = []
+        for planned, text in answers:
+            count = seen[planned.auction.id, text] = seen.get((planned.auction.id, text), -1) + 1
+            key = (planned.auction.id, count, text)
+            keys.append(key)
+            if key in self._judged:
+                continue
+            placed = parse(text, planned.ads).ad_ids
+            by_id = {ad.id: ad for ad in planned.ads}
+            messages = prompts.judge(
+                self.run.config.user_llm.prompt,
+                planned.query,
+                planned.profile,
+                text,
+                [by_id[ad] for ad in placed],
+            )
+            seed = seed_of(self.run.config.seed, f"judge/{key}")
+            items.append((key, JudgeItem(str(len(items)), messages, placed, seed)))
+        names = {item.sample_id: key for key, item in items}
+        for judgement in self._ask(self._crew.judges, "judge", [item for _, item in items]):
+            self._judged[names[judgement.sample_id]] = judgement.clicks
+        return [self._judged[key] for key in keys]
+
+    def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
+        """Click probability of each placed ad by the pCTR model that the run saved after ``epoch``."""
+        keys = [(epoch, planned.auction.id, text) for planned, text in answers]
+        asked = []
+        for key, (planned, text) in zip(keys, answers, strict=True):
+            if key not in self._predicted:
+                self._predicted[key] = {}
+                placed = parse(text, planned.ads).placements
+                ads = self.world.ad_by_id
+                impressions = rows("", planned.query, planned.profile, text, placed, ads, None)
+                asked += [(key, row) for row in impressions]
+        if asked:
+            if self._epoch != epoch:
+                self._crew.ask_reward("load", self.run.path / "reward" / f"epoch-{epoch}")
+                self._epoch = epoch
+            chances = self._crew.ask_reward("predict", [row for _, row in asked])
+            for (key, row), chance in zip(asked, chances, strict=True):
+                self._predicted[key][row.ad_id] = chance
+        return [self._predicted[key] for key in keys]
+
+    def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
+        """Cosine of query and ad (category and title) by the pCTR's text encoder, [n] for each."""
+        queries = [planned.query.text for planned in auctions]
+        ads = list(dict.fromkeys(ad for planned in auctions for ad in planned.ads))
+        vectors = self._crew.ask_reward("encode", [*queries, *(f"{ad.category} {ad.title}" for ad in ads)])
+        vectors = vectors - vectors.mean(axis=0)
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        place = {ad: len(queries) + index for index, ad in enumerate(ads)}
+        return [
+            vectors[[place[ad] for ad in planned.ads]].astype(np.float64) @ vectors[index]
+            for index, planned in enumerate(auctions)
+        ]
+
+    def generator(self, planned: Planned, what: str) -> np.random.Generator:
+        """Random numbers that depend on the run's seed, the auction and ``what`` alone."""
+        return np.random.default_rng(seed_of(self.run.config.seed, f"{what}/{planned.auction.id}"))
+
+    def _load(self, name: str) -> None:
+        weights, probe = self.versions[name]
+        if self._crew.version != weights:
+            self._crew.refresh(weights, probe)
+
+    def _ask(self, pool: Pool, method: str, items: Sequence[Any], *args: Any) -> Iterator[Any]:
+        """What the workers of ``pool`` yield for ``items``, dealt out evenly."""
+        calls = [
+            pool.call(worker, method, list(items[worker :: pool.size]), *args)
+            for worker in range(min(pool.size, len(items)))
+        ]
+        while calls:
+            call, item = next_item(calls, self._deadline, f"the next item of {pool.name}.{method}")
+            if item is DONE:
+                calls.remove(call)
+            else:
+                yield item

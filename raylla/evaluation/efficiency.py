@@ -1,0 +1,147 @@
+"""Mechanisms side by side on the same test auctions: each tuned on validation, then held once.
+
+Validation auctions are training queries under bids of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raylla.auction import parse
+from raylla.auction.checks import Array
+from raylla.config import Config
+from raylla.errors import BudgetError, RunError
+from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.intervals import figure, hierarchical
+from raylla.evaluation.table import COLUMNS, Outcome, figures, per_query
+from raylla.irpo.schedule import plan, some
+from raylla.mechanisms.protocol import Choice, Mechanism
+from raylla.records import Planned
+from raylla.world import World, clicks
+
+LEAST_QUERIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What came of a mechanism's auctions: `per_query` figures, costs, the mechanism's notes."""
+
+    table: Mapping[str, Array]
+    served: int
+    costs: Mapping[str, float]
+    notes: Mapping[str, float]
+    unread: int
+
+
+def test_auctions(config: Config, world: World) -> list[Planned]:
+    """The auctions of the run's own table.
+
+    Raises:
+        RunError: too few queries for an interval.
+    """
+    queries = some(world.of("test"), config.evaluation.queries, f"{config.seed}/test")
+    if len(queries) < LEAST_QUERIES:
+        raise RunError(
+            f"{len(queries)} test queries are too few for an interval; raise evaluation.queries or "
+            f"world.profiles until there are {LEAST_QUERIES}"
+        )
+    return plan(config, world, 0, "test", queries, config.evaluation.answers)
+
+
+def validation_auctions(config: Config, world: World) -> list[Planned]:
+    """Training queries on which mechanisms are tuned."""
+    queries = some(world.of("train"), config.evaluation.validation_queries, f"{config.seed}/validation")
+    return plan(config, world, 0, "validation", queries, config.evaluation.answers)
+
+
+def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned], choice: Choice) -> Held:
+    """Hold the auctions and have every offer judged.
+
+    Raises:
+        BudgetError: more than ``irpo.max_drop_share`` of the auctions or judgements were lost.
+    """
+    started = time.monotonic()
+    ran = mechanism.run(desk, auctions, choice)
+    seconds = time.monotonic() - started
+    offers = [(planned, offer) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers]
+    judged = desk.judge([(planned, offer.text) for planned, offer in offers])
+    unread, failed = judged.count(None), sum(not one.offers for one in ran)
+    share = desk.run.config.irpo.max_drop_share
+    for lost, total, what in ((failed, len(ran), "auctions"), (unread, len(judged), "judgements")):
+        if lost > share * total:
+            raise BudgetError(
+                f"{mechanism.name}: {lost} of {total} {what} were lost, more than "
+                f"irpo.max_drop_share={share} allows; see the engine's and judge's output"
+            )
+    outcomes = []
+    for (planned, offer), clicked in zip(offers, judged, strict=True):
+        if clicked is not None:
+            parsed = parse(offer.text, planned.ads, desk.world.ad_ids)
+            chances = clicks.click_probabilities(
+                planned.query, planned.profile, offer.text, parsed.placements, desk.world.ad_by_id
+            )
+            prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
+            outcomes.append(Outcome(planned.query.id, parsed, planned.bids, prices, clicked, chances))
+    served = max(1, sum(one.served for one in ran))
+    costs = {
+        "generations": sum(one.generations for one in ran) / served,
+        "prompt_tokens": sum(one.prompt_tokens for one in ran) / served,
+        "sampled_tokens": sum(one.sampled_tokens for one in ran) / served,
+        "seconds": seconds / served,
+    }
+    names = sorted({name for one in ran for name in one.notes})
+    notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
+    return Held(per_query(outcomes, desk.penalty), served, costs, notes, unread)
+
+
+def tune(desk: EvaluationDesk, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
+    """The choice with the highest mean reward on validation auctions, and what each one gave."""
+    choices = mechanism.choices(desk.run.config.irpo.epochs)
+    if len(choices) == 1:
+        return choices[0], []
+    auctions = validation_auctions(desk.run.config, desk.world)
+    tried: list[dict[str, Any]] = []
+    for choice in choices:
+        table = np.array(list(hold(desk, mechanism, auctions, choice).table.values())).mean(axis=0)
+        means = dict(zip(COLUMNS, table.tolist(), strict=True))
+        tried.append({"choice": dict(choice), "reward": means["reward"], "revenue": means["revenue"]})
+    best = max(range(len(tried)), key=lambda place: tried[place]["reward"])
+    return choices[best], tried
+
+
+def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
+    """A mechanism's row over training seeds: `table.figures` and the mean costs."""
+    found = figures([held.table for held in seeds], resamples, seed)
+    found["cost_per_auction"] = _means([held.costs for held in seeds])
+    found["notes"] = _means([held.notes for held in seeds])
+    found["unread_judgements"] = sum(held.unread for held in seeds)
+    found["seeds"] = len(seeds)
+    return found
+
+
+def compare(first: Sequence[Held], second: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
+    """Differences in reward and revenue of two mechanisms, and the quotient of their revenues, on the
+    same queries, which are resampled in pairs."""
+    wanted = [COLUMNS.index(name) for name in ("revenue", "reward")]
+    groups = [
+        np.array([[*a.table[name][wanted], *b.table[name][wanted]] for name in a.table if name in b.table])
+        for a, b in zip(first, second, strict=True)
+    ]
+    mean = np.mean([group.mean(axis=0) for group in groups], axis=0)
+    drawn = hierarchical(groups, resamples, np.random.default_rng(seed))
+    ratios = [values[..., 0] / np.maximum(values[..., 2], 1e-9) for values in (mean, drawn)]
+    return {
+        "revenue_difference": figure(mean[0] - mean[2], drawn[:, 0] - drawn[:, 2]),
+        "reward_difference": figure(mean[1] - mean[3], drawn[:, 1] - drawn[:, 3]),
+        "revenue_ratio": figure(*ratios),
+    }
+
+
+def _means(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for one in seeds for name in one)
+    return {name: float(np.mean([one[name] for one in seeds if name in one])) for name in names}

@@ -1,0 +1,125 @@
+"""`raylla evaluate RUN...`: finished runs against the other mechanisms, with intervals.
+
+The first run and every other of its name are training seeds of one config: together they are the
+rows of all mechanisms.  Runs of another name are variants, each a row of its own under LLM-Auction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from raylla.actors.placement import check_placement, connect, disconnect
+from raylla.errors import RunError
+from raylla.evaluation import efficiency
+from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.efficiency import Held
+from raylla.irpo import stages
+from raylla.irpo.crew import Crew
+from raylla.irpo.schedule import auctions
+from raylla.irpo.state import Run, package_versions
+from raylla.irpo.versions import committed
+from raylla.mechanisms.protocol import Mechanism, named
+from raylla.observe import Observer
+from raylla.world import store
+
+MAIN = "llm-auction"
+
+
+def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
+    """Everything that `evaluation.json` holds.
+
+    Raises:
+        RunError: a run is not finished, or does not go with the others.
+        ConfigError: a mechanism of ``evaluation.mechanisms`` does not exist.
+    """
+    mechanisms = named(runs[0].config.evaluation.mechanisms)
+    _check(runs)
+    seeds = [run for run in runs if run.config.name == runs[0].config.name]
+    variants = {
+        run.config.name: [one for one in runs if one.config.name == run.config.name] for run in runs
+    }
+    rows: dict[str, list[Held]] = {}
+    search: dict[str, list[dict[str, Any]]] = {}
+    main, others = seeds[0].config, [run for run in runs if run not in seeds]
+    connect(main)
+    crew = None
+    try:
+        check_placement(main)
+        crew = Crew(main, seeds[0].path, committed(seeds[0])[0][0])
+        with watch.stage("start engines"):
+            crew.start(trainer=False)
+        for run in seeds:
+            desk = EvaluationDesk(run, crew, store.load(run.path / "world"))
+            for mechanism in mechanisms:
+                held, tried = _hold(desk, mechanism, watch)
+                rows.setdefault(mechanism.name, []).append(held)
+                search.setdefault(mechanism.name, []).append(tried)
+        for run in others:
+            desk = EvaluationDesk(run, crew, store.load(run.path / "world"))
+            held, _ = _hold(desk, named([MAIN])[0], watch)
+            rows.setdefault(f"{MAIN}: {run.config.name}", []).append(held)
+    finally:
+        if crew is not None:
+            crew.stop()
+        disconnect(main)
+        watch.close()
+    resamples, seed = main.evaluation.bootstrap, main.seed
+    return {
+        "name": main.name,
+        "runs": [{"path": run.path.name, "name": run.config.name, "seed": run.config.seed} for run in runs],
+        "efficiency": {name: efficiency.row(found, resamples, seed) for name, found in rows.items()},
+        "against": {
+            name: efficiency.compare(rows[MAIN], found, resamples, seed)
+            for name, found in rows.items()
+            if name != MAIN and MAIN in rows and len(found) == len(rows[MAIN])
+        },
+        "search": {name: tried for name, tried in search.items() if any(one["tried"] for one in tried)},
+        "epochs": recorded(seeds[0])["epochs"],
+        "wall_seconds": dict(watch.wall),
+        "versions": package_versions(),
+    }
+
+
+def recorded(run: Run) -> dict[str, Any]:
+    """Name, table and examples of a finished run as in `results.json`, from its records."""
+    world = store.load(run.path / "world")
+    sampled = [
+        stages.read_sampled(run, f"epoch-{epoch}/sample", auctions(run.config, world, epoch)).tests()
+        for epoch in range(1, run.config.irpo.epochs + 2)
+    ]
+    return {
+        "name": run.config.name,
+        "epochs": stages.table(run, world, sampled),
+        "examples": stages.examples(world, sampled[0], sampled[-1]),
+    }
+
+
+def _hold(desk: EvaluationDesk, mechanism: Mechanism, watch: Observer) -> tuple[Held, dict[str, Any]]:
+    where = f"{desk.run.path.name}: {mechanism.name}"
+    with watch.stage(f"{where}: tune"):
+        choice, tried = efficiency.tune(desk, mechanism)
+    with watch.stage(f"{where}: test"):
+        held = efficiency.hold(
+            desk, mechanism, efficiency.test_auctions(desk.run.config, desk.world), choice
+        )
+    return held, {"run": desk.run.path.name, "chosen": dict(choice), "tried": tried}
+
+
+def _check(runs: Sequence[Run]) -> None:
+    """Refuse what cannot be compared, before any model loads."""
+    first = runs[0]
+    for run in runs:
+        if run.committed("conclude") is None:
+            done = list(run.commits)[-1] if run.commits else "nothing"
+            raise RunError(
+                f"run {run.path} is not finished (last committed: {done}); `raylla resume` it first"
+            )
+        for field in ("ad_llm", "user_llm", "engine"):
+            if getattr(run.config, field) != getattr(first.config, field):
+                raise RunError(
+                    f"run {run.path} has another {field} than {first.path}; evaluate it by itself"
+                )
+        efficiency.test_auctions(run.config, store.load(run.path / "world"))
+    if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
+        raise RunError("two of the runs have the same name and seed; give each once")

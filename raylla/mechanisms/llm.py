@@ -1,0 +1,35 @@
+"""The language model is the mechanism: one generation, first price (arXiv 2512.10551, Eq. 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raylla.mechanisms.protocol import BASE, TRAINED, Choice, Desk, Offer, Prompt, Ran, ran
+from raylla.records import Planned
+
+
+class Pretrained:
+    """The base Ad-LLM, which sees the bids and was never aligned."""
+
+    name = "pretrained"
+    version = BASE
+
+    def choices(self, epochs: int) -> Sequence[Choice]:
+        """Nothing to tune."""
+        return ({},)
+
+    def run(self, desk: Desk, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
+        """One generation for each offer."""
+        prompts = [Prompt(one, one.ads, one.auction.bids, one.n) for one in auctions]
+        found = []
+        for planned, generated in zip(auctions, desk.write(self.version, prompts), strict=True):
+            offers = tuple(Offer(draw.text, planned.bids) for draw in generated.completions)
+            found.append(ran(offers, [generated], len(offers)))
+        return found
+
+
+class LlmAuction(Pretrained):
+    """The Ad-LLM after the last epoch of IRPO."""
+
+    name = "llm-auction"
+    version = TRAINED

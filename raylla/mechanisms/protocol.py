@@ -1,0 +1,134 @@
+"""What a mechanism is: a rule of allocation, a rule of payment, and the account of what they cost.
+
+A mechanism is found by name among the entry points of the group ``raylla.mechanisms``; each names a
+class that is made without arguments, so that a package of the user's own can add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylla.config import Penalty
+from raylla.engines.protocol import Generated
+from raylla.errors import ConfigError
+from raylla.records import Ad, Planned
+
+GROUP = "raylla.mechanisms"
+BASE, TRAINED = "base", "trained"
+"""Weights that a mechanism may write with: before the first epoch, and after the last."""
+
+Choice = Mapping[str, float | int | str | bool]
+"""One setting of a mechanism's hyperparameters, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An answer prompt: which ads it lists, at which bids (None: hidden), and how many answers.
+
+    ``name`` tells prompts of one auction apart; sampling seeds follow from it.
+    """
+
+    planned: Planned
+    ads: tuple[Ad, ...]
+    bids: tuple[float | None, ...]
+    n: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One answer that the user gets, and what each ad in it pays for a click, in bid units."""
+
+    text: str
+    prices: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a mechanism did with one auction.
+
+    ``offers`` are draws of what it returns, equally likely, and none where a generation failed.
+    ``generations``, ``prompt_tokens`` and ``sampled_tokens`` are all that was spent, which would
+    have served ``served`` users; ``notes`` are the mechanism's own figures.
+    """
+
+    offers: tuple[Offer, ...]
+    served: int
+    generations: int
+    prompt_tokens: int
+    sampled_tokens: int
+    notes: Mapping[str, float]
+
+
+class Desk(Protocol):
+    """What a mechanism works with."""
+
+    penalty: Penalty
+
+    def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
+        """Answers of the Ad-LLM under `BASE` or `TRAINED`, in the order of ``prompts``."""
+
+    def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
+        """Click probability of each ad placed in each answer, by the pCTR model after ``epoch``."""
+
+    def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
+        """Cosine of the text encoder between each auction's query and each of its ads [n]."""
+
+    def generator(self, planned: Planned, what: str) -> np.random.Generator:
+        """Random numbers that depend on the run's seed, the auction and ``what`` alone."""
+
+
+@runtime_checkable
+class Mechanism(Protocol):
+    """Allocation and payment."""
+
+    name: str
+
+    def choices(self, epochs: int) -> Sequence[Choice]:
+        """What may be tuned on validation queries, for a run of ``epochs``; one entry: nothing."""
+
+    def run(self, desk: Desk, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
+        """Hold the auctions, ``planned.n`` offers each."""
+
+
+def named(names: Sequence[str]) -> list[Mechanism]:
+    """The mechanisms of these names, in this order.
+
+    Raises:
+        ConfigError: there is none of that name, or what is installed under it is none.
+    """
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    found: list[Mechanism] = []
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"no mechanism named {name!r}; there are {', '.join(sorted(known))}")
+        made = known[name].load()()
+        if not isinstance(made, Mechanism):
+            raise ConfigError(f"{known[name].value} is no mechanism: it lacks name, choices or run")
+        found.append(made)
+    return found
+
+
+def ran(
+    offers: Sequence[Offer],
+    spent: Sequence[Generated],
+    served: int,
+    notes: Mapping[str, float] = MappingProxyType({}),
+) -> Ran:
+    """A `Ran` with the cost of the requests that were ``spent`` on it."""
+    draws = [(one, draw) for one in spent for draw in one.completions]
+    return Ran(
+        tuple(offers),
+        served,
+        len(draws),
+        sum(len(one.prompt_token_ids) for one, _ in draws),
+        sum(len(draw.token_ids) for _, draw in draws),
+        notes,
+    )
