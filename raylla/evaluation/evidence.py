@@ -36,9 +36,6 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
     mechanisms = named(runs[0].config.evaluation.mechanisms)
     _check(runs)
     seeds = [run for run in runs if run.config.name == runs[0].config.name]
-    variants = {
-        run.config.name: [one for one in runs if one.config.name == run.config.name] for run in runs
-    }
     rows: dict[str, list[Held]] = {}
     search: dict[str, list[dict[str, Any]]] = {}
     main, others = seeds[0].config, [run for run in runs if run not in seeds]

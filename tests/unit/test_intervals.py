@@ -31,20 +31,22 @@ def test_mean_ratio_and_difference_cover_the_truth() -> None:
         rng = _rng(seed)
         second = rng.gamma(4.0, 5.0, 80)
         first = 1.5 * second + rng.normal(0, 5, 80)
+        drawn = intervals.hierarchical([np.stack([first, second], 1)], 300, rng)
+        difference = intervals.figure((first - second).mean(), drawn[:, 0] - drawn[:, 1])
+        ratio = intervals.figure(first.mean() / second.mean(), drawn[:, 0] / drawn[:, 1])
         covered["mean"].append(_holds(intervals.mean(first, 300, rng), 30))
-        covered["difference"].append(_holds(intervals.difference(first, second, 300, rng), 10))
-        covered["ratio"].append(_holds(intervals.ratio(first, second, 300, rng), 1.5))
+        covered["difference"].append(_holds(difference, 10))
+        covered["ratio"].append(_holds(ratio, 1.5))
     assert all(0.88 <= np.mean(held) <= 0.99 for held in covered.values())
 
 
-def test_pairs_cancel_what_queries_share() -> None:
+def test_columns_of_a_query_stay_together() -> None:
     shared = _rng().normal(100, 50, 200)
-    first, second = shared + 3 + _rng(1).normal(0, 1, 200), shared
-    paired = intervals.difference(first, second, 500, _rng())
-    assert paired["mean"] == pytest.approx(first.mean() - second.mean())
+    first = shared + 3 + _rng(1).normal(0, 1, 200)
+    drawn = intervals.hierarchical([np.stack([first, shared, 1.2 * shared], 1)], 500, _rng())
+    paired = intervals.figure((first - shared).mean(), drawn[:, 0] - drawn[:, 1])
     assert _width(paired) < 0.1 * _width(intervals.mean(first, 500, _rng()))
-    ratio = intervals.ratio(1.2 * second, second, 500, _rng())
-    assert list(ratio.values()) == pytest.approx([1.2, 1.2, 1.2])
+    assert drawn[:, 2] / drawn[:, 1] == pytest.approx(np.full(500, 1.2))
 
 
 def test_same_generator_same_interval_and_level_widens() -> None:
@@ -55,15 +57,24 @@ def test_same_generator_same_interval_and_level_widens() -> None:
     )
 
 
+def _over(groups: list[Array]) -> intervals.Figure:
+    drawn = intervals.hierarchical([group[:, None] for group in groups], 1000, _rng())
+    return intervals.figure(np.mean([group.mean() for group in groups]), drawn[:, 0])
+
+
 def test_hierarchical_interval_reflects_the_seeds() -> None:
-    noise = _rng().normal(0, 1, (5, 100))
-    same = intervals.hierarchical(noise, 1000, _rng())
-    apart = intervals.hierarchical(noise + np.array([[-4], [-2], [0], [2], [4]]), 1000, _rng())
-    assert same["mean"] == pytest.approx(noise.mean())
-    assert _width(same) == pytest.approx(_width(intervals.mean(noise.ravel(), 1000, _rng())), rel=0.6)
+    noise = list(_rng().normal(0, 1, (5, 100)))
+    same = _over(noise)
+    apart = _over([group + shift for group, shift in zip(noise, (-4, -2, 0, 2, 4), strict=True)])
+    assert _width(same) == pytest.approx(_width(intervals.mean(np.ravel(noise), 1000, _rng())), rel=0.6)
     assert _width(apart) == pytest.approx(2 * 1.96 * np.sqrt(8 / 5), rel=0.15)
-    pooled = intervals.mean((noise + np.arange(5)[:, None]).ravel(), 1000, _rng())
+    pooled = intervals.mean(np.ravel([group + shift for shift, group in enumerate(noise)]), 1000, _rng())
     assert _width(apart) > 5 * _width(pooled)
+
+
+def test_seeds_may_have_different_numbers_of_queries() -> None:
+    figure = _over([np.full(3, 1.0), np.full(50, 2.0)])
+    assert figure == {"mean": 1.5, "low": 1.0, "high": 2.0}
 
 
 def test_spearman_by_hand() -> None:
@@ -152,9 +163,8 @@ def test_rates_at_the_edge_have_no_noise(edge: int) -> None:
     [
         (lambda: intervals.mean([], 10, _rng()), "values"),
         (lambda: intervals.mean([1.0, np.nan], 10, _rng()), "values"),
-        (lambda: intervals.difference([1, 2], [1], 10, _rng()), "first, second"),
-        (lambda: intervals.ratio([1, 2], [0, 0.1], 500, _rng()), "second"),
-        (lambda: intervals.hierarchical([1, 2], 10, _rng()), "values"),
+        (lambda: intervals.hierarchical([[1, 2]], 10, _rng()), "groups"),
+        (lambda: intervals.hierarchical([], 10, _rng()), "groups"),
         (lambda: intervals.rank_trend([1, 2], [[1, 2, 3]], 10, _rng()), "rates"),
         (lambda: intervals.rank_trend([1, 2], [1, 2], 10, _rng()), "rates"),
         (lambda: intervals.largest_jump([1, 2, 3], 5, 10, _rng()), "clicks"),
