@@ -158,6 +158,12 @@ class Evaluation(Section):
         ("pretrained", "rag-auction", "mosaic", "llm-auction"),
         description="rows of `raylla evaluate`, by entry point",
     )
+    bids: tuple[NonNegative, ...] = Field(
+        (0, 1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100), description="grid of the sweeps over one bid"
+    )
+    sweep_answers: Positive = Field(4, description="answers per query and bid of the monotonicity sweep")
+    curve_answers: Positive = Field(200, description="answers per bid of the continuity curves")
+    curve_queries: Positive = Field(40, description="queries of the averaged continuity curve")
     validation_queries: Positive = Field(60, description="training queries to tune mechanisms on")
 
 

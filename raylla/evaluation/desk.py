@@ -17,6 +17,7 @@ from raylla.actors.judge import JudgeItem
 from raylla.actors.pool import DONE, Pool, next_item
 from raylla.auction import parse
 from raylla.engines.protocol import Generated, Request
+from raylla.errors import BudgetError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
@@ -132,6 +133,19 @@ class EvaluationDesk:
     def generator(self, planned: Planned, what: str) -> np.random.Generator:
         """Random numbers that depend on the run's seed, the auction and ``what`` alone."""
         return np.random.default_rng(seed_of(self.run.config.seed, f"{what}/{planned.auction.id}"))
+
+    def bound(self, what: str, lost: int, total: int) -> None:
+        """Refuse to go on where too much of ``total`` was lost.
+
+        Raises:
+            BudgetError: more than ``irpo.max_drop_share`` of it.
+        """
+        share = self.run.config.irpo.max_drop_share
+        if lost > share * total:
+            raise BudgetError(
+                f"{lost} of {total} {what} were lost, more than irpo.max_drop_share={share} allows; "
+                "see the engine's and judge's output"
+            )
 
     def _load(self, name: str) -> None:
         weights, probe = self.versions[name]

@@ -15,7 +15,7 @@ import numpy as np
 from raylla.auction import parse
 from raylla.auction.checks import Array
 from raylla.config import Config
-from raylla.errors import BudgetError, RunError
+from raylla.errors import RunError
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.intervals import figure, hierarchical
 from raylla.evaluation.table import COLUMNS, Outcome, figures, per_query
@@ -71,13 +71,8 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
     offers = [(planned, offer) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers]
     judged = desk.judge([(planned, offer.text) for planned, offer in offers])
     unread, failed = judged.count(None), sum(not one.offers for one in ran)
-    share = desk.run.config.irpo.max_drop_share
-    for lost, total, what in ((failed, len(ran), "auctions"), (unread, len(judged), "judgements")):
-        if lost > share * total:
-            raise BudgetError(
-                f"{mechanism.name}: {lost} of {total} {what} were lost, more than "
-                f"irpo.max_drop_share={share} allows; see the engine's and judge's output"
-            )
+    desk.bound(f"auctions of {mechanism.name}", failed, len(ran))
+    desk.bound(f"judgements of {mechanism.name}", unread, len(judged))
     outcomes = []
     for (planned, offer), clicked in zip(offers, judged, strict=True):
         if clicked is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.errors import RunError
-from raylla.evaluation import efficiency
+from raylla.evaluation import efficiency, properties
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.efficiency import Held
 from raylla.irpo import stages
@@ -37,6 +37,7 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
     _check(runs)
     seeds = [run for run in runs if run.config.name == runs[0].config.name]
     rows: dict[str, list[Held]] = {}
+    curves: dict[str, Any] = {}
     search: dict[str, list[dict[str, Any]]] = {}
     main, others = seeds[0].config, [run for run in runs if run not in seeds]
     connect(main)
@@ -52,6 +53,8 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
                 held, tried = _hold(desk, mechanism, watch)
                 rows.setdefault(mechanism.name, []).append(held)
                 search.setdefault(mechanism.name, []).append(tried)
+            if run is seeds[0]:
+                curves = _curves(desk, watch)
         for run in others:
             desk = EvaluationDesk(run, crew, store.load(run.path / "world"))
             held, _ = _hold(desk, named([MAIN])[0], watch)
@@ -71,6 +74,7 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
             for name, found in rows.items()
             if name != MAIN and MAIN in rows and len(found) == len(rows[MAIN])
         },
+        "curves": curves,
         "search": {name: tried for name, tried in search.items() if any(one["tried"] for one in tried)},
         "epochs": recorded(seeds[0])["epochs"],
         "wall_seconds": dict(watch.wall),
@@ -90,6 +94,17 @@ def recorded(run: Run) -> dict[str, Any]:
         "epochs": stages.table(run, world, sampled),
         "examples": stages.examples(world, sampled[0], sampled[-1]),
     }
+
+
+def _curves(desk: EvaluationDesk, watch: Observer) -> dict[str, Any]:
+    config = desk.run.config.evaluation
+    tested = efficiency.test_auctions(desk.run.config, desk.world)
+    with watch.stage(f"{desk.run.path.name}: monotonicity"):
+        rising = properties.monotonicity(desk, tested, config.bids, config.sweep_answers)
+    fine = range(1, desk.run.config.world.max_bid + 1)
+    with watch.stage(f"{desk.run.path.name}: continuity"):
+        smooth = properties.continuity(desk, tested, fine, config.curve_answers, config.curve_queries)
+    return {"monotonicity": rising, "continuity": smooth}
 
 
 def _hold(desk: EvaluationDesk, mechanism: Mechanism, watch: Observer) -> tuple[Held, dict[str, Any]]:

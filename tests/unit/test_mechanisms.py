@@ -1,0 +1,133 @@
+"""Mechanisms at a desk that writes and predicts by rule: who is listed, who pays what, what it costs."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raylla.auction import markup
+from raylla.config import Penalty
+from raylla.engines.protocol import Completion, Generated
+from raylla.errors import ConfigError
+from raylla.mechanisms.llm import LlmAuction, Pretrained
+from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
+from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Prompt, named
+from raylla.mechanisms.rag import RagAuction
+from raylla.records import Ad, Auction, Planned, Profile, Query
+
+ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(4))
+BIDS = (10.0, 80.0, 30.0, 50.0)
+
+
+class Desk:
+    """Draw d of a prompt places its listed ad d mod n; every placed ad is clicked half the time."""
+
+    def __init__(self) -> None:
+        self.penalty = Penalty(per_ad=0)
+        self.asked: list[tuple[str, Prompt]] = []
+
+    def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
+        found = []
+        for prompt in prompts:
+            self.asked.append((version, prompt))
+            draws = [
+                Completion(f"Try {markup(prompt.ads[d % len(prompt.ads)])}.", (1, 2, 3), True)
+                for d in range(prompt.n)
+            ]
+            found.append(Generated("", (1,) * 10, tuple(draws)))
+        return found
+
+    def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
+        return [{ad.id: 0.5 for ad in planned.ads if markup(ad) in text} for planned, text in answers]
+
+    def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
+        return [np.array([0.9, 0.0, 0.0, 0.0]) for _ in auctions]
+
+    def generator(self, planned: Planned, what: str) -> np.random.Generator:
+        return np.random.default_rng(zlib.crc32(f"{planned.auction.id}{what}".encode()))
+
+
+def auctions(count: int, n: int) -> list[Planned]:
+    query = Query("q", "p", "which tea?", "tea", "food", "test")
+    return [
+        Planned(
+            "test",
+            Auction(f"e0/test/q{i}", "q", tuple(ad.id for ad in ADS), BIDS),
+            query,
+            Profile("p", "30 nurse Oslo", ("tea",)),
+            ADS,
+            n,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("mechanism", "version"), [(Pretrained(), BASE), (LlmAuction(), TRAINED)])
+def test_the_model_alone_pays_bids(mechanism: Mechanism, version: str) -> None:
+    desk = Desk()
+    ran = mechanism.run(desk, auctions(3, 4), mechanism.choices(3)[0])
+    assert {asked for asked, _ in desk.asked} == {version}
+    assert desk.asked[0][1].bids == BIDS
+    assert [len(one.offers) for one in ran] == [4, 4, 4]
+    assert dict(ran[0].offers[1].prices) == dict(zip([ad.id for ad in ADS], BIDS, strict=True))
+    assert (ran[0].served, ran[0].generations, ran[0].sampled_tokens) == (4, 4, 12)
+
+
+def test_rag_lists_the_winner_and_charges_less_than_its_bid() -> None:
+    desk = Desk()
+    mechanism = RagAuction()
+    choice = {"ads": 1, "rule": "without replacement", "temperature": 0.02}
+    ran = mechanism.run(desk, auctions(50, 4), choice)
+    assert all(len(prompt.ads) == 1 and prompt.bids == (None,) for _, prompt in desk.asked)
+    # Relevance e^45 times the others' outweighs any bid.
+    assert {prompt.ads[0].id for _, prompt in desk.asked} == {"1000"}
+    prices = [offer.prices["1000"] for one in ran for offer in one.offers]
+    assert max(prices) <= BIDS[0]
+
+
+@pytest.mark.parametrize("rule", ["without replacement", "with replacement", "set"])
+def test_rag_of_several_ads(rule: str) -> None:
+    desk = Desk()
+    ran = RagAuction().run(desk, auctions(40, 2), {"ads": 2, "rule": rule, "temperature": 10.0})
+    listed = [len(prompt.ads) for _, prompt in desk.asked]
+    assert set(listed) == ({1, 2} if rule == "with replacement" else {2})
+    for one in ran:
+        for offer in one.offers:
+            assert all(0 <= price <= BIDS[int(ad) - 1000] for ad, price in offer.prices.items())
+    chosen = [prompt.ads for _, prompt in desk.asked]
+    share = [np.mean([ADS[i] in ads for ads in chosen]) for i in range(4)]
+    assert share[1] > share[0]  # 80 against 10
+
+
+def test_mosaic_hides_the_bids_and_takes_the_best_at_zero() -> None:
+    desk = Desk()
+    ran = Mosaic().run(desk, auctions(3, 4), {"tau": 0.0, "pctr_epoch": 3})
+    assert all(prompt.bids == (None,) * 4 and prompt.n == CANDIDATES for _, prompt in desk.asked)
+    assert {offer.text for one in ran for offer in one.offers} == {f"Try {markup(ADS[1])}."}
+    assert ran[0].offers[0].prices["1001"] == pytest.approx(50)  # the second highest, per click
+    assert ran[0].offers[0].prices["1003"] == 0
+    assert (ran[0].served, ran[0].generations) == (1, CANDIDATES)
+    assert ran[0].notes["effective_sample_size"] == pytest.approx(5)
+
+
+def test_mosaic_at_a_high_temperature_returns_anything() -> None:
+    ran = Mosaic().run(Desk(), auctions(60, 4), {"tau": 1e6, "pctr_epoch": 1})
+    assert len({offer.text for one in ran for offer in one.offers}) == 4
+    assert ran[0].offers[0].prices["1001"] == pytest.approx(0, abs=0.01)
+
+
+def test_choices_name_existing_epochs_once() -> None:
+    assert {choice["pctr_epoch"] for choice in Mosaic().choices(1)} == {1}
+    for mechanism in (Mosaic(), RagAuction()):
+        choices = [tuple(sorted(choice.items())) for choice in mechanism.choices(3)]
+        assert len(set(choices)) == len(choices) > 1
+
+
+def test_mechanisms_by_name() -> None:
+    assert [one.name for one in named(["mosaic", "pretrained"])] == ["mosaic", "pretrained"]
+    with pytest.raises(ConfigError, match=r"'mosaik'; there are .*mosaic"):
+        named(["mosaik"])
