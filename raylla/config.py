@@ -164,6 +164,10 @@ class Evaluation(Section):
     sweep_answers: Positive = Field(4, description="answers per query and bid of the monotonicity sweep")
     curve_answers: Positive = Field(200, description="answers per bid of the continuity curves")
     curve_queries: Positive = Field(40, description="queries of the averaged continuity curve")
+    incentive_queries: Positive = Field(50, description="queries of the sweeps that look for regret")
+    incentive_answers: Positive = Field(8, description="answers per query and bid of those sweeps")
+    equilibrium_queries: Annotated[int, Field(ge=0)] = Field(6, description="auctions of best responses")
+    equilibrium_bids: tuple[NonNegative, ...] = (1, 20, 40, 60, 80, 100)
     validation_queries: Positive = Field(60, description="training queries to tune mechanisms on")
 
 

@@ -7,11 +7,12 @@ rows of all mechanisms.  Runs of another name are variants, each a row of its ow
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.errors import RunError
-from raylla.evaluation import efficiency, properties
+from raylla.evaluation import efficiency, incentives, properties
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.efficiency import Held
 from raylla.irpo import stages
@@ -19,7 +20,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run, package_versions
 from raylla.irpo.versions import committed
-from raylla.mechanisms.protocol import Mechanism, named
+from raylla.mechanisms.protocol import Choice, Mechanism, named
 from raylla.observe import Observer
 from raylla.world import store
 
@@ -38,6 +39,7 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
     seeds = [run for run in runs if run.config.name == runs[0].config.name]
     rows: dict[str, list[Held]] = {}
     curves: dict[str, Any] = {}
+    prices: dict[str, Any] = {}
     search: dict[str, list[dict[str, Any]]] = {}
     main, others = seeds[0].config, [run for run in runs if run not in seeds]
     connect(main)
@@ -51,6 +53,8 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
             desk = EvaluationDesk(run, crew, store.load(run.path / "world"))
             for mechanism in mechanisms:
                 held, tried = _hold(desk, mechanism, watch)
+                if run is seeds[0]:
+                    prices[mechanism.name] = _incentives(desk, mechanism, tried["chosen"], watch)
                 rows.setdefault(mechanism.name, []).append(held)
                 search.setdefault(mechanism.name, []).append(tried)
             if run is seeds[0]:
@@ -75,6 +79,7 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
             if name != MAIN and MAIN in rows and len(found) == len(rows[MAIN])
         },
         "curves": curves,
+        "incentives": prices,
         "search": {name: tried for name, tried in search.items() if any(one["tried"] for one in tried)},
         "epochs": recorded(seeds[0])["epochs"],
         "wall_seconds": dict(watch.wall),
@@ -105,6 +110,27 @@ def _curves(desk: EvaluationDesk, watch: Observer) -> dict[str, Any]:
     with watch.stage(f"{desk.run.path.name}: continuity"):
         smooth = properties.continuity(desk, tested, fine, config.curve_answers, config.curve_queries)
     return {"monotonicity": rising, "continuity": smooth}
+
+
+def _incentives(
+    desk: EvaluationDesk, mechanism: Mechanism, choice: Choice, watch: Observer
+) -> dict[str, Any]:
+    config = desk.run.config.evaluation
+    tested = [
+        replace(one, n=config.incentive_answers)
+        for one in efficiency.test_auctions(desk.run.config, desk.world)
+    ]
+    where = f"{desk.run.path.name}: {mechanism.name}"
+    with watch.stage(f"{where}: regret"):
+        some = tested[: config.incentive_queries]
+        found = incentives.table(desk, mechanism, choice, some, config.bids)
+    with watch.stage(f"{where}: best responses"):
+        some = tested[: config.equilibrium_queries]
+        if some:
+            found["equilibrium"] = incentives.equilibrium(
+                desk, mechanism, choice, some, config.equilibrium_bids
+            )
+    return found
 
 
 def _hold(desk: EvaluationDesk, mechanism: Mechanism, watch: Observer) -> tuple[Held, dict[str, Any]]:

@@ -42,6 +42,7 @@ def monotonicity(
     """
     _check(desk, bids)
     settings = desk.run.config
+    resamples = settings.evaluation.bootstrap
     started, asked = time.monotonic(), 0
     chosen = [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
     versions: dict[str, Any] = {}
@@ -51,11 +52,9 @@ def monotonicity(
         rng = np.random.default_rng(settings.seed)
         shuffled = rng.permuted(rates, axis=1)
         versions[name] = {
-            "click_rate": [
-                intervals.mean(column, settings.evaluation.bootstrap, rng) for column in rates.T
-            ],
-            "trend": intervals.rank_trend(bids, rates, settings.evaluation.bootstrap, rng),
-            "control": intervals.rank_trend(bids, shuffled, settings.evaluation.bootstrap, rng),
+            "click_rate": [intervals.mean(column, resamples, rng) for column in rates.T],
+            "trend": intervals.rank_trend(bids, rates, resamples, rng),
+            "control": intervals.rank_trend(bids, shuffled, resamples, rng),
         }
     return {
         "bids": list(bids),
@@ -152,13 +151,14 @@ def _rates(
         else:
             clicks[at] += clicked[ids[at]]
     desk.bound("answers of a sweep", int(answers * len(variants) - kept.sum()), answers * len(variants))
-    return (clicks / np.maximum(kept, 1)).reshape(shape)
+    rates: Array = (clicks / np.maximum(kept, 1)).reshape(shape)
+    return rates
 
 
 def _check(desk: EvaluationDesk, bids: Sequence[float]) -> None:
     highest = desk.run.config.world.max_bid
     if min(bids) < 0 or max(bids) > highest:
         raise RunError(
-            f"evaluation.bids goes from {min(bids):g} to {max(bids):g}, but the model was trained on bids up "
-            f"to world.max_bid={highest}; keep the grid within 0 and that"
+            f"evaluation.bids goes from {min(bids):g} to {max(bids):g}, but the model was trained on bids "
+            f"up to world.max_bid={highest}; keep the grid between 0 and that"
         )
