@@ -56,7 +56,7 @@ class EvaluationDesk:
             messages = prompts.answer(
                 config.ad_llm.prompt, planned.query, planned.profile, prompt.ads, prompt.bids
             )
-            id = f"{planned.auction.id}/{prompt.name}/{messages}"
+            id = f"{planned.auction.id}/{prompt.name}/{prompt.n}/{messages}"
             seed = seed_of(config.seed, f"{name}/{planned.auction.id}/{prompt.name}")
             requests[id] = Request(id, messages, prompt.n, seed)
             ids.append(id)
