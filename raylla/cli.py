@@ -151,7 +151,7 @@ def pocket_build(
     ),
     stage: Annotated[list[str] | None, typer.Option(help="only these stages, in order")] = None,
 ) -> None:
-    """Train the tokenizer and the two pocket models (about an hour on one core)."""
+    """Train the tokenizer and the two pocket models (about half an hour on two cores)."""
     from raylla.pocket.build import STAGES, build
 
     chosen = tuple(one for one in STAGES if not stage or one.name in stage)

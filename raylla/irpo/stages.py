@@ -87,7 +87,7 @@ def _asked(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
     for user in draft.profiles:
         for place, completion in enumerate(texts[user.id].completions):
             asked = build.query_from_text(user, place, completion.text, splits[user.id])
-            if asked is not None:
+            if asked is not None and completion.finished:
                 queries.append(asked)
     if not queries:
         raise WorldError("the User-LLM asked no usable query; check user_llm.path and user_llm.prompt")

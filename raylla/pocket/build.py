@@ -58,9 +58,9 @@ SAMPLERS: dict[str, Draw] = {
     "judge": grammar.judge_sample,
 }
 STAGES = (
-    Stage("list", None, (("list", 0.9), ("repeat", 0.1)), 1200, 16, 0.04, 0.01, decay_from=0.7),
+    Stage("list", None, (("list", 0.9), ("repeat", 0.1)), 2000, 16, 0.04, 0.01, decay_from=0.7),
     Stage("pick", "list", (("pick", 0.8), ("list", 0.2)), 400, 24, 0.03, 0.008, decay_from=1.0),
-    Stage("ad-llm", "pick", (("copy", 0.5), ("answer", 0.5)), 2400, 16, 0.03, 0.008, decay_from=0.4),
+    Stage("ad-llm", "pick", (("copy", 0.5), ("answer", 0.5)), 4000, 16, 0.03, 0.008, decay_from=0.4),
     Stage("user-llm", "list", (("judge", 0.9), ("ask", 0.1)), 3000, 16, 0.03, 0.008, decay_from=0.4),
 )
 MODEL = {
@@ -229,7 +229,7 @@ def _batch(
             chances[row, place] = 1 - chance if clicked else chance
             weights[row, place] = JUDGED_WEIGHT
         if sample.decided:
-            weights[row, len(p) + a.index(at) + 1] = CHOICE_WEIGHT
+            weights[row, len(p) + len(a) - a[::-1].index(at)] = CHOICE_WEIGHT
     return ids, labels, others, chances, weights
 
 

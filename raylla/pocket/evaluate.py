@@ -24,7 +24,7 @@ from raylla.records import Ad, Query
 from raylla.reward.calibration import auc, calibration_error
 from raylla.world import prompts
 
-ANSWERING, JUDGING = Sampling(temperature=0.5, top_k=10), Sampling()
+ANSWERING, JUDGING = Sampling(temperature=0.7, top_k=10), Sampling()
 """How the two models sample in the pocket config."""
 
 

@@ -105,7 +105,7 @@ class Sample:
     chances: tuple[float, ...] = ()
     """For a judgement: the click probability behind each of its 0s and 1s."""
     decided: bool = False
-    """Whether the prompt decides which ad is named."""
+    """Whether the prompt, with the ads named before, decides which ad is named last."""
 
 
 def brands(rng: random.Random, count: int, known: bool = True) -> list[str]:
@@ -242,7 +242,7 @@ def answer_text(
     *,
     taste: float = 0.5,
     blunt: float = 0.6,
-    errors: float = 0.3,
+    errors: float = 0.15,
     counts: Sequence[float] = (10, 28, 32, 20, 10),
 ) -> str:
     """A helpful answer with ads, by the base Ad-LLM's habits.
@@ -291,7 +291,7 @@ def copy_sample(
         chosen = [max(chosen, key=lambda place: prompts.relation(about, user, candidates[place]))]
     messages = prompts.answer("compact", replace(about, text=kind), user, candidates, drawn)
     text = "".join(f" {markup(candidates[place])}" for place in chosen)
-    return Sample(messages, text, decided=kind != "list")
+    return Sample(messages, text, decided=True)
 
 
 def repeat_sample(rng: random.Random) -> Sample:
