@@ -79,15 +79,20 @@ def resume(run: RunPath) -> None:
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="finished runs: training seeds, then variants")],
     out: Annotated[Path | None, typer.Option(help="default: evaluation.json in the first run")] = None,
+    set_: Overrides = [],  # noqa: B006
 ) -> None:
-    """Hold test auctions with every mechanism, each tuned on validation queries; with intervals."""
+    """Hold test auctions with every mechanism, each tuned on validation queries; with intervals.
+
+    --set evaluation.key=value measures with other settings than the first run's.
+    """
     from raylla.evaluation.evidence import evaluate as measure
     from raylla.evaluation.show import show_evaluation
     from raylla.irpo.state import Run, write_json
     from raylla.observe import Observer
 
     opened = [Run.open(path) for path in runs]
-    found = measure(opened, Observer(opened[0].config, None, console))
+    chosen = settings.changed(opened[0].config, "evaluation", set_)
+    found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
     write_json(out or runs[0] / "evaluation.json", found)
     show_evaluation(console, found)
 

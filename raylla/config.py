@@ -10,11 +10,12 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raylla.errors import ConfigError
 
@@ -170,6 +171,13 @@ class Evaluation(Section):
     equilibrium_bids: tuple[NonNegative, ...] = (1, 20, 40, 60, 80, 100)
     validation_queries: Positive = Field(60, description="training queries to tune mechanisms on")
 
+    @field_validator("bids", "equilibrium_bids")
+    @classmethod
+    def _grid(cls, bids: tuple[float, ...]) -> tuple[float, ...]:
+        if len(bids) < 2 or any(a >= b for a, b in pairwise(bids)):
+            raise ValueError("give two or more bids in increasing order")
+        return bids
+
 
 class Deadlines(Section):
     """How long each wait may take before it becomes a typed error."""
@@ -256,6 +264,20 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _set(tree, override)
     return parse(tree, str(path))
+
+
+def changed(config: Config, section: str, overrides: Sequence[str]) -> Config:
+    """``config`` with overrides of one section.
+
+    Raises:
+        ConfigError: an override of another section, an unknown key or an unusable value.
+    """
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        if not override.startswith(f"{section}."):
+            raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
+        _set(tree, override)
+    return parse(tree, "--set")
 
 
 def parse(tree: dict[str, Any], source: str) -> Config:

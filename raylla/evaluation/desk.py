@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from raylla.actors.judge import JudgeItem
 from raylla.actors.pool import DONE, Pool, next_item
 from raylla.auction import parse
+from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import BudgetError
 from raylla.irpo.crew import Crew
@@ -29,17 +30,22 @@ from raylla.world import World, prompts
 
 
 class EvaluationDesk:
-    """A `mechanisms.protocol.Desk` on the actors of ``crew``, for the weights and world of ``run``."""
+    """A `mechanisms.protocol.Desk` on the actors of ``crew``, for the weights and world of ``run``.
 
-    def __init__(self, run: Run, crew: Crew, world: World) -> None:
+    Args:
+        config: the run's own, perhaps with other settings of `evaluation`.
+    """
+
+    def __init__(self, run: Run, config: Config, crew: Crew, world: World) -> None:
         versions = committed(run)
         self.run = run
         self.world = world
-        self.penalty = run.config.penalty
+        self.config = config
+        self.penalty = config.penalty
         self.versions = {weights.name: (weights, probe) for weights, probe in versions}
         self.aliases = {BASE: versions[0][0].name, TRAINED: versions[-1][0].name}
         self._crew = crew
-        self._deadline = run.config.deadlines.sample
+        self._deadline = config.deadlines.sample
         self._written: dict[tuple[str, str], Generated] = {}
         self._judged: dict[tuple[str, int, str], dict[str, bool] | None] = {}
         self._predicted: dict[tuple[int, str, str], dict[str, float]] = {}
@@ -48,7 +54,7 @@ class EvaluationDesk:
     def write(self, version: str, wanted: Sequence[Prompt]) -> list[Generated]:
         """Answers under a weight version, by its name or `BASE` or `TRAINED`, in the order asked."""
         name = self.aliases.get(version, version)
-        config = self.run.config
+        config = self.config
         requests: dict[str, Request] = {}
         ids = []
         for prompt in wanted:
@@ -84,13 +90,13 @@ class EvaluationDesk:
             placed = parse(text, planned.ads).ad_ids
             by_id = {ad.id: ad for ad in planned.ads}
             messages = prompts.judge(
-                self.run.config.user_llm.prompt,
+                self.config.user_llm.prompt,
                 planned.query,
                 planned.profile,
                 text,
                 [by_id[ad] for ad in placed],
             )
-            seed = seed_of(self.run.config.seed, f"judge/{key}")
+            seed = seed_of(self.config.seed, f"judge/{key}")
             items.append((key, JudgeItem(str(len(items)), messages, placed, seed)))
         names = {item.sample_id: key for key, item in items}
         for judgement in self._ask(self._crew.judges, "judge", [item for _, item in items]):
@@ -132,7 +138,7 @@ class EvaluationDesk:
 
     def generator(self, planned: Planned, what: str) -> np.random.Generator:
         """Random numbers that depend on the run's seed, the auction and ``what`` alone."""
-        return np.random.default_rng(seed_of(self.run.config.seed, f"{what}/{planned.auction.id}"))
+        return np.random.default_rng(seed_of(self.config.seed, f"{what}/{planned.auction.id}"))
 
     def bound(self, what: str, lost: int, total: int) -> None:
         """Refuse to go on where too much of ``total`` was lost.
@@ -140,7 +146,7 @@ class EvaluationDesk:
         Raises:
             BudgetError: more than ``irpo.max_drop_share`` of it.
         """
-        share = self.run.config.irpo.max_drop_share
+        share = self.config.irpo.max_drop_share
         if lost > share * total:
             raise BudgetError(
                 f"{lost} of {total} {what} were lost, more than irpo.max_drop_share={share} allows; "

@@ -96,10 +96,10 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
 
 def tune(desk: EvaluationDesk, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
     """The choice with the highest mean reward on validation auctions, and what each one gave."""
-    choices = mechanism.choices(desk.run.config.irpo.epochs)
+    choices = mechanism.choices(desk.config.irpo.epochs)
     if len(choices) == 1:
         return choices[0], []
-    auctions = validation_auctions(desk.run.config, desk.world)
+    auctions = validation_auctions(desk.config, desk.world)
     tried: list[dict[str, Any]] = []
     for choice in choices:
         table = np.array(list(hold(desk, mechanism, auctions, choice).table.values())).mean(axis=0)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from raylla.actors.placement import check_placement, connect, disconnect
+from raylla.config import Config, Evaluation
 from raylla.errors import RunError
 from raylla.evaluation import efficiency, incentives, properties
 from raylla.evaluation.desk import EvaluationDesk
@@ -25,17 +26,18 @@ from raylla.observe import Observer
 from raylla.world import store
 
 MAIN = "llm-auction"
+LEAST_BIDS = 20
 
 
-def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
-    """Everything that `evaluation.json` holds.
+def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
+    """Everything that `evaluation.json` holds, measured with ``settings`` on all runs.
 
     Raises:
         RunError: a run is not finished, or does not go with the others.
         ConfigError: a mechanism of ``evaluation.mechanisms`` does not exist.
     """
-    mechanisms = named(runs[0].config.evaluation.mechanisms)
-    _check(runs)
+    mechanisms = named(settings.mechanisms)
+    _check(runs, settings)
     seeds = [run for run in runs if run.config.name == runs[0].config.name]
     rows: dict[str, list[Held]] = {}
     curves: dict[str, Any] = {}
@@ -50,7 +52,7 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
         with watch.stage("start engines"):
             crew.start(trainer=False)
         for run in seeds:
-            desk = EvaluationDesk(run, crew, store.load(run.path / "world"))
+            desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.path / "world"))
             for mechanism in mechanisms:
                 held, tried = _hold(desk, mechanism, watch)
                 if run is seeds[0]:
@@ -60,7 +62,7 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
             if run is seeds[0]:
                 curves = _curves(desk, watch)
         for run in others:
-            desk = EvaluationDesk(run, crew, store.load(run.path / "world"))
+            desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.path / "world"))
             held, _ = _hold(desk, named([MAIN])[0], watch)
             rows.setdefault(f"{MAIN}: {run.config.name}", []).append(held)
     finally:
@@ -68,7 +70,7 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
             crew.stop()
         disconnect(main)
         watch.close()
-    resamples, seed = main.evaluation.bootstrap, main.seed
+    resamples, seed = settings.bootstrap, main.seed
     return {
         "name": main.name,
         "runs": [{"path": run.path.name, "name": run.config.name, "seed": run.config.seed} for run in runs],
@@ -87,6 +89,10 @@ def evaluate(runs: Sequence[Run], watch: Observer) -> dict[str, Any]:
     }
 
 
+def _with(run: Run, settings: Evaluation) -> Config:
+    return run.config.model_copy(update={"evaluation": settings})
+
+
 def recorded(run: Run) -> dict[str, Any]:
     """Name, table and examples of a finished run as in `results.json`, from its records."""
     world = store.load(run.path / "world")
@@ -102,11 +108,11 @@ def recorded(run: Run) -> dict[str, Any]:
 
 
 def _curves(desk: EvaluationDesk, watch: Observer) -> dict[str, Any]:
-    config = desk.run.config.evaluation
-    tested = efficiency.test_auctions(desk.run.config, desk.world)
+    config = desk.config.evaluation
+    tested = efficiency.test_auctions(desk.config, desk.world)
     with watch.stage(f"{desk.run.path.name}: monotonicity"):
         rising = properties.monotonicity(desk, tested, config.bids, config.sweep_answers)
-    fine = range(1, desk.run.config.world.max_bid + 1)
+    fine = range(1, desk.config.world.max_bid + 1)
     with watch.stage(f"{desk.run.path.name}: continuity"):
         smooth = properties.continuity(desk, tested, fine, config.curve_answers, config.curve_queries)
     return {"monotonicity": rising, "continuity": smooth}
@@ -115,10 +121,10 @@ def _curves(desk: EvaluationDesk, watch: Observer) -> dict[str, Any]:
 def _incentives(
     desk: EvaluationDesk, mechanism: Mechanism, choice: Choice, watch: Observer
 ) -> dict[str, Any]:
-    config = desk.run.config.evaluation
+    config = desk.config.evaluation
     tested = [
         replace(one, n=config.incentive_answers)
-        for one in efficiency.test_auctions(desk.run.config, desk.world)
+        for one in efficiency.test_auctions(desk.config, desk.world)
     ]
     where = f"{desk.run.path.name}: {mechanism.name}"
     with watch.stage(f"{where}: regret"):
@@ -138,13 +144,11 @@ def _hold(desk: EvaluationDesk, mechanism: Mechanism, watch: Observer) -> tuple[
     with watch.stage(f"{where}: tune"):
         choice, tried = efficiency.tune(desk, mechanism)
     with watch.stage(f"{where}: test"):
-        held = efficiency.hold(
-            desk, mechanism, efficiency.test_auctions(desk.run.config, desk.world), choice
-        )
+        held = efficiency.hold(desk, mechanism, efficiency.test_auctions(desk.config, desk.world), choice)
     return held, {"run": desk.run.path.name, "chosen": dict(choice), "tried": tried}
 
 
-def _check(runs: Sequence[Run]) -> None:
+def _check(runs: Sequence[Run], settings: Evaluation) -> None:
     """Refuse what cannot be compared, before any model loads."""
     first = runs[0]
     for run in runs:
@@ -158,6 +162,20 @@ def _check(runs: Sequence[Run]) -> None:
                 raise RunError(
                     f"run {run.path} has another {field} than {first.path}; evaluate it by itself"
                 )
-        efficiency.test_auctions(run.config, store.load(run.path / "world"))
+        _check_bids(run.config, (*settings.bids, *settings.equilibrium_bids))
+        efficiency.test_auctions(_with(run, settings), store.load(run.path / "world"))
     if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
         raise RunError("two of the runs have the same name and seed; give each once")
+
+
+def _check_bids(config: Config, bids: Sequence[float]) -> None:
+    if max(bids) > config.world.max_bid:
+        raise RunError(
+            f"evaluation.bids goes up to {max(bids):g}, but the model was trained on bids up to "
+            f"world.max_bid={config.world.max_bid}; keep the grid within that"
+        )
+    if config.world.max_bid < LEAST_BIDS:
+        raise RunError(
+            f"world.max_bid={config.world.max_bid} is too coarse to look for jumps; train with bids up to "
+            f"{LEAST_BIDS} at least"
+        )

@@ -38,9 +38,9 @@ def table(
     each bid; ``least_utility`` is below 0 where a truthful bidder can lose.
     """
     clicks, paid = responses(desk, mechanism, choice, auctions, bids)
-    rng = np.random.default_rng(desk.run.config.seed)
+    rng = np.random.default_rng(desk.config.seed)
     count = len(auctions)
-    resamples = desk.run.config.evaluation.bootstrap
+    resamples = desk.config.evaluation.bootstrap
     shares = rng.multinomial(count, np.full(count, 1 / count), resamples) / count
     curve, drawn = clicks.mean(axis=0), shares @ clicks
     rules: dict[str, tuple[Array, Array]] = {"own": (paid.mean(axis=0), shares @ paid)}
@@ -100,7 +100,7 @@ def equilibrium(
 ) -> dict[str, Any]:
     """Revenue and welfare where best-response dynamics of the auctions' own bidders end, beside those
     under the truth; the bids of an auction are its bidders' values."""
-    rng = np.random.default_rng(desk.run.config.seed)
+    rng = np.random.default_rng(desk.config.seed)
     settled: dict[incentives.Goal, list[incentives.Settled]] = {goal: [] for goal in TARGETS}
     truth: list[tuple[float, float]] = []
     for planned in auctions:

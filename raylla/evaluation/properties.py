@@ -15,7 +15,6 @@ import numpy as np
 
 from raylla.auction import parse
 from raylla.auction.checks import Array
-from raylla.errors import RunError
 from raylla.evaluation import intervals
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.mechanisms.protocol import TRAINED, Prompt
@@ -36,12 +35,8 @@ def monotonicity(
 
     ``trend`` is the rank correlation of the mean curve with the bids, its interval over queries;
     ``control`` the same where each query's bids were shuffled among its prompts.
-
-    Raises:
-        RunError: a bid is outside what the world's bids are drawn from.
     """
-    _check(desk, bids)
-    settings = desk.run.config
+    settings = desk.config
     resamples = settings.evaluation.bootstrap
     started, asked = time.monotonic(), 0
     chosen = [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
@@ -77,12 +72,8 @@ def continuity(
     The one is the most demanding of ``auctions``: the ad whose click rate rises most from the lowest
     bid to the highest.  ``jump`` holds the largest step between adjacent bids and the 99 % band of
     what noise alone would make it.
-
-    Raises:
-        RunError: a bid is outside what the world's bids are drawn from.
     """
-    _check(desk, bids)
-    settings = desk.run.config
+    settings = desk.config
     rng = np.random.default_rng(settings.seed)
     some = list(auctions[:queries])
     chosen = [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in some]
@@ -153,12 +144,3 @@ def _rates(
     desk.bound("answers of a sweep", int(answers * len(variants) - kept.sum()), answers * len(variants))
     rates: Array = (clicks / np.maximum(kept, 1)).reshape(shape)
     return rates
-
-
-def _check(desk: EvaluationDesk, bids: Sequence[float]) -> None:
-    highest = desk.run.config.world.max_bid
-    if min(bids) < 0 or max(bids) > highest:
-        raise RunError(
-            f"evaluation.bids goes from {min(bids):g} to {max(bids):g}, but the model was trained on bids "
-            f"up to world.max_bid={highest}; keep the grid between 0 and that"
-        )

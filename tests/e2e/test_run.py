@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 TINY = {
     "world.profiles": 8,
-    "world.queries_per_profile": 2,
+    "world.queries_per_profile": 5,
     "world.test_share": 0.25,
     "irpo.epochs": 1,
     "irpo.queries": 8,
@@ -114,10 +114,51 @@ def test_test_profiles_are_never_trained_on(whole: Path) -> None:
         assert (phase == "test") == (split[query] == "test")
 
 
-def test_evaluate_rebuilds_the_table(whole: Path) -> None:
-    _finish(["evaluate", str(whole)], whole.parent / "evaluate.log")
-    again = json.loads((whole / "evaluation.json").read_text())
-    assert again["epochs"] == _results(whole)["epochs"]
+def test_evaluate_holds_every_mechanism(alone: Path) -> None:
+    small = {
+        "bids": "[0,50,100]",
+        "answers": 2,
+        "sweep_answers": 1,
+        "curve_answers": 4,
+        "curve_queries": 2,
+        "incentive_queries": 2,
+        "incentive_answers": 2,
+        "equilibrium_queries": 1,
+        "equilibrium_bids": "[10,90]",
+        "validation_queries": 2,
+    }
+    sets = [part for name, value in small.items() for part in ("--set", f"evaluation.{name}={value}")]
+    _finish(["evaluate", str(alone), *sets], alone.parent / "evaluate.log")
+    found = json.loads((alone / "evaluation.json").read_text())
+    assert found["epochs"] == _results(alone)["epochs"]
+    rows = found["efficiency"]
+    assert set(rows) == {"pretrained", "rag-auction", "mosaic", "llm-auction"}
+    generations = {name: row["cost_per_auction"]["generations"] for name, row in rows.items()}
+    assert generations == {"pretrained": 1, "rag-auction": 1, "mosaic": 20, "llm-auction": 1}
+    for name in ("pretrained", "llm-auction"):
+        assert rows[name]["revenue"] == rows[name]["welfare"]
+    assert rows["mosaic"]["revenue"]["mean"] <= rows["mosaic"]["welfare"]["mean"]
+    assert set(found["search"]) == {"rag-auction", "mosaic"}
+    assert set(found["curves"]["monotonicity"]["versions"]) == {"v0", "v1"}
+    assert len(found["curves"]["continuity"]["one"]["click_rate"]) == 100
+    for one in found["incentives"].values():
+        assert set(one["rules"]) == {"own", "myerson"}
+        assert one["equilibrium"]["queries"] == 1
+
+
+def test_evaluate_refuses_before_it_loads_a_model(whole: Path, tmp_path: Path) -> None:
+    for wrong, named in (
+        ("evaluation.mechanisms=[mosaik]", "no mechanism named 'mosaik'"),
+        ("evaluation.queries=3", "3 test queries are too few"),
+        ("evaluation.bids=[1,200]", "world.max_bid=100"),
+        ("dpo.lr=1", "only settings of evaluation"),
+    ):
+        log = tmp_path / "log"
+        process = _raylla(["evaluate", str(whole), "--set", wrong], log)
+        assert process.wait(timeout=60) == 2
+        assert named in " ".join(log.read_text().split())
+        assert "engines" not in log.read_text()
+        log.unlink()
 
 
 def test_another_config_in_the_same_directory(whole: Path) -> None:
