@@ -122,6 +122,13 @@ class Irpo(Section):
     queries: Positive | None = Field(None, description="training queries per epoch; none: all")
     reward_answers: Positive = Field(10, description="answers per query that the judge reads")
     preference_answers: Annotated[int, Field(ge=2)] = Field(5, description="M of the paper")
+    reward: Literal["pctr", "judge"] = Field(
+        "pctr", description="what scores an answer; judge: the judge's own clicks, which no market has"
+    )
+    judgements: Positive = Field(4, description="readings of each answer where the judge scores it")
+    reward_epochs: Positive | None = Field(
+        None, description="the pCTR model learns in the first epochs only; none: in all"
+    )
     delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
     pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
     max_drop_share: Share = Field(0.05, description="a stage that drops more fails")
@@ -131,6 +138,10 @@ class Dpo(Section):
     """The alignment step."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
+    reference: Literal["policy", "bid_masked"] = Field(
+        "policy",
+        description="what the epoch's first policy reads as the reference: the prompt, or it without bids",
+    )
     winner_nll: Annotated[float, Field(ge=0)] = Field(
         0, description="weight of each pair's winner's negative log-likelihood per token"
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines.protocol import Completion, Generated, Probe, Request, Weights
+from raylla.engines.protocol import Completion, Generated, Probe, Request, Weights, prompt_ids
 from raylla.errors import WeightError
 
 ENVIRONMENT = {
@@ -91,7 +91,7 @@ class VllmEngine:
         running: dict[str, Request] = {}
         try:
             for request in requests:
-                prompt = self.render(request.messages)
+                prompt = prompt_ids(self._tokenizer, request.messages)
                 error = self._refusal(len(prompt), sampling)
                 if error is not None:
                     yield Generated(request.id, tuple(prompt), (), error)
@@ -102,14 +102,6 @@ class VllmEngine:
                     yield self._generated(running.pop(output.request_id), output)
         finally:
             self._engine.abort_request(list(running))
-
-    def render(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of the prompt: the chat template's, up to where the answer begins."""
-        # Templates of hybrid models open a chain of thought unless told not to; others ignore it.
-        ids: list[int] = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False, enable_thinking=False
-        )
-        return ids
 
     def load(self, weights: Weights, probe: Probe | None) -> float:
         """Take over ``weights`` in place, drop the prefix cache and measure against ``probe``.

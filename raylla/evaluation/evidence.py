@@ -111,7 +111,8 @@ def _curves(desk: EvaluationDesk, watch: Observer) -> dict[str, Any]:
     config = desk.config.evaluation
     tested = efficiency.test_auctions(desk.config, desk.world)
     with watch.stage(f"{desk.run.path.name}: monotonicity"):
-        rising = properties.monotonicity(desk, tested, config.bids, config.sweep_answers)
+        bids = [bid for bid in config.bids if bid > 0]
+        rising = properties.monotonicity(desk, tested, bids, config.sweep_answers)
     fine = range(1, desk.config.world.max_bid + 1)
     with watch.stage(f"{desk.run.path.name}: continuity"):
         smooth = properties.continuity(desk, tested, fine, config.curve_answers, config.curve_queries)

@@ -49,7 +49,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
             if epoch <= version.epoch:
                 continue
             groups = stages.learn(run, crew, watch, world, epoch, sampled)
-            version, probe = stages.align(run, crew, watch, epoch, version, groups)
+            version, probe = stages.align(run, crew, watch, epoch, version, groups, sampled)
             crew.refresh(version, probe)
         last = config.irpo.epochs + 1
         samples.append(stages.sample(run, crew, watch, world, last, auctions(config, world, last)))

@@ -65,6 +65,11 @@ class Sampled:
         ]
 
 
+def readings(sample_id: str, count: int) -> list[str]:
+    """Names of the judgements of one answer that is read ``count`` times."""
+    return [f"{sample_id}#{reading}" for reading in range(count)]
+
+
 def seed_of(seed: int, name: str) -> int:
     """A 31-bit sampling seed that depends on the run's seed and the sample's name alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
@@ -73,7 +78,8 @@ def seed_of(seed: int, name: str) -> int:
 def sample_answers(
     config: Config, world: World, crew: Crew, watch: Observer, planned: Sequence[Planned], version: str
 ) -> Sampled:
-    """Answer every planned auction with weights ``version``; judge phases "reward" and "test".
+    """Answer every planned auction with weights ``version``; judge phases "reward" and "test", and
+    "preference", several times, where the judge is the reward.
 
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the answers or judgements were lost.
@@ -152,21 +158,24 @@ class _Stage:
             )
             self.result.answers.append(answer)
             if planned.phase != "preference":
-                self._submit(planned, answer)
+                self._submit(planned, answer, answer.sample_id)
+            elif self.config.irpo.reward == "judge":
+                for name in readings(answer.sample_id, self.config.irpo.judgements):
+                    self._submit(planned, answer, name)
         tokens = sum(len(completion.token_ids) for completion in generated.completions)
         self.watch.advance("answers", len(generated.completions), tokens)
 
-    def _submit(self, planned: Planned, answer: Answer) -> None:
+    def _submit(self, planned: Planned, answer: Answer, name: str) -> None:
         parsed = parse(answer.text, planned.ads, self.catalogue)
         if not parsed.placements:
-            self.result.clicks[answer.sample_id] = {}
+            self.result.clicks[name] = {}
             return
         by_id = {ad.id: ad for ad in planned.ads}
         shown = [by_id[ad_id] for ad_id in parsed.ad_ids]
         form = self.config.user_llm.prompt
         messages = prompts.judge(form, planned.query, planned.profile, answer.text, shown)
-        seed = seed_of(self.config.seed, f"judge/{self.version}/{answer.sample_id}")
-        self.queue.append(JudgeItem(answer.sample_id, messages, parsed.ad_ids, seed))
+        seed = seed_of(self.config.seed, f"judge/{self.version}/{name}")
+        self.queue.append(JudgeItem(name, messages, parsed.ad_ids, seed))
         self.watch.expect("judgements", 1)
 
     def take_judgement(self, judgement: Judgement) -> None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from raylla.actors.pool import DONE, next_item
-from raylla.auction import parse, reward
+from raylla.auction import parse
 from raylla.engines.protocol import Generated, Probe, Request
 from raylla.errors import RunError, WorldError
 from raylla.evaluation.table import Outcome, figures, per_query
 from raylla.irpo.crew import Crew
 from raylla.irpo.preference import group
 from raylla.irpo.sampling import Sampled, sample_answers, seed_of
+from raylla.irpo.scoring import click_rows, judged_rates, predicted_rates, rows_of, score
 from raylla.irpo.state import Run, load_records, package_versions, save_records, write_json, write_text
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Planned, PreferenceGroup, Reward, WeightVersion
-from raylla.reward.rows import ClickRow, rows
 from raylla.world import World, build, clicks, prompts, store
 
 
@@ -145,11 +144,14 @@ def learn(
     with watch.stage(f"epoch {epoch}: learn"):
         if epoch > 1:
             crew.ask_reward("load", run.path / "reward" / f"epoch-{epoch - 1}")
-        train_rows, held_out = _click_rows(run, world, sampled)
-        fitted = crew.ask_reward("update", train_rows)
+        train_rows, held_out = click_rows(run, world, sampled)
+        last = run.config.irpo.reward_epochs
+        fitted = crew.ask_reward("update", train_rows) if last is None or epoch <= last else {}
         held = crew.ask_reward("evaluate", held_out)
-        tested = crew.ask_reward("evaluate", _rows_of(world, sampled, "test"))
-        rewards = _score(run, crew, world, sampled)
+        tested = crew.ask_reward("evaluate", rows_of(world, sampled, "test"))
+        judged = run.config.irpo.reward == "judge"
+        rates = judged_rates(run, sampled) if judged else predicted_rates(crew, world, sampled)
+        rewards = score(run, sampled, rates)
         groups = _groups(run, sampled, rewards)
         state.parent.mkdir(exist_ok=True)
         crew.ask_reward("save", state)
@@ -170,63 +172,11 @@ def learn(
     return groups
 
 
-def _rows_of(world: World, sampled: Sampled, phase: Any) -> list[ClickRow]:
-    found = []
-    for planned, answer, clicked in sampled.judged(phase):
-        placements = parse(answer.text, planned.ads).placements
-        found += rows(
-            answer.sample_id,
-            planned.query,
-            planned.profile,
-            answer.text,
-            placements,
-            world.ad_by_id,
-            clicked,
-        )
-    return found
-
-
-def _click_rows(run: Run, world: World, sampled: Sampled) -> tuple[list[ClickRow], list[ClickRow]]:
-    """Phase-1 clicks for training, and those of held-out auctions."""
-    every = _rows_of(world, sampled, "reward")
-    auctions = sorted({row.sample_id.rpartition("/")[0] for row in every})
-    count = int(len(auctions) * run.config.irpo.pctr_holdout)
-    held = set(random.Random(f"{run.config.seed}/holdout").sample(auctions, count))
-    kept: tuple[list[ClickRow], list[ClickRow]] = ([], [])
-    for row in every:
-        kept[row.sample_id.rpartition("/")[0] in held].append(row)
-    return kept
-
-
-def _score(run: Run, crew: Crew, world: World, sampled: Sampled) -> dict[str, Reward]:
-    """R(y) of every phase-2 answer under the updated pCTR model (Eq. 5 and 8)."""
-    asked: list[ClickRow] = []
-    answers = list(sampled.of("preference"))
-    parsed = {answer.sample_id: parse(answer.text, planned.ads) for planned, answer in answers}
-    for planned, answer in answers:
-        placements = parsed[answer.sample_id].placements
-        asked += rows(
-            answer.sample_id, planned.query, planned.profile, answer.text, placements, world.ad_by_id, None
-        )
-    predicted: dict[str, dict[str, float]] = {}
-    for row, p in zip(asked, crew.ask_reward("predict", asked), strict=True):
-        predicted.setdefault(row.sample_id, {})[row.ad_id] = p
-    return {
-        answer.sample_id: reward(
-            parsed[answer.sample_id],
-            planned.bids,
-            predicted.get(answer.sample_id, {}),
-            run.config.penalty,
-            sample_id=answer.sample_id,
-        )
-        for planned, answer in answers
-    }
-
-
 def _groups(run: Run, sampled: Sampled, rewards: dict[str, Reward]) -> list[PreferenceGroup]:
     by_auction: dict[str, list[Answer]] = {}
     for _, answer in sampled.of("preference"):
-        by_auction.setdefault(answer.auction_id, []).append(answer)
+        if answer.sample_id in rewards:
+            by_auction.setdefault(answer.auction_id, []).append(answer)
     found = [
         group(answers, [rewards[answer.sample_id].total for answer in answers], run.config.irpo.delta)
         for answers in by_auction.values()
@@ -274,6 +224,7 @@ def align(
     epoch: int,
     current: WeightVersion,
     groups: Sequence[PreferenceGroup],
+    sampled: Sampled,
 ) -> tuple[WeightVersion, Probe]:
     """Phase 3: DPO from the current weights, which are the reference too.
 
@@ -290,7 +241,8 @@ def align(
     target = run.weights(name)
     target.parent.mkdir(exist_ok=True)
     with watch.stage(f"epoch {epoch}: align"):
-        job = AlignJob(name, current.path, str(target), tuple(groups), seed_of(run.config.seed, name))
+        seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
+        job = AlignJob(name, current.path, str(target), tuple(groups), seed, read)
         result = crew.policy.align(job)
     if result.steps == 0:
         raise RunError(f"epoch {epoch}: DPO took no step on {len(groups)} groups; lower dpo.batch_groups")
@@ -314,6 +266,19 @@ def align(
     return WeightVersion(name, epoch, str(target), current.name), result.probe
 
 
+def _reference_messages(
+    run: Run, sampled: Sampled, groups: Sequence[PreferenceGroup]
+) -> tuple[prompts.Messages, ...]:
+    """The groups' prompts with their bids hidden, where the reference is not to read them."""
+    if run.config.dpo.reference == "policy":
+        return ()
+    planned = [sampled.plan[one.auction_id] for one in groups]
+    form = run.config.ad_llm.prompt
+    return tuple(
+        prompts.answer(form, one.query, one.profile, one.ads, [None] * len(one.ads)) for one in planned
+    )
+
+
 def conclude(
     run: Run, crew: Crew, watch: Observer, world: World, sampled: Sequence[Sampled]
 ) -> dict[str, Any]:
@@ -323,7 +288,7 @@ def conclude(
     """
     if run.committed("conclude") is None:
         crew.ask_reward("load", run.path / "reward" / f"epoch-{run.config.irpo.epochs}")
-        last = crew.ask_reward("evaluate", _rows_of(world, sampled[-1], "test"))
+        last = crew.ask_reward("evaluate", rows_of(world, sampled[-1], "test"))
         run.commit("conclude", [], {"wall_seconds": 0.0, "pctr": last})
     epochs = table(run, world, sampled)
     for row in epochs:

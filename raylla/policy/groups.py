@@ -10,10 +10,18 @@ from raylla.records import PreferenceGroup
 
 @dataclass(frozen=True, slots=True)
 class TokenGroup:
-    """A preference group as tokens: ``answers[0]`` is the winner, the others are the losers."""
+    """A preference group as tokens: ``answers[0]`` is the winner, the others are the losers.
+
+    ``reference_prompt`` is what the reference policy reads in place of ``prompt``, if anything else.
+    """
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
+    reference_prompt: tuple[int, ...] | None = None
+
+    def for_reference(self) -> TokenGroup:
+        """The same answers after the reference's prompt."""
+        return self if self.reference_prompt is None else TokenGroup(self.reference_prompt, self.answers)
 
     @property
     def length(self) -> int:
@@ -30,7 +38,7 @@ FILLER = TokenGroup((0,), ((0,),))
 """A group without pairs: no weight in the loss, there so that every rank takes the same steps."""
 
 
-def token_group(group: PreferenceGroup) -> TokenGroup:
+def token_group(group: PreferenceGroup, reference_prompt: tuple[int, ...] | None = None) -> TokenGroup:
     """The tokens of ``group``.
 
     Raises:
@@ -47,4 +55,5 @@ def token_group(group: PreferenceGroup) -> TokenGroup:
             )
         if not answer.token_ids:
             raise RunError(f"preference group {group.auction_id}: answer {answer.sample_id} holds no token")
-    return TokenGroup(prompt, (group.winner.token_ids, *(loser.token_ids for loser in group.losers)))
+    answers = (group.winner.token_ids, *(loser.token_ids for loser in group.losers))
+    return TokenGroup(prompt, answers, reference_prompt)

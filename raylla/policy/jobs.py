@@ -6,17 +6,22 @@ from dataclasses import dataclass
 
 from raylla.engines.protocol import Probe
 from raylla.records import PreferenceGroup
+from raylla.world.prompts import Messages
 
 
 @dataclass(frozen=True, slots=True)
 class AlignJob:
-    """One epoch's DPO: from the weights in ``source`` (the reference, too) to those in ``target``."""
+    """One epoch's DPO: from the weights in ``source`` (the reference, too) to those in ``target``.
+
+    ``reference_messages``, one for each group, are what the reference reads in place of the prompts.
+    """
 
     version: str
     source: str
     target: str
     groups: tuple[PreferenceGroup, ...]
     seed: int
+    reference_messages: tuple[Messages, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,8 @@ class PackedDPOTrainer(trl.DPOTrainer):
         found = torch.zeros_like(self._reference)
         with torch.no_grad():
             for members in dealt[self._rank]:
-                inputs = self._prepare_inputs(self._packed(members))
+                read = [self._groups[member].for_reference() for member in members]
+                inputs = self._prepare_inputs(packing.pack(read or [FILLER]))
                 tokens = engine(**{name: inputs[name] for name in MODEL_INPUTS})
                 rows = self._answers(members)
                 sums = packing.sum_per_answer(tokens, inputs["owner"], max(1, len(rows)))

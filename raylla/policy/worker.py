@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from raylla.config import Dpo
-from raylla.engines.protocol import Probe
+from raylla.engines.protocol import Probe, prompt_ids
 from raylla.errors import RunError
 from raylla.policy import saving, zero
 from raylla.policy.groups import TokenGroup, token_group
@@ -73,15 +73,14 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
         RunError: no group holds a pair, or a group is malformed.
     """
     started = time.perf_counter()
-    groups = [token_group(group) for group in job.groups if group.losers]
-    if not groups:
-        raise RunError(f"weight version {job.version}: no preference pair to train on")
     source, target = saving.local_directory(job.source), Path(job.target)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    groups = _token_groups(job, tokenizer)
     staging = target.with_name(f".{target.name}.partial")
     main = torch.distributed.get_rank() == 0
     with _clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
         zero.name_ranks()
-        trainer = _trainer(source, scratch, dpo, groups, job.seed)
+        trainer = _trainer(source, scratch, dpo, groups, tokenizer, job.seed)
         begun = time.perf_counter()
         trainer.train()
         trained = time.perf_counter() - begun
@@ -98,12 +97,28 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
     return _result(job, dpo, groups, curve, probe, trained, time.perf_counter() - started)
 
 
-def _trainer(source: Path, scratch: str, dpo: Dpo, groups: list[TokenGroup], seed: int) -> PackedDPOTrainer:
+def _token_groups(job: AlignJob, tokenizer: Any) -> list[TokenGroup]:
+    prompts: list[tuple[int, ...] | None] = [None] * len(job.groups)
+    if job.reference_messages:
+        prompts = [tuple(prompt_ids(tokenizer, messages)) for messages in job.reference_messages]
+    found = [
+        token_group(group, prompt)
+        for group, prompt in zip(job.groups, prompts, strict=True)
+        if group.losers
+    ]
+    if not found:
+        raise RunError(f"weight version {job.version}: no preference pair to train on")
+    return found
+
+
+def _trainer(
+    source: Path, scratch: str, dpo: Dpo, groups: list[TokenGroup], tokenizer: Any, seed: int
+) -> PackedDPOTrainer:
     args = arguments(dpo, scratch, seed, torch.distributed.get_world_size())
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=DTYPES[dpo.precision], attn_implementation="sdpa"
     )
-    return PackedDPOTrainer(model, AutoTokenizer.from_pretrained(source), args, dpo, groups)
+    return PackedDPOTrainer(model, tokenizer, args, dpo, groups)
 
 
 def _result(

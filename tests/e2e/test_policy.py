@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from raylla.config import Deadlines, Dpo
+from raylla.engines.protocol import prompt_ids
 from raylla.errors import DeadlineError, RunError
 from raylla.policy import AlignJob, AlignResult, schedule
 from raylla.policy.groups import TokenGroup, token_group
@@ -72,7 +74,7 @@ def by_hand(source: Path, target: Path, groups: list[TokenGroup], dpo: Dpo, seed
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=dpo.lr, weight_decay=0.0)
     with torch.no_grad():
-        base = [[float(logprob(model, g.prompt, a)) for a in g.answers] for g in groups]
+        base = [[float(logprob(model, g.for_reference().prompt, a)) for a in g.answers] for g in groups]
     steps = schedule.plan(groups, dpo.batch_groups, dpo.micro_groups, dpo.workers, dpo.passes, seed)
     warmup, losses = math.ceil(dpo.warmup * len(steps)), []
     for number, step in enumerate(steps):
@@ -97,36 +99,39 @@ def by_hand(source: Path, target: Path, groups: list[TokenGroup], dpo: Dpo, seed
     return losses
 
 
-def run_rank(rank: int, port: int, dpos: list[Dpo], job: AlignJob, folder: Path) -> None:
-    """One of two ranks without Ray: the same job under each config, results into ``folder``."""
+def run_rank(rank: int, port: int, jobs: list[tuple[Dpo, AlignJob]], folder: Path) -> None:
+    """One of two ranks without Ray: every job under its config, results into ``folder``."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo")
-    from dataclasses import replace
-
     from raylla.policy import worker
 
     worker.setup()
-    for number, dpo in enumerate(dpos):
+    for number, (dpo, job) in enumerate(jobs):
         result = worker.align(replace(job, target=str(folder / f"v{number}")), dpo)
         if result is not None:
             torch.save(result, folder / f"result{number}")
 
 
 def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) -> None:
-    """Uneven groups per rank, two accumulated micro-batches, two passes, ZeRO 1, 2 and 3, and bfloat16."""
+    """Uneven groups per rank, two accumulated micro-batches, two passes, ZeRO 1, 2 and 3, bfloat16, and a
+    reference with prompts of its own."""
+    from transformers import AutoTokenizer
+
     groups = make_groups(LOSERS)
     job = AlignJob("v1", str(tiny_model), "", groups, seed=5)
     dpos = [
         DPO.model_copy(update={"zero_stage": stage, "passes": 2, "winner_nll": 0.2}) for stage in (1, 2, 3)
     ]
     dpos.append(dpos[1].model_copy(update={"precision": "bfloat16", "gradient_checkpointing": True}))
+    read = tuple([{"role": "user", "content": f"which tea {number}?"}] for number in range(len(groups)))
+    jobs = [(dpo, job) for dpo in dpos] + [(dpos[1], replace(job, reference_messages=read))]
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, (port, dpos, job, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(run_rank, (port, jobs, tmp_path), nprocs=2)
     expected = by_hand(tiny_model, tmp_path / "by-hand", [token_group(g) for g in groups], dpos[0], seed=5)
-    results: list[AlignResult] = [torch.load(tmp_path / f"result{n}", weights_only=False) for n in range(4)]
+    results: list[AlignResult] = [torch.load(tmp_path / f"result{n}", weights_only=False) for n in range(5)]
     for number, result in enumerate(results[:3]):
         assert result.losses[0] == pytest.approx(math.log(2), abs=1e-6)
         assert result.losses == pytest.approx(expected, abs=1e-4)
@@ -141,6 +146,14 @@ def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) ->
     assert distance(tmp_path / "by-hand", tiny_model) > 1e-3
     assert {w.dtype for w in weights(tmp_path / "v3").values()} == {torch.bfloat16}
     assert results[3].losses[-1] < results[3].losses[0]
+
+    # A reference that reads another prompt is another reference.
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    apart = [token_group(g, tuple(prompt_ids(tokenizer, one))) for g, one in zip(groups, read, strict=True)]
+    expected = by_hand(tiny_model, tmp_path / "apart", apart, dpos[1], seed=5)
+    assert abs(expected[0] - math.log(2)) > 1e-3
+    assert results[4].losses == pytest.approx(expected, abs=1e-4)
+    assert distance(tmp_path / "v4", tmp_path / "apart") < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ def test_override_wins_and_is_validated(tmp_path: Path) -> None:
         ("dpo.batch_groups=7", "dpo.batch_groups"),
         ("world.candidates=101", "world.candidates"),
         ("ad_llm.sampling.temperature=-1", "ad_llm.sampling.temperature"),
+        ("evaluation.bids=[50,1]", "evaluation.bids"),
     ],
 )
 def test_unusable_values_name_their_field(tmp_path: Path, override: str, field: str) -> None:
@@ -66,6 +67,17 @@ def test_missing_or_broken_file(tmp_path: Path) -> None:
     path.write_text("- 1\n")
     with pytest.raises(ConfigError, match="not a mapping"):
         config.load(path)
+
+
+def test_one_section_is_changed_and_no_other() -> None:
+    plain = config.Config(seed=3)
+    changed = config.changed(plain, "evaluation", ["evaluation.answers=9", "evaluation.bids=[1,5]"])
+    assert (changed.evaluation.answers, changed.evaluation.bids) == (9, (1, 5))
+    assert changed.model_copy(update={"evaluation": plain.evaluation}) == plain
+    with pytest.raises(ConfigError, match=r"only settings of evaluation"):
+        config.changed(plain, "evaluation", ["seed=4"])
+    with pytest.raises(ConfigError, match=r"evaluation\.answers"):
+        config.changed(plain, "evaluation", ["evaluation.answer=4"])
 
 
 def test_digest_ignores_what_decides_no_result() -> None:

@@ -1,0 +1,83 @@
+"""What the reward model is trained on, and the reward of every phase-2 answer."""
+
+from __future__ import annotations
+
+import random
+
+from raylla.auction import parse, reward
+from raylla.irpo.crew import Crew
+from raylla.irpo.sampling import Sampled, readings
+from raylla.irpo.state import Run
+from raylla.records import Phase, Reward
+from raylla.reward.rows import ClickRow, rows
+from raylla.world import World
+
+
+def rows_of(world: World, sampled: Sampled, phase: Phase) -> list[ClickRow]:
+    """One row per judged impression of a phase."""
+    found = []
+    for planned, answer, clicked in sampled.judged(phase):
+        placements = parse(answer.text, planned.ads).placements
+        found += rows(
+            answer.sample_id,
+            planned.query,
+            planned.profile,
+            answer.text,
+            placements,
+            world.ad_by_id,
+            clicked,
+        )
+    return found
+
+
+def click_rows(run: Run, world: World, sampled: Sampled) -> tuple[list[ClickRow], list[ClickRow]]:
+    """Phase-1 clicks for training, and those of held-out auctions."""
+    every = rows_of(world, sampled, "reward")
+    auctions = sorted({row.sample_id.rpartition("/")[0] for row in every})
+    count = int(len(auctions) * run.config.irpo.pctr_holdout)
+    held = set(random.Random(f"{run.config.seed}/holdout").sample(auctions, count))
+    kept: tuple[list[ClickRow], list[ClickRow]] = ([], [])
+    for row in every:
+        kept[row.sample_id.rpartition("/")[0] in held].append(row)
+    return kept
+
+
+def predicted_rates(crew: Crew, world: World, sampled: Sampled) -> dict[str, dict[str, float]]:
+    """Click probability of each ad of every phase-2 answer under the updated pCTR model."""
+    asked: list[ClickRow] = []
+    found: dict[str, dict[str, float]] = {}
+    for planned, answer in sampled.of("preference"):
+        placed = parse(answer.text, planned.ads).placements
+        found[answer.sample_id] = {}
+        asked += rows(
+            answer.sample_id, planned.query, planned.profile, answer.text, placed, world.ad_by_id, None
+        )
+    for row, p in zip(asked, crew.ask_reward("predict", asked), strict=True):
+        found[row.sample_id][row.ad_id] = p
+    return found
+
+
+def judged_rates(run: Run, sampled: Sampled) -> dict[str, dict[str, float]]:
+    """The judge's own click rate on each ad of every phase-2 answer that it could read."""
+    found: dict[str, dict[str, float]] = {}
+    for _, answer in sampled.of("preference"):
+        names = readings(answer.sample_id, run.config.irpo.judgements)
+        read = [sampled.clicks[name] for name in names if name in sampled.clicks]
+        if read:
+            found[answer.sample_id] = {ad: sum(one[ad] for one in read) / len(read) for ad in read[0]}
+    return found
+
+
+def score(run: Run, sampled: Sampled, rates: dict[str, dict[str, float]]) -> dict[str, Reward]:
+    """R(y) of every phase-2 answer whose click rates are known (Eq. 5 and 8)."""
+    return {
+        answer.sample_id: reward(
+            parse(answer.text, planned.ads),
+            planned.bids,
+            rates[answer.sample_id],
+            run.config.penalty,
+            sample_id=answer.sample_id,
+        )
+        for planned, answer in sampled.of("preference")
+        if answer.sample_id in rates
+    }
