@@ -221,11 +221,22 @@ def test_job_submitted_through_the_jobs_api(tmp_path: Path) -> None:
     try:
         client = JobSubmissionClient(f"http://{context.dashboard_url}")
         sets = " ".join(_arguments(tmp_path / "run")[2:])
-        job = client.submit_job(
-            entrypoint=f"{sys.executable} jobs/train.py configs/pocket.yaml {sets}",
-            runtime_env={"working_dir": str(ROOT), "excludes": [".venv", ".git", "runs", "__pycache__"]},
-        )
         deadline = time.monotonic() + 400
+        job = None
+        while job is None:
+            try:
+                job = client.submit_job(
+                    entrypoint=f"{sys.executable} jobs/train.py configs/pocket.yaml {sets}",
+                    runtime_env={
+                        "working_dir": str(ROOT),
+                        "excludes": [".venv", ".git", "runs", "__pycache__"],
+                    },
+                )
+            except RuntimeError as error:
+                # The cluster answers before its job agent has come up.
+                assert "No available agent" in str(error)
+                assert time.monotonic() < deadline
+                time.sleep(1)
         while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
             time.sleep(1)
         logs = client.get_job_logs(job)
