@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from raylla import config
 from raylla.auction import markup, parse
@@ -26,15 +25,6 @@ from raylla.world import World, build, clicks
 
 SETTINGS = config.Pctr()
 Make = Callable[..., RewardTrainer]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in an actor: with several, sums may fall into other parts on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +182,12 @@ def test_save_and_load_go_on_alike(make: Make, judged: list[ClickRow], tmp_path:
     trainer.save(tmp_path / "pctr")
     assert [entry.name for entry in tmp_path.iterdir()] == ["pctr"]
     other.load(tmp_path / "pctr")
-    assert other.predict(later) == trainer.predict(later)
+    # Texts are encoded in batches, and their company there moves the last bits.
+    assert other.predict(later) == pytest.approx(trainer.predict(later), abs=1e-6)
     trainer.update(later)
     other.update(later)
-    assert other.predict(later) == trainer.predict(later)
+    assert other.predict(later) == pytest.approx(trainer.predict(later), abs=1e-4)
+    assert other.predict(later) != pytest.approx(make().predict(later), abs=1e-2)
 
 
 def test_wrong_checkpoints_are_refused(make: Make, judged: list[ClickRow], tmp_path: Path) -> None:
