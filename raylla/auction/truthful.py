@@ -12,15 +12,13 @@ from raylla.auction import optimum
 from raylla.auction.checks import Array, ending, numbers
 
 
-def sampled_prices(
-    values: ArrayLike, beta: float, resamples: int, rng: np.random.Generator, level: float = 0.95
-) -> tuple[Array, Array, Array]:
-    """Estimated truthful prices [n] of one auction, with the low and high ends of bootstrap intervals.
+def sampled_prices(values: ArrayLike, beta: float) -> Array:
+    """Estimated truthful prices [n] of one auction, at least 0.
 
-    ``values`` [n, s] are b_i c_i(y) in answers y sampled from the policy that reads the true bids.
-    The estimate mean(r_i) + beta log mean exp(-r_i / beta) is at least 0.  Both it and its interval
-    are too low where answers without the ad are too rare to be among the samples: then
-    ``optimum.effective_sample_size(-values / beta)`` is near 1.
+    ``values`` [n, s] are b_i c_i(y) in answers y sampled from the policy that reads the true bids; the
+    estimate is mean(r_i) + beta log mean exp(-r_i / beta).  It is too low where answers without the
+    ad are too rare to be among the samples: then ``optimum.effective_sample_size(-values / beta)`` is
+    near 1.
 
     Derivation: `optimum.truthful_prices` under the empirical distribution of the samples.
 
@@ -31,12 +29,7 @@ def sampled_prices(
     if values.ndim != 2 or not values.shape[1]:
         raise ValueError(f"values has shape {values.shape}; give one row of sampled answers per advertiser")
     count = values.shape[1]
-    with np.errstate(divide="ignore"):
-        resampled = np.log(rng.multinomial(count, np.full(count, 1 / count), resamples) / count)
-    estimate = optimum.truthful_prices(np.full(count, -np.log(count)), values, beta)
-    drawn = [optimum.truthful_prices(resampled, row[None], beta)[:, 0] for row in values]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return estimate, low, high
+    return optimum.truthful_prices(np.full(count, -np.log(count)), values, beta)
 
 
 def resample(bids: ArrayLike, mu: float, rng: np.random.Generator) -> tuple[Array, NDArray[np.bool_]]:

@@ -15,6 +15,7 @@ from raylla.config import Config, Evaluation
 from raylla.errors import RunError
 from raylla.evaluation import efficiency, incentives, properties
 from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.drift import drift
 from raylla.evaluation.efficiency import Held
 from raylla.irpo import stages
 from raylla.irpo.crew import Crew
@@ -41,6 +42,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     seeds = [run for run in runs if run.config.name == runs[0].config.name]
     rows: dict[str, list[Held]] = {}
     curves: dict[str, Any] = {}
+    pctr: list[dict[str, Any]] = []
     prices: dict[str, Any] = {}
     search: dict[str, list[dict[str, Any]]] = {}
     main, others = seeds[0].config, [run for run in runs if run not in seeds]
@@ -61,6 +63,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
                 search.setdefault(mechanism.name, []).append(tried)
             if run is seeds[0]:
                 curves = _curves(desk, watch)
+                pctr = drift(desk)
         for run in others:
             desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.path / "world"))
             held, _ = _hold(desk, named([MAIN])[0], watch)
@@ -82,6 +85,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         },
         "curves": curves,
         "incentives": prices,
+        "pctr": pctr,
         "search": {name: tried for name, tried in search.items() if any(one["tried"] for one in tried)},
         "epochs": recorded(seeds[0])["epochs"],
         "wall_seconds": dict(watch.wall),
@@ -137,6 +141,9 @@ def _incentives(
             found["equilibrium"] = incentives.equilibrium(
                 desk, mechanism, choice, some, config.equilibrium_bids
             )
+    if mechanism.name == MAIN:
+        with watch.stage(f"{where}: truthful prices"):
+            found["truthful"] = incentives.truthful(desk, mechanism, choice, tested)
     return found
 
 

@@ -45,10 +45,15 @@ def calibration_error(predicted: Floats, clicked: Labels, bins: int = 10) -> flo
     p, y = _arrays(predicted, clicked)
     if not len(p):
         return math.nan
-    order = np.argsort(p, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    gaps = [len(part) * abs(float(p[part].mean()) - float(y[part].mean())) for part in parts]
+    gaps = [rows * abs(mean - rate) for mean, rate, rows in reliability(p, y, bins)]
     return math.fsum(gaps) / len(p)
+
+
+def reliability(predicted: Floats, clicked: Labels, bins: int = 10) -> list[tuple[float, float, int]]:
+    """Mean prediction, observed rate and rows of each bin of equal mass, from low to high."""
+    p, y = _arrays(predicted, clicked)
+    parts = [part for part in np.array_split(np.argsort(p, kind="stable"), bins) if len(part)]
+    return [(float(p[part].mean()), float(y[part].mean()), len(part)) for part in parts]
 
 
 def _arrays(predicted: Floats, clicked: Labels) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -24,29 +24,23 @@ def _policy(bids: Array) -> Array:
 def test_estimate_agrees_with_the_closed_form_and_its_interval_covers_it() -> None:
     rng = np.random.default_rng(0)
     true = optimum.truthful_prices(_policy(BIDS), BIDS[:, None] * EFFECTS, BETA)
-    covered, estimates = [], []
+    estimates = []
     for _ in range(150):
         answers = rng.choice(4, 300, p=np.exp(_policy(BIDS)))
-        price, low, high = truthful.sampled_prices(BIDS[:, None] * EFFECTS[:, answers], BETA, 200, rng)
-        covered.append((low <= true) & (true <= high))
-        estimates.append(price)
+        estimates.append(truthful.sampled_prices(BIDS[:, None] * EFFECTS[:, answers], BETA))
     assert np.mean(estimates, axis=0) == pytest.approx(true, rel=0.02)
-    assert (np.mean(covered, axis=0) > 0.88).all()
 
 
 @given(arrays.arrays(np.float64, (2, 6), elements=st.floats(0, 100)), st.floats(0.1, 1000))
 def test_estimate_lies_between_nothing_and_first_price(values: Array, beta: float) -> None:
-    price, low, high = truthful.sampled_prices(values, beta, 20, np.random.default_rng(0))
+    price = truthful.sampled_prices(values, beta)
     assert (price >= 0).all()
     assert (price <= values.mean(axis=1) + 1e-9).all()
-    assert (low >= 0).all()
-    assert (low <= high).all()
 
 
 def test_an_ad_without_effect_on_the_answer_pays_nothing() -> None:
-    price, _, high = truthful.sampled_prices([[7.0] * 5, [0.0] * 5], 1, 50, np.random.default_rng(0))
+    price = truthful.sampled_prices([[7.0] * 5, [0.0] * 5], 1)
     assert price == pytest.approx([0, 0], abs=1e-12)
-    assert high == pytest.approx([0, 0], abs=1e-12)
 
 
 def test_resampled_bids_have_the_stated_distribution() -> None:
@@ -89,9 +83,9 @@ def test_settle_by_hand() -> None:
 def test_bad_arguments_are_named() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="values"):
-        truthful.sampled_prices([1.0, 2.0], 1, 10, rng)
+        truthful.sampled_prices([1.0, 2.0], 1)
     with pytest.raises(ValueError, match="beta"):
-        truthful.sampled_prices([[1.0, 2.0]], 0, 10, rng)
+        truthful.sampled_prices([[1.0, 2.0]], 0)
     with pytest.raises(ValueError, match="mu"):
         truthful.resample([1.0], 1.0, rng)
     with pytest.raises(ValueError, match="outcomes"):
