@@ -16,7 +16,7 @@ from raylla.auction import markup, parse
 from raylla.errors import ConfigError, RunError
 from raylla.pocket import grammar
 from raylla.records import Ad, Profile, Query
-from raylla.reward.calibration import auc, calibration_error, log_loss
+from raylla.reward.calibration import auc, calibration_error, log_loss, reliability
 from raylla.reward.encoder import Encoder
 from raylla.reward.features import Moments
 from raylla.reward.rows import ClickRow, rows
@@ -57,6 +57,12 @@ def make(tiny_model: Path) -> Make:
         return RewardTrainer(str(tiny_model), SETTINGS.model_copy(update=changes), seed)
 
     return trainer
+
+
+def test_reliability_by_hand() -> None:
+    found = reliability([0.9, 0.1, 0.2, 0.8], [1, 0, 1, 1], bins=2)
+    assert found == [(pytest.approx(0.15), 0.5, 2), (pytest.approx(0.85), 1.0, 2)]
+    assert calibration_error([0.9, 0.1, 0.2, 0.8], [1, 0, 1, 1], bins=2) == pytest.approx(0.25)
 
 
 def test_auc_by_hand() -> None:
