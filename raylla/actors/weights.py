@@ -30,7 +30,7 @@ class WeightStore:
     """The worker of a pool of one: holds the newest published version."""
 
     def __init__(self) -> None:
-        self._name: str | None = None
+        self._version: WeightVersion | None = None
         self._weights: Weights = {}
 
     def ready(self) -> None:
@@ -42,10 +42,10 @@ class WeightStore:
         Raises:
             WeightError: its directory holds no readable safetensors.
         """
-        if version.name == self._name:
+        if version == self._version:
             return
         self._weights = read_weights(Path(version.path))
-        self._name = version.name
+        self._version = version
 
     def current(self) -> tuple[str, Weights]:
         """Name and arrays of the version held: what a restarted engine must load.
@@ -53,9 +53,9 @@ class WeightStore:
         Raises:
             WeightError: nothing was published yet.
         """
-        if self._name is None:
+        if self._version is None:
             raise WeightError("no weight version was published yet; start from the base model's files")
-        return self._name, self._weights
+        return self._version.name, self._weights
 
     def weights(self, name: str) -> Weights:
         """Arrays of version ``name``.

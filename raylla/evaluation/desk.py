@@ -7,6 +7,7 @@ whether or not they came from memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.records import Planned
 from raylla.reward.rows import rows
 from raylla.world import World, prompts
+
+SLACK = 10
+"""Losses that are no sign yet: a single auction has few answers."""
 
 
 class EvaluationDesk:
@@ -50,6 +54,8 @@ class EvaluationDesk:
         self._judged: dict[tuple[str, int, str], dict[str, bool] | None] = {}
         self._predicted: dict[tuple[int, str, str], dict[str, float]] = {}
         self._epoch: int | None = None
+        self._lost: Counter[str] = Counter()
+        self._asked: Counter[str] = Counter()
 
     def write(self, version: str, wanted: Sequence[Prompt]) -> list[Generated]:
         """Answers under a weight version, by its name or `BASE` or `TRAINED`, in the order asked."""
@@ -141,13 +147,15 @@ class EvaluationDesk:
         return np.random.default_rng(seed_of(self.config.seed, f"{what}/{planned.auction.id}"))
 
     def bound(self, what: str, lost: int, total: int) -> None:
-        """Refuse to go on where too much of ``total`` was lost.
+        """Count ``lost`` of ``total`` more, and refuse to go on where too much of all so far was lost.
 
         Raises:
-            BudgetError: more than ``irpo.max_drop_share`` of it.
+            BudgetError: more than ``irpo.max_drop_share`` of it, and more than `SLACK`.
         """
-        share = self.config.irpo.max_drop_share
-        if lost > share * total:
+        self._lost[what] += lost
+        self._asked[what] += total
+        lost, total, share = self._lost[what], self._asked[what], self.config.irpo.max_drop_share
+        if lost > max(share * total, SLACK):
             raise BudgetError(
                 f"{lost} of {total} {what} were lost, more than irpo.max_drop_share={share} allows; "
                 "see the engine's and judge's output"

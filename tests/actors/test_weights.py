@@ -105,6 +105,14 @@ def text(pool: Pool, version: str) -> str:
     return generated.completions[0].text
 
 
+def test_two_runs_may_name_their_versions_alike(tmp_path: Path) -> None:
+    store = WeightStore()
+    for run, value in (("one", 1.0), ("two", 2.0)):
+        (tmp_path / run).mkdir()
+        store.publish(save(tmp_path / run / "v1", value))
+        assert store.weights("v1")["model.norm.weight"].tolist() == [value] * 4
+
+
 @pytest.mark.parametrize("in_process", [False, True])
 def test_a_version_is_live_on_all_workers_or_answers_nothing(
     cluster: None, tmp_path: Path, in_process: bool
