@@ -99,6 +99,19 @@ def evaluate(
 
 @app.command()
 @_told
+def report(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option(help="default: report/ in the run")] = None,
+) -> None:
+    """One page, figures and tables of an evaluated run's evaluation.json; reads no model."""
+    from raylla.evaluation.report import report as write
+
+    page = write(run / "evaluation.json", out or run / "report")
+    console.print(f"{page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_told
 def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
     """Dry run: config, models, world, placement, disk and versions; loads no model."""
     from raylla import models

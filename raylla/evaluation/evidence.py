@@ -73,7 +73,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
             crew.stop()
         disconnect(main)
         watch.close()
-    resamples, seed = settings.bootstrap, main.seed
+    resamples, seed, told = settings.bootstrap, main.seed, recorded(seeds[0])
     return {
         "name": main.name,
         "runs": [{"path": run.path.name, "name": run.config.name, "seed": run.config.seed} for run in runs],
@@ -87,7 +87,9 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         "incentives": prices,
         "pctr": pctr,
         "search": {name: tried for name, tried in search.items() if any(one["tried"] for one in tried)},
-        "epochs": recorded(seeds[0])["epochs"],
+        "epochs": told["epochs"],
+        "examples": told["examples"],
+        "config": _with(seeds[0], settings).model_dump(mode="json"),
         "wall_seconds": dict(watch.wall),
         "versions": package_versions(),
     }

@@ -52,6 +52,7 @@ def monotonicity(
             "control": intervals.rank_trend(bids, shuffled, resamples, rng),
         }
     return {
+        "examples": _examples(desk, auctions, chosen, (bids[0], bids[-1]), answers),
         "bids": list(bids),
         "queries": len(auctions),
         "answers": answers,
@@ -102,6 +103,33 @@ def continuity(
             "trend": intervals.rank_trend(bids, many, settings.evaluation.bootstrap, rng),
         },
     }
+
+
+def _examples(
+    desk: EvaluationDesk,
+    auctions: Sequence[Planned],
+    places: Sequence[int],
+    bids: Sequence[float],
+    answers: int,
+    count: int = 3,
+) -> list[dict[str, Any]]:
+    """First answers of the last weights at two bids of one ad, where the ad comes and goes if it does."""
+    found = []
+    for planned, place in zip(auctions, places, strict=True):
+        variants = [with_bid(planned, place, bid) for bid in bids]
+        written = desk.write(TRAINED, [Prompt(one, one.ads, one.auction.bids, answers) for one in variants])
+        texts = [generated.completions[0].text for generated in written if generated.completions]
+        ad = planned.ads[place]
+        shown = [ad.id in parse(text, planned.ads).ad_ids for text in texts]
+        found.append(
+            {
+                "query": planned.query.text,
+                "ad": ad.title,
+                "answers": dict(zip([f"{bid:g}" for bid in bids], texts, strict=False)),
+                "changed": len(set(shown)) > 1,
+            }
+        )
+    return sorted(found, key=lambda one: not one["changed"])[:count]
 
 
 def _rates(

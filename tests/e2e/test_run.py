@@ -144,6 +144,10 @@ def test_evaluate_holds_every_mechanism(alone: Path) -> None:
     for one in found["incentives"].values():
         assert set(one["rules"]) == {"own", "myerson"}
         assert one["equilibrium"]["queries"] == 1
+    _finish(["report", str(alone)], alone.parent / "report.log")
+    page = (alone / "report" / "index.html").read_text()
+    assert all(f"<td>{name}</td>" in page for name in rows)
+    assert "<mark>@" in page
 
 
 def test_evaluate_refuses_before_it_loads_a_model(whole: Path, tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""The figures of a report: matplotlib charts of what `evaluation.json` holds, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+mpl.use("Agg")
+
+Found = dict[str, Any]
+
+
+def png(draw: Callable[[Axes, Found], None], found: Found) -> bytes:
+    """One chart as the bytes of a PNG file."""
+    figure = Figure(figsize=(7.2, 3.6), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes, found)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": ""})
+    return buffer.getvalue()
+
+
+def mechanisms(axes: Axes, found: Found) -> None:
+    """Revenue and reward per query of every mechanism."""
+    rows = found["efficiency"]
+    for place, (key, colour) in enumerate((("revenue", "C0"), ("reward", "C2"))):
+        figures = [row[key] for row in rows.values()]
+        at = [index + 0.38 * (place - 0.5) for index in range(len(rows))]
+        axes.barh(at, [one["mean"] for one in figures], 0.36, xerr=_bars(figures), color=colour, label=key)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.axvline(0, color="0.3", lw=0.8)
+    axes.set_xlabel("bid units per query, 95 % intervals")
+    axes.legend(frameon=False)
+
+
+def epochs(axes: Axes, found: Found) -> None:
+    """Learning curve of the first run."""
+    rows = found["epochs"]
+    at = [row["epoch"] for row in rows]
+    for key, colour in (("revenue", "C0"), ("reward", "C2")):
+        figures = [row[key] for row in rows]
+        axes.errorbar(
+            at, [one["mean"] for one in figures], _bars(figures), color=colour, marker="o", label=key
+        )
+    axes.set_xticks(at)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("bid units per query")
+    axes.legend(frameon=False)
+
+
+def monotonicity(axes: Axes, found: Found) -> None:
+    """Click rate of one ad against its bid, for the weights of every epoch."""
+    curve = found["curves"]["monotonicity"]
+    names = list(curve["versions"])
+    for index, name in enumerate(names):
+        figures = curve["versions"][name]["click_rate"]
+        shade = mpl.colormaps["viridis"](0.9 - 0.8 * index / max(1, len(names) - 1))
+        axes.plot(curve["bids"], [one["mean"] for one in figures], color=shade, marker=".", label=name)
+        if index in (0, len(names) - 1):
+            low, high = ([one[end] for one in figures] for end in ("low", "high"))
+            axes.fill_between(curve["bids"], low, high, color=shade, alpha=0.15)
+    axes.set_xlabel("bid of the ad")
+    axes.set_ylabel("shown and clicked")
+    axes.legend(frameon=False, title="weights")
+
+
+def continuity(axes: Axes, found: Found) -> None:
+    """Click rate on the fine grid of bids."""
+    curve = found["curves"]["continuity"]
+    axes.plot(curve["bids"], curve["one"]["click_rate"], lw=1, label="one query")
+    axes.plot(curve["bids"], curve["many"]["click_rate"], lw=1, label=f"{curve['many']['queries']} queries")
+    axes.set_xlabel("bid of the ad")
+    axes.set_ylabel("shown and clicked")
+    axes.legend(frameon=False)
+
+
+def reliability(axes: Axes, found: Found) -> None:
+    """Predicted against observed click rates: each pCTR model on the policy that it scores next."""
+    axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
+    for row in found["pctr"]:
+        if row["weight_version"] == f"v{row['pctr_epoch']}":
+            predicted, observed, _ = zip(*row["reliability"], strict=True)
+            label = f"model {row['pctr_epoch']} on {row['weight_version']}, bias {row['bias']:+.3f}"
+            axes.plot(predicted, observed, marker="o", ms=3, label=label)
+    axes.set_xlabel("predicted click rate")
+    axes.set_ylabel("observed")
+    axes.legend(frameon=False)
+
+
+def responses(axes: Axes, found: Found) -> None:
+    """Click rate against the bid in every mechanism, its random numbers held fixed."""
+    for name, one in found["incentives"].items():
+        axes.plot(one["bids"], one["click_rate"], marker=".", label=name)
+    axes.set_xlabel("bid of the ad")
+    axes.set_ylabel("clicks per auction")
+    axes.legend(frameon=False)
+
+
+FIGURES: dict[str, tuple[str, Callable[[Axes, Found], None]]] = {
+    "mechanisms": ("Revenue and reward of every mechanism", mechanisms),
+    "epochs": ("Learning curve of the first run, test split", epochs),
+    "monotonicity": ("Monotonicity: clicks against the bid, by epoch", monotonicity),
+    "continuity": ("Continuity: clicks along bids in steps of 1, last weights", continuity),
+    "responses": ("Clicks against the bid in every mechanism", responses),
+    "reliability": ("pCTR: predicted and observed click rates on the next policy", reliability),
+}
+
+
+def _bars(figures: Sequence[dict[str, float]]) -> list[list[float]]:
+    return [
+        [max(0.0, one["mean"] - one["low"]) for one in figures],
+        [max(0.0, one["high"] - one["mean"]) for one in figures],
+    ]

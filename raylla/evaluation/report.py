@@ -1,0 +1,171 @@
+"""`raylla report RUN`: what `evaluation.json` holds as one page, its figures and its tables.
+
+Nothing is computed here that is not in the file, but how it looks.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from raylla.auction.markup import MARKUP
+from raylla.errors import RunError
+from raylla.evaluation.figures import FIGURES, png
+
+Found = dict[str, Any]
+Table = tuple[str, list[str], list[list[Any]]]
+"""Caption, headings, rows; a figure is a dict of mean, low and high."""
+
+
+def report(evaluation: Path, out: Path) -> Path:
+    """Write `index.html`, which stands alone, and the figures (PNG), tables (CSV) and JSON beside it.
+
+    Raises:
+        RunError: there is no evaluation, or not a whole one.
+    """
+    try:
+        found: Found = json.loads(evaluation.read_text())
+    except OSError:
+        raise RunError(f"{evaluation} does not exist; write it with `raylla evaluate RUN`") from None
+    except ValueError as error:
+        raise RunError(f"{evaluation} is not JSON: {error}") from None
+    missing = {"efficiency", "curves", "incentives", "pctr", "epochs", "examples"} - found.keys()
+    if missing:
+        raise RunError(
+            f"{evaluation} lacks {', '.join(sorted(missing))}; write it with `raylla evaluate RUN`"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {name: png(draw, found) for name, (_, draw) in FIGURES.items()}
+    tables = _tables(found)
+    for name, picture in pictures.items():
+        (out / f"{name}.png").write_bytes(picture)
+    for name, (_, headings, rows) in tables.items():
+        with (out / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(_flat(headings, rows[0] if rows else headings))
+            writer.writerows(_values(row) for row in rows)
+    (out / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
+    environment = Environment(
+        loader=PackageLoader("raylla.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"cell": _cell, "pieces": pieces}
+    page = environment.get_template("report.html").render(
+        found=found,
+        tables=tables,
+        figures={
+            name: (caption, base64.b64encode(pictures[name]).decode())
+            for name, (caption, _) in FIGURES.items()
+        },
+    )
+    (out / "index.html").write_text(page)
+    return out / "index.html"
+
+
+def pieces(text: str) -> list[tuple[str, bool]]:
+    """``text`` cut at its placements: (piece, whether it is one)."""
+    found: list[tuple[str, bool]] = []
+    cursor = 0
+    for match in MARKUP.finditer(text):
+        found += [(text[cursor : match.start()], False), (match.group(), True)]
+        cursor = match.end()
+    return [(piece, placed) for piece, placed in (*found, (text[cursor:], False)) if piece]
+
+
+def _tables(found: Found) -> dict[str, Table]:
+    return {
+        "efficiency": _efficiency(found),
+        "against": _against(found),
+        "epochs": _epochs(found),
+        "incentives": _incentives(found),
+        "equilibrium": _equilibrium(found),
+        "pctr": _pctr(found),
+    }
+
+
+def _efficiency(found: Found) -> Table:
+    keys = ("revenue", "reward", "welfare", "revenue_click_model", "reward_click_model")
+    costs = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
+    rates = ("ads_per_answer", "format_error_rate")
+    rows = [
+        [
+            name,
+            *(row[key] for key in (*keys, *rates)),
+            *(row["cost_per_auction"][key] for key in costs),
+            row["seeds"],
+        ]
+        for name, row in found["efficiency"].items()
+    ]
+    caption = "Mechanisms on the same test auctions, per query; costs per auction"
+    return caption, ["mechanism", *keys, *rates, *costs, "seeds"], rows
+
+
+def _against(found: Found) -> Table:
+    keys = ("revenue_difference", "revenue_ratio", "reward_difference")
+    rows = [[name, *(one[key] for key in keys)] for name, one in found["against"].items()]
+    return "LLM-Auction less the other, same queries in pairs", ["against", *keys], rows
+
+
+def _epochs(found: Found) -> Table:
+    keys = ("revenue", "reward", "revenue_click_model", "ads_per_answer", "format_error_rate", "click_rate")
+    rows = [[row["weight_version"], *(row[key] for key in keys)] for row in found["epochs"]]
+    return "The first run, epoch by epoch", ["weights", *keys], rows
+
+
+def _incentives(found: Found) -> Table:
+    headings = ["mechanism", "prices", "payment", "least utility", "regret, utility", "regret, value"]
+    rows = [
+        [name, rule, one["payment"], one["least_utility"], one["regret"]["utility"], one["regret"]["value"]]
+        for name, entry in found["incentives"].items()
+        for rule, one in entry["rules"].items()
+    ]
+    return (
+        "Payment and regret of truthful bidding, one ad per query, mean over the bid grid",
+        headings,
+        rows,
+    )
+
+
+def _equilibrium(found: Found) -> Table:
+    headings = ["mechanism", "bidders", "revenue", "welfare", "settled"]
+    rows = [
+        [name, goal, one["revenue"], one["welfare"], one.get("converged", "")]
+        for name, entry in found["incentives"].items()
+        for goal, one in entry.get("equilibrium", {}).items()
+        if isinstance(one, dict)
+    ]
+    return "Revenue and welfare where best responses end, a few auctions", headings, rows
+
+
+def _pctr(found: Found) -> Table:
+    keys = ("weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error")
+    rows = [[row[key] for key in keys] for row in found["pctr"]]
+    return "Every pCTR model on every version's own answers", list(keys), rows
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['mean']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "-" if value is None else str(value)
+
+
+def _flat(headings: list[str], row: list[Any]) -> list[str]:
+    found: list[str] = []
+    for heading, value in zip(headings, row, strict=True):
+        found.append(heading)
+        if isinstance(value, dict):
+            found += [f"{heading} low", f"{heading} high"]
+    return found
+
+
+def _values(row: list[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in row:
+        found += [value["mean"], value["low"], value["high"]] if isinstance(value, dict) else [value]
+    return found

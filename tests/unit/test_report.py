@@ -1,0 +1,157 @@
+"""The report: everything of the file is on the page, and nothing that is text acts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylla.errors import RunError
+from raylla.evaluation.report import pieces, report
+
+HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }}"
+
+
+def figure(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 1, "high": mean + 1}
+
+
+def evaluation() -> dict[str, Any]:
+    figures = ("revenue", "reward", "welfare", "revenue_click_model", "reward_click_model")
+    costs = dict.fromkeys(("generations", "prompt_tokens", "sampled_tokens", "seconds"), 1.0)
+    regret = dict.fromkeys(("utility", "value"), figure(2))
+    rule = {"payment": figure(3), "least_utility": figure(0), "regret": regret}
+    jump = {"jump": 0.1, "at": 3, "low": 0.05, "high": 0.2}
+    curve = {"click_rate": [figure(0.1), figure(0.3)], "trend": figure(0.9), "control": figure(0.0)}
+    return {
+        "name": HOSTILE,
+        "runs": [{"path": "a", "name": "a", "seed": 0}],
+        "efficiency": {
+            name: {
+                **{key: figure(10 + place) for key in figures},
+                "ads_per_answer": figure(1),
+                "format_error_rate": figure(0.1),
+                "cost_per_auction": costs,
+                "seeds": 1,
+            }
+            for place, name in enumerate(("pretrained", "llm-auction"))
+        },
+        "against": {
+            "pretrained": {
+                key: figure(2) for key in ("revenue_difference", "revenue_ratio", "reward_difference")
+            }
+        },
+        "epochs": [
+            {"epoch": 0, "weight_version": "v0", **{key: figure(4) for key in figures}}
+            | {"ads_per_answer": 1.0, "format_error_rate": 0.1, "click_rate": 0.2}
+        ],
+        "examples": [
+            {
+                "query": HOSTILE,
+                "profile": "30 nurse Oslo",
+                "bids": {"Lumo Kettle [Ad-12]": 40.0},
+                "before": f"Nothing. {HOSTILE}",
+                "after": "Try @Lumo Kettle@[Ad-12] here.",
+            }
+        ],
+        "curves": {
+            "monotonicity": {
+                "bids": [1, 100],
+                "versions": {"v0": curve, "v1": curve},
+                "auctions_per_second": 100.0,
+                "examples": [{"query": "q", "ad": "Lumo Kettle", "answers": {"1": "No.", "100": "Yes."}}],
+            },
+            "continuity": {
+                "bids": [1, 2, 3],
+                "one": {"click_rate": [0.1, 0.2, 0.3], "jump": jump},
+                "many": {"click_rate": [0.1, 0.2, 0.3], "jump": jump, "queries": 4},
+            },
+        },
+        "incentives": {
+            "llm-auction": {
+                "bids": [0, 100],
+                "click_rate": [0.1, 0.4],
+                "rules": {"own": rule, "myerson": rule},
+                "equilibrium": {"queries": 1, "truthful": {"revenue": 1.5, "welfare": 2.5}},
+            }
+        },
+        "pctr": [
+            {
+                "weight_version": "v1",
+                "pctr_epoch": 1,
+                "impressions": 20,
+                "bias": 0.01,
+                "auc": None,
+                "calibration_error": 0.02,
+                "reliability": [[0.1, 0.2, 10], [0.6, 0.5, 10]],
+            }
+        ],
+        "search": {},
+        "config": {"ad_llm": {"path": "pocket:ad-llm"}},
+        "versions": {"numpy": "2"},
+    }
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    return report(tmp_path / "evaluation.json", tmp_path / "report")
+
+
+def test_text_is_text(page: Path) -> None:
+    html = page.read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; {{ 7 * 7 }}" in html
+    assert "<mark>@Lumo Kettle@[Ad-12]</mark>" in html
+    assert "http" not in html.replace("data:image", "")
+
+
+def test_figures_and_tables_lie_beside_it(page: Path) -> None:
+    names = {entry.name for entry in page.parent.iterdir()}
+    assert {"index.html", "evaluation.json", "mechanisms.png", "efficiency.csv", "pctr.csv"} <= names
+    assert (page.parent / "mechanisms.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((page.parent / "efficiency.csv").open()))
+    assert [row["mechanism"] for row in rows] == ["pretrained", "llm-auction"]
+    assert (rows[1]["revenue"], rows[1]["revenue low"], rows[1]["revenue high"]) == ("11", "10", "12")
+
+
+def test_pieces_of_an_answer() -> None:
+    assert pieces("Try @A B@[Ad-1] or @C@[Ad-2]") == [
+        ("Try ", False),
+        ("@A B@[Ad-1]", True),
+        (" or ", False),
+        ("@C@[Ad-2]", True),
+    ]
+
+
+def test_no_evaluation_or_half_of_one(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="raylla evaluate"):
+        report(tmp_path / "evaluation.json", tmp_path / "report")
+    (tmp_path / "evaluation.json").write_text("{")
+    with pytest.raises(RunError, match="not JSON"):
+        report(tmp_path / "evaluation.json", tmp_path / "report")
+    (tmp_path / "evaluation.json").write_text('{"epochs": []}')
+    with pytest.raises(RunError, match="lacks curves"):
+        report(tmp_path / "evaluation.json", tmp_path / "report")
+
+
+def test_a_browser_shows_it(page: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    shot = tmp_path / "shot.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += [f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1000,3000", f"--screenshot={shot}"]
+    subprocess.run([browser, *flags, page.as_uri()], check=True, capture_output=True, timeout=120)
+    from matplotlib import image
+
+    pixels = image.imread(shot)
+    assert pixels.shape[:2] == (3000, 1000)
+    # Text, tables and charts: neither blank nor one colour.
+    assert 0.02 < (pixels[..., :3].mean(axis=2) < 0.9).mean() < 0.9
