@@ -43,6 +43,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     rows: dict[str, list[Held]] = {}
     curves: dict[str, Any] = {}
     pctr: list[dict[str, Any]] = []
+    variants: dict[str, Any] = {}
     prices: dict[str, Any] = {}
     search: dict[str, list[dict[str, Any]]] = {}
     main, others = seeds[0].config, [run for run in runs if run not in seeds]
@@ -68,6 +69,9 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
             desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.path / "world"))
             held, _ = _hold(desk, named([MAIN])[0], watch)
             rows.setdefault(f"{MAIN}: {run.config.name}", []).append(held)
+            if run.config.name not in variants:
+                last = list(desk.versions)[-1:]
+                variants[run.config.name] = _monotonicity(desk, watch, last)["versions"][last[0]]
     finally:
         if crew is not None:
             crew.stop()
@@ -83,7 +87,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
             for name, found in rows.items()
             if name != MAIN and MAIN in rows and len(found) == len(rows[MAIN])
         },
-        "curves": curves,
+        "curves": curves | {"monotonicity_of_variants": variants},
         "incentives": prices,
         "pctr": pctr,
         "search": {name: tried for name, tried in search.items() if any(one["tried"] for one in tried)},
@@ -115,14 +119,20 @@ def recorded(run: Run) -> dict[str, Any]:
 
 def _curves(desk: EvaluationDesk, watch: Observer) -> dict[str, Any]:
     config = desk.config.evaluation
-    tested = efficiency.test_auctions(desk.config, desk.world)
-    with watch.stage(f"{desk.run.path.name}: monotonicity"):
-        bids = [bid for bid in config.bids if bid > 0]
-        rising = properties.monotonicity(desk, tested, bids, config.sweep_answers)
     fine = range(1, desk.config.world.max_bid + 1)
+    rising = _monotonicity(desk, watch, list(desk.versions))
     with watch.stage(f"{desk.run.path.name}: continuity"):
+        tested = efficiency.test_auctions(desk.config, desk.world)
         smooth = properties.continuity(desk, tested, fine, config.curve_answers, config.curve_queries)
     return {"monotonicity": rising, "continuity": smooth}
+
+
+def _monotonicity(desk: EvaluationDesk, watch: Observer, names: Sequence[str]) -> dict[str, Any]:
+    config = desk.config.evaluation
+    bids = [bid for bid in config.bids if bid > 0]
+    with watch.stage(f"{desk.run.path.name}: monotonicity"):
+        tested = efficiency.test_auctions(desk.config, desk.world)
+        return properties.monotonicity(desk, tested, bids, config.sweep_answers, names)
 
 
 def _incentives(

@@ -29,9 +29,13 @@ def with_bid(planned: Planned, place: int, bid: float) -> Planned:
 
 
 def monotonicity(
-    desk: EvaluationDesk, auctions: Sequence[Planned], bids: Sequence[float], answers: int
+    desk: EvaluationDesk,
+    auctions: Sequence[Planned],
+    bids: Sequence[float],
+    answers: int,
+    names: Sequence[str],
 ) -> dict[str, Any]:
-    """Click rate of one random ad per query at each of ``bids``, for every weight version.
+    """Click rate of one random ad per query at each of ``bids``, for the weight versions ``names``.
 
     ``trend`` is the rank correlation of the mean curve with the bids, its interval over queries;
     ``control`` the same where each query's bids were shuffled among its prompts.
@@ -41,7 +45,7 @@ def monotonicity(
     started, asked = time.monotonic(), 0
     chosen = [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
     versions: dict[str, Any] = {}
-    for name in desk.versions:
+    for name in names:
         rates = _rates(desk, name, auctions, chosen, bids, answers)
         asked += len(auctions) * len(bids) * answers
         rng = np.random.default_rng(settings.seed)

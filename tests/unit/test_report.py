@@ -66,6 +66,7 @@ def evaluation() -> dict[str, Any]:
                 "auctions_per_second": 100.0,
                 "examples": [{"query": "q", "ad": "Lumo Kettle", "answers": {"1": "No.", "100": "Yes."}}],
             },
+            "monotonicity_of_variants": {"masked": curve},
             "continuity": {
                 "bids": [1, 2, 3],
                 "one": {"click_rate": [0.1, 0.2, 0.3], "jump": jump},

@@ -1,0 +1,197 @@
+"""The evaluation's desk and what is measured at it, with a model and a judge that follow a rule."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raylla import config
+from raylla.actors.judge import JudgeItem, Judgement
+from raylla.actors.pool import Pool
+from raylla.config import Actors
+from raylla.engines.protocol import Completion, Generated, Request
+from raylla.errors import BudgetError
+from raylla.evaluation import efficiency, incentives, properties
+from raylla.evaluation.desk import EvaluationDesk
+from raylla.irpo.state import Run
+from raylla.mechanisms.llm import Pretrained
+from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
+from raylla.mechanisms.protocol import BASE, Prompt
+from raylla.records import Ad, Profile, Query
+from raylla.world import World
+
+ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
+LINE = re.compile(r"tea (\S+) \d\d (@.+?@\[Ad-\d+\])")
+Rule = Callable[[float], float]
+
+
+class Writer:
+    """Places each listed ad with the chance that ``rule`` gives its bid; hidden bids count as 50."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self.asked: list[Request] = []
+
+    def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
+        for request in requests:
+            self.asked.append(request)
+            listed = LINE.findall(request.messages[0]["content"])
+            draws = []
+            for draw in range(request.n):
+                rng = random.Random(request.seed + draw)
+                chances = [self._rule(50 if bid == "?" else float(bid)) for bid, _ in listed]
+                shown = [
+                    mark for chance, (_, mark) in zip(chances, listed, strict=True) if rng.random() < chance
+                ]
+                draws.append(Completion(f"Try {', '.join(shown) or 'nothing'}.", (1, 2), True))
+            yield Generated(request.id, (1,) * 5, tuple(draws))
+
+
+class Reader:
+    """Clicks everything, or cannot be read."""
+
+    def __init__(self, unread: bool) -> None:
+        self._unread = unread
+        self.read: list[str] = []
+
+    def judge(self, items: list[JudgeItem]) -> Iterator[Judgement]:
+        for item in items:
+            self.read.append(item.sample_id)
+            yield Judgement(item.sample_id, None if self._unread else dict.fromkeys(item.ad_ids, True), 1)
+
+
+def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any:
+    """A desk, and the workers behind it."""
+    profile = Profile("p", "30 nurse Oslo", ("tea",))
+    asked = tuple(Query(f"q{i}", "p", f"which tea {i}?", "tea", "food", "test") for i in range(queries))
+    tuned = tuple(Query(f"t{i}", "p", f"what tea {i}?", "tea", "food", "train") for i in range(10))
+    world = World("w", 0, (profile,), ADS, asked + tuned)
+    settings = config.parse(
+        {"world": {"candidates": 3, "ads": 3}, "penalty": {"per_ad": 0, "free_ads": 3}}, "test"
+    )
+    writer, reader = Writer(rule), Reader(unread)
+    pools = []
+    for name, worker in (("rollout", writer), ("judge", reader)):
+        pool = Pool(name, lambda worker=worker: worker, (), Actors(), in_process=True)  # type: ignore[arg-type]
+        worker.ready = lambda: None  # type: ignore[attr-defined]
+        pool.start(10)
+        pools.append(pool)
+
+    def ask_reward(method: str, *args: Any) -> Any:
+        return [0.5] * len(args[0]) if method == "predict" else None
+
+    crew: Any = SimpleNamespace(
+        rollouts=pools[0], judges=pools[1], version=None, refresh=lambda *_: [], ask_reward=ask_reward
+    )
+    desk = EvaluationDesk(Run(path, settings), settings, crew, world)
+    return SimpleNamespace(desk=desk, writer=writer, reader=reader)
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    prompts = [Prompt(one, one.ads, one.auction.bids, 4) for one in planned]
+    first = made.desk.write(BASE, prompts)
+    assert made.desk.write(BASE, [*prompts, prompts[0]]) == [*first, first[0]]
+    assert len(made.writer.asked) == len(planned) == 30
+    more = made.desk.write(BASE, [Prompt(planned[0], planned[0].ads, planned[0].auction.bids, 5)])
+    assert more[0].completions[:4] == first[0].completions
+    answers = [(one, text.completions[0].text) for one, text in zip(planned, first, strict=True)]
+    judged = made.desk.judge(answers)
+    assert made.desk.judge(answers) == judged
+    assert len(made.reader.read) == 30
+    made.desk.judge([answers[0], answers[0]])
+    assert len(made.reader.read) == 31
+
+
+def test_clicks_that_follow_bids_are_seen_to(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    bids = [1, 20, 40, 60, 80, 100]
+    found = properties.monotonicity(made.desk, planned, bids, 8, ["v0"])
+    curve = found["versions"]["v0"]
+    assert curve["trend"]["mean"] == 1
+    assert abs(curve["control"]["mean"]) < 0.95
+    rates = [one["mean"] for one in curve["click_rate"]]
+    assert rates == pytest.approx([bid / 100 for bid in bids], abs=0.1)
+    smooth = properties.continuity(made.desk, planned, range(1, 101), 200, 10)
+    assert smooth["one"]["jump"]["jump"] <= smooth["one"]["jump"]["high"]
+    assert smooth["many"]["trend"]["mean"] > 0.95
+
+
+def test_a_step_is_a_jump(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: 0.8 * (bid > 50))
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    jump = properties.continuity(made.desk, planned, range(1, 101), 200, 5)["one"]["jump"]
+    assert jump["jump"] > jump["high"]
+    assert jump["at"] == 49
+
+
+def test_clicks_that_ignore_bids_have_no_trend(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda _: 0.5)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    trend = properties.monotonicity(made.desk, planned, range(1, 101, 5), 8, ["v0"])["versions"]["v0"][
+        "trend"
+    ]
+    assert trend["low"] < 0 < trend["high"]
+
+
+def test_first_price_leaves_nothing_and_is_regretted(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    found = incentives.table(made.desk, Pretrained(), {}, planned, range(0, 101, 10))
+    own, myerson = found["rules"]["own"], found["rules"]["myerson"]
+    # x(b) = b / 100: first price takes b^2 / 100 and the truth gains nothing; half the value is best,
+    # worth v^2 / 400, on average over the grid 8.75. Myerson's price is half of first price.
+    assert own["least_utility"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert own["regret"]["utility"]["mean"] == pytest.approx(8.75, rel=0.2)
+    assert myerson["payment"]["mean"] == pytest.approx(own["payment"]["mean"] / 2, rel=0.15)
+    assert myerson["regret"]["utility"]["mean"] < 0.2 * own["regret"]["utility"]["mean"]
+    assert own["regret"]["value"]["mean"] < 1
+
+
+def test_best_responses_shade_the_bids(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)[:2]
+    found = incentives.equilibrium(made.desk, Pretrained(), {}, planned, [1, 20, 40, 60, 80, 100])
+    assert found["utility"]["revenue"] < found["truthful"]["revenue"]
+    assert found["utility"]["converged"] == 1
+
+
+def test_mosaic_is_tuned_on_training_queries(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: 0.4)
+    choice, tried = efficiency.tune(made.desk, Mosaic())
+    assert len(tried) == len(Mosaic().choices(3))
+    assert {request.id.split("/")[1] for request in made.writer.asked} == {"validation"}
+    assert all(request.n == CANDIDATES for request in made.writer.asked)
+    assert dict(choice) == max(tried, key=lambda one: one["reward"])["choice"]
+    means = {one["choice"]["tau"]: one["reward"] for one in tried}
+    assert means[0.0] > means[30.0]
+
+
+def test_unread_judgements_are_bounded(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: 1.0, unread=True)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    with pytest.raises(BudgetError, match="judgements of pretrained were lost"):
+        efficiency.hold(made.desk, Pretrained(), planned, {})
+
+
+def test_pairs_of_mechanisms_share_their_queries(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    held = efficiency.hold(made.desk, Pretrained(), planned, {})
+    same = efficiency.compare([held], [held], 200, 0)
+    assert same["revenue_difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert same["revenue_ratio"]["mean"] == pytest.approx(1)
+    row = efficiency.row([held, held], 200, 0)
+    assert (row["seeds"], row["queries"]) == (2, 60)
+    assert row["revenue"] == row["welfare"]
+    assert row["cost_per_auction"]["generations"] == 1
+    assert np.isfinite(row["cost_per_auction"]["seconds"])
