@@ -149,9 +149,9 @@ def _pctr(found: Found) -> Table:
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        return f"{value['mean']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+        return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{round(value, 6) + 0.0:.3g}"  # rounding of sums is no figure, and neither is -0
     return "-" if value is None else str(value)
 
 
