@@ -74,13 +74,12 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
     """
     started = time.perf_counter()
     source, target = saving.local_directory(job.source), Path(job.target)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    groups = _token_groups(job, tokenizer)
+    groups = _token_groups(job, source)
     staging = target.with_name(f".{target.name}.partial")
     main = torch.distributed.get_rank() == 0
     with _clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
         zero.name_ranks()
-        trainer = _trainer(source, scratch, dpo, groups, tokenizer, job.seed)
+        trainer = _trainer(source, scratch, dpo, groups, job.seed)
         begun = time.perf_counter()
         trainer.train()
         trained = time.perf_counter() - begun
@@ -97,9 +96,10 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
     return _result(job, dpo, groups, curve, probe, trained, time.perf_counter() - started)
 
 
-def _token_groups(job: AlignJob, tokenizer: Any) -> list[TokenGroup]:
+def _token_groups(job: AlignJob, source: Path) -> list[TokenGroup]:
     prompts: list[tuple[int, ...] | None] = [None] * len(job.groups)
     if job.reference_messages:
+        tokenizer = AutoTokenizer.from_pretrained(source)
         prompts = [tuple(prompt_ids(tokenizer, messages)) for messages in job.reference_messages]
     found = [
         token_group(group, prompt)
@@ -111,14 +111,12 @@ def _token_groups(job: AlignJob, tokenizer: Any) -> list[TokenGroup]:
     return found
 
 
-def _trainer(
-    source: Path, scratch: str, dpo: Dpo, groups: list[TokenGroup], tokenizer: Any, seed: int
-) -> PackedDPOTrainer:
+def _trainer(source: Path, scratch: str, dpo: Dpo, groups: list[TokenGroup], seed: int) -> PackedDPOTrainer:
     args = arguments(dpo, scratch, seed, torch.distributed.get_world_size())
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=DTYPES[dpo.precision], attn_implementation="sdpa"
     )
-    return PackedDPOTrainer(model, tokenizer, args, dpo, groups)
+    return PackedDPOTrainer(model, AutoTokenizer.from_pretrained(source), args, dpo, groups)
 
 
 def _result(

@@ -183,8 +183,8 @@ def test_two_jobs_in_one_fit_and_a_killed_worker(tiny_model: Path, tmp_path: Pat
     places = ray.get(trainer._hub.ready.remote())
     assert len(places) == DPO.workers
 
-    many = make_groups(LOSERS * 40, 3)
-    killer = threading.Timer(2.0, os.kill, (places[1][1], signal.SIGKILL))
+    many = make_groups(LOSERS * 150, 3)
+    killer = threading.Timer(1.0, os.kill, (places[1][1], signal.SIGKILL))
     killer.start()
     third = trainer.align(AlignJob("v3", second.path, str(tmp_path / "v3"), many, 3))
     killer.join()
