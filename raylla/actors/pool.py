@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -53,7 +54,7 @@ class Host:
             yield found
 
 
-class Call:
+class Call(ABC):
     """One method at work on one worker; its items are taken by `next_item`."""
 
     def __init__(self, worker: str, method: str) -> None:
@@ -65,13 +66,13 @@ class Call:
     def __repr__(self) -> str:
         return f"{self.worker}.{self.method}"
 
+    @abstractmethod
     def take(self) -> Any:
         """The next item, or `DONE`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reference(self) -> Any:
         """The next item in a form that can be given to another `Pool.call`."""
-        raise NotImplementedError
 
 
 class RayCall(Call):

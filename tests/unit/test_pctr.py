@@ -188,12 +188,12 @@ def test_save_and_load_go_on_alike(make: Make, judged: list[ClickRow], tmp_path:
     trainer.save(tmp_path / "pctr")
     assert [entry.name for entry in tmp_path.iterdir()] == ["pctr"]
     other.load(tmp_path / "pctr")
-    # Texts are encoded in batches, and their company there moves the last bits.
-    assert other.predict(later) == pytest.approx(trainer.predict(later), abs=1e-6)
+    # The frozen encoder is no part of what is saved: a text's last bits depend on its company in a batch.
+    other.encoder = trainer.encoder
+    assert other.predict(later) == trainer.predict(later)
     trainer.update(later)
     other.update(later)
-    assert other.predict(later) == pytest.approx(trainer.predict(later), abs=1e-4)
-    assert other.predict(later) != pytest.approx(make().predict(later), abs=1e-2)
+    assert other.predict(later) == trainer.predict(later)
 
 
 def test_wrong_checkpoints_are_refused(make: Make, judged: list[ClickRow], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from raylla.auction import markup, parse
 from raylla.models import resolve
-from raylla.pocket import build, grammar, initial
+from raylla.pocket import build, grammar, initial, names
 from raylla.world import lexicon
 
 
@@ -71,14 +71,14 @@ def test_listings_can_be_told_apart_by_any_part() -> None:
 
 
 def test_ids_of_a_large_catalogue_are_distinct() -> None:
-    ids = grammar.ad_ids(random.Random(0), 2000)
+    ids = names.ad_ids(random.Random(0), 2000)
     assert len(set(ids)) == 2000
     assert {len(number) for number in ids} == {4}
 
 
 def test_unseen_brands_are_never_drawn_in_training() -> None:
     rng = random.Random(0)
-    known, unseen = set(grammar.brands(rng, 4000)), set(grammar.brands(rng, 400, known=False))
+    known, unseen = set(names.brands(rng, 4000)), set(names.brands(rng, 400, known=False))
     assert len(known) == 4000
     assert len(unseen) == 400
     assert not known & unseen
