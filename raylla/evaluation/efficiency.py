@@ -32,7 +32,6 @@ class Held:
     """What came of a mechanism's auctions: `per_query` figures, costs, the mechanism's notes."""
 
     table: Mapping[str, Array]
-    served: int
     costs: Mapping[str, float]
     notes: Mapping[str, float]
     unread: int
@@ -91,7 +90,7 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
     }
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
-    return Held(per_query(outcomes, desk.penalty), served, costs, notes, unread)
+    return Held(per_query(outcomes, desk.penalty), costs, notes, unread)
 
 
 def tune(desk: EvaluationDesk, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:

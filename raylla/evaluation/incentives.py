@@ -18,6 +18,7 @@ from raylla.auction import truthful as truthful_rules
 from raylla.auction.checks import Array
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.intervals import figure, mean
+from raylla.evaluation.properties import random_places
 from raylla.mechanisms.protocol import Choice, Mechanism
 from raylla.records import Planned
 
@@ -82,7 +83,7 @@ def responses(
 ) -> tuple[Array, Array]:
     """Clicks and payment of one random ad per query at each bid, both [queries, bids]."""
     variants = []
-    places = [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
+    places = random_places(desk, auctions)
     for planned, place in zip(auctions, places, strict=True):
         for bid in bids:
             profile = list(planned.auction.bids)

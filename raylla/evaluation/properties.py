@@ -28,6 +28,11 @@ def with_bid(planned: Planned, place: int, bid: float) -> Planned:
     return replace(planned, auction=replace(auction, id=f"{auction.id}/{place}={bid:g}", bids=bids))
 
 
+def random_places(desk: EvaluationDesk, auctions: Sequence[Planned]) -> list[int]:
+    """One random ad of each auction, by its place; the same in every measurement of a run."""
+    return [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
+
+
 def monotonicity(
     desk: EvaluationDesk,
     auctions: Sequence[Planned],
@@ -43,7 +48,7 @@ def monotonicity(
     settings = desk.config
     resamples = settings.evaluation.bootstrap
     started, asked = time.monotonic(), 0
-    chosen = [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
+    chosen = random_places(desk, auctions)
     versions: dict[str, Any] = {}
     for name in names:
         rates = _rates(desk, name, auctions, chosen, bids, answers)
@@ -81,7 +86,7 @@ def continuity(
     settings = desk.config
     rng = np.random.default_rng(settings.seed)
     some = list(auctions[:queries])
-    chosen = [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in some]
+    chosen = random_places(desk, some)
     each = max(1, answers // len(some))
     many = _rates(desk, TRAINED, some, chosen, bids, each)
     ends = many[:, -len(bids) // 5 :].mean(axis=1) - many[:, : len(bids) // 5].mean(axis=1)
