@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raylla.config import Actors
-from raylla.errors import DeadlineError, RayllaError, RunError
+from raylla.errors import DeadlineError, LostError, RayllaError, RunError
 
 
 class _Done:
@@ -101,7 +101,7 @@ class RayCall(Call):
 
     def _typed(self, error: RayError) -> RayllaError:
         if not isinstance(error, RayTaskError):
-            return RunError(f"{self} was lost with its worker ({type(error).__name__}): {error}")
+            return LostError(f"{self} was lost with its worker ({type(error).__name__}): {error}")
         if isinstance(error.cause, RayllaError):
             return type(error.cause)(f"{self.worker}: {error.cause}")
         return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")
@@ -255,7 +255,8 @@ def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, 
 
     Raises:
         DeadlineError: nothing came within ``deadline`` seconds; names ``what`` and the workers.
-        RunError: the call failed, or its worker is dead. Errors of raylla's own keep their type.
+        LostError: the call's worker is dead.
+        RunError: the call failed. Errors of raylla's own keep their type.
     """
     call = _wait(calls, deadline, what)
     return call, call.take()

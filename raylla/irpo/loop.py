@@ -20,6 +20,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
 from raylla.observe import Observer
+from raylla.stop import heeded
 
 
 def train(run: Run, watch: Observer) -> dict[str, Any]:
@@ -37,11 +38,12 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         check_placement(config)
         version, probe = versions.committed(run)[-1]
         crew = Crew(config, run.path, version)
-        with watch.stage("start engines"):
+        with watch.stage("start engines"), heeded("the start of the engines"):
             crew.start()
         world = stages.ask_queries(run, crew, watch, draft)
         if probe is not None:
-            crew.refresh(version, probe)
+            with heeded(f"the refresh to {version.name}"):
+                crew.refresh(version, probe)
         samples = []
         for epoch in range(1, config.irpo.epochs + 1):
             sampled = stages.sample(run, crew, watch, world, epoch, auctions(config, world, epoch))
@@ -50,7 +52,8 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
                 continue
             groups = stages.learn(run, crew, watch, world, epoch, sampled)
             version, probe = stages.align(run, crew, watch, epoch, version, groups, sampled)
-            crew.refresh(version, probe)
+            with heeded(f"the refresh to {version.name}"):
+                crew.refresh(version, probe)
         last = config.irpo.epochs + 1
         samples.append(stages.sample(run, crew, watch, world, last, auctions(config, world, last)))
         return stages.conclude(run, crew, watch, world, samples)

@@ -20,6 +20,7 @@ from raylla.irpo.state import Run, load_records, package_versions, save_records,
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Planned, PreferenceGroup, Reward, WeightVersion
+from raylla.stop import heeded
 from raylla.world import World, build, clicks, prompts, store
 
 
@@ -47,7 +48,7 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
     world, wall = draft, 0.0
     if not draft.queries:
         total = run.config.world.queries_per_profile * len(draft.profiles)
-        with watch.stage("ask queries", queries=total):
+        with watch.stage("ask queries", queries=total), heeded("the queries"):
             world = _asked(run, crew, watch, draft)
         wall = watch.wall["ask queries"]
     store.check(world)
@@ -103,7 +104,7 @@ def sample(
         return read_sampled(run, stage, planned)
     version = crew.version.name
     total = sum(item.n for item in planned)
-    with watch.stage(f"epoch {epoch}: sample", answers=total, judgements=0):
+    with watch.stage(f"epoch {epoch}: sample", answers=total, judgements=0), heeded(stage):
         sampled = sample_answers(run.config, world, crew, watch, planned, version)
     run.fresh(directory)
     save_records(directory / "auctions.parquet", [item.auction for item in planned], Auction)
@@ -141,7 +142,7 @@ def learn(
     directory, state = run.records(stage), run.path / "reward" / f"epoch-{epoch}"
     if run.committed(stage) is not None:
         return _read_groups(run, stage, sampled)
-    with watch.stage(f"epoch {epoch}: learn"):
+    with watch.stage(f"epoch {epoch}: learn"), heeded(stage):
         if epoch > 1:
             crew.ask_reward("load", run.path / "reward" / f"epoch-{epoch - 1}")
         train_rows, held_out = click_rows(run, world, sampled)
@@ -240,7 +241,7 @@ def align(
     name = f"v{epoch}"
     target = run.weights(name)
     target.parent.mkdir(exist_ok=True)
-    with watch.stage(f"epoch {epoch}: align"):
+    with watch.stage(f"epoch {epoch}: align"), heeded(f"epoch-{epoch}/align"):
         seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
         job = AlignJob(name, current.path, str(target), tuple(groups), seed, read)
         result = crew.policy.align(job)
@@ -287,8 +288,9 @@ def conclude(
     The last version's clicks are predicted by the last pCTR model, which never saw that policy.
     """
     if run.committed("conclude") is None:
-        crew.ask_reward("load", run.path / "reward" / f"epoch-{run.config.irpo.epochs}")
-        last = crew.ask_reward("evaluate", rows_of(world, sampled[-1], "test"))
+        with heeded("conclude"):
+            crew.ask_reward("load", run.path / "reward" / f"epoch-{run.config.irpo.epochs}")
+            last = crew.ask_reward("evaluate", rows_of(world, sampled[-1], "test"))
         run.commit("conclude", [], {"wall_seconds": 0.0, "pctr": last})
     epochs = table(run, world, sampled)
     for row in epochs:
