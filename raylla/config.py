@@ -82,6 +82,9 @@ class Actors(Section):
     workers: Positive = 1
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
     gpus: Annotated[float, Field(ge=0)] = 0
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="times that workers of the group are started anew in a run, after their process died"
+    )
 
 
 class Pctr(Section):

@@ -21,6 +21,16 @@ class RunError(RayllaError):
     """A run directory cannot be used: another config, missing weights, nothing trained."""
 
 
+class WorkerLostError(RunError):
+    """A worker's process or node died at work: nobody's fault in the data or the code, so that it may be
+    started anew. ``worker`` is its place in the pool named ``pool``."""
+
+    def __init__(self, message: str, pool: str, worker: int) -> None:
+        super().__init__(message)
+        self.pool = pool
+        self.worker = worker
+
+
 class DeadlineError(RayllaError):
     """A wait ran past its deadline; the message names what was waited for and who owns it."""
 
