@@ -28,14 +28,24 @@ class RunError(RayllaError):
     """A run directory cannot be used: another config, missing weights, nothing trained."""
 
 
-class DeadlineError(RayllaError):
-    """A wait ran past its deadline; the message names what was waited for and who owns it."""
+class LostError(RunError):
+    """A process of the run is gone, with its node or by itself."""
 
     status = 3
 
 
-class LostError(RunError):
-    """A process of the run is gone, with its node or by itself."""
+class WorkerLostError(LostError):
+    """A worker's process or node died at work: nobody's fault in the data or the code, so that it may be
+    started anew. ``worker`` is its place in the pool named ``pool``."""
+
+    def __init__(self, message: str, pool: str, worker: int) -> None:
+        super().__init__(message)
+        self.pool = pool
+        self.worker = worker
+
+
+class DeadlineError(RayllaError):
+    """A wait ran past its deadline; the message names what was waited for and who owns it."""
 
     status = 3
 

@@ -145,23 +145,43 @@ class Run:
         self.commits[stage] = report
 
     def _read_ledger(self, cut: bool = False) -> None:
-        """Collect the commits; ``cut`` off the lines of a stage that was not committed."""
+        """Collect the commits; ``cut`` off the lines of a stage that was not committed.
+
+        Raises:
+            RunError: a commit follows a line that is damaged, which no killed stage leaves behind.
+        """
         if not self.ledger.exists():
             return
-        kept = 0
-        position = 0
-        for line in self.ledger.read_bytes().splitlines(keepends=True):
+        kept = position = 0
+        damaged = 0
+        for number, line in enumerate(self.ledger.read_bytes().splitlines(keepends=True), start=1):
             position += len(line)
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if "commit" in entry and line.endswith(b"\n"):
+            entry = _entry(line)
+            if entry is None:
+                damaged = damaged or number
+            elif "commit" in entry:
+                if damaged:
+                    raise RunError(
+                        f"{self.ledger}, line {damaged} is damaged and commits follow it; restore the "
+                        "file, or cut it off before that line to do the stages from there again"
+                    )
                 self.commits[entry["stage"]] = entry["commit"]
                 kept = position
         if cut:
             with self.ledger.open("r+b") as file:
                 file.truncate(kept)
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A ledger line, or None for what is none: cut short by a kill, or damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not line.endswith(b"\n") or not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
+        return None
+    whole = isinstance(entry.get("commit"), dict) or isinstance(entry.get("sample_id"), str)
+    return entry if whole else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -38,6 +38,17 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
         pass
 
 
+def test_commits_after_a_damaged_line_are_not_thrown_away(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Config())
+    run.commit("world", ["a"], {"wall_seconds": 1.0})
+    run.commit("epoch-1/sample", ["b"], {"wall_seconds": 1.0})
+    whole = run.ledger.read_bytes()
+    run.ledger.write_bytes(whole.replace(b'"sample_id": "b"', b'"sample_id": "b'))
+    with pytest.raises(RunError, match="line 3 is damaged and commits follow it"):
+        Run.open(run.path)
+    assert run.ledger.read_bytes().count(b"commit") == 2
+
+
 def test_another_config_is_refused(tmp_path: Path) -> None:
     Run.create(tmp_path / "run", Config())
     with pytest.raises(RunError, match="another config"):
