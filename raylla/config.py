@@ -215,6 +215,12 @@ class Wandb(Section):
     timeout: Seconds = 20
 
 
+class Bench(Section):
+    """`raylla bench`."""
+
+    repeats: Positive = Field(5, description="interleaved repeats of each comparison")
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -235,6 +241,7 @@ class Config(Section):
     deadlines: Deadlines = Deadlines()
     ray: Ray = Ray()
     wandb: Wandb = Wandb()
+    bench: Bench = Bench()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -252,7 +259,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray"})
+        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "bench"})
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -277,15 +284,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(tree, str(path))
 
 
-def changed(config: Config, section: str, overrides: Sequence[str]) -> Config:
-    """``config`` with overrides of one section.
+def changed(config: Config, section: str | None, overrides: Sequence[str]) -> Config:
+    """``config`` with overrides of one section, or of any.
 
     Raises:
         ConfigError: an override of another section, an unknown key or an unusable value.
     """
     tree = config.model_dump(mode="json")
     for override in overrides:
-        if not override.startswith(f"{section}."):
+        if section is not None and not override.startswith(f"{section}."):
             raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
         _set(tree, override)
     return parse(tree, "--set")
