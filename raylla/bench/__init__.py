@@ -16,7 +16,7 @@ exponent, a share) is made as ``Row(name, Spread(values), unit)``, a value per r
 and no fail: `docs/performance.md` says what each figure should be and what binds it.
 """
 
-from raylla.bench.measure import Measured, Row, Side, Spread, compare, interleave
+from raylla.bench.measure import Measured, Row, Side, Spread, compare, interleave, ratio
 from raylla.bench.run import PARTS, Bench, run_parts
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "Spread",
     "compare",
     "interleave",
+    "ratio",
     "run_parts",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 Note = float | int | str
 
@@ -61,7 +60,7 @@ class Row:
     unit: str = "x"
     sides: tuple[Measured, ...] = ()
     side_unit: str = ""
-    notes: Mapping[str, Note] = field(default_factory=lambda: MappingProxyType({}))
+    notes: Mapping[str, Note] = field(default_factory=dict)
 
 
 def interleave(sides: Sequence[Side], repeats: int) -> list[Measured]:
@@ -82,7 +81,7 @@ def compare(
     other: Side,
     repeats: int,
     unit: str,
-    notes: Mapping[str, Note] = MappingProxyType({}),
+    notes: Mapping[str, Note] | None = None,
 ) -> Row:
     """The ratio ours / other of the sides' figures in ``unit``, taken repeat by repeat."""
     first, second = interleave([ours, other], repeats)
@@ -90,8 +89,8 @@ def compare(
 
 
 def ratio(
-    name: str, ours: Measured, other: Measured, unit: str, notes: Mapping[str, Note] = MappingProxyType({})
+    name: str, ours: Measured, other: Measured, unit: str, notes: Mapping[str, Note] | None = None
 ) -> Row:
     """A row of two sides that were measured in the same repeats."""
     pairs = zip(ours.spread.values, other.spread.values, strict=True)
-    return Row(name, Spread(tuple(a / b for a, b in pairs)), "x", (ours, other), unit, notes)
+    return Row(name, Spread(tuple(a / b for a, b in pairs)), "x", (ours, other), unit, notes or {})

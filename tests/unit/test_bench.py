@@ -50,7 +50,15 @@ def test_an_unknown_part_is_named_before_anything_runs() -> None:
 def test_a_part_runs_apart_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PARTS, "threads", "tests.unit.bench_part")
     found = run_parts(["threads"], Config.model_validate({"bench": {"repeats": 2}}), Console())
-    (row,) = found["parts"]["threads"]["rows"]
+    row, plain = found["parts"]["threads"]["rows"]
     assert row["values"] == [1.0, 1.0]
     assert row["notes"]["elsewhere"] == "yes"
+    assert plain["sides"][0] == {
+        "name": "a",
+        "unit": "s",
+        "median": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+        "values": [1.0],
+    }
     json.dumps(found)
