@@ -132,6 +132,9 @@ class Irpo(Section):
     delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
     pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
     max_drop_share: Share = Field(0.05, description="a stage that drops more fails")
+    overlap: bool = Field(
+        True, description="sample, judge, learn and align as inputs arrive; false: one after another"
+    )
 
 
 class Dpo(Section):
