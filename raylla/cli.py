@@ -173,9 +173,12 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
         spare = check_placement(loaded)
     finally:
         disconnect(loaded)
+    short = any(left < 0 for left in spare.values())
     for need in needs(loaded):
-        console.print(f"placement  {need.group}: {need.workers} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs)")
-    console.print(f"spare      {spare}")
+        where = f" on {dict(need.labels)}" if need.labels else ""
+        size = f"{need.workers} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs){where}"
+        console.print(f"placement  {need.group}: {size}", highlight=False)
+    console.print(f"spare      {spare}" + (" (below 0: to be added by the autoscaler)" if short else ""))
     console.print(f"disk       {shutil.disk_usage('.').free / 2**30:.0f} GiB free")
     console.print(f"versions   {package_versions()}")
 

@@ -23,6 +23,9 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Labels = Annotated[
+    dict[str, str], Field(description="Ray labels that a node must have to take them; none: any node")
+]
 
 
 class Section(BaseModel):
@@ -82,6 +85,7 @@ class Actors(Section):
     workers: Positive = 1
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
     gpus: Annotated[float, Field(ge=0)] = 0
+    labels: Labels = {}
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="times that workers of the group are started anew in a run, after their process died"
     )
@@ -161,6 +165,7 @@ class Dpo(Section):
     workers: Positive = 2
     cpus: Annotated[float, Field(ge=0)] = 0.25
     gpus: Annotated[float, Field(ge=0)] = 0
+    labels: Labels = {}
 
 
 class Evaluation(Section):
@@ -207,6 +212,9 @@ class Ray(Section):
     """The cluster."""
 
     address: str | None = Field(None, description="none: join the running job's, else start one here")
+    autoscaling: bool = Field(
+        False, description="the cluster adds nodes for what waits: its size now refuses nothing"
+    )
     in_process: bool = Field(False, description="no Ray: everything in this process, for a debugger")
 
 

@@ -268,6 +268,7 @@ class Pool:
             .options(
                 num_cpus=self._actors.cpus,
                 num_gpus=self._actors.gpus,
+                label_selector=self._actors.labels,
                 max_restarts=0,
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
             )
