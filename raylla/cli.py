@@ -183,6 +183,25 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
     console.print(f"versions   {package_versions()}")
 
 
+@app.command()
+@_told
+def plan(
+    config: ConfigPath,
+    gpu: Annotated[str, typer.Option(help="a100, h100, h200, b200 or l40s")] = "h100",
+    node_gpus: Annotated[int, typer.Option(min=1, help="GPUs of one more machine")] = 8,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean of the Ad-LLM's prompts")] = None,
+    answer_tokens: Annotated[int | None, typer.Option(min=1, help="mean of its answers")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing."""
+    from raylla.plan import Lengths, hardware
+    from raylla.plan.show import show as show_plan
+
+    loaded = settings.load(config, set_)
+    lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
+    show_plan(console, loaded, hardware.gpu(gpu), lengths, node_gpus)
+
+
 @world_app.command("import")
 @_told
 def world_import(
