@@ -107,8 +107,14 @@ def report(
 ) -> None:
     """One page, figures and tables of an evaluated run's evaluation.json; reads no model."""
     from raylla.evaluation.report import report as write
+    from raylla.irpo.state import Run
+    from raylla.observe import Observer
 
+    opened = Run.open(run)
     page = write(run / "evaluation.json", out or run / "report")
+    watch = Observer(opened.config, opened.path, console)
+    watch.artifact("report", "report", page.parent.resolve())
+    watch.close()
     console.print(f"{page}", highlight=False, soft_wrap=True)
 
 

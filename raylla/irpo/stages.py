@@ -260,6 +260,7 @@ def align(
     }
     run.commit(f"epoch-{epoch}/align", [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
+    watch.artifact(name, "weights", target, points=True)
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
         f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}"
@@ -292,7 +293,7 @@ def conclude(
             crew.ask_reward("load", run.path / "reward" / f"epoch-{run.config.irpo.epochs}")
             last = crew.ask_reward("evaluate", rows_of(world, sampled[-1], "test"))
         run.commit("conclude", [], {"wall_seconds": 0.0, "pctr": last})
-    epochs = table(run, world, sampled)
+    epochs, shown = table(run, world, sampled), examples(world, sampled[0], sampled[-1])
     for row in epochs:
         watch.metrics(row["epoch"], {f"test/{key}": value for key, value in row.items()})
     results = {
@@ -303,9 +304,10 @@ def conclude(
         "dropped": _added(run, "dropped"),
         "samples": _added(run, "samples"),
         "versions": package_versions(),
-        "examples": examples(world, sampled[0], sampled[-1]),
+        "examples": shown,
     }
     write_json(run.path / "results.json", results)
+    watch.table(run.config.irpo.epochs, "test/examples", shown)
     return results
 
 
