@@ -139,6 +139,9 @@ class Irpo(Section):
     delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
     pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
     max_drop_share: Share = Field(0.05, description="a stage that drops more fails")
+    overlap: bool = Field(
+        True, description="sample, judge, learn and align as inputs arrive; false: one after another"
+    )
 
 
 class Dpo(Section):
@@ -226,6 +229,12 @@ class Wandb(Section):
     timeout: Seconds = 20
 
 
+class Bench(Section):
+    """`raylla bench`."""
+
+    repeats: Positive = Field(5, description="interleaved repeats of each comparison")
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -246,6 +255,7 @@ class Config(Section):
     deadlines: Deadlines = Deadlines()
     ray: Ray = Ray()
     wandb: Wandb = Wandb()
+    bench: Bench = Bench()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -263,7 +273,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray"})
+        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "bench"})
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -287,15 +297,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(tree, str(path))
 
 
-def changed(config: Config, section: str, overrides: Sequence[str]) -> Config:
-    """``config`` with overrides of one section.
+def changed(config: Config, section: str | None, overrides: Sequence[str]) -> Config:
+    """``config`` with overrides of one section, or of any.
 
     Raises:
         ConfigError: an override of another section, an unknown key or an unusable value.
     """
     tree = config.model_dump(mode="json")
     for override in overrides:
-        if not override.startswith(f"{section}."):
+        if section is not None and not override.startswith(f"{section}."):
             raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
         _set(tree, override)
     return parse(tree, "--set")

@@ -38,7 +38,7 @@ TINY = {
     "evaluation.answers": 2,
     "wandb.mode": "disabled",
 }
-STAGES = ("world", "epoch-1/sample", "epoch-1/learn", "epoch-1/align", "epoch-2/sample")
+STAGES = ("world", "epoch-1/sample", "epoch-1/learn", "epoch-1/test", "epoch-1/align", "epoch-2/test")
 ON_RAY = ("epoch-1/sample", "epoch-1/align")
 """Stages that are interrupted on Ray; the others in one process, which starts in half the time."""
 
@@ -87,9 +87,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run without Ray."""
+    """An uninterrupted run without Ray, each step waiting for the one before."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    _finish(_arguments(run, ray__in_process="true"), run.parent / "log")
+    _finish(_arguments(run, ray__in_process="true", irpo__overlap="false"), run.parent / "log")
     return run
 
 
@@ -182,10 +182,30 @@ def test_another_config_in_the_same_directory(whole: Path) -> None:
     assert "another config" in (whole.parent / "other.log").read_text()
 
 
-def test_in_process_gives_the_same_samples(whole: Path, alone: Path) -> None:
+def test_one_after_another_in_process_gives_the_same_as_overlapped_on_ray(whole: Path, alone: Path) -> None:
     assert _ids(alone) == _ids(whole)
-    first, again = _results(whole)["epochs"][0], _results(alone)["epochs"][0]
-    assert again["revenue_click_model"] == first["revenue_click_model"]
+    for stage in ("sample", "test"):
+        for table in ("answers", "clicks", "auctions"):
+            name = f"records/epoch-1/{stage}/{table}.parquet"
+            assert pq.read_table(alone / name).equals(pq.read_table(whole / name)), name
+    groups = "records/epoch-1/learn/groups.json"
+    assert json.loads((alone / groups).read_text()) == json.loads((whole / groups).read_text())
+    assert _results(alone)["epochs"][0] == _results(whole)["epochs"][0]
+
+
+def test_the_timeline_tells_who_worked_when(whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "timeline.jsonl").read_text().splitlines()]
+    (epoch,) = [line for line in lines if "critical_seconds" in line]
+    assert 0 < epoch["critical_seconds"] <= epoch["wall_seconds"]
+    assert epoch["idle"].keys() == {"rollout[0]", "judge[0]", "reward-trainer[0]", "policy-trainer[0]"}
+    assert all(0 <= share < 1 for share in epoch["idle"].values())
+    done = {(line["actor"], line["task"]) for line in lines if "actor" in line}
+    assert done >= {("rollout[0]", phase) for phase in ("reward", "preference", "test", "load")}
+    assert done >= {("judge[0]", "reward"), ("reward-trainer[0]", "update"), ("policy-trainer[0]", "align")}
+    trace = json.loads((whole / "timeline.trace.json").read_text())["traceEvents"]
+    spans = [event for event in trace if event["ph"] == "X"]
+    assert len(spans) == sum("actor" in line for line in lines)
+    assert all(event["dur"] >= 0 for event in spans)
 
 
 @pytest.mark.parametrize("stage", STAGES)
