@@ -152,7 +152,7 @@ def test_pods_state_their_size_and_run_without_privileges(
                 assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
                 assert container["securityContext"]["allowPrivilegeEscalation"] is False
                 for variable in container.get("env", []):
-                    secret = re.search("KEY|PASSWORD|SECRET|TOKEN", variable["name"])
+                    secret = re.search("(KEYS?|PASSWORD|SECRET|TOKEN)$", variable["name"])
                     assert not secret or "secretKeyRef" in variable["valueFrom"]
 
 
