@@ -112,10 +112,11 @@ class Retrieval:
                 self._replace(texts, np.array(moved, dtype=np.int64), vectors)
             return len(moved)
 
-    def search(self, vector: Vectors, mask: Mask | None, k: int) -> list[int]:
+    def search(self, vector: Vectors, mask: Mask | None, k: int, exact: bool = False) -> list[int]:
         """Rows of the ``k`` most relevant ads that ``mask`` [rows] allows, the most relevant first.
 
         ``vector`` [dim] is the encoder's of the query's text.  Fewer than ``k`` where fewer are allowed.
+        ``exact`` compares every allowed row, however many they are.
 
         Raises:
             ValueError: the mask is not of this catalogue.
@@ -130,7 +131,7 @@ class Retrieval:
             if k < 1:
                 return []
             query = self._scale.query(vector.astype(np.float32))
-            if self._index is None or allowed <= FLAT:
+            if exact or self._index is None or allowed <= FLAT:
                 return self._compare(query, mask, k)
             return self._probe(query, mask, allowed, k)
 
