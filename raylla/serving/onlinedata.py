@@ -118,7 +118,8 @@ def _usable(
         elif parsed.ad_ids != tuple(shown.ad_id for shown in auction.impressions):
             notes["shown otherwise than placed"] += 1
         else:
-            yield one, replace(asked, id=auction.id)
+            about = (auction.category, auction.theme) if auction.category else (asked.category, asked.theme)
+            yield one, replace(asked, id=auction.id, category=about[0], theme=about[1])
 
 
 def _converted(

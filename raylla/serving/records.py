@@ -133,7 +133,7 @@ class ServedAuction:
     ``raw_text`` is the model's, ``text`` the user's. ``filtered`` names ads that did not compete (a
     bounded number of them), ``filtered_counts`` counts all. ``resample_share`` is mu of the
     `resampled` rule, None under the others. ``latency_ms`` is by part. A ``test`` auction is never
-    charged.
+    charged. ``category`` and ``theme`` are what the prompt took the query to be about.
     """
 
     id: str
@@ -164,6 +164,8 @@ class ServedAuction:
     resample_share: float | None = None
     canary: bool = False
     test: bool = False
+    category: str = ""
+    theme: str = ""
 
 
 class Outcome(StrEnum):
