@@ -215,6 +215,69 @@ class Wandb(Section):
     timeout: Seconds = 20
 
 
+class Replicas(Section):
+    """How many replicas a deployment runs, and what each reserves."""
+
+    min_replicas: Positive = 1
+    max_replicas: Positive = 1
+    target_ongoing: Annotated[float, Field(gt=0)] = Field(
+        16, description="requests in flight per replica that autoscaling aims at"
+    )
+    cpus: Annotated[float, Field(ge=0)] = 0.25
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; lower the first"
+            )
+        return self
+
+
+class Serving(Section):
+    """`raylla serve`: the auction endpoint. Money is in micros, millionths of the currency."""
+
+    run: Path | None = Field(None, description="run directory whose weights and pCTR model are served")
+    version: str | None = Field(None, description="weight version; none: the run's last")
+    database: str = Field(
+        "sqlite:///runs/serving/raylla.db", description="SQLAlchemy URL; postgresql+psycopg://... too"
+    )
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    micros_per_unit: Annotated[int, Field(ge=1, le=10**9)] = Field(
+        10_000, description="what one unit of the model's bids is worth; bids are whole multiples of it"
+    )
+    price_rule: Literal["first_price", "expected", "resampled"] = Field(
+        "first_price",
+        description="the bid per click; bid x pCTR per impression; or the truthful price, settled in sums",
+    )
+    resample_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="mu: share of bids that the rule `resampled` replaces"
+    )
+    candidates: Positive | None = Field(None, description="ads in the prompt; none: world.candidates")
+    floor_micros: Annotated[int, Field(ge=0)] = Field(
+        0, description="least bid per click, for all requests"
+    )
+    disclosure: Annotated[str, Field(min_length=1, max_length=40)] = Field(
+        "Sponsored", description="label that the user sees after each placed ad"
+    )
+    token_ttl: Seconds = Field(86_400, description="how long a click token charges")
+    tmax: Seconds = Field(30, description="longest time of one auction; then 503 with Retry-After")
+    refresh: Seconds = Field(1, description="between two looks at budgets and catalogue")
+    filtered_logged: Annotated[int, Field(ge=0)] = Field(
+        100, description="ads filtered out that an auction's record names; it counts all"
+    )
+    notice_deadline: Seconds = Field(3600, description="how long a billing notice is retried")
+    private_notices: bool = Field(
+        False, description="billing notices may go to private and loopback addresses"
+    )
+    ingress: Replicas = Replicas()
+    engine: Replicas = Replicas()
+    predictor: Replicas = Replicas()
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -235,6 +298,7 @@ class Config(Section):
     deadlines: Deadlines = Deadlines()
     ray: Ray = Ray()
     wandb: Wandb = Wandb()
+    serving: Serving = Serving()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -252,7 +316,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray"})
+        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "serving"})
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -31,3 +31,15 @@ class BudgetError(RayllaError):
 
 class WeightError(RayllaError):
     """An engine did not take over the weights that it was given."""
+
+
+class MoneyError(RayllaError):
+    """An amount that nothing may cost: no bid of the grid, negative, or beyond what is counted."""
+
+
+class StoreError(RayllaError):
+    """The endpoint's database cannot be used: unreachable, of a newer version, or a record that clashes."""
+
+
+class TokenError(RayllaError):
+    """A click token or an API key that does not verify, or key material that cannot sign."""
