@@ -24,18 +24,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 
 from raylla.auction import truthful
+from raylla.serving.money import Micros, times
+from raylla.serving.records import PriceRule
 
-Micros = int
-Rule = Literal["first_price", "expected", "resampled"]
 Event = Literal["impression", "click"]
-
-AUCTION_TYPE: Final[dict[Rule, int]] = {"first_price": 1, "expected": 501, "resampled": 502}
-"""OpenRTB's ``at``: 1 is first price, 500 and above are the exchange's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,13 @@ class Settlement:
 
 
 def enter(
-    rule: Rule, bid_micros: Micros, unit_micros: Micros, mu: float, seed: int, auction_id: str, ad_id: str
+    rule: PriceRule,
+    bid_micros: Micros,
+    unit_micros: Micros,
+    mu: float,
+    seed: int,
+    auction_id: str,
+    ad_id: str,
 ) -> Entry:
     """The bid with which an ad enters an auction: its own, or under `resampled` with probability
     ``mu`` a lower one, fixed by (seed, auction id, ad id) and by no other ad.
@@ -69,7 +72,7 @@ def enter(
         raise ValueError(
             f"bid_micros={bid_micros}: give a positive whole multiple of micros_per_unit={unit_micros}"
         )
-    if rule != "resampled":
+    if rule is not PriceRule.RESAMPLED:
         return Entry(bid_micros, False)
     units = bid_micros // unit_micros
     name = hashlib.sha256(f"{seed}/resample/{auction_id}/{ad_id}".encode()).digest()
@@ -80,12 +83,12 @@ def enter(
     return Entry(entered * unit_micros, bool(resampled[0]))
 
 
-def charged_at(rule: Rule) -> Event:
+def charged_at(rule: PriceRule) -> Event:
     """Whether an impression is charged when it is shown or when it is clicked."""
-    return "impression" if rule == "expected" else "click"
+    return "impression" if rule is PriceRule.EXPECTED else "click"
 
 
-def price(rule: Rule, bid_micros: Micros, *, pctr: float, resampled: bool, mu: float) -> Micros:
+def price(rule: PriceRule, bid_micros: Micros, *, pctr: float, resampled: bool, mu: float) -> Micros:
     """What one event (`charged_at`) of an impression costs; negative for a rebate.
 
     ``bid_micros`` is the advertiser's own bid, whatever bid the model read.  Exact arithmetic,
@@ -96,11 +99,11 @@ def price(rule: Rule, bid_micros: Micros, *, pctr: float, resampled: bool, mu: f
     """
     if bid_micros < 0:
         raise ValueError(f"bid_micros={bid_micros}: a bid is at least 0")
-    if rule == "expected":
+    if rule is PriceRule.EXPECTED:
         if not 0 <= pctr <= 1:
             raise ValueError(f"pctr={pctr!r} is no probability; give a number in [0, 1]")
-        return round(bid_micros * Fraction(pctr))
-    if rule == "resampled" and resampled:
+        return times(bid_micros, pctr)
+    if rule is PriceRule.RESAMPLED and resampled:
         if not 0 < mu < 1:
             raise ValueError(f"mu={mu!r}: give a probability between 0 and 1, for example 0.1")
         return round(bid_micros * (1 - 1 / Fraction(str(mu))))

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from raylla.auction import optimum, truthful
 from raylla.auction.checks import Array
 from raylla.serving import pricing
-from raylla.serving.pricing import Rule
+from raylla.serving.records import PriceRule
 
 UNIT = 10_000
-RULES: tuple[Rule, ...] = ("first_price", "expected", "resampled")
 # Four answers, two ads: the click probability of each ad in each answer, 0 where it is not placed.
 EFFECTS = np.array([[0.8, 0.0, 0.3, 0.0], [0.0, 0.7, 0.3, 0.0]])
 LOG_REFERENCE = np.log([0.1, 0.2, 0.3, 0.4])
@@ -37,8 +36,8 @@ def _rate(own: float) -> float:
 def test_expected_resampled_charge_is_myersons(mu: float) -> None:
     """In closed form: a lowered bid is at most k of b units with probability (k / b)^(1 - mu)."""
     plain = np.array([_rate(units) for units in range(1, TOP + 1)])
-    whole = pricing.price("resampled", TOP * UNIT, pctr=0, resampled=False, mu=mu)
-    rebate = pricing.price("resampled", TOP * UNIT, pctr=0, resampled=True, mu=mu)
+    whole = pricing.price(PriceRule.RESAMPLED, TOP * UNIT, pctr=0, resampled=False, mu=mu)
+    rebate = pricing.price(PriceRule.RESAMPLED, TOP * UNIT, pctr=0, resampled=True, mu=mu)
     shares = np.diff((np.arange(TOP + 1) / TOP) ** (1 - mu))
     charged = (1 - mu) * whole * plain[-1] + mu * rebate * (shares @ plain)
     rate = (1 - mu) * plain[-1] + mu * (shares @ plain)
@@ -61,11 +60,11 @@ def test_drawn_charges_have_that_expectation() -> None:
     clicks = rng.random(count)
     charges = np.zeros(count)
     for index in range(count):
-        entry = pricing.enter("resampled", TOP * UNIT, UNIT, mu, 0, f"a{index}", "1")
+        entry = pricing.enter(PriceRule.RESAMPLED, TOP * UNIT, UNIT, mu, 0, f"a{index}", "1")
         shown = EFFECTS[0][answers[entry.bid_micros // UNIT][index]]
         if clicks[index] < shown:
             charges[index] = pricing.price(
-                "resampled", TOP * UNIT, pctr=0, resampled=entry.resampled, mu=mu
+                PriceRule.RESAMPLED, TOP * UNIT, pctr=0, resampled=entry.resampled, mu=mu
             )
     plain = np.array([_rate(units) for units in range(1, TOP + 1)])
     shares = np.diff((np.arange(TOP + 1) / TOP) ** (1 - mu))
@@ -76,7 +75,8 @@ def test_drawn_charges_have_that_expectation() -> None:
 def test_expected_price_is_equation_7_in_expectation() -> None:
     policy = _policy(TOP)
     prices = [
-        pricing.price("expected", TOP * UNIT, pctr=rate, resampled=False, mu=0.1) for rate in EFFECTS[0]
+        pricing.price(PriceRule.EXPECTED, TOP * UNIT, pctr=rate, resampled=False, mu=0.1)
+        for rate in EFFECTS[0]
     ]
     assert policy @ prices == pytest.approx(TOP * UNIT * _rate(TOP), abs=0.5)
 
@@ -87,26 +87,28 @@ def test_expected_price_is_equation_7_in_expectation() -> None:
 def test_entered_bids_stay_on_the_grid_and_never_rise(
     units: int, auction: str, ad: str, mu: float, seed: int
 ) -> None:
-    for rule in RULES:
+    for rule in PriceRule:
         entry = pricing.enter(rule, units * UNIT, UNIT, mu, seed, auction, ad)
         assert entry == pricing.enter(rule, units * UNIT, UNIT, mu, seed, auction, ad)
         assert entry.bid_micros % UNIT == 0
         assert UNIT <= entry.bid_micros <= units * UNIT
         assert entry.resampled or entry.bid_micros == units * UNIT
-        assert not entry.resampled or rule == "resampled"
+        assert not entry.resampled or rule == PriceRule.RESAMPLED
 
 
 @given(st.integers(1, 99), st.text(max_size=8), st.floats(0.01, 0.99))
 def test_an_entered_bid_is_monotone_in_the_bid(units: int, auction: str, mu: float) -> None:
     """The same draw lowers a higher bid to no less: what the Myerson price rests on."""
-    lower = pricing.enter("resampled", units * UNIT, UNIT, mu, 0, auction, "1")
-    higher = pricing.enter("resampled", (units + 1) * UNIT, UNIT, mu, 0, auction, "1")
+    lower = pricing.enter(PriceRule.RESAMPLED, units * UNIT, UNIT, mu, 0, auction, "1")
+    higher = pricing.enter(PriceRule.RESAMPLED, (units + 1) * UNIT, UNIT, mu, 0, auction, "1")
     assert lower.bid_micros <= higher.bid_micros
     assert lower.resampled == higher.resampled
 
 
 def test_resampling_frequency() -> None:
-    entries = [pricing.enter("resampled", UNIT, UNIT, 0.3, 0, f"a{index}", "7") for index in range(4000)]
+    entries = [
+        pricing.enter(PriceRule.RESAMPLED, UNIT, UNIT, 0.3, 0, f"a{index}", "7") for index in range(4000)
+    ]
     share = sum(entry.resampled for entry in entries) / len(entries)
     assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 4000))
 
@@ -114,24 +116,24 @@ def test_resampling_frequency() -> None:
 @given(st.integers(0, 10**12), st.floats(0, 1), st.sampled_from(["0.1", "0.25", "0.3", "0.05"]))
 def test_prices_are_whole_and_within_a_micro_of_the_formula(bid: int, pctr: float, mu: str) -> None:
     share = float(mu)
-    expected = pricing.price("expected", bid, pctr=pctr, resampled=False, mu=share)
+    expected = pricing.price(PriceRule.EXPECTED, bid, pctr=pctr, resampled=False, mu=share)
     assert isinstance(expected, int)
     assert 0 <= expected <= bid
     assert abs(expected - bid * pctr) <= 0.5 + bid * 1e-15
-    rebate = pricing.price("resampled", bid, pctr=pctr, resampled=True, mu=share)
+    rebate = pricing.price(PriceRule.RESAMPLED, bid, pctr=pctr, resampled=True, mu=share)
     assert isinstance(rebate, int)
     assert rebate <= 0
     formula = truthful.charges([bid], [1], np.array([True]), share)[0]
     assert abs(rebate - formula) <= 0.5 + bid * 1e-13
-    assert pricing.price("first_price", bid, pctr=pctr, resampled=False, mu=share) == bid
-    assert pricing.price("resampled", bid, pctr=pctr, resampled=False, mu=share) == bid
+    assert pricing.price(PriceRule.FIRST_PRICE, bid, pctr=pctr, resampled=False, mu=share) == bid
+    assert pricing.price(PriceRule.RESAMPLED, bid, pctr=pctr, resampled=False, mu=share) == bid
 
 
 def test_prices_by_hand() -> None:
-    assert pricing.price("expected", 450_000, pctr=0.25, resampled=False, mu=0.1) == 112_500
-    assert pricing.price("expected", 3, pctr=0.5, resampled=False, mu=0.1) == 2  # half to even
-    assert pricing.price("resampled", 450_000, pctr=0.25, resampled=True, mu=0.1) == -4_050_000
-    assert [pricing.charged_at(rule) for rule in RULES] == ["click", "impression", "click"]
+    assert pricing.price(PriceRule.EXPECTED, 450_000, pctr=0.25, resampled=False, mu=0.1) == 112_500
+    assert pricing.price(PriceRule.EXPECTED, 3, pctr=0.5, resampled=False, mu=0.1) == 2  # half to even
+    assert pricing.price(PriceRule.RESAMPLED, 450_000, pctr=0.25, resampled=True, mu=0.1) == -4_050_000
+    assert [pricing.charged_at(rule) for rule in PriceRule] == ["click", "impression", "click"]
 
 
 @given(st.lists(st.integers(-(10**9), 10**9), max_size=12))
@@ -149,11 +151,14 @@ def test_settlement_loses_nothing_and_never_pays_out(periods: list[int]) -> None
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: pricing.enter("resampled", UNIT + 1, UNIT, 0.1, 0, "a", "1"), "multiple"),
-        (lambda: pricing.enter("first_price", 0, UNIT, 0.1, 0, "a", "1"), "bid_micros=0"),
-        (lambda: pricing.enter("resampled", UNIT, UNIT, 1.0, 0, "a", "1"), "mu=1.0"),
-        (lambda: pricing.price("expected", 1, pctr=1.5, resampled=False, mu=0.1), "pctr=1.5"),
-        (lambda: pricing.price("first_price", -1, pctr=0, resampled=False, mu=0.1), "bid_micros=-1"),
+        (lambda: pricing.enter(PriceRule.RESAMPLED, UNIT + 1, UNIT, 0.1, 0, "a", "1"), "multiple"),
+        (lambda: pricing.enter(PriceRule.FIRST_PRICE, 0, UNIT, 0.1, 0, "a", "1"), "bid_micros=0"),
+        (lambda: pricing.enter(PriceRule.RESAMPLED, UNIT, UNIT, 1.0, 0, "a", "1"), "mu=1.0"),
+        (lambda: pricing.price(PriceRule.EXPECTED, 1, pctr=1.5, resampled=False, mu=0.1), "pctr=1.5"),
+        (
+            lambda: pricing.price(PriceRule.FIRST_PRICE, -1, pctr=0, resampled=False, mu=0.1),
+            "bid_micros=-1",
+        ),
         (lambda: pricing.settle(5, 1), "carried_micros=1"),
     ],
 )
