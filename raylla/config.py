@@ -230,7 +230,8 @@ class Replicas(Section):
     def _ordered(self) -> Replicas:
         if self.min_replicas > self.max_replicas:
             raise ValueError(
-                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; lower the first"
+                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; "
+                "lower the first or raise the second"
             )
         return self
 

@@ -38,7 +38,7 @@ def times(micros: Micros, factor: float) -> Micros:
 
 
 def check_bid(micros: Micros, micros_per_unit: int, max_bid: int) -> Micros:
-    """``micros``, if a bid may be that: a whole multiple of ``micros_per_unit`` from 1 to ``max_bid`` units.
+    """``micros``, if it is a bid: a whole multiple of ``micros_per_unit``, of 1 to ``max_bid`` units.
 
     Raises:
         MoneyError: any other amount; the model was trained on that grid.
