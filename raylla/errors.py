@@ -43,3 +43,7 @@ class StoreError(RayllaError):
 
 class TokenError(RayllaError):
     """A click token or an API key that does not verify, or key material that cannot sign."""
+
+
+class EndpointError(RayllaError):
+    """The endpoint cannot answer a request: its engine failed, or refuses the prompt."""
