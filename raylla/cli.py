@@ -142,6 +142,26 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
     console.print(f"versions   {package_versions()}")
 
 
+@app.command()
+@_told
+def bench(
+    parts: Annotated[list[str] | None, typer.Argument(help="which parts; none: all")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="also write the figures here")] = None,
+    repeats: Annotated[int | None, typer.Option(help="interleaved repeats of each comparison")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML overlay; none: the defaults")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Measure raylla side by side with what one would otherwise run: ratios, medians and spreads."""
+    from raylla.bench import run_parts
+    from raylla.irpo.state import write_json
+
+    sets = [*set_, *([] if repeats is None else [f"bench.repeats={repeats}"])]
+    loaded = settings.load(config, sets) if config else settings.changed(settings.Config(), None, sets)
+    found = run_parts(parts or [], loaded, console)
+    if json_ is not None:
+        write_json(json_, found)
+
+
 @world_app.command("import")
 @_told
 def world_import(

@@ -279,6 +279,12 @@ class Serving(Section):
     predictor: Replicas = Replicas()
 
 
+class Bench(Section):
+    """`raylla bench`."""
+
+    repeats: Positive = Field(5, description="interleaved repeats of each comparison")
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -300,6 +306,7 @@ class Config(Section):
     ray: Ray = Ray()
     wandb: Wandb = Wandb()
     serving: Serving = Serving()
+    bench: Bench = Bench()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -317,7 +324,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "serving"})
+        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "bench", "serving"})
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -342,15 +349,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(tree, str(path))
 
 
-def changed(config: Config, section: str, overrides: Sequence[str]) -> Config:
-    """``config`` with overrides of one section.
+def changed(config: Config, section: str | None, overrides: Sequence[str]) -> Config:
+    """``config`` with overrides of one section, or of any.
 
     Raises:
         ConfigError: an override of another section, an unknown key or an unusable value.
     """
     tree = config.model_dump(mode="json")
     for override in overrides:
-        if not override.startswith(f"{section}."):
+        if section is not None and not override.startswith(f"{section}."):
             raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
         _set(tree, override)
     return parse(tree, "--set")

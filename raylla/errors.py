@@ -41,6 +41,14 @@ class StoreError(RayllaError):
     """The endpoint's database cannot be used: unreachable, of a newer version, or a record that clashes."""
 
 
+class UnknownError(StoreError):
+    """Nothing of that id is in the store, or not for whoever asks."""
+
+
+class ClashError(StoreError):
+    """The store already holds something else under that id or reference."""
+
+
 class TokenError(RayllaError):
     """A click token or an API key that does not verify, or key material that cannot sign."""
 

@@ -107,7 +107,7 @@ def check(world: World) -> None:
     _unique("ads", [ad.id for ad in world.ads])
     _unique("queries", [query.id for query in world.queries])
     for ad in world.ads:
-        _check_ad(ad)
+        check_ad(ad)
     for profile in world.profiles:
         for interest in profile.interests:
             _plain(f"profiles: {profile.id}", "interests", interest)
@@ -117,7 +117,12 @@ def check(world: World) -> None:
             raise WorldError(f"queries: {query_id}: related={unknown!r} is no ad; add it or drop the pair")
 
 
-def _check_ad(ad: Ad) -> None:
+def check_ad(ad: Ad) -> None:
+    """Refuse an ad that a prompt or a placement could not carry.
+
+    Raises:
+        WorldError: names the field, the value and the way out.
+    """
     where = f"ads: {ad.id}"
     if not (ad.id.isascii() and ad.id.isdigit()):
         raise WorldError(f"ads: id={ad.id!r}: an id is digits only, as in [Ad-1234]; renumber the ad")

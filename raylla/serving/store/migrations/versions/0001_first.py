@@ -17,8 +17,9 @@ def upgrade() -> None:
     _parties()
     _auctions()
     _books()
-    for counter in ("catalogue", "ad", "row"):
-        op.execute(sa.text("INSERT INTO counters (name, value) VALUES (:name, 0)").bindparams(name=counter))
+    for name, value in (("catalogue", 0), ("row", 0), ("ad", 1000)):
+        row = sa.text("INSERT INTO counters (name, value) VALUES (:name, :value)")
+        op.execute(row.bindparams(name=name, value=value))
     if op.get_bind().dialect.name == "postgresql":
         _triggers_postgresql()
     else:
