@@ -266,6 +266,19 @@ class Serving(Section):
     )
     token_ttl: Seconds = Field(86_400, description="how long a click token charges")
     tmax: Seconds = Field(30, description="longest time of one auction; then 503 with Retry-After")
+    max_ongoing: Positive = Field(
+        64, description="requests in progress per ingress replica; more get 503 with Retry-After"
+    )
+    longest_query: Positive = Field(2000, description="characters of a question, and of a profile's basics")
+    largest_body: Positive = Field(256 * 2**10, description="bytes of a request's body")
+    public_url: str | None = Field(
+        None, description="where users reach the endpoint, for click URLs; none: as the request's Host says"
+    )
+    colocate: bool = Field(
+        True,
+        description="engine and pCTR model live in the ingress replica (fewest hops); false: in deployments "
+        "of their own, which fail, restart and scale apart from it",
+    )
     refresh: Seconds = Field(1, description="between two looks at budgets and catalogue")
     filtered_logged: Annotated[int, Field(ge=0)] = Field(
         100, description="ads filtered out that an auction's record names; it counts all"

@@ -55,3 +55,7 @@ class TokenError(RayllaError):
 
 class EndpointError(RayllaError):
     """The endpoint cannot answer a request: its engine failed, or refuses the prompt."""
+
+
+class BusyError(RayllaError):
+    """The endpoint cannot take a request, or not finish it in time; it is worth trying again."""

@@ -14,7 +14,7 @@ import itertools
 import logging
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from raylla.actors.weights import read_weights
 from raylla.config import Sampling
 from raylla.engines.live import Finish, Live, Step
 from raylla.engines.protocol import Probe
-from raylla.errors import EndpointError, RayllaError, WeightError
+from raylla.errors import EndpointError, WeightError
 from raylla.records import WeightVersion
 
 log = logging.getLogger("raylla.serving")
@@ -125,6 +125,7 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         asked = _Asked(name, prompt, sampling, stream, loop, asyncio.Queue())
         self._inbox.put(asked)
+        self.check()  # it may have failed in between, and then nobody reads the inbox
         finished = False
         try:
             while not finished:

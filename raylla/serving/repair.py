@@ -17,7 +17,7 @@ becomes of them:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from raylla.auction import Parsed, parse
@@ -84,7 +84,7 @@ class Repair:
             released += self._put(self._space)
         return released
 
-    def repaired(self, catalogue_ids: frozenset[str] = frozenset()) -> Repaired:
+    def repaired(self, catalogue_ids: Container[str] = frozenset()) -> Repaired:
         """Everything, after `finish`; ``catalogue_ids`` tell a wrong ad from one that does not exist."""
         parsed = parse("".join(self._raw), self._candidates, catalogue_ids)
         return Repaired("".join(self._clean), tuple(self._spans), parsed)
@@ -224,7 +224,7 @@ class _Read:
 
 
 def repair(
-    text: str, candidates: Sequence[Ad], label: str, catalogue_ids: frozenset[str] = frozenset()
+    text: str, candidates: Sequence[Ad], label: str, catalogue_ids: Container[str] = frozenset()
 ) -> Repaired:
     """The repair of a whole text."""
     one = Repair(candidates, label)
