@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from raylla.errors import ConfigError
 
@@ -94,6 +102,7 @@ class Pctr(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     batch: Positive = 256
     passes: Positive = Field(5, description="passes over an epoch's clicks")
+    start: Path | None = Field(None, description="a run's pCTR model to go on from, RUN/reward/epoch-N")
     cold_share: Share = Field(0.1, description="share of rows trained as an unseen ad or user")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.8, description="of the MLP's inputs: an epoch has few queries, and it learns them by heart"
@@ -188,6 +197,15 @@ class Evaluation(Section):
         if len(bids) < 2 or any(a >= b for a, b in pairwise(bids)):
             raise ValueError("give two or more bids in increasing order")
         return bids
+
+
+class Online(Section):
+    """Learning from served auctions: they and their clicks take the place of phase 1."""
+
+    database: str | None = Field(None, description="the endpoint's database; none: the simulator")
+    since: AwareDatetime | None = Field(None, description="auctions from then on; none: from the first")
+    until: AwareDatetime | None = Field(None, description="auctions before then; none: up to now")
+    least_auctions: Positive = Field(50, description="fewer are not trained on")
 
 
 class Deadlines(Section):
@@ -315,6 +333,7 @@ class Config(Section):
     irpo: Irpo = Irpo()
     dpo: Dpo = Dpo()
     evaluation: Evaluation = Evaluation()
+    online: Online = Online()
     deadlines: Deadlines = Deadlines()
     ray: Ray = Ray()
     wandb: Wandb = Wandb()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from raylla.actors.judge import JudgeItem, Judgement
@@ -76,17 +76,18 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def sample_answers(
-    config: Config, world: World, crew: Crew, watch: Observer, planned: Sequence[Planned], version: str
+    config: Config, world: World, crew: Crew, watch: Observer, begun: Sampled, version: str
 ) -> Sampled:
-    """Answer every planned auction with weights ``version``; judge phases "reward" and "test", and
-    "preference", several times, where the judge is the reward.
+    """Answer every auction of the plan with weights ``version``; judge phases "reward" and "test", and
+    "preference", several times, where the judge is the reward.  What ``begun`` holds already, the
+    answers and clicks of auctions that were served to users, stays as it is.
 
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the answers or judgements were lost.
         DeadlineError: no sample finished for ``deadlines.sample`` seconds.
     """
-    stage = _Stage(config, world, watch, version, {item.auction.id: item for item in planned})
-    rollouts = _start_rollouts(config, crew, planned, version)
+    stage = _Stage(config, world, watch, version, begun)
+    rollouts = _start_rollouts(config, crew, list(begun.plan.values()), version)
     judges: dict[Call, int] = {}
     free = deque(range(crew.judges.size))
     while rollouts or judges or stage.queue:
@@ -118,6 +119,7 @@ def _start_rollouts(config: Config, crew: Crew, planned: Sequence[Planned], vers
             seed_of(config.seed, f"{version}/{item.auction.id}"),
         )
         for item in planned
+        if item.n
     ]
     size = crew.rollouts.size
     return [
@@ -128,15 +130,13 @@ def _start_rollouts(config: Config, crew: Crew, planned: Sequence[Planned], vers
 class _Stage:
     """What has come in so far, and what still has to go to the judge."""
 
-    def __init__(
-        self, config: Config, world: World, watch: Observer, version: str, planned: Mapping[str, Planned]
-    ) -> None:
+    def __init__(self, config: Config, world: World, watch: Observer, version: str, begun: Sampled) -> None:
         self.config = config
         self.catalogue = world.ad_ids
         self.watch = watch
         self.version = version
         self.queue: deque[JudgeItem] = deque()
-        self.result = Sampled(dict(planned))
+        self.result = begun
         self.judgements = 0
 
     def take_answers(self, generated: Generated) -> None:
