@@ -16,10 +16,10 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
@@ -35,9 +35,17 @@ from raylla.reward.rows import rows
 from raylla.serving import pricing
 from raylla.serving.eligibility import Eligibility, Selection
 from raylla.serving.engine import Piece
-from raylla.serving.money import to_units
+from raylla.serving.money import Micros, check_bid, to_units
 from raylla.serving.predictor import Oracle, Rate
-from raylla.serving.records import Candidate, Filters, Impression, PriceRule, Reason, ServedAuction
+from raylla.serving.records import (
+    Candidate,
+    Filters,
+    Impression,
+    Listing,
+    PriceRule,
+    Reason,
+    ServedAuction,
+)
 from raylla.serving.repair import Repair, Repaired
 from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import Store
@@ -58,6 +66,8 @@ class Asked:
     ads: bool = True
     test: bool = False
     max_tokens: int | None = None
+    bids: Mapping[str, Micros] = field(default_factory=dict)
+    """Of a test auction: other bids than the ads' own, by ad id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +181,6 @@ class Auctioneer:
         oracle: Oracle,
         store: Store,
         eligibility: Eligibility,
-        retrieval: Retrieval,
         tokens: TokenKeys,
         tokenizer: Any,
         threads: Executor,
@@ -182,7 +191,8 @@ class Auctioneer:
         self._oracle = oracle
         self._store = store
         self._eligibility = eligibility
-        self._retrieval = retrieval
+        self.retrieval: Retrieval | None = None
+        """Set once the catalogue has been read."""
         self._tokens = tokens
         self._tokenizer = tokenizer
         self._threads = threads
@@ -308,6 +318,8 @@ class Auctioneer:
 
     async def _compete(self, asked: Asked, auction_id: str, now: datetime, clock: _Clock) -> _Field:
         """Eligible ads, the most relevant of them, and the bids that they enter with."""
+        if self.retrieval is None:
+            raise BusyError("the catalogue is not read yet")
         selection = self._eligibility.select(asked.filters, now)
         left_out = Counter(selection.counts())
         mask = selection.mask
@@ -316,12 +328,12 @@ class Auctioneer:
         found: list[int] = []
         if eligible:
             vector = (await clock.within("the query's vector", self._oracle.encode([asked.query])))[0]
-            found = self._retrieval.search(vector, mask, k)
+            found = self.retrieval.search(vector, mask, k)
         left_out[Reason.NOT_RETRIEVED] += eligible - len(found)
         floor = max(self._serving.floor_micros, asked.filters.floor_micros)
         candidates = []
         for row in found:
-            listing = selection.catalogue.listing(row)
+            listing = self._bidding(selection.catalogue.listing(row), asked.bids)
             entry = pricing.enter(
                 self._rule,
                 listing.bid_micros,
@@ -340,6 +352,17 @@ class Auctioneer:
         query = _query(asked, nearest.category if nearest else "", nearest.theme if nearest else "")
         clock.mark("candidates")
         return _Field(query, tuple(candidates), selection, +left_out)
+
+    def _bidding(self, listing: Listing, bids: Mapping[str, Micros]) -> Listing:
+        """``listing`` at the bid that a test sets for it, if it does.
+
+        Raises:
+            MoneyError: no bid may be that.
+        """
+        if listing.ad.id not in bids:
+            return listing
+        bid = check_bid(bids[listing.ad.id], self._serving.micros_per_unit, self._config.world.max_bid)
+        return replace(listing, bid_micros=bid)
 
     def _prompt(self, query: Query, profile: Profile, candidates: Sequence[Candidate]) -> list[int]:
         """The prompt's token ids.

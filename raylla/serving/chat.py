@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import unicodedata
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
@@ -25,12 +26,13 @@ from raylla.records import Profile
 from raylla.serving.auctioneer import Answered, Asked, Auctioneer, Shown
 from raylla.serving.records import Filters
 from raylla.serving.reports import Reports
-from raylla.serving.web import Application, Behind, Problem, errors
+from raylla.serving.web import Application, HttpError, errors
 from raylla.world.prompts import neutral
 
 RETRY_AFTER = "1"
 NOBODY = "anonymous"
 Short = Annotated[str, Field(max_length=100)]
+UserId = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class Part(BaseModel):
@@ -57,7 +59,7 @@ class User(BaseModel):
     """Who asks: what the mechanism may know about the user."""
 
     model_config = ConfigDict(extra="forbid")
-    id: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    id: UserId | None = None
     basics: str = ""
     interests: Annotated[list[Short], Field(max_length=20)] = []
 
@@ -74,6 +76,9 @@ class Extras(BaseModel):
         [], description="blocked advertisers, by id or domain"
     )
     test: bool = Field(False, description="a test auction: its clicks are never charged")
+    bids: Annotated[dict[str, Annotated[int, Field(ge=1, le=10**15)]], Field(max_length=1000)] = Field(
+        {}, description="with `test`: other bids in micros for these ads, by ad id"
+    )
 
 
 class StreamOptions(BaseModel):
@@ -106,7 +111,7 @@ class ChatRequest(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = 1
-    user: Short | None = None
+    user: UserId | None = None
     raylla: Extras = Extras()
 
 
@@ -142,6 +147,15 @@ class AdDetail(BaseModel):
     cat: list[str]
 
 
+class CandidateDetail(BaseModel):
+    """An ad that the prompt listed, and the bid that the model read."""
+
+    ad_id: str
+    title: str
+    category: str
+    bid_micros: int
+
+
 class AuctionDetail(BaseModel):
     """The auction behind an answer, in OpenRTB's names where there are any."""
 
@@ -154,6 +168,7 @@ class AuctionDetail(BaseModel):
     ads: list[AdDetail] = []
     filtered: dict[str, int] = {}
     violations: dict[str, int] = {}
+    candidates: list[CandidateDetail] | None = Field(None, description="of a test auction, as prompted")
 
 
 class Reply(BaseModel):
@@ -209,7 +224,7 @@ def router(auctioneer: Auctioneer, serving: Serving, reports: Reports) -> APIRou
         responses={200: streamed, **errors(400, 401, 403, 413, 422, 503)},
         summary="Answer a question, with native ads",
     )
-    async def complete(body: ChatRequest, request: Request, caller: Application, behind: Behind) -> Response:
+    async def complete(body: ChatRequest, request: Request, _: Application) -> Response:
         asked = _asked(body, request.state.request_id, serving)
         base = (serving.public_url or str(request.base_url)).rstrip("/")
         writer = _Form(body, asked, base, serving)
@@ -225,31 +240,43 @@ def _asked(body: ChatRequest, request_id: str, serving: Serving) -> Asked:
     """The request in the auction's terms.
 
     Raises:
-        Problem: there is no question, or it is too long.
+        HttpError: there is no question, or it is too long.
     """
     last = body.messages[-1]
-    query = neutral(last.words())
+    query = neutral(printable(last.words()))
     if last.role != "user" or not query:
-        raise Problem(422, "no_question", "messages: the last one must be the user's and hold text")
+        raise HttpError(422, "no_question", "messages: the last one must be the user's and hold text")
     extras = body.raylla
     for field, text in (("messages", query), ("raylla.profile.basics", extras.profile.basics)):
         if len(text) > serving.longest_query:
-            raise Problem(
+            raise HttpError(
                 422,
                 "too_long",
                 f"{field}: {len(text)} characters; at most serving.longest_query={serving.longest_query}",
             )
+    if extras.bids and not extras.test:
+        raise HttpError(400, "not_a_test", "raylla.bids: only a request with raylla.test=true may set bids")
     user_id = extras.profile.id or body.user
     limits = [one for one in (body.max_tokens, body.max_completion_tokens) if one is not None]
     return Asked(
         request_id,
         query,
-        Profile(user_id or NOBODY, extras.profile.basics, tuple(extras.profile.interests)),
+        Profile(
+            user_id or NOBODY,
+            printable(extras.profile.basics),
+            tuple(neutral(printable(one)) for one in extras.profile.interests),
+        ),
         Filters(user_id, extras.floor_micros, frozenset(extras.bcat), frozenset(extras.badv)),
         ads=extras.ads,
         test=extras.test,
         max_tokens=min(limits, default=None),
+        bids=extras.bids,
     )
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters as spaces."""
+    return "".join(" " if unicodedata.category(one) == "Cc" else one for one in text)
 
 
 async def _watched(
@@ -334,6 +361,15 @@ class _Form:
         auction = end.auction
         if auction is None:
             return {"auction_id": None, "weight_version": end.weight_version, "ads": []}
+        candidates = [
+            {
+                "ad_id": one.listing.ad.id,
+                "title": one.listing.ad.title,
+                "category": one.listing.ad.category,
+                "bid_micros": one.bid_micros,
+            }
+            for one in auction.candidates
+        ]
         return {
             "auction_id": auction.id,
             "weight_version": auction.weight_version,
@@ -344,6 +380,7 @@ class _Form:
             "ads": [self._ad(one) for one in end.shown],
             "filtered": {reason.value: count for reason, count in auction.filtered_counts.items()},
             "violations": dict(auction.violations),
+            **({"candidates": candidates} if auction.test else {}),
         }
 
     def _ad(self, one: Shown) -> dict[str, Any]:
