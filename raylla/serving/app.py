@@ -20,14 +20,14 @@ from raylla.serving.versions import Target, find
 NAME = "raylla"
 IMPORT_PATH = "raylla.serving.app:build"
 ENGINE_START = 300
-"""Seconds that Serve waits for a replica's health; an engine of billions of parameters loads for minutes."""
+"""Seconds that Serve waits for a replica's health: large models load for minutes."""
 SLACK = 2
 """Serve queues more than `serving.max_ongoing` allows, so that the endpoint itself refuses, and says when
 to come back."""
 
 
 def effective(config: Config, run: Path | None, version: str | None) -> tuple[Config, Target]:
-    """The run's config with the sections ``serving``, ``engine`` and ``ray`` of ``config``, and what to serve.
+    """The run's config with sections ``serving``, ``engine`` and ``ray`` of ``config``; what to serve.
 
     Raises:
         ConfigError: no run was named.
@@ -58,7 +58,11 @@ def manifest(config: Config, target: Target) -> dict[str, Any]:
             "name": "Ingress",
             "user_config": {"stable": target.plain(), "canary": None, "share": 0.0, "since": None},
         },
-        {"name": "Canary", "user_config": {"version": None}, "autoscaling_config": canary_scale(serving, 0)},
+        {
+            "name": "Canary",
+            "user_config": {"version": None},
+            "autoscaling_config": canary_scale(serving, 0),
+        },
     ]
     if not serving.colocate:
         deployments += [

@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request. ``profile.id`` is the user's, or that of nobody; ``max_tokens`` may only lower the config's."""
+    """A request. ``profile.id`` is the user's, or nobody's; ``max_tokens`` may only lower the config's."""
 
     request_id: str
     query: str
@@ -258,9 +258,7 @@ class Auctioneer:
         finish, version = piece.finish, piece.version
         repaired = repair.repaired(competing.selection.catalogue.row_by_id if competing else ())
         if competing is None:
-            yield Answered(
-                repaired.text, finish, version, len(prompt), len(token_ids), clock.total()
-            )
+            yield Answered(repaired.text, finish, version, len(prompt), len(token_ids), clock.total())
             return
         pctr_version, rates = await self._rates(asked, query, "".join(raw), repaired, candidates, clock)
         clock.mark("pctr")
@@ -384,7 +382,7 @@ class Auctioneer:
         candidates: Sequence[Candidate],
         clock: _Clock,
     ) -> tuple[str, list[Rate]]:
-        """The pCTR version, and a rate for each placement; the model reads the text that it was trained on."""
+        """The pCTR version, and a rate for each placement, of the text as the model wrote it."""
         ads = {one.listing.ad.id: one.listing.ad for one in candidates}
         asks = rows("", query, asked.profile, raw, repaired.parsed.placements, ads, None)
         return await clock.within("click predictions", self._oracle.rates(asks))
@@ -443,7 +441,6 @@ class Auctioneer:
 
     def _units(self, micros: int) -> float:
         return to_units(micros, self._serving.micros_per_unit)
-
 
 
 def _query(asked: Asked, category: str, theme: str) -> Query:

@@ -304,9 +304,15 @@ class _Form:
     def __init__(self, body: ChatRequest, asked: Asked, base: str, serving: Serving) -> None:
         self._asked, self._base, self._serving = asked, base, serving
         self.usage_wanted = bool(body.stream_options and body.stream_options.include_usage)
-        self._common = {"id": f"chatcmpl-{asked.request_id}", "created": int(time.time()), "model": body.model}
+        self._common = {
+            "id": f"chatcmpl-{asked.request_id}",
+            "created": int(time.time()),
+            "model": body.model,
+        }
         head = json.dumps({**self._common, "object": "chat.completion.chunk"})[:-1]
-        self._before = f'data: {head}, "choices": [{{"index": 0, "finish_reason": null, "delta": {{"content": '
+        self._before = (
+            f'data: {head}, "choices": [{{"index": 0, "finish_reason": null, "delta": {{"content": '
+        )
 
     def piece(self, text: str) -> str:
         """One event of a stream; only the text differs from the one before."""
@@ -439,7 +445,9 @@ async def _begun(answer: AsyncIterator[str | Answered], form: _Form) -> Response
         finally:
             await answer.aclose()  # type: ignore[attr-defined]
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return StreamingResponse(
+        events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+    )
 
 
 async def _unless_gone(request: Request, work: Any) -> Response:

@@ -1,7 +1,7 @@
 """The endpoint's secrets: from the environment, or for a local run from a file beside the database.
 
-    RAYLLA_TOKEN_KEYS   {"key id": "hex", ...}: the first signs click tokens, all verify
-    RAYLLA_ADMIN_KEY    bootstrap API key of role admin
+RAYLLA_TOKEN_KEYS   {"key id": "hex", ...}: the first signs click tokens, all verify
+RAYLLA_ADMIN_KEY    bootstrap API key of role admin
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ class RemoteWriter:
                 raise BusyError(str(error)) from None
             except (RayActorError, DeploymentUnavailableError) as error:
                 if begun:
-                    raise EndpointError(f"the engine was lost in the middle of the answer: {error}") from None
+                    raise EndpointError(
+                        f"the engine was lost in the middle of the answer: {error}"
+                    ) from None
             finally:
                 pieces.cancel()
             await asyncio.sleep(AGAIN_SECONDS)

@@ -225,7 +225,7 @@ class Ingress:
         while True:
             await asyncio.sleep(CANARY_POLL)
             wanted = self._wanted_canary
-            if wanted is None or self._traffic.canary is not None and self._live == wanted:
+            if wanted is None or (self._traffic.canary is not None and self._live == wanted):
                 continue
             try:
                 self._live, problem = await self._canary.state.remote()

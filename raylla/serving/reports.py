@@ -112,7 +112,9 @@ class Reports:
         """Count and log a request that got an error."""
         self._requests.labels("overloaded" if isinstance(error, BusyError) else "failed").inc()
         log.warning(
-            "request failed: %s", error, extra={"request_id": asked.request_id, "seconds": round(seconds, 3)}
+            "request failed: %s",
+            error,
+            extra={"request_id": asked.request_id, "seconds": round(seconds, 3)},
         )
 
     def dropped(self, asked: Asked, seconds: float) -> None:
