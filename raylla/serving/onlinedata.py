@@ -27,6 +27,7 @@ from raylla.serving import money
 from raylla.serving.records import Served, ServedAuction
 from raylla.serving.store import open_store
 from raylla.world import World, bids, build
+from raylla.world.prompts import neutral
 
 ANSWERED: Final[Phase] = "reward"
 """The phase whose answers and clicks come from the store."""
@@ -46,7 +47,7 @@ def read(config: Config, simulated: World) -> OnlineData:
 
     ``simulated`` gives the held-out users (and their queries, where it has any).  Left out, and
     counted in the world's notes: auctions of held-out users, those consumed before, those whose query
-    says nothing, and those where the user was shown other ads than the model placed.
+    says nothing or had no candidates, and those where the user saw other ads than the model placed.
 
     Raises:
         RunError: fewer than `online.least_auctions` are left.
@@ -112,8 +113,8 @@ def _usable(
             notes["consumed before"] += 1
         elif auction.user_id in held_out:
             notes["of held-out users"] += 1
-        elif asked is None:
-            notes["without a query"] += 1
+        elif asked is None or not auction.candidates:
+            notes["without query or candidates"] += 1
         elif parsed.ad_ids != tuple(shown.ad_id for shown in auction.impressions):
             notes["shown otherwise than placed"] += 1
         else:
@@ -156,7 +157,12 @@ def _profile(auction: ServedAuction) -> Profile:
     """The user, by the id that the application gave, else by what it said of the user."""
     said = json.dumps([auction.basics, auction.interests])
     id = auction.user_id or f"anonymous-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
-    return Profile(id, auction.basics, auction.interests)
+    return Profile(id, _plain(auction.basics), tuple(_plain(one) for one in auction.interests))
+
+
+def _plain(text: str) -> str:
+    """``text`` as a world may hold it: printable, and no role of a prompt."""
+    return "".join(character for character in neutral(text) if character.isprintable())
 
 
 def _auction(name: str, query: Query, served: ServedAuction, micros_per_unit: int) -> Auction:
