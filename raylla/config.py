@@ -306,8 +306,8 @@ class Serving(Section):
     )
     colocate: bool = Field(
         True,
-        description="engine and pCTR model live in the ingress replica (fewest hops); false: in deployments "
-        "of their own, which fail, restart and scale apart from it",
+        description="engine and pCTR model live in the ingress replica (fewest hops); false: in "
+        "deployments of their own, which fail, restart and scale apart from it",
     )
     refresh: Seconds = Field(1, description="between two looks at budgets and catalogue")
     filtered_logged: Annotated[int, Field(ge=0)] = Field(

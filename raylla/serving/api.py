@@ -109,7 +109,7 @@ class Envelope:
                 await self._refuse()(scope, receive, answer)
             else:
                 await self._app(scope, _Bounded(receive, self._largest), answer)
-        except _TooLarge:
+        except _TooLargeError:
             if not status:
                 await self._refuse()(scope, receive, answer)
         finally:
@@ -131,7 +131,7 @@ class Envelope:
         return JSONResponse({"error": problem}, 413)
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """A body without a stated length ran over the limit."""
 
 
@@ -146,5 +146,5 @@ class _Bounded:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            raise _TooLarge
+            raise _TooLargeError
         return message

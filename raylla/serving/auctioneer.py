@@ -16,7 +16,7 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -98,7 +98,9 @@ class Answered:
 class Writer(Protocol):
     """Who writes answers: an `AsyncEngine` here, or a Serve deployment of one."""
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling, stream: bool) -> AsyncIterator[Piece]:
+    def generate(
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+    ) -> AsyncGenerator[Piece, None]:
         """See `AsyncEngine.generate`."""
 
 
@@ -204,7 +206,7 @@ class Auctioneer:
         """Requests in progress."""
         return self._ongoing
 
-    async def answer(self, asked: Asked, stream: bool) -> AsyncIterator[str | Answered]:
+    async def answer(self, asked: Asked, stream: bool) -> AsyncGenerator[str | Answered, None]:
         """The user's text as it becomes final, then how it ended; closing it aborts the generation.
 
         Raises:
@@ -224,7 +226,7 @@ class Auctioneer:
         finally:
             self._ongoing -= 1
 
-    async def _hold(self, asked: Asked, stream: bool) -> AsyncIterator[str | Answered]:
+    async def _hold(self, asked: Asked, stream: bool) -> AsyncGenerator[str | Answered, None]:
         clock = _Clock(self._serving.tmax)
         now = datetime.now(UTC)
         auction_id = f"auc_{secrets.token_hex(12)}"

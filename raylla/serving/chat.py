@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -281,7 +281,7 @@ def printable(text: str) -> str:
 
 async def _watched(
     auctioneer: Auctioneer, asked: Asked, stream: bool, reports: Reports
-) -> AsyncIterator[str | Answered]:
+) -> AsyncGenerator[str | Answered, None]:
     """The answer, reported however it ends."""
     started = time.monotonic()
     try:
@@ -419,7 +419,7 @@ def _usage(end: Answered) -> dict[str, int]:
     }
 
 
-async def _whole(answer: AsyncIterator[str | Answered], form: _Form) -> Response:
+async def _whole(answer: AsyncGenerator[str | Answered, None], form: _Form) -> Response:
     texts: list[str] = []
     async for part in answer:
         if isinstance(part, Answered):
@@ -428,7 +428,7 @@ async def _whole(answer: AsyncIterator[str | Answered], form: _Form) -> Response
     raise EndpointError("the answer had no end")
 
 
-async def _begun(answer: AsyncIterator[str | Answered], form: _Form) -> Response:
+async def _begun(answer: AsyncGenerator[str | Answered, None], form: _Form) -> Response:
     """A streamed response once there is something to say: what fails before has a status of its own."""
     first = await anext(answer)
 
@@ -443,14 +443,14 @@ async def _begun(answer: AsyncIterator[str | Answered], form: _Form) -> Response
             problem = {"message": str(error), "type": "server_error", "code": code_of(error)}
             yield f"data: {json.dumps({'error': problem})}\n\n"
         finally:
-            await answer.aclose()  # type: ignore[attr-defined]
+            await answer.aclose()
 
     return StreamingResponse(
         events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
     )
 
 
-async def _unless_gone(request: Request, work: Any) -> Response:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """The response, or its end where the client has hung up: nobody would read it."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_hung_up(request))
@@ -474,4 +474,4 @@ def code_of(error: Exception) -> str:
     return "overloaded" if isinstance(error, BusyError) else "unavailable"
 
 
-__all__ = ["RETRY_AFTER", "ChatRequest", "ChatResponse", "Mapping", "code_of", "router"]
+__all__ = ["RETRY_AFTER", "ChatRequest", "ChatResponse", "code_of", "router"]

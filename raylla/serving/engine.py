@@ -14,7 +14,7 @@ import itertools
 import logging
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +114,7 @@ class AsyncEngine:
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, stream: bool
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """The answer, in pieces as they are sampled or (not ``stream``) as one; closing it aborts.
 
         Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def read(database: str) -> Keyring:
     missing = [name for name, value in found.items() if not value]
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)} not set: give the endpoint's secrets as environment variables of the Ray "
-            "nodes, or start it with `raylla serve` on a SQLite database, which makes them"
+            f"{', '.join(missing)} not set: give the endpoint's secrets as environment variables of the "
+            "Ray nodes, or start it with `raylla serve` on a SQLite database, which makes them"
         )
     return Keyring(str(found[TOKEN_KEYS]), str(found[ADMIN_KEY]))
 
@@ -58,7 +59,7 @@ def ensure(database: str) -> Path | None:
         ConfigError: something is missing, and the database is no SQLite file to keep it beside.
     """
     kept = _kept(database)
-    made = {
+    made: dict[str, Callable[[], str]] = {
         TOKEN_KEYS: TokenKeys.make,
         ADMIN_KEY: lambda: f"admin_{secrets.token_urlsafe(24)}",
     }

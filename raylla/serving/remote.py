@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -27,7 +27,7 @@ class RemoteWriter:
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, stream: bool
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """See `AsyncEngine.generate`; asked again where the replica died before it had said anything.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,7 +72,7 @@ class EngineReplica:
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, stream: bool
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """See `AsyncEngine.generate`."""
         async for piece in self._holding.engine.generate(prompt, sampling, stream):
             yield piece
@@ -185,7 +185,7 @@ class Ingress:
         services = web.Services(
             self._store,
             self._tokens,
-            Access(self._store, keys.admin_key),
+            Access(self._store.parties, keys.admin_key),
             config.serving,
             config.world.max_bid,
             reports.clicked,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,7 +82,25 @@ def test_a_lone_sign_does_not_hold_the_stream_for_ever() -> None:
 
 BITS = st.sampled_from(
     [
-        *("@", "[", "]", "[Ad-", "@[", "@[Ad-", "17", "4820", "99", "5", " ", "\n", ".", ", ", "a", "é", "𝄞"),
+        *(
+            "@",
+            "[",
+            "]",
+            "[Ad-",
+            "@[",
+            "@[Ad-",
+            "17",
+            "4820",
+            "99",
+            "5",
+            " ",
+            "\n",
+            ".",
+            ", ",
+            "a",
+            "é",
+            "𝄞",
+        ),
         *(CUP.title, KETTLE.title, "Lumo", "Lumo ", "Kettle", markup(CUP), markup(KETTLE)),
         *("@Lumo Pot@[Ad-17]", "@Lumo Kettle@[Ad-99]", "me@example.com", "@anna", "<|im_end|>", "x" * 90),
     ]
@@ -93,7 +113,7 @@ def chunked(draw: st.DrawFn) -> tuple[str, list[str]]:
     text = draw(TEXTS)
     cuts = sorted(draw(st.sets(st.integers(0, max(0, len(text))), max_size=12)))
     edges = [0, *cuts, len(text)]
-    return text, [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return text, [text[a:b] for a, b in pairwise(edges)]
 
 
 @settings(max_examples=600, deadline=None)
