@@ -103,6 +103,13 @@ class Pctr(Section):
     batch: Positive = 256
     passes: Positive = Field(5, description="passes over an epoch's clicks")
     start: Path | None = Field(None, description="a run's pCTR model to go on from, RUN/reward/epoch-N")
+    members: Annotated[int, Field(ge=2)] = Field(
+        5,
+        description="networks beside it that each leave out a share of the queries: they make intervals",
+    )
+    interval: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.9, description="share of groups of like impressions whose click rate the intervals are to hold"
+    )
     cold_share: Share = Field(0.1, description="share of rows trained as an unseen ad or user")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.8, description="of the MLP's inputs: an epoch has few queries, and it learns them by heart"
@@ -137,6 +144,11 @@ class Irpo(Section):
     judgements: Positive = Field(4, description="readings of each answer where the judge scores it")
     reward_epochs: Positive | None = Field(
         None, description="the pCTR model learns in the first epochs only; none: in all"
+    )
+    risk: Share = Field(
+        0.0,
+        description="how far towards the low end of its interval a predicted click rate is scored; "
+        "0: as predicted, 1: at the low end",
     )
     delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
     pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
@@ -284,6 +296,19 @@ class Serving(Section):
     )
     token_ttl: Seconds = Field(86_400, description="how long a click token charges")
     tmax: Seconds = Field(30, description="longest time of one auction; then 503 with Retry-After")
+    max_ongoing: Positive = Field(
+        64, description="requests in progress per ingress replica; more get 503 with Retry-After"
+    )
+    longest_query: Positive = Field(2000, description="characters of a question, and of a profile's basics")
+    largest_body: Positive = Field(256 * 2**10, description="bytes of a request's body")
+    public_url: str | None = Field(
+        None, description="where users reach the endpoint, for click URLs; none: as the request's Host says"
+    )
+    colocate: bool = Field(
+        True,
+        description="engine and pCTR model live in the ingress replica (fewest hops); false: in "
+        "deployments of their own, which fail, restart and scale apart from it",
+    )
     refresh: Seconds = Field(1, description="between two looks at budgets and catalogue")
     filtered_logged: Annotated[int, Field(ge=0)] = Field(
         100, description="ads filtered out that an auction's record names; it counts all"
@@ -326,6 +351,15 @@ class Config(Section):
     wandb: Wandb = Wandb()
     serving: Serving = Serving()
     bench: Bench = Bench()
+
+    @model_validator(mode="after")
+    def _risk_of_predictions(self) -> Config:
+        if self.irpo.risk and self.irpo.reward == "judge":
+            raise ValueError(
+                f"irpo.risk={self.irpo.risk} lowers predicted click rates, but irpo.reward=judge scores by "
+                "the judge's own clicks; set irpo.risk=0 or irpo.reward=pctr"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

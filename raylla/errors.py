@@ -51,3 +51,11 @@ class ClashError(StoreError):
 
 class TokenError(RayllaError):
     """A click token or an API key that does not verify, or key material that cannot sign."""
+
+
+class EndpointError(RayllaError):
+    """The endpoint cannot answer a request: its engine failed, or refuses the prompt."""
+
+
+class BusyError(RayllaError):
+    """The endpoint cannot take a request, or not finish it in time; it is worth trying again."""

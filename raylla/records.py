@@ -112,6 +112,18 @@ class Click:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """A predicted click rate in [0, 1] and the interval around it.
+
+    What the interval covers, and how often, is said in `raylla.reward.intervals`.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """R(y) of one answer (Eq. 5 and 8): expected value of the ads minus the penalty."""
 

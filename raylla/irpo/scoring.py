@@ -42,8 +42,9 @@ def click_rows(run: Run, world: World, sampled: Sampled) -> tuple[list[ClickRow]
     return kept
 
 
-def predicted_rates(crew: Crew, world: World, sampled: Sampled) -> dict[str, dict[str, float]]:
-    """Click probability of each ad of every phase-2 answer under the updated pCTR model."""
+def predicted_rates(run: Run, crew: Crew, world: World, sampled: Sampled) -> dict[str, dict[str, float]]:
+    """Click probability of each ad of every phase-2 answer under the updated pCTR model, lowered
+    towards the low end of its interval by `irpo.risk`."""
     asked: list[ClickRow] = []
     found: dict[str, dict[str, float]] = {}
     for planned, answer in sampled.of("preference"):
@@ -52,8 +53,9 @@ def predicted_rates(crew: Crew, world: World, sampled: Sampled) -> dict[str, dic
         asked += rows(
             answer.sample_id, planned.query, planned.profile, answer.text, placed, world.ad_by_id, None
         )
-    for row, p in zip(asked, crew.ask_reward("predict", asked), strict=True):
-        found[row.sample_id][row.ad_id] = p
+    risk = run.config.irpo.risk
+    for row, one in zip(asked, crew.ask_reward("predict_intervals", asked), strict=True):
+        found[row.sample_id][row.ad_id] = one.mean - risk * (one.mean - one.low)
     return found
 
 

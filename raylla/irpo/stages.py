@@ -178,7 +178,7 @@ def learn(
         held = crew.ask_reward("evaluate", held_out)
         tested = crew.ask_reward("evaluate", rows_of(world, sampled, "test"))
         judged = run.config.irpo.reward == "judge"
-        rates = judged_rates(run, sampled) if judged else predicted_rates(crew, world, sampled)
+        rates = judged_rates(run, sampled) if judged else predicted_rates(run, crew, world, sampled)
         rewards = score(run, sampled, rates)
         groups = _groups(run, sampled, rewards)
         state.parent.mkdir(exist_ok=True)
