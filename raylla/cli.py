@@ -162,6 +162,28 @@ def bench(
         write_json(json_, found)
 
 
+@app.command()
+@_told
+def simulate(
+    run: Annotated[Path, typer.Argument(help="run directory: its users, User-LLM and ads")],
+    url: Annotated[str, typer.Option(help="the endpoint")] = "http://127.0.0.1:8000",
+    asks: Annotated[int, typer.Option(min=1, help="questions")] = 200,
+    concurrency: Annotated[int, typer.Option(min=1, help="questions at once")] = 8,
+    seed: Annotated[int, typer.Option(help="another seed asks other questions")] = 0,
+    key: Annotated[
+        str | None,
+        typer.Option(envvar="RAYLLA_ADMIN_KEY", help="API key; none: the one that `raylla serve` has made"),
+    ] = None,
+) -> None:
+    """Have simulated users ask a running endpoint, read its answers and click its ads."""
+    from raylla.irpo.state import Run
+    from raylla.serving import keyring, simulation
+
+    key = key or keyring.read(settings.Serving().database).admin_key
+    traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
+    console.print_json(json.dumps(traffic.figures()))
+
+
 @world_app.command("import")
 @_told
 def world_import(
