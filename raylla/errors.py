@@ -59,3 +59,7 @@ class EndpointError(RayllaError):
 
 class BusyError(RayllaError):
     """The endpoint cannot take a request, or not finish it in time; it is worth trying again."""
+
+
+class DeployError(RayllaError):
+    """A Serve application could not be deployed or changed; what ran before still runs."""
