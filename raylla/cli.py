@@ -25,7 +25,9 @@ app = typer.Typer(
 world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
 pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
+campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
 app.add_typer(pocket_app, name="pocket")
+app.add_typer(campaigns_app, name="campaigns")
 console = Console()
 if not console.is_terminal:
     console = Console(width=200)  # A table in a log file is not squeezed into 80 columns.
@@ -33,6 +35,8 @@ if not console.is_terminal:
 Result = TypeVar("Result")
 ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
 RunPath = Annotated[Path, typer.Argument(help="run directory")]
+DATABASE = settings.Serving().database
+Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's store")]
 Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
 
 
@@ -201,6 +205,55 @@ def world_import(
         raise WorldError(f"no importer named {kind!r}; there is: webis")
     world = webis.import_world(path, out, settings.World.model_validate({"profiles": profiles}), seed)
     console.print(f"{out}: {len(world.ads)} ads, {len(world.queries)} queries; {dict(world.notes)}")
+
+
+@campaigns_app.command("import")
+@_told
+def campaigns_import(
+    source: Annotated[Path, typer.Argument(help="a run's or a world's directory")],
+    database: Database = DATABASE,
+    seed: Annotated[int, typer.Option(help="the bids follow from it")] = 0,
+    daily_budget: Annotated[int | None, typer.Option(help="of each campaign, in micros")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """List a world's ads with bids: an advertiser per theme, a campaign per category."""
+    from datetime import UTC, datetime
+
+    from raylla.serving.importing import import_world, read
+    from raylla.serving.store import open_store
+
+    config = settings.changed(settings.Config(), "serving", set_)
+    world, store = read(source), open_store(database)
+    done = import_world(
+        store, world, config.serving, config.world.max_bid, seed, datetime.now(UTC), daily_budget
+    )
+    console.print(
+        f"{database}: {done.ads} ads in {done.campaigns} campaigns of {done.advertisers} advertisers",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command()
+@_told
+def audit(
+    database: Database = DATABASE,
+    show: Annotated[int, typer.Option(help="discrepancies to name")] = 20,
+) -> None:
+    """Recompute every balance, budget and charge from the ledger; status 1 if one does not add up."""
+    from raylla.serving.audit import audit as recompute
+    from raylla.serving.money import decimal
+    from raylla.serving.store import open_store
+
+    found = recompute(open_store(database, must_exist=True))
+    read = ", ".join(f"{number} {name}" for name, number in found.counts.items())
+    console.print(f"{read or 'empty'}; billed {decimal(found.billed_micros)}", highlight=False)
+    for one in found.discrepancies[:show]:
+        console.print(f"{one}", highlight=False, soft_wrap=True, markup=False)
+    if found.discrepancies:
+        console.print(f"{len(found.discrepancies)} discrepancies", highlight=False)
+        raise typer.Exit(1)
+    console.print("everything adds up", highlight=False)
 
 
 @pocket_app.command("build")

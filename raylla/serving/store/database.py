@@ -32,13 +32,13 @@ _WAY_OUT = "set serving.database to sqlite:///PATH or postgresql+psycopg://USER@
 class Database:
     """An engine and its two kinds of session."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, must_exist: bool = False) -> None:
         """Connect to ``url`` and bring its tables up to date.
 
         Raises:
             StoreError: no such database, not reachable, or of a newer raylla.
         """
-        self.url = _checked(url)
+        self.url = _checked(url, must_exist)
         self.engine = _engine(self.url)
         self._writer = self.engine.execution_options(writes=True)
         try:
@@ -89,7 +89,7 @@ def _revision(connection: Connection) -> str | None:
     return found
 
 
-def _checked(url: str) -> URL:
+def _checked(url: str, must_exist: bool) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -102,6 +102,8 @@ def _checked(url: str) -> URL:
             raise StoreError(
                 "serving.database: a database in memory has one connection; give sqlite:///PATH"
             )
+        if must_exist and not Path(str(parsed.database)).is_file():
+            raise StoreError(f"serving.database: {parsed.database} does not exist; {_WAY_OUT}")
         try:
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -59,12 +59,8 @@ class Parties:
 
     def add_advertiser(self, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
         """A new advertiser with nothing owed."""
-        advertiser = models.Advertiser(
-            id=new_id("adv"), name=name, domain=domain, created=now, balance_micros=0, accrued_micros=0
-        )
         with self._database.writing() as session:
-            session.add(advertiser)
-        return advertiser
+            return put_advertiser(session, name, domain, now)
 
     def advertiser(self, id: str) -> models.Advertiser:
         """One advertiser.
@@ -120,17 +116,7 @@ class Parties:
         """
         with self._database.writing() as session:
             found(session, models.Advertiser, advertiser_id)
-            campaign = models.Campaign(
-                id=new_id("cmp"),
-                advertiser_id=advertiser_id,
-                created=now,
-                version=bumped(session, "catalogue"),
-                **{name: getattr(new, name) for name in NewCampaign.__slots__},
-            )
-            session.add(campaign)
-            session.flush()
-            session.add(_budget(campaign, now))
-        return campaign
+            return put_campaign(session, advertiser_id, new, now)
 
     def change_campaign(self, id: str, changes: Mapping[str, Any], now: dt.datetime) -> models.Campaign:
         """Set ``changes`` (names of `NewCampaign`); a new daily budget holds from this moment.
@@ -183,13 +169,7 @@ class Parties:
         try:
             with self._database.writing() as session:
                 found(session, models.Campaign, campaign_id)
-                version = bumped(session, "catalogue")
-                last = bumped(session, "row", len(news))
-                ads = [
-                    _ad(new, new.ad.id or _next_ad_id(session), row, campaign_id, version, now)
-                    for row, new in enumerate(news, start=last - len(news))
-                ]
-                session.add_all(ads)
+                ads = put_ads(session, campaign_id, news, now)
         except IntegrityError:
             raise ClashError(
                 "ads: one of these ids is already listed; leave ids out to be given free ones"
@@ -318,6 +298,46 @@ def bumped(session: Session, counter: str, by: int = 1) -> int:
     return session.execute(
         change.values(value=models.Counter.value + by).returning(models.Counter.value)
     ).scalar_one()
+
+
+def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
+    """Write a new advertiser."""
+    advertiser = models.Advertiser(
+        id=new_id("adv"), name=name, domain=domain, created=now, balance_micros=0, accrued_micros=0
+    )
+    session.add(advertiser)
+    session.flush()
+    return advertiser
+
+
+def put_campaign(
+    session: Session, advertiser_id: str, new: NewCampaign, now: dt.datetime
+) -> models.Campaign:
+    """Write a new campaign and the first row of its budget's history."""
+    campaign = models.Campaign(
+        id=new_id("cmp"),
+        advertiser_id=advertiser_id,
+        created=now,
+        version=bumped(session, "catalogue"),
+        **{name: getattr(new, name) for name in NewCampaign.__slots__},
+    )
+    session.add(campaign)
+    session.flush()
+    session.add(_budget(campaign, now))
+    return campaign
+
+
+def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.datetime) -> list[models.Ad]:
+    """Write new ads, on the rows behind the last."""
+    version = bumped(session, "catalogue")
+    last = bumped(session, "row", len(news))
+    ads = [
+        _ad(new, new.ad.id or _next_ad_id(session), row, campaign_id, version, now)
+        for row, new in enumerate(news, start=last - len(news))
+    ]
+    session.add_all(ads)
+    session.flush()
+    return ads
 
 
 def _next_ad_id(session: Session) -> str:

@@ -30,13 +30,8 @@ _PAGE = 500
 class Store:
     """One database of the endpoint; safe to use from many threads and processes."""
 
-    def __init__(self, url: str) -> None:
-        """Open the database of ``url``, migrated.
-
-        Raises:
-            StoreError: no such database, not reachable, or of a newer raylla.
-        """
-        self.database = Database(url)
+    def __init__(self, database: Database) -> None:
+        self.database = database
         self.parties = Parties(self.database)
         self.outbox = Outbox(self.database)
 
@@ -198,13 +193,15 @@ class Store:
             return list(session.scalars(query.order_by(models.Entry.id).limit(limit)))
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, must_exist: bool = False) -> Store:
     """The store of a database URL, its tables made or brought up to date.
+
+    A SQLite file that is not there is made, unless it ``must_exist``.
 
     Raises:
         StoreError: no such database, not reachable, or of a newer raylla.
     """
-    return Store(url)
+    return Store(Database(url, must_exist))
 
 
 def check(auction: ServedAuction) -> None:

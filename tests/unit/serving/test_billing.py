@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -59,7 +60,9 @@ def test_the_budget_is_never_passed_and_starts_again_with_the_day(market: Market
     assert clean(store)
 
 
-def test_a_click_refused_for_its_budget_counts_as_the_impressions_first(market: Market, store: Store) -> None:
+def test_a_click_refused_for_its_budget_counts_as_the_impressions_first(
+    market: Market, store: Store
+) -> None:
     listing = market.listing(market.seat(), bid=40, budget=30 * UNIT)
     auction = market.served(listing)
     assert store.click(market.claims(auction), market.now).outcome is Outcome.BUDGET
@@ -139,8 +142,6 @@ def test_a_test_auction_is_never_charged(market: Market, store: Store) -> None:
 def test_recording_twice_changes_nothing_and_another_under_its_id_is_refused(
     market: Market, store: Store
 ) -> None:
-    import dataclasses
-
     seat = market.seat()
     auction = market.served(market.listing(seat, bid=50), rule=PriceRule.EXPECTED, pctr=0.5)
     store.record(auction)
@@ -162,8 +163,6 @@ def test_recording_twice_changes_nothing_and_another_under_its_id_is_refused(
 def test_what_the_audit_would_refuse_is_not_recorded(
     market: Market, store: Store, field: str, value: object, message: str
 ) -> None:
-    import dataclasses
-
     auction = market.auction(market.listing(market.seat()))
     wrong = dataclasses.replace(auction.impressions[0], **{field: value})
     with pytest.raises(StoreError, match=message):
@@ -171,8 +170,6 @@ def test_what_the_audit_would_refuse_is_not_recorded(
 
 
 def test_an_ad_that_is_not_listed_is_not_recorded(market: Market, store: Store) -> None:
-    import dataclasses
-
     listing = market.listing(market.seat())
     unlisted = dataclasses.replace(listing, ad=dataclasses.replace(listing.ad, id="999999"))
     with pytest.raises(StoreError, match="not listed"):
@@ -184,8 +181,6 @@ def test_an_ad_that_is_not_listed_is_not_recorded(market: Market, store: Store) 
 def test_a_signed_token_of_another_impression_leads_nowhere(
     market: Market, store: Store, field: str
 ) -> None:
-    import dataclasses
-
     auction = market.served(market.listing(market.seat()))
     wrong = 1 if field == "price_micros" else "other"
     with pytest.raises(UnknownError):
@@ -255,10 +250,10 @@ def test_conversions_are_booked_once_and_belong_to_the_clicks_owner(market: Mark
 
 def test_payments_are_booked_once_by_reference(market: Market, store: Store) -> None:
     seat = market.seat()
-    pay: Callable[[int], object] = lambda amount: store.parties.pay(seat, amount, "USD", "INV-1", market.now)  # noqa: E731
-    pay(500)
-    pay(500)
+    pay = partial(store.parties.pay, seat, currency="USD", reference="INV-1", now=market.now)
+    pay(amount=500)
+    pay(amount=500)
     with pytest.raises(ClashError):
-        pay(600)
+        pay(amount=600)
     assert balance(store, seat) == 500
     assert clean(store)
