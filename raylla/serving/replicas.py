@@ -46,6 +46,8 @@ from raylla.world import store as worlds
 log = logging.getLogger("raylla.serving")
 QUERIES = 500
 """Questions of the run's world that tell retrieval what all questions have in common."""
+PROFILES = 30
+"""Users of the run's world that the playground offers."""
 CANARY_POLL = 0.5
 STORE_THREADS = 4
 HEALTH_SECONDS = 5.0
@@ -190,7 +192,8 @@ class Ingress:
             config.world.max_bid,
             reports.clicked,
         )
-        return create(config, self._auctioneer, services, reports, self._health)
+        profiles = self._world.profiles[:PROFILES]
+        return create(config, self._auctioneer, services, reports, self._health, profiles)
 
     async def _begin(self) -> None:
         """Read the catalogue, then go on looking at it; send notices; watch for the canary."""
