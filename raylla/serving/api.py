@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylla.config import Config
 from raylla.errors import BusyError, EndpointError, StoreError
-from raylla.serving import campaigns, chat, clicks, web
+from raylla.records import Profile
+from raylla.serving import campaigns, chat, clicks, playground, web
 from raylla.serving.auctioneer import Auctioneer
 from raylla.serving.chat import RETRY_AFTER, code_of
 from raylla.serving.reports import Reports
@@ -41,9 +42,14 @@ Check = Callable[[], Awaitable[Health]]
 
 
 def create(
-    config: Config, auctioneer: Auctioneer, services: web.Services, reports: Reports, health: Check
+    config: Config,
+    auctioneer: Auctioneer,
+    services: web.Services,
+    reports: Reports,
+    health: Check,
+    users: Sequence[Profile],
 ) -> FastAPI:
-    """The application over what a replica has opened."""
+    """The application over what a replica has opened; ``users`` are those of the playground."""
     app = FastAPI(title="raylla", description=DESCRIPTION, version="1", docs_url="/docs", redoc_url=None)
     web.install(app, services)
     for kind in (BusyError, EndpointError, StoreError):
@@ -51,6 +57,7 @@ def create(
     app.include_router(chat.router(auctioneer, config.serving, reports))
     app.include_router(campaigns.router)
     app.include_router(clicks.router)
+    app.include_router(playground.router(users))
 
     @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
     async def healthz() -> JSONResponse:
