@@ -9,7 +9,6 @@ import numpy as np
 from raylla.auction import parse
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.irpo import stages
-from raylla.irpo.schedule import auctions
 from raylla.reward import calibration, intervals
 
 
@@ -23,9 +22,7 @@ def drift(desk: EvaluationDesk) -> list[dict[str, Any]]:
     """
     run = desk.run
     found: list[dict[str, Any]] = []
-    for version in range(run.config.irpo.epochs + 1):
-        planned = auctions(run.config, desk.world, version + 1)
-        sampled = stages.read_sampled(run, f"epoch-{version + 1}/sample", planned)
+    for version, sampled in enumerate(stages.read_tests(run, desk.world)):
         judged = list(sampled.judged("test"))
         clicked = np.array(
             [hit[ad] for one, answer, hit in judged for ad in parse(answer.text, one.ads).ad_ids], bool

@@ -19,7 +19,6 @@ from raylla.evaluation.drift import drift
 from raylla.evaluation.efficiency import Held
 from raylla.irpo import stages
 from raylla.irpo.crew import Crew
-from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run, package_versions
 from raylla.irpo.versions import committed
 from raylla.mechanisms.protocol import Choice, Mechanism, named
@@ -106,10 +105,7 @@ def _with(run: Run, settings: Evaluation) -> Config:
 def recorded(run: Run) -> dict[str, Any]:
     """Name, table and examples of a finished run as in `results.json`, from its records."""
     world = store.load(run.path / "world")
-    sampled = [
-        stages.read_sampled(run, f"epoch-{epoch}/sample", auctions(run.config, world, epoch)).tests()
-        for epoch in range(1, run.config.irpo.epochs + 2)
-    ]
+    sampled = stages.read_tests(run, world)
     return {
         "name": run.config.name,
         "epochs": stages.table(run, world, sampled),

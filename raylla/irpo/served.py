@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from raylla.irpo.sampling import Sampled
+from raylla.irpo.sampling import Stream
 from raylla.irpo.state import Run, load_records, save_records
-from raylla.records import Answer, Click, Planned
+from raylla.records import Answer, Click
 from raylla.serving import onlinedata
 from raylla.world import World
 
@@ -25,15 +23,15 @@ def take(run: Run, simulated: World) -> World:
     return data.world
 
 
-def answered(run: Run, planned: Sequence[Planned]) -> Sampled:
-    """``planned``, with the answers and clicks of those of its auctions that were served."""
-    found = Sampled({item.auction.id: item for item in planned})
+def hand_in(run: Run, stream: Stream) -> None:
+    """Give ``stream`` the answers and clicks of those of its auctions that were served."""
     directory = run.records("served")
-    if directory.exists():
-        answers = load_records(directory / "answers.parquet", Answer)
-        found.answers = [answer for answer in answers if answer.auction_id in found.plan]
-        found.clicks = {answer.sample_id: {} for answer in found.answers}
-        for click in load_records(directory / "clicks.parquet", Click):
-            if click.sample_id in found.clicks:
-                found.clicks[click.sample_id][click.ad_id] = click.clicked
-    return found
+    if not directory.exists():
+        return
+    clicks: dict[str, dict[str, bool]] = {}
+    for click in load_records(directory / "clicks.parquet", Click):
+        clicks.setdefault(click.sample_id, {})[click.ad_id] = click.clicked
+    for answer in load_records(directory / "answers.parquet", Answer):
+        if answer.auction_id in stream.plan:
+            judged = {answer.sample_id: clicks.get(answer.sample_id, {})}
+            stream.hand_in(answer.auction_id, [answer], judged)

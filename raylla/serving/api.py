@@ -47,9 +47,9 @@ def create(
     services: web.Services,
     reports: Reports,
     health: Check,
-    profiles: Sequence[Profile] = (),
+    users: Sequence[Profile],
 ) -> FastAPI:
-    """The application over what a replica has opened; ``profiles`` are the playground's users."""
+    """The application over what a replica has opened; ``users`` are those of the playground."""
     app = FastAPI(title="raylla", description=DESCRIPTION, version="1", docs_url="/docs", redoc_url=None)
     web.install(app, services)
     for kind in (BusyError, EndpointError, StoreError):
@@ -57,7 +57,7 @@ def create(
     app.include_router(chat.router(auctioneer, config.serving, reports))
     app.include_router(campaigns.router)
     app.include_router(clicks.router)
-    app.include_router(playground.router(profiles))
+    app.include_router(playground.router(users))
 
     @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
     async def healthz() -> JSONResponse:

@@ -46,8 +46,8 @@ from raylla.world import store as worlds
 log = logging.getLogger("raylla.serving")
 QUERIES = 500
 """Questions of the run's world that tell retrieval what all questions have in common."""
-PROFILES = 30
-"""Users of the run's world that the playground offers."""
+PLAYERS = 30
+"""Users to choose from in the playground."""
 CANARY_POLL = 0.5
 STORE_THREADS = 4
 HEALTH_SECONDS = 5.0
@@ -192,8 +192,9 @@ class Ingress:
             config.world.max_bid,
             reports.clicked,
         )
-        profiles = self._world.profiles[:PROFILES]
-        return create(config, self._auctioneer, services, reports, self._health, profiles)
+        tested = {query.profile_id for query in self._world.of("test")}
+        users = [user for user in self._world.profiles if user.id in tested][:PLAYERS]
+        return create(config, self._auctioneer, services, reports, self._health, users)
 
     async def _begin(self) -> None:
         """Read the catalogue, then go on looking at it; send notices; watch for the canary."""

@@ -36,7 +36,7 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
         Answer(f"e1/preference/q/{draw}", "e1/preference/q", draw, "v0", text, (1,), (2,))
         for draw, text in enumerate(texts)
     ]
-    sampled = Sampled({PLANNED.auction.id: PLANNED}, answers)
+    sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", answers)
     names = [readings(answer.sample_id, 4) for answer in answers]
     # Three readings of four arrived, one of them a click; the third answer was never read.
     sampled.clicks = {name: {"12": name == names[0][2]} for name in names[0][:3]}

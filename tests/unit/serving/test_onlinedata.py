@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,9 +14,9 @@ from raylla.auction.markup import markup
 from raylla.config import Config, parse
 from raylla.errors import RunError, StoreError
 from raylla.irpo import schedule, served
-from raylla.irpo.scoring import click_rows
+from raylla.irpo.sampling import Sampled, Stream
+from raylla.irpo.scoring import rows_of
 from raylla.irpo.state import Run
-from raylla.records import Answer
 from raylla.serving import onlinedata
 from raylla.serving.records import Listing, ServedAuction
 from raylla.world import World, build, store
@@ -123,6 +124,17 @@ def test_too_few_auctions_are_refused(market: Market, listings: list[Listing]) -
         onlinedata.read(wrong, _simulated(config))
 
 
+def _begun(run: Run, world: World, epoch: int) -> Sampled:
+    """What an epoch's stream holds before anything was sampled."""
+    crew = SimpleNamespace(version=SimpleNamespace(name="v0"), judges=SimpleNamespace(size=1))
+    planned = schedule.auctions(run.config, world, epoch)
+    stream = Stream(run.config, world, crew, SimpleNamespace(), planned)  # type: ignore[arg-type]
+    served.hand_in(run, stream)
+    stream.until(["reward"])
+    assert stream.due("reward") == 0
+    return stream.result("reward")
+
+
 def _taken(run: Run) -> World:
     """The run's world as the world stage commits it, with a test query that the User-LLM would ask."""
     world = served.take(run, _simulated(run.config))
@@ -151,8 +163,7 @@ def test_an_epoch_holds_them_answered_and_asks_again_with_fresh_bids(
         assert (judged.query, judged.profile, judged.ads) == (again.query, again.profile, again.ads)
         assert judged.auction.bids == (64, 30)
         assert again.auction.bids != judged.auction.bids
-    begun = served.answered(run, planned)
-    rows, _ = click_rows(run, world, begun)
+    rows = rows_of(world, _begun(run, world, 1), "reward")
     assert [row.sample_id for row in rows] == [f"{one.auction.id}/0" for one in by_phase["reward"]]
     assert {row.clicked for row in rows} == {False}
     second = schedule.auctions(run.config, world, 2)
@@ -168,7 +179,7 @@ def test_an_auction_is_consumed_once_along_a_line_of_weights(
     first = [_serve(market, listings, number) for number in range(2)]
     run = Run.create(tmp_path / "first", _config(market))
     for epoch in (1, 2):
-        begun = served.answered(run, schedule.auctions(run.config, _taken(run), epoch))
+        begun = _begun(run, _taken(run), epoch)
         run.commit(f"epoch-{epoch}/sample", [one.sample_id for one in begun.answers], {})
     later = _serve(market, listings, 2)
     on_top = _config(market)
@@ -182,8 +193,7 @@ def test_an_auction_is_consumed_once_along_a_line_of_weights(
     assert onlinedata.consumed(_config(market)) == set()
 
 
-def test_a_run_without_served_auctions_begins_with_no_answers(market: Market, tmp_path: Path) -> None:
+def test_a_run_without_served_auctions_begins_with_no_answers(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", parse({}, "test"))
-    begun = served.answered(run, [])
-    assert begun.answers == list[Answer]()
-    assert begun.clicks == {}
+    world = replace(_simulated(run.config), queries=())
+    assert _begun(run, world, 1).answers == []
