@@ -98,7 +98,7 @@ def test_run_directory(whole: Path) -> None:
     assert [row["weight_version"] for row in results["epochs"]] == ["v0", "v1"]
     for row in results["epochs"]:
         assert row["revenue"]["low"] <= row["revenue"]["mean"] <= row["revenue"]["high"]
-        assert {"auc", "log_loss", "calibration_error"} <= row["pctr"].keys()
+        assert {"auc", "log_loss", "calibration_error", "coverage"} <= row["pctr"].keys()
     assert results["samples"]["reward"] == 8 * 3
     assert results["samples"]["preference"] == 8 * 4
     assert results["peak_memory_bytes"] > 2**28
