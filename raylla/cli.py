@@ -131,7 +131,7 @@ def submit(
     storage: Annotated[
         Path, typer.Option(envvar="RAYLLA_STORAGE", help="directory of run directories that all nodes see")
     ],
-    job: Annotated[str, typer.Option(help="train, evaluate or report")] = "train",
+    job: Annotated[str, typer.Option(help="train, evaluate, report or serve")] = "train",
     run_id: Annotated[
         str | None,
         typer.Option(help="default: the config's name and digest, so that the same config resumes"),

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from raylla.serving.reports import Reports
+
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana.json"
 
 
@@ -45,3 +47,14 @@ def test_every_part_of_raylla_is_on_it() -> None:
     assert len(metrics("ray_raylla_test_")) >= 4
     assert {"ray_raylla_tokens_total", "ray_raylla_stage_active"} <= metrics("ray_raylla_")
     assert {"raylla_requests_total", "raylla_latency_seconds_bucket"} <= metrics("raylla_")
+
+
+def test_the_endpoint_exports_what_is_asked() -> None:
+    text = Reports(lambda: 0, lambda: 0).text().decode()
+    kinds = {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
+    exported = {
+        name + suffix
+        for name, kind in kinds.items()
+        for suffix in (["_bucket", "_sum", "_count"] if kind == "histogram" else [""])
+    }
+    assert metrics("raylla_") <= exported

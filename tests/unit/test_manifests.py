@@ -17,9 +17,13 @@ import kubernetes_validate
 import pytest
 import ray
 import yaml
+from ray.serve.schema import ServeDeploySchema
+from typer.testing import CliRunner
 
 from raylla import config
 from raylla.actors.placement import needs
+from raylla.cli import app
+from raylla.irpo.state import Run
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -108,7 +112,14 @@ def test_every_object_is_valid(
     validators: dict[str, jsonschema.Draft202012Validator],
 ) -> None:
     kinds = {one["kind"] for one in built[overlay]}
-    assert {"RayCluster", "RayJob", "StatefulSet", "NetworkPolicy", "PodDisruptionBudget"} <= kinds
+    assert {
+        "RayCluster",
+        "RayJob",
+        "RayService",
+        "StatefulSet",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+    } <= kinds
     for one in built[overlay]:
         assert faults(one, validators) == [], one["metadata"]["name"]
 
@@ -120,6 +131,7 @@ def test_every_object_is_valid(
         ("RayCluster", "spec.workerGroupSpecs.0.maxReplica"),
         ("RayCluster", "spec.headGroupSpec.template.spec.containers.0.imagee"),
         ("RayJob", "spec.backofLimit"),
+        ("RayService", "spec.serveConfig"),
         ("RayJob", "spec.rayClusterSpec.autoscalerOptions.versoin"),
         ("StatefulSet", "spec.template.spec.containers.0.comand"),
         ("NetworkPolicy", "spec.ingres"),
@@ -218,6 +230,44 @@ def test_the_ray_up_file_is_valid_and_places_the_multinode_config() -> None:
     kinds["trainer"]["max_worker"] = 1
     with pytest.raises(jsonschema.ValidationError, match="max_worker"):
         jsonschema.validate(cluster, schema)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_service_serves_what_raylla_serve_writes(
+    overlay: str, built: dict[str, list[Manifest]], tmp_path: Path
+) -> None:
+    (service,) = (one for one in built[overlay] if one["kind"] == "RayService")
+    words = service["metadata"]["annotations"]["raylla/serve"].split()
+    found = yaml.safe_load(service["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(found)
+    run = trained(tmp_path / "run", config.load(ROOT / words[0]))
+    written = tmp_path / "serve.yaml"
+    arguments = ["serve", str(ROOT / words[0]), "--run", str(run), "--write", str(written), *words[1:]]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    (application,) = found["applications"]
+    where = application["args"]["serving"]["run"]
+    made = yaml.safe_load(written.read_text().replace(str(run), where))
+    # The manifest leaves defaults out: new ones in the tree of settings do not make it wrong.
+    application["args"] = config.parse(application["args"], "manifest").model_dump(mode="json")
+    assert found == made
+    group = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    serving = config.parse(application["args"], "manifest").serving
+    replicas = serving.ingress.max_replicas + serving.engine.max_replicas
+    per_node = int(group["rayStartParams"].get("num-gpus", 0)) or 2
+    assert replicas <= group["maxReplicas"] * per_node
+
+
+def trained(path: Path, chosen: config.Config) -> Path:
+    """A run directory as far as `raylla serve` looks at it: three committed versions."""
+    run = Run.create(path, chosen)
+    probe = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-1.0]}
+    for epoch in range(1, 4):
+        (run.path / "reward" / f"epoch-{epoch}").mkdir(parents=True)
+        run.weights(f"v{epoch}").mkdir(parents=True)
+        (run.weights(f"v{epoch}") / "config.json").write_text("{}")
+        run.commit(f"epoch-{epoch}/align", [], {"weight_version": f"v{epoch}", "probe": probe})
+    return run.path
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
