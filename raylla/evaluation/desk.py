@@ -25,7 +25,7 @@ from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
 from raylla.irpo.versions import committed
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
-from raylla.records import Planned
+from raylla.records import Planned, Prediction
 from raylla.reward.rows import rows
 from raylla.world import World, prompts
 
@@ -52,7 +52,7 @@ class EvaluationDesk:
         self._deadline = config.deadlines.sample
         self._written: dict[tuple[str, str], Generated] = {}
         self._judged: dict[tuple[str, int, str], dict[str, bool] | None] = {}
-        self._predicted: dict[tuple[int, str, str], dict[str, float]] = {}
+        self._predicted: dict[tuple[int, str, str], dict[str, Prediction]] = {}
         self._epoch: int | None = None
         self._lost: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
@@ -111,6 +111,14 @@ class EvaluationDesk:
 
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
         """Click probability of each placed ad by the pCTR model that the run saved after ``epoch``."""
+        return [
+            {ad: one.mean for ad, one in found.items()} for found in self.predict_intervals(answers, epoch)
+        ]
+
+    def predict_intervals(
+        self, answers: Sequence[tuple[Planned, str]], epoch: int
+    ) -> list[dict[str, Prediction]]:
+        """`predict` with an interval around each probability."""
         keys = [(epoch, planned.auction.id, text) for planned, text in answers]
         asked = []
         for key, (planned, text) in zip(keys, answers, strict=True):
@@ -124,7 +132,7 @@ class EvaluationDesk:
             if self._epoch != epoch:
                 self._crew.ask_reward("load", self.run.path / "reward" / f"epoch-{epoch}")
                 self._epoch = epoch
-            chances = self._crew.ask_reward("predict", [row for _, row in asked])
+            chances = self._crew.ask_reward("predict_intervals", [row for _, row in asked])
             for (key, row), chance in zip(asked, chances, strict=True):
                 self._predicted[key][row.ad_id] = chance
         return [self._predicted[key] for key in keys]

@@ -9,14 +9,16 @@ import numpy as np
 from raylla.auction import parse
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.irpo import stages
-from raylla.reward import calibration
+from raylla.reward import calibration, intervals
 
 
 def drift(desk: EvaluationDesk) -> list[dict[str, Any]]:
     """Every pCTR model on the clicks that each weight version's own test answers had.
 
     The model after epoch t learned from the answers of v0 to v(t-1).  ``bias`` is mean prediction
-    less click rate; ``reliability`` has (mean prediction, click rate, impressions) of ten bins.
+    less click rate; ``reliability`` has (mean prediction, click rate, impressions) of ten bins;
+    ``coverage`` is the share of groups of impressions whose click rate their interval holds
+    (`raylla.reward.intervals`).
     """
     run = desk.run
     found: list[dict[str, Any]] = []
@@ -26,14 +28,13 @@ def drift(desk: EvaluationDesk) -> list[dict[str, Any]]:
             [hit[ad] for one, answer, hit in judged for ad in parse(answer.text, one.ads).ad_ids], bool
         )
         for epoch in range(1, run.config.irpo.epochs + 1):
-            predicted = desk.predict([(one, answer.text) for one, answer, _ in judged], epoch)
-            p = np.array(
-                [
-                    chances[ad]
-                    for (one, answer, _), chances in zip(judged, predicted, strict=True)
-                    for ad in parse(answer.text, one.ads).ad_ids
-                ]
-            )
+            predicted = desk.predict_intervals([(one, answer.text) for one, answer, _ in judged], epoch)
+            told = [
+                chances[ad]
+                for (one, answer, _), chances in zip(judged, predicted, strict=True)
+                for ad in parse(answer.text, one.ads).ad_ids
+            ]
+            p = np.array([one.mean for one in told])
             found.append(
                 {
                     "weight_version": f"v{version}",
@@ -43,6 +44,7 @@ def drift(desk: EvaluationDesk) -> list[dict[str, Any]]:
                     "auc": calibration.auc(p, clicked),
                     "calibration_error": calibration.calibration_error(p, clicked),
                     "reliability": calibration.reliability(p, clicked),
+                    **intervals.coverage(told, clicked),
                 }
             )
     return found

@@ -142,9 +142,10 @@ def _equilibrium(found: Found) -> Table:
 
 
 def _pctr(found: Found) -> Table:
-    keys = ("weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error")
+    keys = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error"]
+    keys += ["coverage", "interval_width"]
     rows = [[row[key] for key in keys] for row in found["pctr"]]
-    return "Every pCTR model on every version's own answers", list(keys), rows
+    return "Every pCTR model on every version's own answers", keys, rows
 
 
 def _cell(value: Any) -> str:

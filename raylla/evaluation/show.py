@@ -24,6 +24,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
         "clicks / ad",
         "pCTR AUC",
         "pCTR ECE",
+        "covered",
     ):
         table.add_column(heading, justify="right")
     for row in results["epochs"]:
@@ -39,6 +40,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
             f"{row['click_rate']:.3f}",
             _number(row["pctr"]["auc"]),
             _number(row["pctr"]["calibration_error"]),
+            _number(row["pctr"]["coverage"]),
         )
     console.print(table)
     for example in results.get("examples", []):

@@ -21,7 +21,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
 from raylla.irpo.scoring import rows_of
 from raylla.irpo.state import Run
-from raylla.records import Phase, Planned
+from raylla.records import Phase, Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
 from raylla.world import World
 
@@ -69,8 +69,11 @@ class Learner:
         self._updated = False
         self._calls: list[tuple[Call, Callable[[Any], None]]] = []
         self._learned = Learned()
-        if self._epoch > 1:
-            self._ask("load", self._run.path / "reward" / f"epoch-{self._epoch - 1}")
+        config = self._run.config
+        before = self._run.path / "reward" / f"epoch-{self._epoch - 1}"
+        start = before if self._epoch > 1 else config.pctr.start
+        if start is not None:
+            self._ask("load", start.resolve())  # actors work in directories of their own
 
     def advance(self, source: Source) -> None:
         """Hand over everything of ``source`` that is whole and whose turn it is."""
@@ -135,11 +138,13 @@ class Learner:
             placed = parse(answer.text, planned.ads).placements
             self._learned.rates[answer.sample_id] = {}
             asked += rows(answer.sample_id, planned.query, planned.profile, answer.text, placed, ads, None)
-        self._ask("predict", asked, then=lambda found: self._predicted(asked, found))
+        self._ask("predict_intervals", asked, then=lambda found: self._predicted(asked, found))
 
-    def _predicted(self, asked: Sequence[ClickRow], found: Sequence[float]) -> None:
-        for row, p in zip(asked, found, strict=True):
-            self._learned.rates[row.sample_id][row.ad_id] = p
+    def _predicted(self, asked: Sequence[ClickRow], found: Sequence[Prediction]) -> None:
+        """Click rates, lowered towards the low end of their interval by `irpo.risk`."""
+        risk = self._run.config.irpo.risk
+        for row, one in zip(asked, found, strict=True):
+            self._learned.rates[row.sample_id][row.ad_id] = one.mean - risk * (one.mean - one.low)
 
     def _fitted(self, found: dict[str, float]) -> None:
         self._learned.fit = found

@@ -82,6 +82,8 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
         rows = rows_of(world, sampled, "test")
         predicted = crew.persistently(lambda: _predicted(run, crew, epoch, rows))
     _commit_sampled(run, watch, epoch, stage, sampled, {"pctr": predicted})
+    row = tested_row(run, world, sampled)
+    watch.metrics(epoch - 1, {f"test/{key}": value for key, value in row.items()})
 
 
 def _predicted(run: Run, crew: Crew, epoch: int, rows: list[ClickRow]) -> dict[str, float]:
@@ -269,6 +271,7 @@ def align(
     }
     run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
+    watch.artifact(job.version, "weights", run.weights(job.version), points=True)
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
         f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}"
@@ -294,9 +297,7 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     sampled = read_tests(run, world)
     if run.committed("conclude") is None:
         run.commit("conclude", [], {"wall_seconds": 0.0})
-    epochs = table(run, world, sampled)
-    for row in epochs:
-        watch.metrics(row["epoch"], {f"test/{key}": value for key, value in row.items()})
+    epochs, shown = table(run, world, sampled), examples(world, sampled[0], sampled[-1])
     results = {
         "name": run.config.name,
         "epochs": epochs,
@@ -307,9 +308,10 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
         "dropped": _added(run, "dropped"),
         "samples": _added(run, "samples"),
         "versions": package_versions(),
-        "examples": examples(world, sampled[0], sampled[-1]),
+        "examples": shown,
     }
     write_json(run.path / "results.json", results)
+    watch.table(run.config.irpo.epochs, "test/examples", shown)
     return results
 
 

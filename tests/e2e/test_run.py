@@ -16,6 +16,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from raylla.gauges import flat
+from tests.unit.test_dashboard import metrics
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +98,7 @@ def test_run_directory(whole: Path) -> None:
     assert [row["weight_version"] for row in results["epochs"]] == ["v0", "v1"]
     for row in results["epochs"]:
         assert row["revenue"]["low"] <= row["revenue"]["mean"] <= row["revenue"]["high"]
-        assert {"auc", "log_loss", "calibration_error"} <= row["pctr"].keys()
+        assert {"auc", "log_loss", "calibration_error", "coverage"} <= row["pctr"].keys()
     assert results["samples"]["reward"] == 8 * 3
     assert results["samples"]["preference"] == 8 * 4
     assert results["peak_memory_bytes"] > 2**28
@@ -105,6 +108,13 @@ def test_run_directory(whole: Path) -> None:
     assert (whole / "weights" / "v1" / "model.safetensors").exists()
     consumed = [name for name in _ids(whole) if "/" in name]
     assert len(set(consumed)) > 8 * 7
+
+
+def test_the_dashboard_reads_what_a_run_writes(whole: Path) -> None:
+    live = {"epoch", "stage_active", "tokens_total"}
+    written = {name for line in (whole / "metrics.jsonl").open() for name, _ in flat(json.loads(line))}
+    asked = {name.removeprefix("ray_raylla_") for name in metrics("ray_raylla_")}
+    assert asked <= live | written
 
 
 def test_test_profiles_are_never_trained_on(whole: Path) -> None:

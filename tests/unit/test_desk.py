@@ -24,11 +24,11 @@ from raylla.irpo.state import Run
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt
-from raylla.records import Ad, Profile, Query
+from raylla.records import Ad, Prediction, Profile, Query
 from raylla.world import World
 
 ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
-LINE = re.compile(r"tea (\S+) \d\d (@.+?@\[Ad-\d+\])")
+LINE = re.compile(r"tea \u00a4?(\S+) \d\d (@.+?@\[Ad-\d+\])")
 Rule = Callable[[float], float]
 
 
@@ -85,7 +85,7 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         pools.append(pool)
 
     def ask_reward(method: str, *args: Any) -> Any:
-        return [0.5] * len(args[0]) if method == "predict" else None
+        return [Prediction(0.5, 0.3, 0.6)] * len(args[0]) if method == "predict_intervals" else None
 
     crew: Any = SimpleNamespace(
         rollouts=pools[0], judges=pools[1], version=None, refresh=lambda *_: [], ask_reward=ask_reward
