@@ -137,6 +137,22 @@ def test_failures_are_tried_again_with_growing_pauses(market: Market, store: Sto
     assert len({json.loads(body)["id"] for _, _, body in hook.got}) == 1
 
 
+def test_the_next_address_is_tried_where_one_does_not_answer(
+    market: Market, store: Store, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = hook.server.server_address[1]
+    found = [(2, 1, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    async def look(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return found
+
+    seat = billed(market, hook.url)
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look)
+    post = Post(store, market.now)
+    post.send()
+    assert post.states(seat) == [(1, True, False, None)]
+
+
 @pytest.mark.parametrize("status", [301, 302, 400, 404])
 def test_refusals_and_redirects_are_not_tried_again(
     market: Market, store: Store, hook: Hook, status: int
@@ -218,7 +234,7 @@ def test_ways_around_the_address_check(url: str) -> None:
 def test_public_addresses_are_connected_to_as_checked() -> None:
     assert public(ipaddress.ip_address("93.184.215.14"))
     found = asyncio.run(target("https://1.1.1.1:8443/a?b=c#d", private=False))
-    assert (found.url, found.host, found.name) == ("https://1.1.1.1:8443/a?b=c", "1.1.1.1:8443", "1.1.1.1")
+    assert (found.urls, found.host) == (("https://1.1.1.1:8443/a?b=c",), "1.1.1.1:8443")
 
 
 def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
