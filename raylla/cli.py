@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+import yaml
 from rich.console import Console
 
 from raylla import config as settings
-from raylla.errors import RayllaError
+from raylla.errors import ConfigError, RayllaError
 
 app = typer.Typer(
     help="Teach a language model to run an ad auction inside its own answers.",
@@ -202,6 +203,62 @@ def bench(
     found = run_parts(parts or [], loaded, console)
     if json_ is not None:
         write_json(json_, found)
+
+
+@app.command()
+@_told
+def serve(
+    config: ConfigPath,
+    run: Annotated[Path | None, typer.Option(help="run to serve; default: serving.run")] = None,
+    version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="dashboard of a running cluster; none: start Ray here and stay")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="only write the Serve config (serveConfigV2), deploy nothing")
+    ] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Serve a trained run: the auction endpoint, its campaigns, clicks, metrics and playground."""
+    from raylla.serving import app as application
+    from raylla.serving import cluster
+
+    chosen, target = application.effective(settings.load(config, set_), run, version)
+    manifest = application.manifest(chosen, target)
+    if write is not None:
+        write.write_text(yaml.safe_dump(manifest, sort_keys=False))
+        return
+    if address is not None:
+        cluster.Dashboard(address).apply(manifest, chosen.deadlines.start)
+        return
+    cluster.serve_here(chosen, manifest, lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+
+@app.command()
+@_told
+def deploy(
+    run: Annotated[Path | None, typer.Argument(help="run of the version to try")] = None,
+    version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="of requests for the canary")] = 0.1,
+    promote: Annotated[bool, typer.Option("--promote", help="the canary answers all")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="the canary answers none")] = False,
+    status: Annotated[bool, typer.Option("--status", help="compare, change nothing")] = False,
+    address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
+) -> None:
+    """Bring a weight version in beside the one that serves, compare them, then promote or roll back."""
+    from raylla.serving import deploy as deployment
+    from raylla.serving.cluster import Dashboard
+
+    at = Dashboard(address)
+    if sum((run is not None, promote, rollback, status)) != 1:
+        raise ConfigError("deploy: give a run directory, or one of --promote, --rollback and --status")
+    if run is not None:
+        deployment.canary(at, run, version, share)
+    elif promote:
+        deployment.promote(at)
+    elif rollback:
+        deployment.roll_back(at)
+    deployment.show(console, deployment.status(at))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import secrets
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ from raylla.auction import reward
 from raylla.config import Config, Sampling
 from raylla.engines.protocol import prompt_ids
 from raylla.errors import BusyError, EndpointError
-from raylla.records import Profile, Query
+from raylla.records import Ad, Profile, Query
 from raylla.reward.rows import rows
 from raylla.serving import pricing
 from raylla.serving.eligibility import Eligibility, Selection
@@ -50,7 +51,7 @@ from raylla.serving.repair import Repair, Repaired
 from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import Store
 from raylla.serving.tokens import TokenKeys, new_claims
-from raylla.world import prompts
+from raylla.world import lexicon, prompts
 
 T = TypeVar("T")
 
@@ -297,6 +298,8 @@ class Auctioneer:
             filtered_counts=dict(competing.left_out),
             violations=dict(Counter(str(one) for one in repaired.parsed.violations)),
             latency_ms=clock.total(),
+            category=query.category,
+            theme=query.theme,
             resample_share=self._serving.resample_share if self._rule is PriceRule.RESAMPLED else None,
             canary=canary,
             test=asked.test,
@@ -347,11 +350,11 @@ class Auctioneer:
                 left_out[Reason.FLOOR] += 1
             else:
                 candidates.append(Candidate(listing, entry.bid_micros, entry.resampled))
-        # A question is about what its most relevant ad is about: nobody else tells the endpoint.
-        nearest = selection.catalogue.ads[found[0]] if found else None
-        query = _query(asked, nearest.category if nearest else "", nearest.theme if nearest else "")
+        about = _about(asked.query, selection.catalogue.ads[found[0]] if found else None)
+        # Training prompts list their ads in no order: an order would be read as a signal.
+        random.Random(auction_id).shuffle(candidates)
         clock.mark("candidates")
-        return _Field(query, tuple(candidates), selection, +left_out)
+        return _Field(_query(asked, *about), tuple(candidates), selection, +left_out)
 
     def _bidding(self, listing: Listing, bids: Mapping[str, Micros]) -> Listing:
         """``listing`` at the bid that a test sets for it, if it does.
@@ -447,6 +450,14 @@ class Auctioneer:
 
 def _query(asked: Asked, category: str, theme: str) -> Query:
     return Query(asked.request_id, asked.profile.id, asked.query, category, theme, "test")
+
+
+def _about(text: str, nearest: Ad | None) -> tuple[str, str]:
+    """Category and theme of a question: by its words, else those of the most relevant ad."""
+    category = lexicon.category_of(text)
+    if category or nearest is None:
+        return category, lexicon.theme_of(category)
+    return nearest.category, nearest.theme
 
 
 def _sampling(configured: Sampling, max_tokens: int | None) -> Sampling:

@@ -7,16 +7,22 @@ may deploy should reach it (docs/security.md).
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import ray
+from ray import serve
 
+from raylla.config import Config
 from raylla.errors import DeadlineError, DeployError
+from raylla.serving import keyring
 from raylla.serving.app import NAME
+from raylla.serving.store import open_store
 
 POLL_SECONDS = 0.5
 REQUEST_SECONDS = 30.0
@@ -50,6 +56,34 @@ def start() -> str:
         include_dashboard=True, dashboard_port=0, log_to_driver=False, object_store_memory=256 * 2**20
     )
     return f"http://{context.dashboard_url}"
+
+
+def serve_here(config: Config, manifest: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Serve on a Ray of our own until SIGINT or SIGTERM; ``say`` is told where.
+
+    Raises:
+        ConfigError: the secrets are missing.
+        StoreError: the database cannot be used.
+        DeployError: the application does not come up.
+    """
+    database = config.serving.database
+    if (made := keyring.ensure(database)) is not None:
+        say(f"made signing and admin keys for this machine: {made} (mode 0600)")
+    open_store(database).close()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    at = Dashboard(start())
+    try:
+        at.apply(manifest, config.deadlines.start)
+        say(f"endpoint   {at.endpoint()}/v1  (playground at {at.endpoint()}/, OpenAPI at /docs)")
+        say(f"dashboard  {at.address}  (for `raylla deploy --address`)")
+        if (kept := keyring.file(database)) is not None:
+            say(f"admin key  {keyring.ADMIN_KEY} of the environment, else of {kept}")
+        stopped.wait()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 class Dashboard:

@@ -22,6 +22,8 @@ from raylla.serving.tokens import Claims
 
 REPEATED = (Outcome.REPLAY.value, Outcome.EXPIRED.value)
 """Outcomes of clicks that do not count."""
+REPEATS_LOGGED = 100
+"""Such clicks that are logged per impression: a token that is called without end fills no disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +105,11 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
         kind = "accrual" if outcome is Outcome.ACCRUED else "charge"
         entry = _entry(session, advertiser, _Line(kind, auction, impression, click_id, now))
         outcome = outcome if entry is not None else Outcome.BUDGET
-    session.add(
-        models.Click(
-            id=click_id,
-            token_id=claims.token_id,
-            impression_id=impression.id,
-            at=now,
-            outcome=outcome.value,
-        )
-    )
-    session.flush()  # the ledger's line names it
+    if outcome not in REPEATED or _repeats(session, impression.id) < REPEATS_LOGGED:
+        row = models.Click(id=click_id, token_id=claims.token_id, impression_id=impression.id, at=now)
+        row.outcome = outcome.value
+        session.add(row)
+        session.flush()  # the ledger's line names it
     if entry is not None:
         session.add(entry)
         outbox.billed(session, entry, impression)
@@ -158,6 +155,11 @@ def lose(session: Session, auction: ServedAuction) -> None:
     for listing in lost:
         if listing.campaign_id in listening:
             outbox.lost(session, auction, listing, listening[listing.campaign_id], Reason.NOT_PLACED)
+
+
+def _repeats(session: Session, impression_id: str) -> int:
+    repeated = (models.Click.impression_id == impression_id) & models.Click.outcome.in_(REPEATED)
+    return session.scalars(select(func.count()).select_from(models.Click).where(repeated)).one()
 
 
 def _describes(claims: Claims, impression: models.Impression) -> bool:

@@ -39,6 +39,17 @@ def test_first_click_charges_the_bid_and_a_replay_nothing(market: Market, store:
     assert clean(store)
 
 
+def test_replays_without_end_are_not_logged_without_end(
+    market: Market, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raylla.serving.store.billing.REPEATS_LOGGED", 3)
+    auction = market.served(market.listing(market.seat()))
+    first = store.click(market.claims(auction), market.now)
+    for _ in range(6):
+        assert store.click(market.claims(auction), market.now).click_id == first.click_id
+    assert audit(store).counts["clicks"] == 1 + 3
+
+
 def test_a_late_click_is_free_and_does_not_spend_the_impression(market: Market, store: Store) -> None:
     auction = market.served(market.listing(market.seat()))
     claims = market.claims(auction, ttl=60)
