@@ -19,7 +19,7 @@ from raylla.auction import parse
 from raylla.errors import WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
-from raylla.irpo.scoring import rows_of
+from raylla.irpo.scoring import careful_rate, rows_of
 from raylla.irpo.state import Run
 from raylla.records import Phase, Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
@@ -141,10 +141,9 @@ class Learner:
         self._ask("predict_intervals", asked, then=lambda found: self._predicted(asked, found))
 
     def _predicted(self, asked: Sequence[ClickRow], found: Sequence[Prediction]) -> None:
-        """Click rates, lowered towards the low end of their interval by `irpo.risk`."""
         risk = self._run.config.irpo.risk
         for row, one in zip(asked, found, strict=True):
-            self._learned.rates[row.sample_id][row.ad_id] = one.mean - risk * (one.mean - one.low)
+            self._learned.rates[row.sample_id][row.ad_id] = careful_rate(one, risk)
 
     def _fitted(self, found: dict[str, float]) -> None:
         self._learned.fit = found
