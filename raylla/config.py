@@ -175,6 +175,14 @@ class Dpo(Section):
 class Evaluation(Section):
     """The table at the end of a run, and `raylla evaluate`."""
 
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="training seeds that `raylla evaluate CONFIG` trains"
+    )
+    variants: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="name -> overrides section.key=value: runs that it trains beside them, first seed only",
+    )
+
     queries: Positive | None = Field(None, description="test queries; none: all")
     answers: Positive = Field(4, description="answers per test query")
     bootstrap: Positive = 2000
@@ -200,6 +208,10 @@ class Evaluation(Section):
         if len(bids) < 2 or any(a >= b for a, b in pairwise(bids)):
             raise ValueError("give two or more bids in increasing order")
         return bids
+
+
+OF_A_RUN = {"queries", "answers", "bootstrap"}
+"""What of `Evaluation` decides a run's own table; the rest is `raylla evaluate`'s."""
 
 
 class Deadlines(Section):
@@ -273,7 +285,8 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray"})
+        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "evaluation"})
+        decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=OF_A_RUN)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -296,6 +309,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _set(tree, override)
     return parse(tree, str(path))
+
+
+def variant(config: Config, name: str, overrides: Sequence[str]) -> Config:
+    """``config`` under another name and with overrides of any section.
+
+    Raises:
+        ConfigError: an unknown key or an unusable value.
+    """
+    tree = config.model_dump(mode="json")
+    for override in (*overrides, f"name={name}"):
+        _set(tree, override)
+    return parse(tree, f"evaluation.variants.{name}")
 
 
 def changed(config: Config, section: str, overrides: Sequence[str]) -> Config:
