@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,6 +117,16 @@ def test_mosaic_hides_the_bids_and_takes_the_best_at_zero() -> None:
     assert ran[0].offers[0].prices["1003"] == 0
     assert (ran[0].served, ran[0].generations) == (1, CANDIDATES)
     assert ran[0].notes["effective_sample_size"] == pytest.approx(5)
+
+
+def test_other_bids_leave_mosaic_s_candidates_as_they_are() -> None:
+    asked = []
+    for bids in (BIDS, tuple(reversed(BIDS))):
+        desk, planned = Desk(), auctions(3, 4)
+        changed = [replace(one, auction=replace(one.auction, bids=bids)) for one in planned]
+        Mosaic().run(desk, changed, {"tau": 1.0, "pctr_epoch": 3, "reference": "generator"})
+        asked.append([(prompt.ads, prompt.bids, prompt.n, prompt.name) for _, prompt in desk.asked])
+    assert asked[0] == asked[1]
 
 
 def test_mosaic_at_a_high_temperature_returns_anything() -> None:
