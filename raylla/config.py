@@ -82,6 +82,9 @@ class Actors(Section):
     workers: Positive = 1
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
     gpus: Annotated[float, Field(ge=0)] = 0
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="times that workers of the group are started anew in a run, after their process died"
+    )
 
 
 class Pctr(Section):
@@ -144,6 +147,9 @@ class Irpo(Section):
     delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
     pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
     max_drop_share: Share = Field(0.05, description="a stage that drops more fails")
+    overlap: bool = Field(
+        True, description="sample, judge, learn and align as inputs arrive; false: one after another"
+    )
 
 
 class Dpo(Section):
@@ -210,8 +216,9 @@ class Evaluation(Section):
         return bids
 
 
+NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "evaluation"}
+"""Sections that decide no result of a run, but for these of the evaluation's fields:"""
 OF_A_RUN = {"queries", "answers", "bootstrap"}
-"""What of `Evaluation` decides a run's own table; the rest is `raylla evaluate`'s."""
 
 
 class Deadlines(Section):
@@ -239,6 +246,12 @@ class Wandb(Section):
     timeout: Seconds = 20
 
 
+class Bench(Section):
+    """`raylla bench`."""
+
+    repeats: Positive = Field(5, description="interleaved repeats of each comparison")
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -259,6 +272,7 @@ class Config(Section):
     deadlines: Deadlines = Deadlines()
     ray: Ray = Ray()
     wandb: Wandb = Wandb()
+    bench: Bench = Bench()
 
     @model_validator(mode="after")
     def _risk_of_predictions(self) -> Config:
@@ -285,7 +299,9 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "evaluation"})
+        decisive = self.model_dump(
+            mode="json", exclude={"wandb", "deadlines", "ray", "evaluation", "bench"}
+        )
         decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=OF_A_RUN)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -297,13 +313,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unreadable file, unknown key or unusable value; names the field.
     """
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        text = path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"config {path}: {error.strerror or error}; give the path of a YAML file"
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not YAML: {error}") from None
+    tree = _yaml(text, f"config {path}") or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings")
     for override in overrides:
@@ -311,30 +326,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(tree, str(path))
 
 
-def variant(config: Config, name: str, overrides: Sequence[str]) -> Config:
-    """``config`` under another name and with overrides of any section.
-
-    Raises:
-        ConfigError: an unknown key or an unusable value.
-    """
-    tree = config.model_dump(mode="json")
-    for override in (*overrides, f"name={name}"):
-        _set(tree, override)
-    return parse(tree, f"evaluation.variants.{name}")
-
-
-def changed(config: Config, section: str, overrides: Sequence[str]) -> Config:
-    """``config`` with overrides of one section.
+def changed(config: Config, section: str | None, overrides: Sequence[str], source: str = "--set") -> Config:
+    """``config`` with overrides of one section, or of any; ``source`` is named in errors.
 
     Raises:
         ConfigError: an override of another section, an unknown key or an unusable value.
     """
     tree = config.model_dump(mode="json")
     for override in overrides:
-        if not override.startswith(f"{section}."):
+        if section is not None and not override.startswith(f"{section}."):
             raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
         _set(tree, override)
-    return parse(tree, "--set")
+    return parse(tree, source)
 
 
 def parse(tree: dict[str, Any], source: str) -> Config:
@@ -354,10 +357,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
+    tree[last] = _yaml(value, f"--set {override!r}: the value")
+
+
+def _yaml(text: str | bytes, what: str) -> Any:
     try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise ConfigError(f"{what} is not YAML: {error}") from None
 
 
 def _explain(source: str, error: Any) -> str:

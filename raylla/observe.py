@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from raylla.config import Config
+from raylla.timeline import Timeline
 
 
 class Observer:
@@ -29,6 +30,7 @@ class Observer:
     def __init__(self, config: Config, directory: Path | None, console: Console | None = None) -> None:
         self.console = console or Console()
         self.metrics_path = directory / "metrics.jsonl" if directory else None
+        self.timeline = Timeline(directory)
         self.wall: dict[str, float] = {}
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -67,8 +69,19 @@ class Observer:
             finally:
                 self._progress, self._tasks = None, {}
         self.wall[name] = round(time.monotonic() - started, 3)
-        done = ", ".join(f"{tokens} tokens" for tokens in self._tokens.values() if tokens)
-        self.say(f"[dim]{name}: {self.wall[name]:.1f} s{', ' + done if done else ''}[/dim]")
+        tokens = sum(self._tokens.values())
+        self.say(f"[dim]{name}: {self.wall[name]:.1f} s{f', {tokens} tokens' if tokens else ''}[/dim]")
+
+    @contextmanager
+    def epoch(self, epoch: int) -> Iterator[None]:
+        """Time an epoch and say how near it came to its critical path, and which actors were idle."""
+        with self.timeline.epoch(epoch):
+            yield
+        found = self.timeline.epochs[-1]
+        wall, critical = found["wall_seconds"], found["critical_seconds"]
+        shares = ", ".join(f"{actor} {share:.0%}" for actor, share in found["idle"].items())
+        self.say(f"epoch {epoch}: {wall:.1f} s, critical path {critical:.1f} s; idle: {shares}")
+        self.metrics(epoch, {f"timeline/{key}": value for key, value in found.items() if key != "epoch"})
 
     def expect(self, kind: str, more: int) -> None:
         """Raise a bar's total."""

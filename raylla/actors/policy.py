@@ -10,13 +10,14 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from raylla.config import Deadlines, Dpo
-from raylla.errors import DeadlineError, RunError
+from raylla.errors import DeadlineError, LostError, RunError
 from raylla.policy.groups import token_group
 from raylla.policy.jobs import AlignJob, AlignResult
 
@@ -29,8 +30,8 @@ POLL = 5.0
 WATCH = 1.0
 """Seconds between two looks of a waiting driver at the run that it waits for."""
 
-LEAVE = 30.0
-"""Seconds that `stop` gives the workers to leave; a group that was never placed never does."""
+LEAVE = 10.0
+"""Seconds that `stop` gives the workers to leave; a group at work, or never placed, never does."""
 
 Turn = tuple[int, list[ray.ObjectRef]]
 """A job's number and a reference to it, unresolved: every worker fetches the job once."""
@@ -101,6 +102,27 @@ class Hub:
         return next(pending, None)
 
 
+class Alignment:
+    """One job under way."""
+
+    def __init__(self, job: AlignJob, take: Callable[[], AlignResult]) -> None:
+        self.job = job
+        self._take = take
+        self._result: AlignResult | None = None
+
+    def wait(self) -> AlignResult:
+        """The result, as soon as it is there.
+
+        Raises:
+            RunError: the training failed; names the cause.
+            DeadlineError: workers not up within ``deadlines.start``, or no result within
+                ``deadlines.align``.
+        """
+        if self._result is None:
+            self._result = self._take()
+        return self._result
+
+
 class PolicyTrainer:
     """DPO under DeepSpeed on ``dpo.workers`` Ray Train workers, or in this process without Ray.
 
@@ -127,46 +149,49 @@ class PolicyTrainer:
         self._fit = threading.Thread(target=self._run, name="policy-trainer", daemon=True)
         self._fit.start()
 
-    def align(self, job: AlignJob) -> AlignResult:
-        """Train one version and wait for it.
+    def begin(self, job: AlignJob) -> Alignment:
+        """Have one version trained, without waiting for it; in process, it is trained when waited for.
 
         Raises:
-            RunError: nothing to train on, a malformed group, or the training failed; names the cause.
-            DeadlineError: workers not up within ``deadlines.start``, or no result within
-                ``deadlines.align``.
+            RunError: nothing to train on, or a malformed group.
         """
         if not any(group.losers for group in job.groups):
             raise RunError(f"weight version {job.version}: no preference pair to train on")
         for group in job.groups:
             token_group(group)
         if self._in_process:
-            return self._align_here(job)
+            return Alignment(job, lambda: self._align_here(job))
         if self._hub is None:
             raise RunError(f"weight version {job.version}: the policy trainer was not started")
-        return self._await(job)
+        begun = time.monotonic()
+        submitted = self._hub.submit.remote([ray.put(job)])
+        return Alignment(job, lambda: self._await(job, submitted, begun))
+
+    def align(self, job: AlignJob) -> AlignResult:
+        """`begin`, then `Alignment.wait`."""
+        return self.begin(job).wait()
 
     def stop(self) -> None:
         """Send the workers home and wait for them; safe to call twice."""
         if self._fit is None:
             return
         try:
-            ray.get(self._hub.stop.remote(), timeout=self._deadlines.sync)
+            ray.get(self._hub.stop.remote(), timeout=LEAVE)
             self._fit.join(LEAVE)
             ray.kill(self._hub)
         except ray.exceptions.RayError:
             pass  # The cluster or the hub is gone, and the workers with it.
         self._hub, self._fit = None, None
 
-    def _await(self, job: AlignJob) -> AlignResult:
-        begun = time.monotonic()
+    def _await(self, job: AlignJob, submitted: Any, begun: float) -> AlignResult:
         try:
-            number = ray.get(self._hub.submit.remote([ray.put(job)]), timeout=self._deadlines.sync)
+            number = ray.get(submitted, timeout=self._deadlines.sync)
             result = self._hub.result.remote(number)
             while not ray.wait([result], timeout=WATCH)[0]:
                 self._check(job, begun)
             return ray.get(result)
         except ray.exceptions.RayError as error:
-            raise RunError(
+            raise LostError(
                 f"weight version {job.version}: the policy trainer's hub is gone: {error}"
             ) from error
 

@@ -12,14 +12,15 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from raylla.actors.spans import Span, Stamped
 from raylla.config import Actors
-from raylla.errors import DeadlineError, RayllaError, RunError
+from raylla.errors import DeadlineError, RayllaError, RunError, WorkerLostError
 
 
 class _Done:
@@ -30,6 +31,9 @@ class _Done:
 DONE: Final = _Done()
 """What `next_item` gives once for a call that has ended."""
 
+Record = Callable[[Span], None]
+"""Takes what a worker did, when a call of it has ended."""
+
 
 class Host:
     """Where a worker lives. Made empty, so that what a worker's constructor raises can be read."""
@@ -37,31 +41,38 @@ class Host:
     def __init__(self) -> None:
         self._worker: Any = None
 
-    def start(self, kind: type, args: tuple[Any, ...]) -> Iterator[None]:
+    def start(self, kind: type, args: tuple[Any, ...]) -> Iterator[Stamped]:
         """Make the worker; yields once, when it is ready."""
+        began = time.time()
         self._worker = kind(*args)
         self._worker.ready()
-        yield None
+        yield Stamped(None, began, time.time())
 
-    def run(self, method: str, *args: Any) -> Iterator[Any]:
-        """The items of one call."""
-        found = getattr(self._worker, method)(*args)
-        if isinstance(found, Iterator):
-            # Not `yield from`: Ray sends values into generators, which other iterators do not take.
-            for item in found:  # noqa: UP028
-                yield item
-        else:
-            yield found
+    def run(self, method: str, *args: Any) -> Iterator[Stamped]:
+        """The items of one call; arguments that are items of another call come without their stamps."""
+        began = time.time()
+        given = [one.item if isinstance(one, Stamped) else one for one in args]
+        found = getattr(self._worker, method)(*given)
+        for item in found if isinstance(found, Iterator) else (found,):
+            yield Stamped(item, began, time.time())
 
 
 class Call(ABC):
     """One method at work on one worker; its items are taken by `next_item`."""
 
-    def __init__(self, worker: str, method: str) -> None:
-        self.worker = worker
+    def __init__(self, pool: str, index: int, method: str, record: Record | None) -> None:
+        self.pool = pool
+        self.index = index
         self.method = method
         self.taken = 0
         self.done = False
+        self._record = record
+        self._spans: list[Span] = []
+
+    @property
+    def worker(self) -> str:
+        """What errors call the worker."""
+        return f"{self.pool}[{self.index}]"
 
     def __repr__(self) -> str:
         return f"{self.worker}.{self.method}"
@@ -74,25 +85,46 @@ class Call(ABC):
     def reference(self) -> Any:
         """The next item in a form that can be given to another `Pool.call`."""
 
+    def was(self, task: str) -> None:
+        """Say what the item just taken was work on, where the method's name does not tell."""
+        last = self._spans.pop()
+        if self._spans and self._spans[-1].task == task:
+            last = Span(self.worker, task, self._spans.pop().began, last.ended)
+        self._spans.append(Span(self.worker, task, last.began, last.ended))
+
+    def _unwrap(self, stamped: Stamped) -> Any:
+        """The item, once the time that it took is noted."""
+        self.taken += 1
+        began = self._spans[-1].ended if self._spans else stamped.began
+        if self._spans and self._spans[-1].task == self.method:
+            began = self._spans.pop().began
+        self._spans.append(Span(self.worker, self.method, began, stamped.made))
+        return stamped.item
+
+    def _end(self) -> _Done:
+        self.done = True
+        if self._record is not None:
+            for span in self._spans:
+                self._record(span)
+        return DONE
+
 
 class RayCall(Call):
     """A call whose items come through Ray's object store."""
 
-    def __init__(self, worker: str, method: str, stream: Any) -> None:
-        super().__init__(worker, method)
+    def __init__(self, pool: str, index: int, method: str, record: Record | None, stream: Any) -> None:
+        super().__init__(pool, index, method, record)
         self.stream = stream
 
     def take(self) -> Any:
         try:
-            item = ray.get(next(self.stream))
+            stamped = ray.get(next(self.stream))
         except StopIteration:
-            self.done = True
-            return DONE
+            return self._end()
         except RayError as error:
             self.done = True
             raise self._typed(error) from None
-        self.taken += 1
-        return item
+        return self._unwrap(stamped)
 
     def reference(self) -> Any:
         """An object reference: this process never holds what it refers to."""
@@ -100,8 +132,9 @@ class RayCall(Call):
         return next(self.stream)
 
     def _typed(self, error: RayError) -> RayllaError:
-        if not isinstance(error, RayTaskError):
-            return RunError(f"{self} was lost with its worker ({type(error).__name__}): {error}")
+        if not isinstance(error, RayTaskError) or isinstance(error.cause, RayError):
+            why = f"{self} was lost with its worker ({type(error).__name__}): {error}"
+            return WorkerLostError(why, self.pool, self.index)
         if isinstance(error.cause, RayllaError):
             return type(error.cause)(f"{self.worker}: {error.cause}")
         return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")
@@ -110,8 +143,16 @@ class RayCall(Call):
 class LocalCall(Call):
     """A call that runs in this process, while its items are asked for."""
 
-    def __init__(self, worker: str, method: str, items: Iterator[Any], queue: deque[LocalCall]) -> None:
-        super().__init__(worker, method)
+    def __init__(
+        self,
+        pool: str,
+        index: int,
+        method: str,
+        record: Record | None,
+        items: Iterator[Stamped],
+        queue: deque[LocalCall],
+    ) -> None:
+        super().__init__(pool, index, method, record)
         self._items = items
         self._ready: deque[Any] = deque()
         self._queue = queue
@@ -128,9 +169,7 @@ class LocalCall(Call):
         if isinstance(item, RayllaError):
             self.done = True
             raise type(item)(f"{self.worker}: {item}") from item
-        self.done = item is DONE
-        self.taken += not self.done
-        return item
+        return self._end() if item is DONE else self._unwrap(item)
 
     def reference(self) -> Any:
         """The item itself: there is no second process to keep it from."""
@@ -158,19 +197,28 @@ class Pool:
         actors: how many workers, and the CPUs and GPUs that each one reserves.
         in_process: no Ray, and no deadlines, so that one can sit on a breakpoint; what is not an
             error of raylla's own comes as it was raised.
+        record: is told the spans of every call that ends.
     """
 
     def __init__(
-        self, name: str, kind: type, args: tuple[Any, ...], actors: Actors, in_process: bool = False
+        self,
+        name: str,
+        kind: type,
+        args: tuple[Any, ...],
+        actors: Actors,
+        in_process: bool = False,
+        record: Record | None = None,
     ) -> None:
         self.name = name
         self._kind = kind
         self._args = args
         self._actors = actors
         self._in_process = in_process
+        self._record = record
         self._hosts: list[Any] = []
         self._queues: list[deque[LocalCall]] = []
         self._starting: list[Call] = []
+        self.restarts = 0
 
     @property
     def size(self) -> int:
@@ -199,7 +247,7 @@ class Pool:
             f"({self._actors.cpus:g} CPUs and {self._actors.gpus:g} GPUs each)"
         )
         try:
-            _gather(self._starting, deadline, what)
+            gather(self._starting, deadline, what)
         except RayllaError:
             self.stop()
             raise
@@ -208,6 +256,21 @@ class Pool:
         """`create`, then `wait_ready`."""
         self.create()
         self.wait_ready(deadline)
+
+    def restart(self, lost: WorkerLostError, deadline: float) -> None:
+        """Make a lost worker anew, in the state that its constructor gives it.
+
+        Raises:
+            WorkerLostError: ``lost`` itself, where the pool has made ``actors.max_restarts`` already.
+            DeadlineError: the new worker is not ready within ``deadline`` seconds.
+        """
+        if self.restarts >= self._actors.max_restarts:
+            raise lost
+        self.restarts += 1
+        ray.kill(self._hosts[lost.worker])
+        self._hosts[lost.worker] = self._actor()
+        starting = self._submit(lost.worker, "start", self._kind, self._args)
+        gather([starting], deadline, f"{starting.worker} to be ready again")
 
     def call(self, worker: int, method: str, *args: Any) -> Call:
         """Ask one worker for ``method(*args)``, without waiting; it gets the values of references."""
@@ -219,7 +282,7 @@ class Pool:
         Raises:
             DeadlineError: not all have answered within ``deadline`` seconds; names ``what``.
         """
-        return _gather([self.call(index, method, *args) for index in range(self.size)], deadline, what)
+        return gather([self.call(index, method, *args) for index in range(self.size)], deadline, what)
 
     def stop(self) -> None:
         """End all workers, whatever they are doing; does nothing where none was started."""
@@ -229,12 +292,12 @@ class Pool:
         self._hosts, self._queues, self._starting = [], [], []
 
     def _submit(self, worker: int, entry: str, *args: Any) -> Call:
-        name = f"{self.name}[{worker}]"
         method = str(args[0]) if entry == "run" else entry
         bound = getattr(self._hosts[worker], entry)
         if self._in_process:
-            return LocalCall(name, method, bound(*args), self._queues[worker])
-        return RayCall(name, method, bound.options(num_returns="streaming").remote(*args))
+            return LocalCall(self.name, worker, method, self._record, bound(*args), self._queues[worker])
+        stream = bound.options(num_returns="streaming").remote(*args)
+        return RayCall(self.name, worker, method, self._record, stream)
 
     def _actor(self) -> Any:
         threads = str(max(1, int(self._actors.cpus)))
@@ -255,7 +318,8 @@ def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, 
 
     Raises:
         DeadlineError: nothing came within ``deadline`` seconds; names ``what`` and the workers.
-        RunError: the call failed, or its worker is dead. Errors of raylla's own keep their type.
+        WorkerLostError: the call's worker is dead.
+        RunError: the call failed. Errors of raylla's own keep their type.
     """
     call = _wait(calls, deadline, what)
     return call, call.take()
@@ -289,8 +353,12 @@ def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
     return next(call for call in ordered if isinstance(call, RayCall) and call.stream is ready[0])
 
 
-def _gather(calls: Sequence[Call], deadline: float, what: str) -> list[Any]:
-    """The one item of each call; ``deadline`` seconds for all of them."""
+def gather(calls: Sequence[Call], deadline: float, what: str) -> list[Any]:
+    """The one item of each call; ``deadline`` seconds for all of them.
+
+    Raises:
+        DeadlineError: not all came in time; names ``what``.
+    """
     end = time.monotonic() + deadline
     found: dict[Call, Any] = {}
     waiting = list(calls)

@@ -24,9 +24,13 @@ class RewardWorker:
     def ready(self) -> None:
         """Returns when the encoder is loaded."""
 
-    def update(self, rows: list[ClickRow]) -> dict[str, float]:
-        """Train on one epoch's judged rows."""
-        return self._trainer.update(rows)
+    def take(self, rows: list[ClickRow]) -> None:
+        """Encode judged rows for the next update."""
+        self._trainer.take(rows)
+
+    def update(self) -> dict[str, float]:
+        """Train on all rows taken since the last update."""
+        return self._trainer.update()
 
     def predict(self, rows: list[ClickRow]) -> list[float]:
         """Click probability of each row."""

@@ -32,7 +32,8 @@ def planned(config: Config) -> dict[str, Config]:
             raise ConfigError(
                 f"evaluation.variants.{name}: the name is taken by the config's own runs; choose another"
             )
-        found[name] = settings.variant(first, name, overrides)
+        source = f"evaluation.variants.{name}"
+        found[name] = settings.changed(first, None, (*overrides, f"name={name}"), source)
     return found
 
 

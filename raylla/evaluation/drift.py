@@ -10,7 +10,6 @@ import numpy as np
 from raylla.auction import parse
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.irpo import stages
-from raylla.irpo.schedule import auctions
 from raylla.records import Prediction
 from raylla.reward import calibration, intervals
 
@@ -22,9 +21,7 @@ def told(desk: EvaluationDesk) -> Told:
     """What every pCTR model of a run predicts of every version's own test answers, and their clicks."""
     run = desk.run
     found: dict[tuple[int, int], list[tuple[Prediction, bool]]] = {}
-    for version in range(run.config.irpo.epochs + 1):
-        planned = auctions(run.config, desk.world, version + 1)
-        sampled = stages.read_sampled(run, f"epoch-{version + 1}/sample", planned)
+    for version, sampled in enumerate(stages.read_tests(run, desk.world)):
         judged = list(sampled.judged("test"))
         for epoch in range(1, run.config.irpo.epochs + 1):
             predicted = desk.predict_intervals([(one, answer.text) for one, answer, _ in judged], epoch)

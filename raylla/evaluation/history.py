@@ -10,11 +10,9 @@ import numpy as np
 from raylla.auction import parse
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.irpo import stages
-from raylla.irpo.sampling import Sampled
-from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
 from raylla.irpo.versions import committed
-from raylla.world import World, store
+from raylla.world import store
 
 
 def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -24,7 +22,7 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     version's answers, ``seconds`` those of the stages that made and tested it.
     """
     worlds = [store.load(run.path / "world") for run in runs]
-    samples = [_samples(run, world) for run, world in zip(runs, worlds, strict=True)]
+    samples = [stages.read_tests(run, world) for run, world in zip(runs, worlds, strict=True)]
     config = runs[0].config
     rows: list[dict[str, Any]] = []
     for epoch in range(config.irpo.epochs + 1):
@@ -33,7 +31,7 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
             for run, world, sampled in zip(runs, worlds, samples, strict=True)
         ]
         row = stages.version_row(tables, config.evaluation.bootstrap, config.seed)
-        reports = [run.commits.get(f"epoch-{epoch + 1}/learn") or run.commits["conclude"] for run in runs]
+        reports = [run.commits[f"epoch-{epoch + 1}/test"] for run in runs]
         rows.append(
             {"epoch": epoch, "weight_version": f"v{epoch}"}
             | row
@@ -47,7 +45,7 @@ def examples(desk: EvaluationDesk) -> list[dict[str, Any]]:
     """The same test auctions before the first epoch and after the last, with what the last pCTR model
     predicts of each ad that is placed after."""
     run, world = desk.run, desk.world
-    sampled = _samples(run, world)
+    sampled = stages.read_tests(run, world)
     found = stages.examples(world, sampled[0], sampled[-1])
     planned = {answer.text: one for one, answer in sampled[-1].of("test")}
     after = [(planned[one["after"]], one["after"]) for one in found]
@@ -74,19 +72,13 @@ def provenance(run: Run) -> dict[str, Any]:
     }
 
 
-def _samples(run: Run, world: World) -> list[Sampled]:
-    return [
-        stages.read_sampled(run, f"epoch-{epoch}/sample", auctions(run.config, world, epoch)).tests()
-        for epoch in range(1, run.config.irpo.epochs + 2)
-    ]
-
-
 def _seconds(run: Run, epoch: int) -> dict[str, float]:
     """Wall seconds of an epoch's stages: those that made v ``epoch``, and the sampling under it."""
     names = {
         "sample": f"epoch-{epoch + 1}/sample",
         "learn": f"epoch-{epoch}/learn",
         "align": f"epoch-{epoch}/align",
+        "test": f"epoch-{epoch + 1}/test",
     }
     return {
         name: run.commits[stage]["wall_seconds"] for name, stage in names.items() if stage in run.commits

@@ -130,7 +130,7 @@ def _ablations(found: Found) -> Table:
 def _epochs(found: Found) -> Table:
     keys = ("revenue", "reward", "revenue_click_model", "ads_per_answer", "format_error_rate", "click_rate")
     told = ("auc", "calibration_error", "coverage")
-    stages = ("sample", "learn", "align")
+    stages = ("sample", "learn", "align", "test")
     rows = [
         [
             row["weight_version"],

@@ -7,7 +7,7 @@ from typing import Any
 
 from raylla.actors.judge import JudgeWorker
 from raylla.actors.policy import PolicyTrainer
-from raylla.actors.pool import Pool
+from raylla.actors.pool import Call, Pool, Record, gather
 from raylla.actors.reward import RewardWorker
 from raylla.actors.rollout import RolloutWorker
 from raylla.actors.weights import WeightStore, roll_out
@@ -20,7 +20,9 @@ from raylla.records import WeightVersion
 class Crew:
     """Rollout, judge and reward actors, the weight store and the DPO trainer of one run."""
 
-    def __init__(self, config: Config, storage: Path, version: WeightVersion) -> None:
+    def __init__(
+        self, config: Config, storage: Path, version: WeightVersion, record: Record | None = None
+    ) -> None:
         here = config.ray.in_process
         judge_model = resolve(config.user_llm.path, "user_llm.path")
         encoder = resolve(config.pctr.encoder, "pctr.encoder")
@@ -32,6 +34,7 @@ class Crew:
             (version.path, config.ad_llm.sampling, config.engine, config.seed, version.name),
             config.rollout,
             here,
+            record,
         )
         self.judges = Pool(
             "judge",
@@ -39,6 +42,7 @@ class Crew:
             (judge_model, config.user_llm.sampling, config.engine, config.seed),
             config.judge,
             here,
+            record,
         )
         self.reward = Pool(
             "reward-trainer",
@@ -46,6 +50,7 @@ class Crew:
             (encoder, config.pctr, config.seed),
             config.reward_trainer,
             here,
+            record,
         )
         self.store = Pool("weight-store", WeightStore, (), Actors(workers=1, cpus=0), here)
         self.policy = PolicyTrainer(config.dpo, config.seed, here, storage / "trainer", config.deadlines)
@@ -71,8 +76,12 @@ class Crew:
 
     def ask_reward(self, method: str, *args: Any) -> Any:
         """One call of the reward trainer, within ``deadlines.reward``."""
-        what = f"the reward trainer's {method}"
-        return self.reward.broadcast(method, *args, deadline=self.config.deadlines.reward, what=what)[0]
+        return self.reward_answer(self.reward.call(0, method, *args))
+
+    def reward_answer(self, call: Call) -> Any:
+        """What a call of the reward trainer returned, within ``deadlines.reward``."""
+        what = f"the reward trainer's {call.method}"
+        return gather([call], self.config.deadlines.reward, what)[0]
 
     def stop(self) -> None:
         """Stop everything; safe to call twice."""

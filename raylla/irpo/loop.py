@@ -3,10 +3,12 @@
     for each epoch t:   sample   π_{t-1} answers; the judge clicks or not      (phases 1 and 2)
                         learn    the pCTR model on the clicks; score phase 2; winners and losers
                         align    π_{t-1} -> π_t by DPO on the preference groups
+                        test     π_{t-1}, while π_t is trained
                         deploy   π_t to every rollout engine
     test                π_T
 
-Each stage is committed before the next begins; a resumed run skips what is committed.
+Work begins when its inputs are there, in whatever stage that is (`irpo.overlap`); the records of the
+stages are committed in order, and a resumed run skips what is committed.
 """
 
 from __future__ import annotations
@@ -15,11 +17,16 @@ from typing import Any
 
 from raylla import models
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.irpo import stages, versions
+from raylla.irpo import asking, stages, versions
 from raylla.irpo.crew import Crew
+from raylla.irpo.learning import Learner
+from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
+from raylla.irpo.versions import Version
 from raylla.observe import Observer
+from raylla.stop import heeded
+from raylla.world import World
 
 
 def train(run: Run, watch: Observer) -> dict[str, Any]:
@@ -30,32 +37,42 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
     """
     config = run.config
     models.check(config)
-    draft = stages.draft_world(run)
+    draft = asking.draft_world(run)
     connect(config)
     crew = None
     try:
         check_placement(config)
         version, probe = versions.committed(run)[-1]
-        crew = Crew(config, run.path, version)
-        with watch.stage("start engines"):
+        crew = Crew(config, run.path, version, watch.timeline.add)
+        with watch.stage("start engines"), heeded("the start of the engines"):
             crew.start()
-        world = stages.ask_queries(run, crew, watch, draft)
+        world = asking.ask_queries(run, crew, watch, draft)
         if probe is not None:
-            crew.refresh(version, probe)
-        samples = []
-        for epoch in range(1, config.irpo.epochs + 1):
-            sampled = stages.sample(run, crew, watch, world, epoch, auctions(config, world, epoch))
-            samples.append(sampled.tests())
-            if epoch <= version.epoch:
-                continue
-            groups = stages.learn(run, crew, watch, world, epoch, sampled)
-            version, probe = stages.align(run, crew, watch, epoch, version, groups, sampled)
-            crew.refresh(version, probe)
+            with heeded(f"the refresh to {version.name}"):
+                crew.refresh(version, probe)
+        for epoch in range(version.epoch + 1, config.irpo.epochs + 1):
+            with watch.epoch(epoch):
+                version, probe = _epoch(run, crew, watch, world, epoch)
+                with heeded(f"the refresh to {version.name}"):
+                    crew.refresh(version, probe)
         last = config.irpo.epochs + 1
-        samples.append(stages.sample(run, crew, watch, world, last, auctions(config, world, last)))
-        return stages.conclude(run, crew, watch, world, samples)
+        tested = Stream(config, world, crew, watch, auctions(config, world, last))
+        stages.test(run, crew, watch, world, last, tested)
+        return stages.conclude(run, watch, world)
     finally:
         if crew is not None:
             crew.stop()
         disconnect(config)
         watch.close()
+
+
+def _epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -> Version:
+    """π_{t-1} -> π_t."""
+    planned = auctions(run.config, world, epoch)
+    stream = Stream(run.config, world, crew, watch, stages.unanswered(run, epoch, planned))
+    learner = Learner(run, crew, world, epoch, planned)
+    sampled = stages.sample(run, watch, epoch, planned, stream, learner)
+    groups = stages.learn(run, watch, epoch, sampled, learner)
+    alignment = stages.begin_align(run, crew, epoch, groups, sampled)
+    stages.test(run, crew, watch, world, epoch, stream)
+    return stages.align(run, watch, epoch, crew.version, alignment)

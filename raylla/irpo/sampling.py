@@ -2,14 +2,19 @@
 
 Each rollout worker gets its share of all requests at once, in the order in which they are
 needed: phase 1, phase 2, test.  The judge starts on the first finished answer and takes what
-has gathered whenever it is free; nothing else waits for it.
+has gathered whenever it is free; nothing else waits for it.  `Stream.until` hands control back as
+soon as the phases that somebody waits for are whole, while the later ones go on.
+
+Without ``irpo.overlap`` each phase is asked for when it is waited for, and its answers go to the
+judge when all of them are there: the order of Algorithm 1 as written.  Samples, seeds and judgements
+are the same either way.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from raylla.actors.judge import JudgeItem, Judgement
@@ -28,9 +33,10 @@ JUDGE_BATCH = 128
 
 @dataclass(slots=True)
 class Sampled:
-    """What one sampling stage brought in. Answers are in the order of the plan."""
+    """What some phases of one weight version brought in. Answers are in the order of the plan."""
 
     plan: dict[str, Planned]
+    version: str
     answers: list[Answer] = field(default_factory=list)
     clicks: dict[str, dict[str, bool]] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -48,13 +54,15 @@ class Sampled:
             if answer.sample_id in self.clicks:
                 yield planned, answer, self.clicks[answer.sample_id]
 
-    def tests(self) -> Sampled:
-        """The test answers alone: all that the table at the end needs."""
-        plan = {name: planned for name, planned in self.plan.items() if planned.phase == "test"}
-        answers = [answer for _, answer in self.of("test")]
-        names = {answer.sample_id for answer in answers}
-        clicks = {name: ads for name, ads in self.clicks.items() if name in names}
-        return Sampled(plan, answers, clicks)
+    def whole(self, auction_id: str) -> bool:
+        """Whether an auction's answers are there and judged: of a finished stage all are."""
+        return auction_id in self.plan
+
+    def part(self, auctions: Sequence[Planned]) -> Sampled:
+        """What there is of these auctions."""
+        plan = {planned.auction.id: planned for planned in auctions}
+        answers = [answer for answer in self.answers if answer.auction_id in plan]
+        return Sampled(plan, self.version, answers, self.clicks)
 
     def click_records(self) -> list[Click]:
         """All judgements, flat."""
@@ -75,78 +83,144 @@ def seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
-def sample_answers(
-    config: Config, world: World, crew: Crew, watch: Observer, planned: Sequence[Planned], version: str
-) -> Sampled:
-    """Answer every planned auction with weights ``version``; judge phases "reward" and "test", and
-    "preference", several times, where the judge is the reward.
-
-    Raises:
-        BudgetError: more than ``irpo.max_drop_share`` of the answers or judgements were lost.
-        DeadlineError: no sample finished for ``deadlines.sample`` seconds.
-    """
-    stage = _Stage(config, world, watch, version, {item.auction.id: item for item in planned})
-    rollouts = _start_rollouts(config, crew, planned, version)
-    judges: dict[Call, int] = {}
-    free = deque(range(crew.judges.size))
-    while rollouts or judges or stage.queue:
-        while stage.queue and free:
-            batch = [stage.queue.popleft() for _ in range(min(JUDGE_BATCH, len(stage.queue)))]
-            worker = free.popleft()
-            judges[crew.judges.call(worker, "judge", batch)] = worker
-        call, item = next_item(
-            [*rollouts, *judges], config.deadlines.sample, f"the next answer or judgement under {version}"
-        )
-        if item is DONE:
-            if call in judges:
-                free.append(judges.pop(call))
-            else:
-                rollouts.remove(call)
-        elif isinstance(item, Generated):
-            stage.take_answers(item)
-        else:
-            stage.take_judgement(item)
-    return stage.finish()
-
-
-def _start_rollouts(config: Config, crew: Crew, planned: Sequence[Planned], version: str) -> list[Call]:
-    requests = [
-        Request(
-            item.auction.id,
-            prompts.answer(config.ad_llm.prompt, item.query, item.profile, item.ads, item.auction.bids),
-            item.n,
-            seed_of(config.seed, f"{version}/{item.auction.id}"),
-        )
-        for item in planned
-    ]
-    size = crew.rollouts.size
-    return [
-        crew.rollouts.call(worker, "generate", requests[worker::size], version) for worker in range(size)
-    ]
-
-
-class _Stage:
-    """What has come in so far, and what still has to go to the judge."""
+class Stream:
+    """What the live weights answer to the ``planned`` auctions of an epoch, as it comes in."""
 
     def __init__(
-        self, config: Config, world: World, watch: Observer, version: str, planned: Mapping[str, Planned]
+        self,
+        config: Config,
+        world: World,
+        crew: Crew,
+        watch: Observer,
+        planned: Sequence[Planned],
     ) -> None:
-        self.config = config
-        self.catalogue = world.ad_ids
-        self.watch = watch
-        self.version = version
-        self.queue: deque[JudgeItem] = deque()
-        self.result = Sampled(dict(planned))
-        self.judgements = 0
+        self.version = crew.version.name
+        self.plan = {item.auction.id: item for item in planned}
+        self._config = config
+        self._catalogue = world.ad_ids
+        self._crew = crew
+        self._watch = watch
+        self._waves = _waves(planned, config.irpo.overlap)
+        self._rollouts: list[Call] = []
+        self._judges: dict[Call, int] = {}
+        self._free = deque(range(crew.judges.size))
+        self._queue: dict[Phase, deque[JudgeItem]] = {
+            phase: deque() for phase in dict.fromkeys(item.phase for item in planned)
+        }
+        self._read: dict[str, tuple[Planned, list[str]]] = {}
+        self._answers: dict[str, list[Answer]] = {}
+        self._clicks: dict[str, dict[str, dict[str, bool]]] = {name: {} for name in self.plan}
+        self._open = dict.fromkeys(self.plan, 1)
+        self._left = Counter(item.phase for item in planned)
+        self._judged: Counter[Phase] = Counter()
+        self._dropped: dict[Phase, Counter[str]] = {phase: Counter() for phase in self._left}
 
-    def take_answers(self, generated: Generated) -> None:
-        """Keep the answers of one request, and queue those that the judge has to read."""
-        planned = self.result.plan[generated.request_id]
-        if generated.error is not None:
-            self.result.dropped["answer"] += planned.n
+    def until(self, phases: Sequence[Phase], then: Callable[[], None] = lambda: None) -> None:
+        """Take what comes in until every auction of ``phases`` is whole; ``then`` runs after each item.
+
+        Raises:
+            DeadlineError: nothing came in for ``deadlines.sample`` seconds.
+        """
+        what = f"the next answer or judgement under {self.version}"
+        while self._wanted(phases):
+            self._ask()
+            self._feed()
+            calls = [*self._rollouts, *self._judges]
+            self._take(*next_item(calls, self._config.deadlines.sample, what))
+            then()
+
+    def due(self, phase: Phase) -> int:
+        """Answers of a phase that are still to come."""
+        asked = (one for one in self.plan.values() if one.phase == phase)
+        return sum(one.n for one in asked if one.auction.id not in self._answers)
+
+    def whole(self, auction_id: str) -> bool:
+        """Whether an auction's answers are there and judged."""
+        return self._open[auction_id] == 0
+
+    def part(self, auctions: Sequence[Planned]) -> Sampled:
+        """What has come in of these auctions, in this order."""
+        found = Sampled({planned.auction.id: planned for planned in auctions}, self.version)
+        for name in found.plan:
+            found.answers += self._answers.get(name, [])
+            found.clicks.update(sorted(self._clicks[name].items()))
+        return found
+
+    def result(self, *phases: Phase) -> Sampled:
+        """Everything of these phases, and the drop budget enforced.
+
+        Raises:
+            BudgetError: more than ``irpo.max_drop_share`` of the answers or judgements were lost.
+        """
+        found = self.part([planned for planned in self.plan.values() if planned.phase in phases])
+        for phase in phases:
+            found.dropped.update(self._dropped.get(phase, {}))
+        asked = sum(planned.n for planned in found.plan.values())
+        share = self._config.irpo.max_drop_share
+        for kind, total in (
+            ("answer", asked),
+            ("judgement", sum(self._judged[phase] for phase in phases)),
+        ):
+            lost = found.dropped[kind]
+            if lost > share * total:
+                raise BudgetError(
+                    f"{lost} of {total} {kind}s under {self.version} were dropped, more than "
+                    f"irpo.max_drop_share={share} allows; see the engine's and judge's output"
+                )
+        return found
+
+    def _wanted(self, phases: Sequence[Phase]) -> bool:
+        if any(self._left.values()):
+            return any(self._left[phase] for phase in phases)
+        return bool(self._rollouts or self._judges)  # their ends are still to be taken
+
+    def _ask(self) -> None:
+        """Hand the next wave to the rollout workers, once the one before it is answered and judged."""
+        if not self._waves or self._rollouts or self._judges or any(self._queue.values()):
             return
-        for draw, completion in enumerate(generated.completions):
-            answer = Answer(
+        config, size = self._config, self._crew.rollouts.size
+        requests = [
+            Request(
+                item.auction.id,
+                prompts.answer(config.ad_llm.prompt, item.query, item.profile, item.ads, item.auction.bids),
+                item.n,
+                seed_of(config.seed, f"{self.version}/{item.auction.id}"),
+            )
+            for item in self._waves.popleft()
+        ]
+        self._rollouts = [
+            self._crew.rollouts.call(worker, "generate", requests[worker::size], self.version)
+            for worker in range(size)
+        ]
+
+    def _feed(self) -> None:
+        """Give free judges what has gathered, of the phase that is needed first."""
+        if self._rollouts and not self._config.irpo.overlap:
+            return
+        while self._free and any(self._queue.values()):
+            queue = next(queue for queue in self._queue.values() if queue)
+            batch = [queue.popleft() for _ in range(min(JUDGE_BATCH, len(queue)))]
+            worker = self._free.popleft()
+            self._judges[self._crew.judges.call(worker, "judge", batch)] = worker
+
+    def _take(self, call: Call, item: object) -> None:
+        if isinstance(item, Generated):
+            self._take_answers(call, item)
+        elif isinstance(item, Judgement):
+            self._take_judgement(call, item)
+        elif item is DONE and call in self._judges:
+            self._free.append(self._judges.pop(call))
+        elif item is DONE:
+            self._rollouts.remove(call)
+
+    def _take_answers(self, call: Call, generated: Generated) -> None:
+        """Keep the answers to one request, and queue those that the judge has to read."""
+        planned = self.plan[generated.request_id]
+        call.was(planned.phase)
+        if generated.error is not None:
+            self._dropped[planned.phase]["answer"] += planned.n
+        answers = [
+            Answer(
                 bids.sample_id(planned.auction.id, draw),
                 planned.auction.id,
                 draw,
@@ -156,48 +230,73 @@ class _Stage:
                 completion.token_ids,
                 completion.logprob,
             )
-            self.result.answers.append(answer)
-            if planned.phase != "preference":
-                self._submit(planned, answer, answer.sample_id)
-            elif self.config.irpo.reward == "judge":
-                for name in readings(answer.sample_id, self.config.irpo.judgements):
-                    self._submit(planned, answer, name)
+            for draw, completion in enumerate(generated.completions)
+        ]
+        self._answers[planned.auction.id] = answers
+        self._submit(planned, answers)
+        self._settle(planned)
         tokens = sum(len(completion.token_ids) for completion in generated.completions)
-        self.watch.advance("answers", len(generated.completions), tokens)
+        self._watch.advance(planned.phase, len(answers), tokens)
 
-    def _submit(self, planned: Planned, answer: Answer, name: str) -> None:
-        parsed = parse(answer.text, planned.ads, self.catalogue)
+    def _submit(self, planned: Planned, answers: Sequence[Answer]) -> None:
+        """Queue each distinct text once: what the judge says of it holds for all draws of it.
+
+        Each draw's click keeps its own chance, so that nothing is biased; draws of one text are no
+        longer independent, and the first one's name gives the judge's seed.
+        """
+        alike: dict[str, list[str]] = {}
+        for answer in answers:
+            alike.setdefault(answer.text, []).append(answer.sample_id)
+        for text, names in alike.items():
+            for same in zip(*(self._readings(planned.phase, name) for name in names), strict=True):
+                self._queue_reading(planned, text, list(same))
+
+    def _readings(self, phase: Phase, sample_id: str) -> list[str]:
+        """Names of the judgements that an answer needs."""
+        if phase != "preference":
+            return [sample_id]
+        if self._config.irpo.reward == "judge":
+            return readings(sample_id, self._config.irpo.judgements)
+        return []
+
+    def _queue_reading(self, planned: Planned, text: str, names: list[str]) -> None:
+        parsed = parse(text, planned.ads, self._catalogue)
         if not parsed.placements:
-            self.result.clicks[name] = {}
+            self._clicks[planned.auction.id].update((name, {}) for name in names)
             return
         by_id = {ad.id: ad for ad in planned.ads}
         shown = [by_id[ad_id] for ad_id in parsed.ad_ids]
-        form = self.config.user_llm.prompt
-        messages = prompts.judge(form, planned.query, planned.profile, answer.text, shown)
-        seed = seed_of(self.config.seed, f"judge/{self.version}/{name}")
-        self.queue.append(JudgeItem(name, messages, parsed.ad_ids, seed))
-        self.watch.expect("judgements", 1)
+        form = self._config.user_llm.prompt
+        messages = prompts.judge(form, planned.query, planned.profile, text, shown)
+        seed = seed_of(self._config.seed, f"judge/{self.version}/{names[0]}")
+        self._queue[planned.phase].append(JudgeItem(names[0], messages, parsed.ad_ids, seed))
+        self._read[names[0]] = (planned, names)
+        self._open[planned.auction.id] += 1
+        self._watch.expect("judgements", 1)
 
-    def take_judgement(self, judgement: Judgement) -> None:
+    def _take_judgement(self, call: Call, judgement: Judgement) -> None:
         """Keep one judgement; an unparseable one is dropped and counted."""
-        self.judgements += 1
+        planned, names = self._read.pop(judgement.sample_id)
+        call.was(planned.phase)
+        self._judged[planned.phase] += len(names)
         if judgement.clicks is None:
-            self.result.dropped["judgement"] += 1
+            self._dropped[planned.phase]["judgement"] += len(names)
         else:
-            self.result.clicks[judgement.sample_id] = judgement.clicks
-        self.watch.advance("judgements", 1, 0)
+            self._clicks[planned.auction.id].update((name, judgement.clicks) for name in names)
+        self._settle(planned)
+        self._watch.advance("judgements", 1, 0)
 
-    def finish(self) -> Sampled:
-        """Answers in the order of the plan, and the drop budget enforced."""
-        order = {name: place for place, name in enumerate(self.result.plan)}
-        self.result.answers.sort(key=lambda answer: (order[answer.auction_id], answer.draw))
-        asked = sum(planned.n for planned in self.result.plan.values())
-        for kind, total in (("answer", asked), ("judgement", self.judgements)):
-            lost = self.result.dropped[kind]
-            if lost > self.config.irpo.max_drop_share * total:
-                raise BudgetError(
-                    f"{lost} of {total} {kind}s under {self.version} were dropped, more than "
-                    f"irpo.max_drop_share={self.config.irpo.max_drop_share} allows; "
-                    "see the engine's and judge's output"
-                )
-        return self.result
+    def _settle(self, planned: Planned) -> None:
+        self._open[planned.auction.id] -= 1
+        if self.whole(planned.auction.id):
+            self._left[planned.phase] -= 1
+
+
+def _waves(planned: Sequence[Planned], overlap: bool) -> deque[list[Planned]]:
+    """The auctions that are asked for together: all of them, or one phase after another."""
+    if overlap:
+        return deque([list(planned)] if planned else [])
+    waves: dict[Phase, list[Planned]] = {}
+    for one in planned:
+        waves.setdefault(one.phase, []).append(one)
+    return deque(waves.values())

@@ -1,11 +1,8 @@
-"""What the reward model is trained on, and the reward of every phase-2 answer."""
+"""Judged impressions as rows of the reward model, and the reward of every phase-2 answer."""
 
 from __future__ import annotations
 
-import random
-
 from raylla.auction import parse, reward
-from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled, readings
 from raylla.irpo.state import Run
 from raylla.records import Phase, Reward
@@ -27,35 +24,6 @@ def rows_of(world: World, sampled: Sampled, phase: Phase) -> list[ClickRow]:
             world.ad_by_id,
             clicked,
         )
-    return found
-
-
-def click_rows(run: Run, world: World, sampled: Sampled) -> tuple[list[ClickRow], list[ClickRow]]:
-    """Phase-1 clicks for training, and those of held-out auctions."""
-    every = rows_of(world, sampled, "reward")
-    auctions = sorted({row.sample_id.rpartition("/")[0] for row in every})
-    count = int(len(auctions) * run.config.irpo.pctr_holdout)
-    held = set(random.Random(f"{run.config.seed}/holdout").sample(auctions, count))
-    kept: tuple[list[ClickRow], list[ClickRow]] = ([], [])
-    for row in every:
-        kept[row.sample_id.rpartition("/")[0] in held].append(row)
-    return kept
-
-
-def predicted_rates(run: Run, crew: Crew, world: World, sampled: Sampled) -> dict[str, dict[str, float]]:
-    """Click probability of each ad of every phase-2 answer under the updated pCTR model, lowered
-    towards the low end of its interval by `irpo.risk`."""
-    asked: list[ClickRow] = []
-    found: dict[str, dict[str, float]] = {}
-    for planned, answer in sampled.of("preference"):
-        placed = parse(answer.text, planned.ads).placements
-        found[answer.sample_id] = {}
-        asked += rows(
-            answer.sample_id, planned.query, planned.profile, answer.text, placed, world.ad_by_id, None
-        )
-    risk = run.config.irpo.risk
-    for row, one in zip(asked, crew.ask_reward("predict_intervals", asked), strict=True):
-        found[row.sample_id][row.ad_id] = one.mean - risk * (one.mean - one.low)
     return found
 
 

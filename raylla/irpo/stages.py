@@ -4,166 +4,152 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from raylla.actors.pool import DONE, next_item
+from raylla.actors.policy import Alignment
+from raylla.actors.spans import Span
 from raylla.auction import parse
 from raylla.auction.checks import Array
-from raylla.engines.protocol import Generated, Probe, Request
-from raylla.errors import RunError, WorldError
+from raylla.engines.protocol import Probe
+from raylla.errors import RunError
 from raylla.evaluation.table import Outcome, figures, per_query
 from raylla.irpo.crew import Crew
+from raylla.irpo.learning import Learner
 from raylla.irpo.preference import group
-from raylla.irpo.sampling import Sampled, sample_answers, seed_of
-from raylla.irpo.scoring import click_rows, judged_rates, predicted_rates, rows_of, score
+from raylla.irpo.sampling import Sampled, Stream, seed_of
+from raylla.irpo.schedule import auctions
+from raylla.irpo.scoring import judged_rates, rows_of, score
 from raylla.irpo.state import Run, load_records, package_versions, save_records, write_json, write_text
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
-from raylla.records import Answer, Auction, Click, Planned, PreferenceGroup, Reward, WeightVersion
-from raylla.world import World, build, clicks, prompts, store
+from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
+from raylla.stop import heeded
+from raylla.timeline import TRAINER
+from raylla.world import World, clicks, prompts
+
+TRAINING: tuple[Phase, ...] = ("reward", "preference")
 
 
-def draft_world(run: Run) -> World:
-    """The run's world; before its queries are asked, the imported or synthetic one without them.
-
-    Raises:
-        WorldError: the world is unusable; names the file, the field and the value.
-    """
-    config, directory = run.config, run.path / "world"
-    if run.committed("world") is not None:
-        return store.load(directory)
-    if config.world.path is not None:
-        count = config.world.profiles * config.world.queries_per_profile
-        world = build.sample(store.load(config.world.path), count, config.seed)
-        store.check(world)
-        return world
-    return build.synthetic(config.world, config.seed)
-
-
-def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
-    """Have the User-LLM ask every user's queries, once; they are fixed from then on."""
-    if run.committed("world") is not None:
-        return draft
-    world, wall = draft, 0.0
-    if not draft.queries:
-        total = run.config.world.queries_per_profile * len(draft.profiles)
-        with watch.stage("ask queries", queries=total):
-            world = _asked(run, crew, watch, draft)
-        wall = watch.wall["ask queries"]
-    store.check(world)
-    store.save(world, run.path / "world")
-    run.commit(
-        "world",
-        [query.id for query in world.queries],
-        {"wall_seconds": wall, "queries": len(world.queries)},
-    )
-    return world
-
-
-def _asked(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
-    config = run.config
-    requests = [
-        Request(
-            user.id,
-            prompts.ask(config.user_llm.prompt, user),
-            config.world.queries_per_profile,
-            seed_of(config.seed, f"ask/{user.id}"),
-        )
-        for user in draft.profiles
+def unanswered(run: Run, epoch: int, planned: Sequence[Planned]) -> list[Planned]:
+    """The auctions of an epoch whose answers are not committed yet."""
+    done = [
+        phase
+        for stage, phases in (("sample", TRAINING), ("test", ("test",)))
+        if run.committed(f"epoch-{epoch}/{stage}") is not None
+        for phase in phases
     ]
-    size = crew.judges.size
-    calls = [crew.judges.call(worker, "ask", requests[worker::size]) for worker in range(size)]
-    texts: dict[str, Generated] = {}
-    while calls:
-        call, item = next_item(calls, config.deadlines.sample, "the next query of the User-LLM")
-        if item is DONE:
-            calls.remove(call)
-        else:
-            texts[item.request_id] = item
-            watch.advance("queries", len(item.completions), 0)
-    splits = build.split(draft.profiles, config.world.test_share, config.seed)
-    queries = []
-    for user in draft.profiles:
-        for place, completion in enumerate(texts[user.id].completions):
-            asked = build.query_from_text(user, place, completion.text, splits[user.id])
-            if asked is not None and completion.finished:
-                queries.append(asked)
-    if not queries:
-        raise WorldError("the User-LLM asked no usable query; check user_llm.path and user_llm.prompt")
-    return replace(draft, queries=tuple(queries))
+    return [one for one in planned if one.phase not in done]
 
 
 def sample(
-    run: Run, crew: Crew, watch: Observer, world: World, epoch: int, planned: Sequence[Planned]
+    run: Run,
+    watch: Observer,
+    epoch: int,
+    planned: Sequence[Planned],
+    stream: Stream,
+    learner: Learner,
 ) -> Sampled:
-    """Answers and judgements of the current weights. Epoch T+1 is the test of the last weights."""
+    """Phases 1 and 2: answers of the current weights, and judgements. The learner gets what is whole."""
     stage = f"epoch-{epoch}/sample"
-    directory = run.records(stage)
     if run.committed(stage) is not None:
-        return read_sampled(run, stage, planned)
-    version = crew.version.name
-    total = sum(item.n for item in planned)
-    with watch.stage(f"epoch {epoch}: sample", answers=total, judgements=0):
-        sampled = sample_answers(run.config, world, crew, watch, planned, version)
-    run.fresh(directory)
-    save_records(directory / "auctions.parquet", [item.auction for item in planned], Auction)
-    save_records(directory / "answers.parquet", sampled.answers, Answer)
-    save_records(directory / "clicks.parquet", sampled.click_records(), Click)
-    write_text(directory / "judged.json", json.dumps(sorted(sampled.clicks)))
-    report = {
-        "weight_version": version,
-        "wall_seconds": watch.wall[f"epoch {epoch}: sample"],
-        "samples": {phase: sum(1 for _ in sampled.of(phase)) for phase in ("reward", "preference", "test")}
-        | {"judgement": len(sampled.clicks)},
-        "dropped": {"answer": sampled.dropped["answer"], "judgement": sampled.dropped["judgement"]},
-    }
-    run.commit(stage, [answer.sample_id for answer in sampled.answers], report)
-    watch.metrics(epoch - 1, {f"sample/{key}": value for key, value in report.items()})
+        return read_sampled(run, stage, [one for one in planned if one.phase in TRAINING])
+    due = {phase: stream.due(phase) for phase in TRAINING}
+    with watch.stage(f"epoch {epoch}: sample", **due, judgements=0), heeded(stage):
+        if run.config.irpo.overlap:
+            stream.until(TRAINING, lambda: learner.advance(stream))
+        else:
+            for phase in TRAINING:
+                stream.until([phase])
+                learner.advance(stream)
+                learner.settle()
+    sampled = stream.result(*TRAINING)
+    _commit_sampled(run, watch, epoch, stage, sampled, {})
     return sampled
 
 
+def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream: Stream) -> None:
+    """The test auctions under the same weights, which nothing else of the epoch waits for.
+
+    Their clicks are predicted by the epoch's pCTR model, those of the last weights by the last one.
+    """
+    stage = f"epoch-{epoch}/test"
+    if run.committed(stage) is not None:
+        return
+    with watch.stage(f"epoch {epoch}: test", test=stream.due("test"), judgements=0), heeded(stage):
+        stream.until(["test"])
+        sampled = stream.result("test")
+        model = f"epoch-{min(epoch, run.config.irpo.epochs)}"
+        crew.ask_reward("load", run.path / "reward" / model)
+        predicted = crew.ask_reward("evaluate", rows_of(world, sampled, "test"))
+    _commit_sampled(run, watch, epoch, stage, sampled, {"pctr": predicted})
+
+
+def _commit_sampled(
+    run: Run, watch: Observer, epoch: int, stage: str, sampled: Sampled, found: dict[str, Any]
+) -> None:
+    directory = run.fresh(run.records(stage))
+    held = [planned.auction for planned in sampled.plan.values()]
+    save_records(directory / "auctions.parquet", held, Auction)
+    save_records(directory / "answers.parquet", sampled.answers, Answer)
+    save_records(directory / "clicks.parquet", sampled.click_records(), Click)
+    write_text(directory / "judged.json", json.dumps(sorted(sampled.clicks)))
+    phases = {planned.phase for planned in sampled.plan.values()}
+    name = stage.rpartition("/")[2]
+    report = {
+        "weight_version": sampled.version,
+        "wall_seconds": watch.wall[f"epoch {epoch}: {name}"],
+        "samples": {phase: sum(1 for _ in sampled.of(phase)) for phase in sorted(phases)}
+        | {"judgement": len(sampled.clicks)},
+        "dropped": {"answer": sampled.dropped["answer"], "judgement": sampled.dropped["judgement"]},
+        **found,
+    }
+    run.commit(stage, [answer.sample_id for answer in sampled.answers], report)
+    watch.metrics(epoch - 1, {f"{name}/{key}": value for key, value in report.items()})
+
+
 def read_sampled(run: Run, stage: str, planned: Sequence[Planned]) -> Sampled:
-    """What a committed sampling stage brought in."""
+    """What a committed sampling stage brought in of the ``planned`` auctions."""
     directory = run.records(stage)
-    sampled = Sampled({item.auction.id: item for item in planned})
-    sampled.answers = load_records(directory / "answers.parquet", Answer)
+    plan = {item.auction.id: item for item in planned}
+    report = run.committed(stage) or {}
+    sampled = Sampled(plan, report["weight_version"])
+    answers = load_records(directory / "answers.parquet", Answer)
+    sampled.answers = [answer for answer in answers if answer.auction_id in plan]
     sampled.clicks = {name: {} for name in json.loads((directory / "judged.json").read_text())}
     for click in load_records(directory / "clicks.parquet", Click):
         sampled.clicks[click.sample_id][click.ad_id] = click.clicked
     return sampled
 
 
+def read_tests(run: Run, world: World) -> list[Sampled]:
+    """The judged test answers of every weight version, the base model's first."""
+    return [
+        read_sampled(run, f"epoch-{epoch}/test", auctions(run.config, world, epoch))
+        for epoch in range(1, run.config.irpo.epochs + 2)
+    ]
+
+
 def learn(
-    run: Run, crew: Crew, watch: Observer, world: World, epoch: int, sampled: Sampled
+    run: Run, watch: Observer, epoch: int, sampled: Sampled, learner: Learner
 ) -> list[PreferenceGroup]:
     """Phase 1: update the pCTR model on the clicks. Phase 2: score, then winners and losers."""
     stage = f"epoch-{epoch}/learn"
-    directory, state = run.records(stage), run.path / "reward" / f"epoch-{epoch}"
+    directory = run.records(stage)
     if run.committed(stage) is not None:
         return _read_groups(run, stage, sampled)
-    with watch.stage(f"epoch {epoch}: learn"):
-        if epoch > 1:
-            crew.ask_reward("load", run.path / "reward" / f"epoch-{epoch - 1}")
-        train_rows, held_out = click_rows(run, world, sampled)
-        last = run.config.irpo.reward_epochs
-        fitted = crew.ask_reward("update", train_rows) if last is None or epoch <= last else {}
-        held = crew.ask_reward("evaluate", held_out)
-        tested = crew.ask_reward("evaluate", rows_of(world, sampled, "test"))
+    with watch.stage(f"epoch {epoch}: learn"), heeded(stage):
+        learned = learner.finish(sampled)
         judged = run.config.irpo.reward == "judge"
-        rates = judged_rates(run, sampled) if judged else predicted_rates(run, crew, world, sampled)
-        rewards = score(run, sampled, rates)
+        rewards = score(run, sampled, judged_rates(run, sampled) if judged else learned.rates)
         groups = _groups(run, sampled, rewards)
-        state.parent.mkdir(exist_ok=True)
-        crew.ask_reward("save", state)
     run.fresh(directory)
     save_records(directory / "rewards.parquet", list(rewards.values()), Reward)
     _save_groups(run, stage, groups)
     report = {
         "wall_seconds": watch.wall[f"epoch {epoch}: learn"],
-        "fit": fitted,
-        "held_out": held,
-        "pctr": tested,
+        "fit": learned.fit,
+        "held_out": learned.held_out,
         "groups": len(groups),
         "pairs": sum(len(one.losers) for one in groups),
         "mean_reward": sum(one.total for one in rewards.values()) / max(1, len(rewards)),
@@ -218,19 +204,17 @@ def _read_groups(run: Run, stage: str, sampled: Sampled) -> list[PreferenceGroup
     ]
 
 
-def align(
+def begin_align(
     run: Run,
     crew: Crew,
-    watch: Observer,
     epoch: int,
-    current: WeightVersion,
     groups: Sequence[PreferenceGroup],
     sampled: Sampled,
-) -> tuple[WeightVersion, Probe]:
-    """Phase 3: DPO from the current weights, which are the reference too.
+) -> Alignment:
+    """Phase 3 under way: DPO from the live weights, which are the reference too.
 
     Raises:
-        RunError: there is no preference pair to train on, or no step was taken.
+        RunError: there is no preference pair to train on.
     """
     if not groups:
         raise RunError(
@@ -241,15 +225,34 @@ def align(
     name = f"v{epoch}"
     target = run.weights(name)
     target.parent.mkdir(exist_ok=True)
-    with watch.stage(f"epoch {epoch}: align"):
-        seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
-        job = AlignJob(name, current.path, str(target), tuple(groups), seed, read)
-        result = crew.policy.align(job)
+    seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
+    alignment = crew.policy.begin(AlignJob(name, crew.version.path, str(target), tuple(groups), seed, read))
+    if not run.config.irpo.overlap:
+        with heeded(f"epoch-{epoch}/align"):
+            alignment.wait()
+    return alignment
+
+
+def align(
+    run: Run, watch: Observer, epoch: int, current: WeightVersion, alignment: Alignment
+) -> tuple[WeightVersion, Probe]:
+    """Phase 3 done: the next weight version, and the trainer's probe of it.
+
+    Raises:
+        RunError: no step was taken.
+    """
+    job = alignment.job
+    stage = f"epoch-{epoch}/align"
+    with watch.stage(f"epoch {epoch}: align"), heeded(stage):
+        result = alignment.wait()
     if result.steps == 0:
-        raise RunError(f"epoch {epoch}: DPO took no step on {len(groups)} groups; lower dpo.batch_groups")
+        raise RunError(
+            f"epoch {epoch}: DPO took no step on {len(job.groups)} groups; lower dpo.batch_groups"
+        )
+    watch.timeline.add(Span(f"{TRAINER}[0]", "align", result.began, result.began + result.seconds))
     report = {
-        "weight_version": name,
-        "wall_seconds": watch.wall[f"epoch {epoch}: align"],
+        "weight_version": job.version,
+        "wall_seconds": round(result.seconds, 3),
         "probe": asdict(result.probe),
         "steps": result.steps,
         "pairs": result.pairs,
@@ -258,13 +261,13 @@ def align(
         "accuracies": result.accuracies,
         "margins": result.margins,
     }
-    run.commit(f"epoch-{epoch}/align", [], report)
+    run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
         f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}"
     )
-    return WeightVersion(name, epoch, str(target), current.name), result.probe
+    return WeightVersion(job.version, epoch, job.target, current.name), result.probe
 
 
 def _reference_messages(
@@ -280,17 +283,11 @@ def _reference_messages(
     )
 
 
-def conclude(
-    run: Run, crew: Crew, watch: Observer, world: World, sampled: Sequence[Sampled]
-) -> dict[str, Any]:
-    """The table of every weight version on the test split; writes `results.json`.
-
-    The last version's clicks are predicted by the last pCTR model, which never saw that policy.
-    """
+def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
+    """The table of every weight version on the test split; writes `results.json`."""
+    sampled = read_tests(run, world)
     if run.committed("conclude") is None:
-        crew.ask_reward("load", run.path / "reward" / f"epoch-{run.config.irpo.epochs}")
-        last = crew.ask_reward("evaluate", rows_of(world, sampled[-1], "test"))
-        run.commit("conclude", [], {"wall_seconds": 0.0, "pctr": last})
+        run.commit("conclude", [], {"wall_seconds": 0.0})
     epochs = table(run, world, sampled)
     for row in epochs:
         watch.metrics(row["epoch"], {f"test/{key}": value for key, value in row.items()})
@@ -298,6 +295,7 @@ def conclude(
         "name": run.config.name,
         "epochs": epochs,
         "wall_seconds": {stage: report["wall_seconds"] for stage, report in run.commits.items()},
+        "timeline": watch.timeline.epochs,
         "peak_memory_bytes": watch.peak_memory_bytes,
         "dropped": _added(run, "dropped"),
         "samples": _added(run, "samples"),
@@ -312,9 +310,8 @@ def table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, 
     """One row per weight version, the base model first, from the records of a finished run."""
     rows = []
     for epoch, tested in enumerate(sampled):
-        learned = run.commits.get(f"epoch-{epoch + 1}/learn") or run.commits["conclude"]
-        version = run.commits[f"epoch-{epoch + 1}/sample"]["weight_version"]
-        row = {"epoch": epoch, "weight_version": version, "pctr": learned["pctr"]}
+        report = run.commits[f"epoch-{epoch + 1}/test"]
+        row = {"epoch": epoch, "weight_version": report["weight_version"], "pctr": report["pctr"]}
         rows.append(row | tested_row(run, world, tested))
     return rows
 

@@ -31,7 +31,8 @@ class AlignResult:
     The tuples hold one value per optimizer step, each a mean over all pairs of the step's global batch:
     the DPO loss, the share of pairs with a positive margin, the margin (beta included), and ``shifts``,
     log pi - log pi_ref of the winner in nats.  ``tokens`` counts packed tokens of the training passes,
-    ``seconds`` everything from receiving the job to the weights in place.
+    ``seconds`` everything from receiving the job to the weights in place, which was at ``began`` (seconds
+    since 1970).
     """
 
     version: str
@@ -48,3 +49,4 @@ class AlignResult:
     learning_rates: tuple[float, ...] = ()
     grad_norms: tuple[float, ...] = ()
     training_seconds: float = 0.0
+    began: float = 0.0

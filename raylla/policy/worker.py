@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
     Raises:
         RunError: no group holds a pair, or a group is malformed.
     """
-    started = time.perf_counter()
+    clock, started = time.time(), time.perf_counter()
     source, target = saving.local_directory(job.source), Path(job.target)
     groups = _token_groups(job, source)
     staging = target.with_name(f".{target.name}.partial")
@@ -93,7 +94,8 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
         return None
     probe = saving.probe(staging, groups[0])
     saving.publish(staging, target)
-    return _result(job, dpo, groups, curve, probe, trained, time.perf_counter() - started)
+    result = _result(job, dpo, groups, curve, probe, trained, time.perf_counter() - started)
+    return replace(result, began=clock)
 
 
 def _token_groups(job: AlignJob, source: Path) -> list[TokenGroup]:

@@ -80,6 +80,11 @@ class Encoder:
             return np.zeros((0, self.dim), dtype=np.float32)
         return np.stack([vectors[span] for span in spans])
 
+    def forget(self) -> None:
+        """Drop the vectors: with which texts one is computed shows in its last bits, and a model that was
+        loaded goes on the same whatever was encoded before."""
+        self._cache.clear()
+
     def words(self, text: str) -> tuple[int, ...]:
         """The first `MAX_WORDS` token ids of ``text`` in lower case, words tokenized alike anywhere."""
         if text not in self._words:

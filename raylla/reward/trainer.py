@@ -68,6 +68,7 @@ class RewardTrainer:
         self._users: dict[str, int] = {}
         self._ads: dict[str, int] = {}
         self._updates = 0
+        self._taken: list[tuple[Sequence[ClickRow], dict[str, Encodings]]] = []
         self._quantile = math.inf
         self._network, *self._members = self._fresh_networks()
 
@@ -75,8 +76,13 @@ class RewardTrainer:
         """True once the encoder is loaded: what a starting actor is waited on for."""
         return True
 
-    def update(self, rows: Sequence[ClickRow]) -> dict[str, float]:
-        """Train on one epoch's judged rows by BCE, going on from the current weights.
+    def take(self, rows: Sequence[ClickRow]) -> None:
+        """Encode judged rows now, for the next `update`: they may come while others are still judged."""
+        if rows:
+            self._taken.append((rows, features.encode(self.encoder, rows, self._names)))
+
+    def update(self, rows: Sequence[ClickRow] = ()) -> dict[str, float]:
+        """Train by BCE on the rows taken since the last update and on ``rows``, from the current weights.
 
         Returns rows, base_rate, loss of the first and the last pass (nats), seconds.
 
@@ -84,9 +90,12 @@ class RewardTrainer:
             ValueError: no rows, or a row that no judge has spoken on.
         """
         started = time.monotonic()
+        self.take(rows)
+        taken, self._taken = self._taken, []
+        rows = [row for some, _ in taken for row in some]
         clicked = torch.from_numpy(_labels(rows).astype(np.float32))
         self._meet(rows)
-        encoded = features.encode(self.encoder, rows, self._names)
+        encoded = {name: np.concatenate([one[name] for _, one in taken]) for name in self._names}
         for name, moments in self._moments.items():
             moments.add(encoded[name])
         self._count_words(rows)
@@ -170,6 +179,7 @@ class RewardTrainer:
             RunError: the directory is missing or partial, or was saved with another encoder
                 width, other features or another number of members.
         """
+        self.encoder.forget()
         tensors, about = checkpoint.load(directory)
         wanted = {"texts": list(self._names), "dim": self.encoder.dim, "members": len(self._members)}
         checkpoint.agree(directory, about, wanted)

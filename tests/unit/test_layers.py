@@ -16,7 +16,13 @@ LIGHT = (
     "raylla.world.build",
     "raylla.world.webis",
 )
-DRIVER = ("raylla.cli", "raylla.irpo.loop", "raylla.irpo.stages", "raylla.evaluation.evidence")
+DRIVER = (
+    "raylla.cli",
+    "raylla.bench",
+    "raylla.irpo.loop",
+    "raylla.irpo.stages",
+    "raylla.evaluation.evidence",
+)
 
 
 @pytest.mark.parametrize(

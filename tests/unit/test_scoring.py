@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from raylla import config
+from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Sampled, readings
-from raylla.irpo.scoring import judged_rates, predicted_rates, score
+from raylla.irpo.scoring import judged_rates, score
 from raylla.irpo.state import Run
 from raylla.records import Ad, Answer, Auction, Planned, Prediction, Profile, Query
 from raylla.world import World
@@ -36,7 +38,7 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
         Answer(f"e1/preference/q/{draw}", "e1/preference/q", draw, "v0", text, (1,), (2,))
         for draw, text in enumerate(texts)
     ]
-    sampled = Sampled({PLANNED.auction.id: PLANNED}, answers)
+    sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", answers)
     names = [readings(answer.sample_id, 4) for answer in answers]
     # Three readings of four arrived, one of them a click; the third answer was never read.
     sampled.clicks = {name: {"12": name == names[0][2]} for name in names[0][:3]}
@@ -50,19 +52,31 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
     }
 
 
+class Whole:
+    """A stage whose answers are all there."""
+
+    def __init__(self, sampled: Sampled) -> None:
+        self._sampled = sampled
+
+    def whole(self, auction_id: str) -> bool:
+        return True
+
+    def part(self, auctions: Sequence[Planned]) -> Sampled:
+        return self._sampled
+
+
 @pytest.mark.parametrize(("risk", "rate"), [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3)])
 def test_risk_scores_towards_the_low_end_of_the_interval(tmp_path: Path, risk: float, rate: float) -> None:
     run = Run(tmp_path, config.parse({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test"))
     text = "Try @Lumo Kettle@[Ad-12]."
     answer = Answer("e1/preference/q/0", "e1/preference/q", 0, "v0", text, (1,), (2,))
-    sampled = Sampled({PLANNED.auction.id: PLANNED}, [answer])
+    sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", [answer])
     world = World("w", 0, (PLANNED.profile,), (AD,), (PLANNED.query,))
 
-    def ask_reward(method: str, rows: Any) -> list[Prediction]:
-        assert method == "predict_intervals"
-        return [Prediction(0.5, 0.3, 0.9) for _ in rows]
+    def call(worker: int, method: str, *args: Any) -> Any:
+        return [Prediction(0.5, 0.3, 0.9) for _ in args[0]] if method == "predict_intervals" else {}
 
-    crew: Any = SimpleNamespace(ask_reward=ask_reward)
-    rates = predicted_rates(run, crew, world, sampled)
+    crew: Any = SimpleNamespace(reward=SimpleNamespace(call=call), reward_answer=lambda found: found)
+    rates = Learner(run, crew, world, 1, [PLANNED]).finish(Whole(sampled)).rates
     assert rates == {answer.sample_id: {"12": pytest.approx(rate)}}
     assert score(run, sampled, rates)[answer.sample_id].total == pytest.approx(40 * rate - 2)

@@ -1,0 +1,25 @@
+"""What actors did and when, by their own clocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """``actor`` worked on ``task`` from ``began`` to ``ended``, in seconds since 1970 by its own clock."""
+
+    actor: str
+    task: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """An item on its way from a worker: when its call began, and when the item was made."""
+
+    item: Any
+    began: float
+    made: float

@@ -1,0 +1,142 @@
+"""Running parts: a process each, threads pinned, rows collected and shown."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from raylla.bench.measure import Row, Spread
+from raylla.config import Config
+from raylla.errors import ConfigError
+from raylla.irpo.state import package_versions
+
+PARTS = {
+    "refresh": "raylla.bench.refresh",
+}
+"""Module of each part, in the order in which they run; its function `rows` makes the rows."""
+
+PINNED = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_AUTH_MODE": "disabled",
+    "DS_ACCELERATOR": "cpu",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a part works with: settings, how often to repeat, and an empty directory of its own."""
+
+    config: Config
+    repeats: int
+    scratch: Path
+
+
+def run_parts(names: Sequence[str], config: Config, console: Console) -> dict[str, Any]:
+    """Run the parts of these names (none: all), show each one's table, and return what is written.
+
+    Raises:
+        ConfigError: there is no part of that name.
+    """
+    for name in names:
+        if name not in PARTS:
+            raise ConfigError(f"no benchmark named {name!r}; there are {', '.join(PARTS)}")
+    parts: dict[str, Any] = {}
+    for name in names or PARTS:
+        started = time.monotonic()
+        rows = _in_process(name, config)
+        parts[name] = {
+            "seconds": round(time.monotonic() - started, 1),
+            "rows": [_plain(row) for row in rows],
+        }
+        console.print(table(name, rows))
+    return {
+        "repeats": config.bench.repeats,
+        "machine": {"processor": _processor(), "cores": psutil.cpu_count(), "system": platform.platform()},
+        "versions": package_versions(),
+        "parts": parts,
+    }
+
+
+def table(title: str, rows: Sequence[Row]) -> Table:
+    """Median, spread and sides of each row."""
+    found = Table("what", "median", "spread", "sides", "notes", title=title, title_justify="left")
+    for row in rows:
+        sides = [f"{one.name} {_figure(one.spread.median)} {row.side_unit}" for one in row.sides]
+        notes = [
+            f"{name} {value if isinstance(value, str) else _figure(value)}"
+            for name, value in row.notes.items()
+        ]
+        unit = "x" if row.unit == "x" else f" {row.unit}"
+        found.add_row(
+            row.name,
+            f"{_figure(row.value.median)}{unit}",
+            f"{_figure(row.value.low)} to {_figure(row.value.high)}",
+            "\n".join(sides),
+            "\n".join(notes),
+        )
+    return found
+
+
+def _in_process(name: str, config: Config) -> list[Row]:
+    """The rows of one part, made in a process that was started with pinned threads."""
+    before = dict(os.environ)
+    os.environ.update(PINNED)
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_rows, PARTS[name], config).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _rows(module: str, config: Config) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="raylla-bench-") as scratch:
+        rows: list[Row] = importlib.import_module(module).rows(
+            Bench(config, config.bench.repeats, Path(scratch))
+        )
+        return rows
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": row.name, "unit": row.unit, **_spread(row.value)}
+    if row.sides:
+        found["sides"] = [
+            {"name": one.name, "unit": row.side_unit, **_spread(one.spread)} for one in row.sides
+        ]
+    return found | ({"notes": dict(row.notes)} if row.notes else {})
+
+
+def _spread(spread: Spread) -> dict[str, Any]:
+    return {
+        "median": spread.median,
+        "low": spread.low,
+        "high": spread.high,
+        "values": list(spread.values),
+    }
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

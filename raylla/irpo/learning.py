@@ -1,0 +1,148 @@
+"""The pCTR model's part of an epoch, handed over as soon as what it needs is there.
+
+The reward trainer runs its calls in the order in which they are made. They are made in the order of
+the plan, whenever that is, a few auctions at a time: phase 1 to be encoded, the update once all of
+it is judged, then phase 2 to be scored. So the model and the scores do not depend on when answers
+came in, only the waiting does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from raylla.actors.pool import Call
+from raylla.auction import parse
+from raylla.irpo.crew import Crew
+from raylla.irpo.sampling import Sampled
+from raylla.irpo.scoring import rows_of
+from raylla.irpo.state import Run
+from raylla.records import Phase, Planned, Prediction
+from raylla.reward.rows import ClickRow, rows
+from raylla.world import World
+
+CHUNK = 16
+"""Auctions of one call."""
+
+
+class Source(Protocol):
+    """Where answers come from: a stream that is under way, or a finished stage."""
+
+    def whole(self, auction_id: str) -> bool:
+        """Whether an auction's answers are there and judged."""
+
+    def part(self, auctions: Sequence[Planned]) -> Sampled:
+        """What has come in of these auctions."""
+
+
+@dataclass(slots=True)
+class Learned:
+    """``rates``: click probability of each ad of every phase-2 answer, by sample id, lowered towards the
+    low end of its interval by `irpo.risk`; ``fit`` and
+    ``held_out``: what the update and the evaluation on held-out auctions reported."""
+
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    fit: dict[str, float] = field(default_factory=dict)
+    held_out: dict[str, float] = field(default_factory=dict)
+
+
+class Learner:
+    """Takes one epoch's answers to the reward trainer and its predictions back."""
+
+    def __init__(self, run: Run, crew: Crew, world: World, epoch: int, planned: Sequence[Planned]) -> None:
+        config = run.config
+        last = config.irpo.reward_epochs
+        self._run, self._crew, self._world, self._epoch = run, crew, world, epoch
+        self._learns = last is None or epoch <= last
+        self._predicts = config.irpo.reward == "pctr"
+        self._chunks = {phase: _chunks(planned, phase) for phase in ("reward", "preference")}
+        self._held = held_out(run, planned)
+        self._held_rows: list[ClickRow] = []
+        self._updated = False
+        self._calls: list[tuple[Call, Callable[[Any], None]]] = []
+        self.learned = Learned()
+        if epoch > 1:
+            self._ask("load", run.path / "reward" / f"epoch-{epoch - 1}")
+
+    def advance(self, source: Source) -> None:
+        """Hand over everything of ``source`` that is whole and whose turn it is."""
+        for auctions in self._whole("reward", source):
+            every = rows_of(self._world, source.part(auctions), "reward")
+            self._held_rows += [row for row in every if _auction(row) in self._held]
+            if self._learns:
+                self._ask("take", [row for row in every if _auction(row) not in self._held])
+        if not self._updated and not self._chunks["reward"]:
+            self._updated = True
+            if self._learns:
+                self._ask("update", then=self._fitted)
+        if self._updated and self._predicts:
+            for auctions in self._whole("preference", source):
+                self._predict(source.part(auctions))
+
+    def finish(self, source: Source) -> Learned:
+        """Hand over the rest, save the model, and wait for all that was asked.
+
+        Raises:
+            DeadlineError: a call took longer than ``deadlines.reward``.
+        """
+        self.advance(source)
+        self._ask("evaluate", self._held_rows, then=self._evaluated)
+        state = self._run.path / "reward" / f"epoch-{self._epoch}"
+        state.parent.mkdir(exist_ok=True)
+        self._ask("save", state)
+        self.settle()
+        return self.learned
+
+    def settle(self) -> None:
+        """Wait for all that was asked so far."""
+        for call, then in self._calls:
+            then(self._crew.reward_answer(call))
+        self._calls.clear()
+
+    def _whole(self, phase: Phase, source: Source) -> Iterator[list[Planned]]:
+        """The next chunks of a phase, as long as they are whole."""
+        chunks = self._chunks[phase]
+        while chunks and all(source.whole(planned.auction.id) for planned in chunks[0]):
+            yield chunks.popleft()
+
+    def _predict(self, sampled: Sampled) -> None:
+        asked: list[ClickRow] = []
+        ads = self._world.ad_by_id
+        for planned, answer in sampled.of("preference"):
+            placed = parse(answer.text, planned.ads).placements
+            self.learned.rates[answer.sample_id] = {}
+            asked += rows(answer.sample_id, planned.query, planned.profile, answer.text, placed, ads, None)
+        self._ask("predict_intervals", asked, then=lambda found: self._predicted(asked, found))
+
+    def _predicted(self, asked: Sequence[ClickRow], found: Sequence[Prediction]) -> None:
+        risk = self._run.config.irpo.risk
+        for row, one in zip(asked, found, strict=True):
+            self.learned.rates[row.sample_id][row.ad_id] = one.mean - risk * (one.mean - one.low)
+
+    def _fitted(self, found: dict[str, float]) -> None:
+        self.learned.fit = found
+
+    def _evaluated(self, found: dict[str, float]) -> None:
+        self.learned.held_out = found
+
+    def _ask(self, method: str, *args: Any, then: Callable[[Any], None] = lambda _: None) -> None:
+        self._calls.append((self._crew.reward.call(0, method, *args), then))
+
+
+def held_out(run: Run, planned: Sequence[Planned]) -> set[str]:
+    """Phase-1 auctions that the pCTR model never learns from; it is measured on them."""
+    auctions = [one.auction.id for one in planned if one.phase == "reward"]
+    count = int(len(auctions) * run.config.irpo.pctr_holdout)
+    return set(random.Random(f"{run.config.seed}/holdout").sample(auctions, count))
+
+
+def _auction(row: ClickRow) -> str:
+    return row.sample_id.rpartition("/")[0]
+
+
+def _chunks(planned: Sequence[Planned], phase: Phase) -> deque[list[Planned]]:
+    auctions = [one for one in planned if one.phase == phase]
+    return deque(auctions[start : start + CHUNK] for start in range(0, len(auctions), CHUNK))

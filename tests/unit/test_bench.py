@@ -1,0 +1,64 @@
+"""Interleaved measurement, and what `raylla bench` shows and writes of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from raylla.bench import PARTS, Measured, Row, Side, Spread, compare, run_parts
+from raylla.bench.run import table
+from raylla.config import Config
+from raylla.errors import ConfigError
+
+
+def test_sides_alternate_after_one_run_unmeasured() -> None:
+    order: list[str] = []
+
+    def side(name: str, values: list[float]) -> Side:
+        left = iter(values)
+
+        def run() -> float:
+            order.append(name)
+            return next(left)
+
+        return Side(name, run)
+
+    row = compare("a ÷ b", side("a", [99, 2, 4, 9]), side("b", [99, 1, 4, 3]), 3, "s")
+    assert order == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert row.value.values == (2.0, 1.0, 3.0)
+    assert (row.value.median, row.value.low, row.value.high) == (2.0, 1.0, 3.0)
+    assert [one.spread.values for one in row.sides] == [(2, 4, 9), (1, 4, 3)]
+
+
+def test_the_table_shows_medians_spreads_sides_and_notes() -> None:
+    sides = (Measured("packed", Spread((1500.0,))), Measured("pairs", Spread((300.0,))))
+    row = Row("groups", Spread((4.0, 5.0, 6.5)), sides=sides, side_unit="groups/s", notes={"tokens": 6.125})
+    console = Console(width=160, record=True)
+    console.print(table("dpo", [row, Row("exponent", Spread((1.01,)), "")]))
+    shown = console.export_text()
+    for part in ("5x", "4 to 6.5", "packed 1,500 groups/s", "pairs 300 groups/s", "tokens 6.12", "1.01"):
+        assert part in shown
+
+
+def test_an_unknown_part_is_named_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"no benchmark named 'rolout'; there are .*refresh"):
+        run_parts(["refresh", "rolout"], Config(), Console())
+
+
+def test_a_part_runs_apart_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PARTS, "threads", "tests.unit.bench_part")
+    found = run_parts(["threads"], Config.model_validate({"bench": {"repeats": 2}}), Console())
+    row, plain = found["parts"]["threads"]["rows"]
+    assert row["values"] == [1.0, 1.0]
+    assert row["notes"]["elsewhere"] == "yes"
+    assert plain["sides"][0] == {
+        "name": "a",
+        "unit": "s",
+        "median": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+        "values": [1.0],
+    }
+    json.dumps(found)
