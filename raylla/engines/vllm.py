@@ -188,6 +188,7 @@ class VllmEngine:
                 self._tokenizer.decode(draw.token_ids, skip_special_tokens=True),
                 tuple(draw.token_ids),
                 draw.finish_reason == "stop",
+                draw.cumulative_logprob,
             )
             for draw in output.outputs
         )
@@ -219,6 +220,9 @@ def _params(request: Request, sampling: Sampling) -> Any:
         max_tokens=sampling.max_tokens,
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,  # once at the end, not at each token
+        # The sampled tokens' own, of which only the sum is kept; flat: no object for every token.
+        logprobs=0 if request.logprobs else None,
+        flat_logprobs=True,
     )
 
 

@@ -224,7 +224,10 @@ def begin_align(
     target = run.weights(name)
     target.parent.mkdir(exist_ok=True)
     seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
-    alignment = crew.policy.begin(AlignJob(name, crew.version.path, str(target), tuple(groups), seed, read))
+    live = crew.version
+    alignment = crew.policy.begin(
+        AlignJob(name, live.path, str(target), tuple(groups), seed, read, live.name)
+    )
     if not run.config.irpo.overlap:
         alignment.wait()
     return alignment
@@ -253,6 +256,7 @@ def align(
         "steps": result.steps,
         "pairs": result.pairs,
         "tokens": result.tokens,
+        "reference": asdict(result.reference),
         "losses": result.losses,
         "accuracies": result.accuracies,
         "margins": result.margins,
@@ -261,7 +265,7 @@ def align(
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
-        f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}"
+        f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}; reference {result.reference}"
     )
     return WeightVersion(job.version, epoch, job.target, current.name), result.probe
 
