@@ -24,6 +24,7 @@ from raylla.errors import ConfigError
 from raylla.irpo.state import package_versions
 
 PARTS = {
+    "dpo": "raylla.bench.dpo",
     "refresh": "raylla.bench.refresh",
 }
 """Module of each part, in the order in which they run; its function `rows` makes the rows."""

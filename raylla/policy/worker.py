@@ -58,13 +58,18 @@ def setup() -> None:
     """Once per process: process group, threads, and libraries that keep off the console."""
     if not torch.cuda.is_available():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    quiet()
+    with clean_slate():
+        zero.connect()
+
+
+def quiet() -> None:
+    """Keep libraries off the console."""
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 is about to drop, at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    with _clean_slate():
-        zero.connect()
 
 
 def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
@@ -78,7 +83,7 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
     groups = _token_groups(job, source, dpo.max_length)
     staging = target.with_name(f".{target.name}.partial")
     main = torch.distributed.get_rank() == 0
-    with _clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
+    with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
         zero.name_ranks()
         trainer = _trainer(source, scratch, dpo, groups, job.seed)
         begun = time.perf_counter()
@@ -152,7 +157,7 @@ def _result(
 
 
 @contextmanager
-def _clean_slate() -> Iterator[None]:
+def clean_slate() -> Iterator[None]:
     """Undo what a trainer leaves in the process: accelerate's singletons, transformers' DeepSpeed config
     and the environment variables by which they talk to each other."""
     before = dict(os.environ)
