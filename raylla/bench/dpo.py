@@ -95,7 +95,8 @@ def _ratio(shape: Shape, sides: list[Measured], grown: dict[str, int], differenc
         "peak memory, TRL (MiB)": round(grown["plain"] / MIB),
         "largest relative gradient difference": difference,
     }
-    return ratio(f"packed DPO ÷ TRL DPOTrainer, {shape.name}", *sides, "groups/s", notes)
+    ours, theirs = sides
+    return ratio(f"packed DPO ÷ TRL DPOTrainer, {shape.name}", ours, theirs, "groups/s", notes)
 
 
 def make_model(path: Path) -> Path:
@@ -147,10 +148,8 @@ def train_packed(path: Path, shape: Shape, given: bool) -> Trained:
         args = arguments(dpo, scratch, 0, 1)
         model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
         if given:
-            groups = [
-                replace(one, reference=known)
-                for one, known in zip(groups, _known(path, shape), strict=True)
-            ]
+            known = _known(path, shape)
+            groups = [replace(one, reference=sums) for one, sums in zip(groups, known, strict=True)]
         trainer = PackedDPOTrainer(model, AutoTokenizer.from_pretrained(path), args, dpo, groups)
         found = _timed(trainer)
         if trainer.reference.used != ("rollout" if given else "recomputed"):
@@ -204,14 +203,14 @@ def _pair_trainer(path: Path, shape: Shape, scratch: str) -> Any:
         for loser in one.answers[1:]
     ]
 
-    class Tokenized(trl.DPOTrainer):
+    class Tokenized(trl.DPOTrainer):  # type: ignore[misc]
         """TRL tokenizes text only; here the ids are given, to both sides alike."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
     # Two rows a pair; as many pairs at a time as went fastest at each shape.
-    each = 4 if shape is POCKET or shape.name == POCKET.name else 1
+    each = 4 if shape.name == POCKET.name else 1
     return Tokenized(
         AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa"),
         AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa"),
@@ -257,9 +256,7 @@ def gradient_difference(path: Path, shape: Shape) -> float:
         pairs = list(trainer.train_dataset)
         inputs = trainer.data_collator(pairs)
         trainer.compute_loss(trainer.model, inputs).backward()
-        expected = {
-            name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None
-        }
+        expected = _gradients(trainer.model)
     packed = packing.pack(make_groups(one))
     policy = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
     sums = []
@@ -268,10 +265,15 @@ def gradient_difference(path: Path, shape: Shape) -> float:
             tokens = packing.PackedForward(model)(**{name: packed[name] for name in _inputs()})
             sums.append(packing.sum_per_answer(tokens, packed["owner"], one.answers))
     margins = packing.pair_margins(sums[0], sums[1], packed["winner"], packed["loser"], 0.1)
-    (packing.pair_loss(margins) / len(margins)).backward()
-    found = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    loss: Any = packing.pair_loss(margins) / len(margins)
+    loss.backward()
+    found = _gradients(policy)
     difference = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
     return float((difference / sum(float(g.square().sum()) for g in expected.values())) ** 0.5)
+
+
+def _gradients(model: Any) -> dict[str, Any]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def _inputs() -> tuple[str, ...]:
