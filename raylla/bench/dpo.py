@@ -127,8 +127,12 @@ def make_groups(shape: Shape, vocabulary: int = 1000) -> Any:
     ]
 
 
-def train_packed(path: Path, shape: Shape, given: bool) -> Trained:
-    """One optimizer step on all groups; ``given``: their reference log-probabilities come with them."""
+def train_packed(path: Path, shape: Shape, given: bool, check: int = 0) -> Trained:
+    """One optimizer step on all groups; ``given``: their reference log-probabilities come with them.
+
+    The trainer computes those of ``check`` groups again.  0: it checks one before the clock starts, for
+    what a job checks once does not grow with its groups.
+    """
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
@@ -141,7 +145,7 @@ def train_packed(path: Path, shape: Shape, given: bool) -> Trained:
     worker.setup()
     # One row a forward pass where it is long: a mask of the whole micro-batch would outgrow the caches.
     micro = max(1, min(shape.groups, 4 * POCKET.packed_tokens // shape.packed_tokens))
-    dpo = Dpo(workers=1, batch_groups=shape.groups, micro_groups=micro, reference_check=1)
+    dpo = Dpo(workers=1, batch_groups=shape.groups, micro_groups=micro, reference_check=max(1, check))
     groups = make_groups(shape)
     with worker.clean_slate(), TemporaryDirectory() as scratch:
         zero.name_ranks()
@@ -151,7 +155,7 @@ def train_packed(path: Path, shape: Shape, given: bool) -> Trained:
             known = _known(path, shape)
             groups = [replace(one, reference=sums) for one, sums in zip(groups, known, strict=True)]
         trainer = PackedDPOTrainer(model, AutoTokenizer.from_pretrained(path), args, dpo, groups)
-        found = _timed(trainer)
+        found = _timed(trainer, after_check=given and not check)
         if trainer.reference.used != ("rollout" if given else "recomputed"):
             raise RuntimeError(f"the reference is {trainer.reference}, not what was to be measured")
         trainer.model_wrapped.destroy()
@@ -192,7 +196,7 @@ def train_pairs(path: Path, shape: Shape) -> Trained:
 def _pair_trainer(path: Path, shape: Shape, scratch: str) -> Any:
     import trl
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
     from raylla.policy import worker
 
@@ -211,7 +215,7 @@ def _pair_trainer(path: Path, shape: Shape, scratch: str) -> Any:
 
     # Two rows a pair; as many pairs at a time as went fastest at each shape.
     each = 4 if shape.name == POCKET.name else 1
-    return Tokenized(
+    trainer = Tokenized(
         AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa"),
         AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa"),
         trl.DPOConfig(
@@ -232,6 +236,8 @@ def _pair_trainer(path: Path, shape: Shape, scratch: str) -> Any:
         train_dataset=Dataset.from_list(pairs),
         processing_class=AutoTokenizer.from_pretrained(path),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def gradient_difference(path: Path, shape: Shape) -> float:
@@ -282,7 +288,7 @@ def _inputs() -> tuple[str, ...]:
     return MODEL_INPUTS
 
 
-def _timed(trainer: Any) -> Trained:
+def _timed(trainer: Any, after_check: bool = False) -> Trained:
     """From the moment at which everything is set up to the last step's end."""
     from transformers import TrainerCallback
 
@@ -296,7 +302,8 @@ def _timed(trainer: Any) -> Trained:
         def on_train_end(self, *_: Any, **__: Any) -> None:
             marks["ended"] = time.perf_counter()
 
-    trainer.callback_handler.callbacks.insert(0, Clock())
+    callbacks = trainer.callback_handler.callbacks
+    callbacks.insert(len(callbacks) if after_check else 0, Clock())
     trainer.train()
     return Trained(marks["ended"] - marks["began"], int(_memory("VmHWM") - marks["held"]))
 

@@ -23,7 +23,6 @@ from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
-from raylla.irpo.versions import Version
 from raylla.observe import Observer
 from raylla.world import World
 
@@ -49,9 +48,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         if probe is not None:
             crew.refresh(version, probe)
         for epoch in range(version.epoch + 1, config.irpo.epochs + 1):
-            with watch.epoch(epoch):
-                version, probe = _epoch(run, crew, watch, world, epoch)
-                crew.refresh(version, probe)
+            run_epoch(run, crew, watch, world, epoch)
         last = config.irpo.epochs + 1
         tested = Stream(config, world, crew, watch, auctions(config, world, last))
         stages.test(run, crew, watch, world, last, tested)
@@ -63,13 +60,15 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         watch.close()
 
 
-def _epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -> Version:
-    """π_{t-1} -> π_t."""
-    planned = auctions(run.config, world, epoch)
-    stream = Stream(run.config, world, crew, watch, stages.unanswered(run, epoch, planned))
-    learner = Learner(run, crew, world, epoch, planned)
-    sampled = stages.sample(run, watch, epoch, planned, stream, learner)
-    groups = stages.learn(run, watch, epoch, sampled, learner)
-    alignment = stages.begin_align(run, crew, epoch, groups, sampled)
-    stages.test(run, crew, watch, world, epoch, stream)
-    return stages.align(run, watch, epoch, crew.version, alignment)
+def run_epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -> None:
+    """π_{t-1} -> π_t, live on every rollout engine of ``crew``."""
+    with watch.epoch(epoch):
+        planned = auctions(run.config, world, epoch)
+        stream = Stream(run.config, world, crew, watch, stages.unanswered(run, epoch, planned))
+        learner = Learner(run, crew, world, epoch, planned)
+        sampled = stages.sample(run, watch, epoch, planned, stream, learner)
+        groups = stages.learn(run, watch, epoch, sampled, learner)
+        alignment = stages.begin_align(run, crew, epoch, groups, sampled)
+        stages.test(run, crew, watch, world, epoch, stream)
+        version, probe = stages.align(run, watch, epoch, crew.version, alignment)
+        crew.refresh(version, probe)
