@@ -37,7 +37,7 @@ Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, 
 
 
 def _told(command: Callable[..., Result]) -> Callable[..., Result]:
-    """Turn a RayllaError into its sentence and exit status 2."""
+    """Turn a RayllaError into its sentence and its exit status."""
 
     @wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Result:
@@ -47,7 +47,7 @@ def _told(command: Callable[..., Result]) -> Callable[..., Result]:
             Console(stderr=True).print(
                 f"[bold red]{type(error).__name__}[/bold red]: {error}", highlight=False, soft_wrap=True
             )
-            raise typer.Exit(2) from None
+            raise typer.Exit(error.status) from None
 
     return wrapper
 
@@ -89,10 +89,12 @@ def evaluate(
     from raylla.evaluation.show import show_evaluation
     from raylla.irpo.state import Run, write_json
     from raylla.observe import Observer
+    from raylla.stop import heeded, listen
 
     opened = [Run.open(path) for path in runs]
     chosen = settings.changed(opened[0].config, "evaluation", set_)
-    found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
+    with listen(), heeded("the evaluation, which commits nothing before its end"):
+        found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
     write_json(out or runs[0] / "evaluation.json", found)
     show_evaluation(console, found)
 
@@ -108,6 +110,42 @@ def report(
 
     page = write(run / "evaluation.json", out or run / "report")
     console.print(f"{page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_told
+def submit(
+    config: ConfigPath,
+    address: Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="http://HOST:8265")],
+    storage: Annotated[
+        Path, typer.Option(envvar="RAYLLA_STORAGE", help="directory of run directories that all nodes see")
+    ],
+    job: Annotated[str, typer.Option(help="train, evaluate or report")] = "train",
+    run_id: Annotated[
+        str | None,
+        typer.Option(help="default: the config's name and digest, so that the same config resumes"),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="times a job that the cluster lost is sent again")
+    ] = 2,
+    python: Annotated[str, typer.Option(help="interpreter on the cluster")] = "python",
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Run a config as a job of a Ray cluster and follow it; ends with the job's exit status.
+
+    Ctrl-C stops the following and not the job; the same command follows it again.
+    """
+    from raylla import submit as jobs
+
+    planned = jobs.plan(job, settings.load(config, set_), storage, run_id, python)
+    cluster = jobs.Cluster(address)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    code = jobs.submit(cluster, planned, retries, say)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -222,8 +260,10 @@ def _train(run: Any) -> None:
     from raylla.evaluation.show import show
     from raylla.irpo.loop import train as loop
     from raylla.observe import Observer
+    from raylla.stop import listen
 
-    results = loop(run, Observer(run.config, run.path, console))
+    with listen(), run.alone():
+        results = loop(run, Observer(run.config, run.path, console))
     show(console, results)
 
 

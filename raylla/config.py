@@ -82,6 +82,9 @@ class Actors(Section):
     workers: Positive = 1
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
     gpus: Annotated[float, Field(ge=0)] = 0
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="times that workers of the group are started anew in a run, after their process died"
+    )
 
 
 class Pctr(Section):
@@ -291,13 +294,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unreadable file, unknown key or unusable value; names the field.
     """
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        text = path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"config {path}: {error.strerror or error}; give the path of a YAML file"
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not YAML: {error}") from None
+    tree = _yaml(text, f"config {path}") or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings")
     for override in overrides:
@@ -336,10 +338,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
+    tree[last] = _yaml(value, f"--set {override!r}: the value")
+
+
+def _yaml(text: str | bytes, what: str) -> Any:
     try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise ConfigError(f"{what} is not YAML: {error}") from None
 
 
 def _explain(source: str, error: Any) -> str:

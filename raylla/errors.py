@@ -1,8 +1,15 @@
-"""Errors that a user can act on: each message names the field, the value and the way out."""
+"""Errors that a user can act on: each message names the field, the value and the way out.
+
+The command line exits with the error's ``status``: 2, the input or the run is at fault and the same
+command fails again; 3, the cluster is at fault and the same command may succeed; 143 or 130, the run
+was asked to stop.
+"""
 
 
 class RayllaError(Exception):
     """Base of every error that raylla raises on purpose."""
+
+    status = 2
 
 
 class ConfigError(RayllaError):
@@ -21,8 +28,34 @@ class RunError(RayllaError):
     """A run directory cannot be used: another config, missing weights, nothing trained."""
 
 
+class LostError(RunError):
+    """A process of the run is gone, with its node or by itself."""
+
+    status = 3
+
+
+class WorkerLostError(LostError):
+    """A worker's process or node died at work: nobody's fault in the data or the code, so that it may be
+    started anew. ``worker`` is its place in the pool named ``pool``."""
+
+    def __init__(self, message: str, pool: str, worker: int) -> None:
+        super().__init__(message)
+        self.pool = pool
+        self.worker = worker
+
+
 class DeadlineError(RayllaError):
     """A wait ran past its deadline; the message names what was waited for and who owns it."""
+
+    status = 3
+
+
+class StoppedError(RayllaError):
+    """The run was asked to stop by a signal, and did."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class BudgetError(RayllaError):

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from raylla.config import Deadlines, Dpo
-from raylla.errors import DeadlineError, RunError
+from raylla.errors import DeadlineError, LostError, RunError
 from raylla.policy.groups import token_group
 from raylla.policy.jobs import AlignJob, AlignResult
 
@@ -30,8 +30,8 @@ POLL = 5.0
 WATCH = 1.0
 """Seconds between two looks of a waiting driver at the run that it waits for."""
 
-LEAVE = 30.0
-"""Seconds that `stop` gives the workers to leave; a group that was never placed never does."""
+LEAVE = 10.0
+"""Seconds that `stop` gives the workers to leave; a group at work, or never placed, never does."""
 
 Turn = tuple[int, list[ray.ObjectRef]]
 """A job's number and a reference to it, unresolved: every worker fetches the job once."""
@@ -176,7 +176,7 @@ class PolicyTrainer:
         if self._fit is None:
             return
         try:
-            ray.get(self._hub.stop.remote(), timeout=self._deadlines.sync)
+            ray.get(self._hub.stop.remote(), timeout=LEAVE)
             self._fit.join(LEAVE)
             ray.kill(self._hub)
         except ray.exceptions.RayError:
@@ -191,7 +191,7 @@ class PolicyTrainer:
                 self._check(job, begun)
             return ray.get(result)
         except ray.exceptions.RayError as error:
-            raise RunError(
+            raise LostError(
                 f"weight version {job.version}: the policy trainer's hub is gone: {error}"
             ) from error
 

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raylla.actors.spans import Span, Stamped
 from raylla.config import Actors
-from raylla.errors import DeadlineError, RayllaError, RunError
+from raylla.errors import DeadlineError, RayllaError, RunError, WorkerLostError
 
 
 class _Done:
@@ -60,13 +60,19 @@ class Host:
 class Call(ABC):
     """One method at work on one worker; its items are taken by `next_item`."""
 
-    def __init__(self, worker: str, method: str, record: Record | None) -> None:
-        self.worker = worker
+    def __init__(self, pool: str, index: int, method: str, record: Record | None) -> None:
+        self.pool = pool
+        self.index = index
         self.method = method
         self.taken = 0
         self.done = False
         self._record = record
         self._spans: list[Span] = []
+
+    @property
+    def worker(self) -> str:
+        """What errors call the worker."""
+        return f"{self.pool}[{self.index}]"
 
     def __repr__(self) -> str:
         return f"{self.worker}.{self.method}"
@@ -106,8 +112,8 @@ class Call(ABC):
 class RayCall(Call):
     """A call whose items come through Ray's object store."""
 
-    def __init__(self, worker: str, method: str, record: Record | None, stream: Any) -> None:
-        super().__init__(worker, method, record)
+    def __init__(self, pool: str, index: int, method: str, record: Record | None, stream: Any) -> None:
+        super().__init__(pool, index, method, record)
         self.stream = stream
 
     def take(self) -> Any:
@@ -126,8 +132,9 @@ class RayCall(Call):
         return next(self.stream)
 
     def _typed(self, error: RayError) -> RayllaError:
-        if not isinstance(error, RayTaskError):
-            return RunError(f"{self} was lost with its worker ({type(error).__name__}): {error}")
+        if not isinstance(error, RayTaskError) or isinstance(error.cause, RayError):
+            why = f"{self} was lost with its worker ({type(error).__name__}): {error}"
+            return WorkerLostError(why, self.pool, self.index)
         if isinstance(error.cause, RayllaError):
             return type(error.cause)(f"{self.worker}: {error.cause}")
         return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")
@@ -138,13 +145,14 @@ class LocalCall(Call):
 
     def __init__(
         self,
-        worker: str,
+        pool: str,
+        index: int,
         method: str,
         record: Record | None,
         items: Iterator[Stamped],
         queue: deque[LocalCall],
     ) -> None:
-        super().__init__(worker, method, record)
+        super().__init__(pool, index, method, record)
         self._items = items
         self._ready: deque[Any] = deque()
         self._queue = queue
@@ -210,6 +218,7 @@ class Pool:
         self._hosts: list[Any] = []
         self._queues: list[deque[LocalCall]] = []
         self._starting: list[Call] = []
+        self.restarts = 0
 
     @property
     def size(self) -> int:
@@ -248,6 +257,21 @@ class Pool:
         self.create()
         self.wait_ready(deadline)
 
+    def restart(self, lost: WorkerLostError, deadline: float) -> None:
+        """Make a lost worker anew, in the state that its constructor gives it.
+
+        Raises:
+            WorkerLostError: ``lost`` itself, where the pool has made ``actors.max_restarts`` already.
+            DeadlineError: the new worker is not ready within ``deadline`` seconds.
+        """
+        if self.restarts >= self._actors.max_restarts:
+            raise lost
+        self.restarts += 1
+        ray.kill(self._hosts[lost.worker])
+        self._hosts[lost.worker] = self._actor()
+        starting = self._submit(lost.worker, "start", self._kind, self._args)
+        gather([starting], deadline, f"{starting.worker} to be ready again")
+
     def call(self, worker: int, method: str, *args: Any) -> Call:
         """Ask one worker for ``method(*args)``, without waiting; it gets the values of references."""
         return self._submit(worker, "run", method, *args)
@@ -268,13 +292,12 @@ class Pool:
         self._hosts, self._queues, self._starting = [], [], []
 
     def _submit(self, worker: int, entry: str, *args: Any) -> Call:
-        name = f"{self.name}[{worker}]"
         method = str(args[0]) if entry == "run" else entry
         bound = getattr(self._hosts[worker], entry)
         if self._in_process:
-            return LocalCall(name, method, self._record, bound(*args), self._queues[worker])
+            return LocalCall(self.name, worker, method, self._record, bound(*args), self._queues[worker])
         stream = bound.options(num_returns="streaming").remote(*args)
-        return RayCall(name, method, self._record, stream)
+        return RayCall(self.name, worker, method, self._record, stream)
 
     def _actor(self) -> Any:
         threads = str(max(1, int(self._actors.cpus)))
@@ -295,7 +318,8 @@ def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, 
 
     Raises:
         DeadlineError: nothing came within ``deadline`` seconds; names ``what`` and the workers.
-        RunError: the call failed, or its worker is dead. Errors of raylla's own keep their type.
+        WorkerLostError: the call's worker is dead.
+        RunError: the call failed. Errors of raylla's own keep their type.
     """
     call = _wait(calls, deadline, what)
     return call, call.take()

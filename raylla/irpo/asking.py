@@ -11,6 +11,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
 from raylla.observe import Observer
+from raylla.stop import heeded
 from raylla.world import World, build, prompts, store
 
 
@@ -38,7 +39,7 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
     world, wall = draft, 0.0
     if not draft.queries:
         total = run.config.world.queries_per_profile * len(draft.profiles)
-        with watch.stage("ask queries", queries=total):
+        with watch.stage("ask queries", queries=total), heeded("the queries"):
             world = _asked(run, crew, watch, draft)
         wall = watch.wall["ask queries"]
     store.check(world)

@@ -24,6 +24,7 @@ from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
 from raylla.observe import Observer
+from raylla.stop import heeded
 from raylla.world import World
 
 
@@ -42,11 +43,12 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         check_placement(config)
         version, probe = versions.committed(run)[-1]
         crew = Crew(config, run.path, version, watch.timeline.add)
-        with watch.stage("start engines"):
+        with watch.stage("start engines"), heeded("the start of the engines"):
             crew.start()
         world = asking.ask_queries(run, crew, watch, draft)
         if probe is not None:
-            crew.refresh(version, probe)
+            with heeded(f"the refresh to {version.name}"):
+                crew.refresh(version, probe)
         for epoch in range(version.epoch + 1, config.irpo.epochs + 1):
             run_epoch(run, crew, watch, world, epoch)
         last = config.irpo.epochs + 1
@@ -71,4 +73,5 @@ def run_epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -
         alignment = stages.begin_align(run, crew, epoch, groups, sampled)
         stages.test(run, crew, watch, world, epoch, stream)
         version, probe = stages.align(run, watch, epoch, crew.version, alignment)
-        crew.refresh(version, probe)
+        with heeded(f"the refresh to {version.name}"):
+            crew.refresh(version, probe)

@@ -23,6 +23,7 @@ from raylla.irpo.state import Run, load_records, package_versions, save_records,
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
+from raylla.stop import heeded
 from raylla.timeline import TRAINER
 from raylla.world import World, clicks, prompts
 
@@ -53,7 +54,7 @@ def sample(
     if run.committed(stage) is not None:
         return read_sampled(run, stage, [one for one in planned if one.phase in TRAINING])
     due = {phase: stream.due(phase) for phase in TRAINING}
-    with watch.stage(f"epoch {epoch}: sample", **due, judgements=0):
+    with watch.stage(f"epoch {epoch}: sample", **due, judgements=0), heeded(stage):
         if run.config.irpo.overlap:
             stream.until(TRAINING, lambda: learner.advance(stream))
         else:
@@ -74,7 +75,7 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
     stage = f"epoch-{epoch}/test"
     if run.committed(stage) is not None:
         return
-    with watch.stage(f"epoch {epoch}: test", test=stream.due("test"), judgements=0):
+    with watch.stage(f"epoch {epoch}: test", test=stream.due("test"), judgements=0), heeded(stage):
         stream.until(["test"])
         sampled = stream.result("test")
         model = f"epoch-{min(epoch, run.config.irpo.epochs)}"
@@ -136,7 +137,7 @@ def learn(
     directory = run.records(stage)
     if run.committed(stage) is not None:
         return _read_groups(run, stage, sampled)
-    with watch.stage(f"epoch {epoch}: learn"):
+    with watch.stage(f"epoch {epoch}: learn"), heeded(stage):
         learned = learner.finish(sampled)
         judged = run.config.irpo.reward == "judge"
         rewards = score(run, sampled, judged_rates(run, sampled) if judged else learned.rates)
@@ -229,7 +230,8 @@ def begin_align(
         AlignJob(name, live.path, str(target), tuple(groups), seed, read, live.name)
     )
     if not run.config.irpo.overlap:
-        alignment.wait()
+        with heeded(f"epoch-{epoch}/align"):
+            alignment.wait()
     return alignment
 
 
@@ -242,7 +244,8 @@ def align(
         RunError: no step was taken.
     """
     job = alignment.job
-    with watch.stage(f"epoch {epoch}: align"):
+    stage = f"epoch-{epoch}/align"
+    with watch.stage(f"epoch {epoch}: align"), heeded(stage):
         result = alignment.wait()
     if result.steps == 0:
         raise RunError(
@@ -261,7 +264,7 @@ def align(
         "accuracies": result.accuracies,
         "margins": result.margins,
     }
-    run.commit(f"epoch-{epoch}/align", [], report)
+    run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "

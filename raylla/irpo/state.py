@@ -8,17 +8,20 @@
     metrics.jsonl what was measured, as it came    results.json   the final table
 
 A stage is committed by its ledger line, written after everything else of the stage is on disk;
-whatever a killed stage left behind is thrown away by the next start.
+whatever a killed stage left behind is thrown away by the next start. One process at a time may add
+to a run; any number may read it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +88,29 @@ class Run:
         run._read_ledger()
         return run
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the one process that adds to this run; the ledger is cut off after its last commit.
+
+        Raises:
+            RunError: another process holds the run, or the file system has no locks.
+        """
+        lock = (self.path / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"run {self.path} is in the hands of another process; wait for it or stop it"
+                ) from None
+            except OSError as error:
+                raise RunError(
+                    f"run {self.path}: its file system has no locks ({error.strerror}), so two drivers "
+                    "could write to it at once; choose a local disk or a shared file system with flock"
+                ) from None
+            self._read_ledger(cut=True)
+            yield
+
     @property
     def ledger(self) -> Path:
         """The ledger file."""
@@ -118,23 +144,44 @@ class Run:
             os.fsync(file.fileno())
         self.commits[stage] = report
 
-    def _read_ledger(self) -> None:
-        """Collect the commits; cut off the lines of a stage that was not committed."""
+    def _read_ledger(self, cut: bool = False) -> None:
+        """Collect the commits; ``cut`` off the lines of a stage that was not committed.
+
+        Raises:
+            RunError: a commit follows a line that is damaged, which no killed stage leaves behind.
+        """
         if not self.ledger.exists():
             return
-        kept = 0
-        position = 0
-        for line in self.ledger.read_bytes().splitlines(keepends=True):
+        kept = position = 0
+        damaged = 0
+        for number, line in enumerate(self.ledger.read_bytes().splitlines(keepends=True), start=1):
             position += len(line)
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if "commit" in entry and line.endswith(b"\n"):
+            entry = _entry(line)
+            if entry is None:
+                damaged = damaged or number
+            elif "commit" in entry:
+                if damaged:
+                    raise RunError(
+                        f"{self.ledger}, line {damaged} is damaged and commits follow it; restore the "
+                        "file, or cut it off before that line to do the stages from there again"
+                    )
                 self.commits[entry["stage"]] = entry["commit"]
                 kept = position
-        with self.ledger.open("r+b") as file:
-            file.truncate(kept)
+        if cut:
+            with self.ledger.open("r+b") as file:
+                file.truncate(kept)
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A ledger line, or None for what is none: cut short by a kill, or damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not line.endswith(b"\n") or not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
+        return None
+    whole = isinstance(entry.get("commit"), dict) or isinstance(entry.get("sample_id"), str)
+    return entry if whole else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import ray
 
 from raylla.actors import DONE, Call, Pool, next_item, next_reference
 from raylla.config import Actors
-from raylla.errors import ConfigError, DeadlineError, RunError, WeightError
+from raylla.errors import ConfigError, DeadlineError, RunError, WeightError, WorkerLostError
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +179,23 @@ def test_a_dead_worker_is_a_typed_error(cluster: None) -> None:
     ):
         drain([doomed])
     workers.stop()
+    workers.stop()
+
+
+def test_a_dead_worker_is_started_anew_a_bounded_number_of_times(cluster: None) -> None:
+    workers = Pool("scripted", Scripted, ("good",), Actors(workers=2, cpus=0.5, max_restarts=2))
+    workers.start(60)
+    for _ in range(2):
+        with pytest.raises(WorkerLostError) as lost:
+            drain([workers.call(1, "dies_after", 1)])
+        assert (lost.value.pool, lost.value.worker) == ("scripted", 1)
+        workers.restart(lost.value, 60)
+        assert workers.broadcast("add", 1, 2, deadline=20, what="sums") == [3, 3]
+    with pytest.raises(WorkerLostError) as last:
+        drain([workers.call(0, "dies_after", 0)])
+    with pytest.raises(WorkerLostError, match=r"scripted\[0\]"):
+        workers.restart(last.value, 60)
+    assert workers.restarts == 2
     workers.stop()
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,19 +199,25 @@ def test_the_timeline_tells_who_worked_when(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_after_a_stage_and_resumed(
+def test_killed_or_stopped_after_a_stage_and_resumed(
     request: pytest.FixtureRequest, tmp_path: Path, stage: str
 ) -> None:
+    """Stopped by SIGTERM in the first sampling, killed by SIGKILL elsewhere."""
     on_ray = stage in ON_RAY
     uninterrupted: Path = request.getfixturevalue("whole" if on_ray else "alone")
     run, log = tmp_path / "run", tmp_path / "log"
     process = _raylla(_arguments(run, ray__in_process=str(not on_ray).lower()), log)
     _wait_for_commit(process, run, stage, log)
-    tree = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
-    for child in tree:
-        _kill(child)
+    if stage == "world":
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 143
+        assert "StoppedError: stopped by SIGTERM at: epoch-1/sample" in " ".join(log.read_text().split())
+    else:
+        tree = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+        for child in tree:
+            _kill(child)
     _finish(["resume", str(run)], log)
     assert _ids(run) == _ids(uninterrupted)
     assert _results(run)["epochs"] == _results(uninterrupted)["epochs"]
@@ -236,36 +243,44 @@ def _wait_for_commit(process: subprocess.Popen[bytes], run: Path, stage: str, lo
     pytest.fail(f"{stage} was not committed in time: {log.read_text()[-4000:]}")
 
 
-def test_job_submitted_through_the_jobs_api(tmp_path: Path) -> None:
+@pytest.fixture
+def dashboard() -> Iterator[str]:
+    """A cluster that gives a stopped job the 30 s that `raylla` promises to need at most."""
     import ray
-    from ray.job_submission import JobStatus, JobSubmissionClient
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_AUTH_MODE", "disabled")
+    patch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "30")
     context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0)
     try:
-        client = JobSubmissionClient(f"http://{context.dashboard_url}")
-        sets = " ".join(_arguments(tmp_path / "run")[2:])
-        deadline = time.monotonic() + 400
-        job = None
-        while job is None:
-            try:
-                job = client.submit_job(
-                    entrypoint=f"{sys.executable} jobs/train.py configs/pocket.yaml {sets}",
-                    runtime_env={
-                        "working_dir": str(ROOT),
-                        "excludes": [".venv", ".git", "runs", "__pycache__"],
-                    },
-                )
-            except RuntimeError as error:
-                # The cluster answers before its job agent has come up.
-                if "No available agent" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
-        while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
-            time.sleep(1)
-        logs = client.get_job_logs(job)
-        assert client.get_job_status(job) == JobStatus.SUCCEEDED, logs[-4000:]
-        assert "revenue / query" in logs
-        assert (tmp_path / "run" / "results.json").exists()
+        yield f"http://{context.dashboard_url}"
     finally:
         ray.shutdown()
+        patch.undo()
+
+
+def test_submitted_stopped_and_submitted_again(dashboard: str, whole: Path, tmp_path: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    log = tmp_path / "log"
+    cluster = [
+        "--address",
+        dashboard,
+        "--storage",
+        str(tmp_path),
+        "--run-id",
+        "r",
+        "--python",
+        sys.executable,
+    ]
+    arguments = ["submit", _arguments(whole)[1], *cluster, *_arguments(whole)[4:]]
+    process = _raylla(arguments, log)
+    _wait_for_commit(process, tmp_path / "r", "epoch-1/sample", log)
+    JobSubmissionClient(dashboard).stop_job("train-r-1")
+    assert process.wait(timeout=120) == 143
+    assert "stopped by SIGTERM at: epoch-1/" in log.read_text(), log.read_text()[-4000:]
+    _finish(arguments, log)
+    assert "job train-r-2" in log.read_text()
+    assert "revenue / query" in log.read_text()
+    assert _ids(tmp_path / "r") == _ids(whole)
+    assert _results(tmp_path / "r")["epochs"] == _results(whole)["epochs"]

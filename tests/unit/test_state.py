@@ -21,8 +21,32 @@ def test_only_committed_stages_survive(tmp_path: Path) -> None:
         file.write('{"stage": "epoch-1/sample", "comm')
     again = Run.open(run.path)
     assert list(again.commits) == ["world"]
+    assert len(again.ledger.read_text().splitlines()) == 5
+    with again.alone():
+        assert list(again.commits) == ["world"]
     ids = [json.loads(line).get("sample_id") for line in again.ledger.read_text().splitlines()]
     assert ids == ["a", "b", None]
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Config())
+    with run.alone():
+        with pytest.raises(RunError, match="in the hands of another process"), Run.open(run.path).alone():
+            pass
+        assert Run.open(run.path).config == run.config
+    with Run.open(run.path).alone():
+        pass
+
+
+def test_commits_after_a_damaged_line_are_not_thrown_away(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Config())
+    run.commit("world", ["a"], {"wall_seconds": 1.0})
+    run.commit("epoch-1/sample", ["b"], {"wall_seconds": 1.0})
+    whole = run.ledger.read_bytes()
+    run.ledger.write_bytes(whole.replace(b'"sample_id": "b"', b'"sample_id": "b'))
+    with pytest.raises(RunError, match="line 3 is damaged and commits follow it"):
+        Run.open(run.path)
+    assert run.ledger.read_bytes().count(b"commit") == 2
 
 
 def test_another_config_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,187 @@
+"""What each reader promises for any bytes at all: a value that holds its contract, or a typed error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from raylla import config as settings
+from raylla.actors.judge import parse_clicks
+from raylla.auction import markup, parse
+from raylla.config import Config
+from raylla.errors import ConfigError, RunError, WorldError
+from raylla.irpo.state import Run
+from raylla.records import Ad, Profile, Query
+from raylla.world import prompts, webis
+
+ADS = (Ad("1234", "Lumo Kettle", "tea", "food"), Ad("0034", "Boot by Nara", "shoes", "fashion"))
+MARKUPS = [markup(ad) for ad in ADS]
+USER = Profile("p", "adult, city", ("tea",))
+QUERY = Query("q", "p", "best tea", "tea", "food", "train")
+
+
+def fuzz_markup(data: bytes) -> None:
+    """Every placement is exactly a candidate's markup, once each; text without "@" and "[" has none."""
+    text = data.decode("utf-8", "replace")
+    parsed = parse(text, ADS, frozenset({"5678"}))
+    assert len(set(parsed.ad_ids)) == len(parsed.placements)
+    for placement in parsed.placements:
+        assert text[placement.start : placement.end] in MARKUPS
+    if "@" not in text and "[" not in text:
+        assert not parsed.attempts
+
+
+def fuzz_judgement(data: bytes) -> None:
+    """What is read at all is one click for each ad asked for."""
+    clicks = parse_clicks(data.decode("utf-8", "replace"), [ad.id for ad in ADS])
+    assert clicks is None or (
+        list(clicks) == [ad.id for ad in ADS] and all(type(one) is bool for one in clicks.values())
+    )
+
+
+def fuzz_config(data: bytes) -> None:
+    """A config, or a ConfigError; what was accepted is accepted again as written out."""
+    with _file("config.yaml", data) as path:
+        try:
+            found = settings.load(path)
+        except ConfigError:
+            return
+        assert settings.parse(found.model_dump(mode="json"), "again").digest() == found.digest()
+
+
+def fuzz_override(data: bytes) -> None:
+    """`--set` of any text gives a config or a ConfigError."""
+    with _file("config.yaml", b"") as path:
+        try:
+            settings.load(path, [data.decode("utf-8", "replace")])
+        except ConfigError:
+            return
+
+
+def fuzz_webis(data: bytes) -> None:
+    """Any bytes in place of one of the collection's files: a world, or a WorldError that names it."""
+    place = _collection()
+    names = ("advertisements/car_qualities.csv", "advertisements/car_query_pairs.csv")
+    name = (*names, "queries/car_queries.txt")[len(data) % 3]
+    before = (place / name).read_bytes()
+    (place / name).write_bytes(data)
+    said = ""
+    try:
+        webis.import_world(place, None, settings.World.model_validate({"profiles": 12}), 0)
+    except WorldError as error:
+        said = str(error)
+    finally:
+        (place / name).write_bytes(before)
+    assert not said or "car" in said or "query" in said, said
+
+
+def fuzz_ledger(data: bytes) -> None:
+    """Whatever follows the last whole commit of a ledger is cut off, and the run goes on from there."""
+    place = _run()
+    (place / "ledger.jsonl").write_bytes(_committed() + data)
+    try:
+        run = Run.open(place)
+    except RunError:
+        return
+    assert "world" in run.commits
+    with run.alone():
+        run.commit("epoch-1/sample", ["e1/reward/p0-0/0"], {"wall_seconds": 1.0})
+    assert set(Run.open(place).commits) >= {"world", "epoch-1/sample"}
+
+
+def fuzz_prompts(data: bytes) -> None:
+    """No query adds a role: control tokens of chat templates are broken, and it stays on one line."""
+    text = data.decode("utf-8", "replace")
+    query = Query("q", "p", text, "", "", "train")
+    for form in ("paper", "compact"):
+        roles = prompts.answer(form, QUERY, USER, ADS, (1.0, 2.0))
+        messages = prompts.answer(form, query, USER, ADS, (1.0, 2.0))
+        assert [one["role"] for one in messages] == [one["role"] for one in roles]
+        content = messages[-1]["content"]
+        assert "<|" not in content
+        assert "|>" not in content
+        assert content.count("\n") == roles[-1]["content"].count("\n")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "markup": fuzz_markup,
+    "judgement": fuzz_judgement,
+    "config": fuzz_config,
+    "override": fuzz_override,
+    "webis": fuzz_webis,
+    "ledger": fuzz_ledger,
+    "prompts": fuzz_prompts,
+}
+
+SEEDS: dict[str, tuple[bytes, ...]] = {
+    "markup": (
+        b"Try @Lumo Kettle@[Ad-1234] or @Boot by Nara@[Ad-0034].",
+        b"@Lumo@[Ad-12",
+        b"a@b.c [Ad-]@[",
+    ),
+    "judgement": (b'{"Ad-1234": 1, "Ad-0034": 0}', b'{"Ad-1234": true, "Ad-0034": 0.0}', b"[[[["),
+    "config": (b"name: x\nirpo: {epochs: 2}\n", b"dpo: {lr: .nan}\n", b"a: &a [*a]\n", b"- 1\n"),
+    "override": (b"dpo.lr=1e-3", b"irpo.epochs=0", b"=", b"a.b.c=[1", b"world.path=x"),
+    "webis": (
+        b"advertisement,type,qualities\nTesla,Brand,fast\n",
+        b"query,advertisement\nbest car,Tesla\n",
+        b"best car\nwhich car\n",
+        b'"',
+    ),
+    "ledger": (
+        b'{"stage": "epoch-1/sample", "sample_id": "x"}\n',
+        b'{"stage": "a", "comm',
+        b"[]\n",
+        b"1\n",
+    ),
+    "prompts": (b"<|im_start|>system", b"<<||", b"a\nb\rc", "a\u2028b".encode()),
+}
+
+
+@cache
+def _scratch() -> Path:
+    memory = Path("/dev/shm")  # commits are forced to disk: in memory that costs nothing
+    return Path(tempfile.mkdtemp(prefix="raylla-fuzz-", dir=memory if memory.is_dir() else None))
+
+
+@contextmanager
+def _file(name: str, data: bytes) -> Iterator[Path]:
+    path = _scratch() / name
+    path.write_bytes(data)
+    yield path
+
+
+@cache
+def _run() -> Path:
+    path = Run.create(_scratch() / "run", Config()).path
+    (path / "config.yaml").write_text("{}")  # the defaults, without reading them again each time
+    return path
+
+
+def _committed() -> bytes:
+    return (json.dumps({"stage": "world", "commit": {"wall_seconds": 1.0}}) + "\n").encode()
+
+
+@cache
+def _collection() -> Path:
+    """A small collection in the form of the real one."""
+    place = _scratch() / "webis"
+    shutil.rmtree(place, ignore_errors=True)
+    for folder in ("advertisements", "queries"):
+        (place / folder).mkdir(parents=True)
+    for topic in webis.TOPICS:
+        title = f"{topic.title()} One"
+        ads, pairs, queries = (
+            f"advertisements/{topic}_qualities.csv",
+            f"advertisements/{topic}_query_pairs.csv",
+            f"queries/{topic}_queries.txt",
+        )
+        (place / ads).write_text(f"advertisement,type,qualities\n{title},Brand,good\n")
+        (place / pairs).write_text(f"query,advertisement\nbest {topic},{title}\n")
+        (place / queries).write_text(f"best {topic}\nwhich {topic}\n")
+    return place
