@@ -27,10 +27,11 @@ def rows(bench: Bench) -> list[Row]:
     """Sampled tokens per auction ÷ LLM-Auction's, after one short epoch; counts, so no repeats."""
     config = changed(bench.config, None, [*SMALL, *TRAINED])
     run = Run.create(bench.scratch / "run", config)
-    train(run, Observer(config, run.path, Console(quiet=True)))
+    watch = Observer(config, run.path, Console(quiet=True))
+    train(run, watch)
     costs = {}
     connect(config)
-    crew = Crew(config, run.path, committed(run)[0][0])
+    crew = Crew(config, run.path, committed(run)[0][0], watch)
     try:
         crew.start(trainer=False)
         world = store.load(run.path / "world")

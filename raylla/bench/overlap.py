@@ -66,7 +66,7 @@ def scripted_epoch(
     """One epoch of the loop itself on sleeping actors; what its timeline says."""
     run = Run.create(directory, config)
     watch = Observer(config, run.path, Console(quiet=True))
-    crew = ScriptedCrew(config, version, latencies, watch.timeline.add)
+    crew = ScriptedCrew(config, version, latencies, watch)
     try:
         crew.start()
         run_epoch(run, crew, watch, world, 1)

@@ -17,11 +17,12 @@ from typing import Any
 
 from raylla.actors import JudgeItem, Judgement, Pool, WeightStore
 from raylla.actors.policy import Alignment
-from raylla.actors.pool import Record, gather
+from raylla.actors.pool import gather
 from raylla.auction.markup import MARKUP
 from raylla.config import Actors, Config
 from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
+from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.records import WeightVersion
 from raylla.reward.rows import ClickRow
@@ -183,13 +184,17 @@ class ScriptedCrew(Crew):
     """A crew of sleepers, as many as the config has actors; they reserve no CPU."""
 
     def __init__(
-        self, config: Config, version: WeightVersion, latencies: Latencies, record: Record
+        self, config: Config, version: WeightVersion, latencies: Latencies, watch: Observer
     ) -> None:
         self.config = config
-        self.version = version
+        self.version = self._first = version
+        self._probe = None
+        self._watch = watch
 
         def pool(name: str, kind: type, workers: int) -> Pool:
-            return Pool(name, kind, (latencies,), Actors(workers=workers, cpus=0), record=record)
+            return Pool(
+                name, kind, (latencies,), Actors(workers=workers, cpus=0), record=watch.timeline.add
+            )
 
         self.rollouts = pool("rollout", ScriptedRollout, config.rollout.workers)
         self.judges = pool("judge", ScriptedJudge, config.judge.workers)
