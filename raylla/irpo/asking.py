@@ -40,7 +40,7 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
     if not draft.queries:
         total = run.config.world.queries_per_profile * len(draft.profiles)
         with watch.stage("ask queries", queries=total), heeded("the queries"):
-            world = _asked(run, crew, watch, draft)
+            world = crew.persistently(lambda: _asked(run, crew, watch, draft))
         wall = watch.wall["ask queries"]
     store.check(world)
     store.save(world, run.path / "world")
