@@ -216,7 +216,9 @@ def check(auction: ServedAuction) -> None:
             "it belongs to the rule `resampled`, and to no other"
         )
     if auction.created.tzinfo is None:
-        raise StoreError(f"auction {auction.id}: created={auction.created} has no time zone; give it in UTC")
+        raise StoreError(
+            f"auction {auction.id}: created={auction.created} has no time zone; give it in UTC"
+        )
     numbers = {"reward_value": auction.reward_value, "reward_penalty": auction.reward_penalty}
     for name, value in (numbers | dict(auction.latency_ms)).items():
         if not math.isfinite(value):
