@@ -20,9 +20,10 @@ from raylla.models import POCKET
 from raylla.reward.rows import ClickRow
 from raylla.serving import web
 from raylla.serving.api import Health, create
-from raylla.serving.auctioneer import Auctioneer, Traffic
+from raylla.serving.auctioneer import Auctioneer
 from raylla.serving.eligibility import Eligibility
 from raylla.serving.engine import Piece
+from raylla.serving.exchange import Traffic
 from raylla.serving.keys import Access
 from raylla.serving.predictor import Rate, Vectors
 from raylla.serving.reports import Reports

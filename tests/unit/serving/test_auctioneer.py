@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from raylla.auction import markup
 from raylla.errors import StoreError
 from raylla.pocket.tokenizer import ASSISTANT, END, USER
-from raylla.serving.auctioneer import Traffic
 from raylla.serving.audit import audit
+from raylla.serving.exchange import Traffic
 from raylla.serving.records import Listing, Served
 from raylla.serving.store import Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
