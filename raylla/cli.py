@@ -82,25 +82,41 @@ def resume(run: RunPath) -> None:
 @app.command()
 @_told
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="finished runs: training seeds, then variants")],
+    what: Annotated[
+        list[Path],
+        typer.Argument(help="a config file, or finished runs: training seeds, then variants"),
+    ],
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="where a config's runs are or are made; default: runs/NAME-evaluation"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="default: evaluation.json in the first run")] = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Hold test auctions with every mechanism, each tuned on validation queries; with intervals.
 
-    --set evaluation.key=value measures with other settings than the first run's.
+    Given a config, first trains what is missing of evaluation.seeds and evaluation.variants. Given
+    runs, --set evaluation.key=value measures with other settings than the first run's.
     """
+    from raylla.evaluation import campaign
     from raylla.evaluation.evidence import evaluate as measure
     from raylla.evaluation.show import show_evaluation
     from raylla.irpo.state import Run, write_json
     from raylla.observe import Observer
     from raylla.stop import heeded, listen
 
-    opened = [Run.open(path) for path in runs]
-    chosen = settings.changed(opened[0].config, "evaluation", set_)
     with listen(), heeded("the evaluation, which commits nothing before its end"):
+        if len(what) == 1 and what[0].is_file():
+            chosen = settings.load(what[0], set_)
+            directory = runs or Path("runs") / f"{chosen.name}-evaluation"
+            opened = campaign.runs(chosen, directory, lambda one, path: Observer(one, path, console))
+        elif runs is not None:
+            raise ConfigError(f"--runs {runs} goes with one config file; {what[0]} is none")
+        else:
+            opened = [Run.open(path) for path in what]
+            chosen = settings.changed(opened[0].config, "evaluation", set_)
         found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
-    write_json(out or runs[0] / "evaluation.json", found)
+    write_json(out or opened[0].path / "evaluation.json", found)
     show_evaluation(console, found)
 
 
@@ -112,8 +128,14 @@ def report(
 ) -> None:
     """One page, figures and tables of an evaluated run's evaluation.json; reads no model."""
     from raylla.evaluation.report import report as write
+    from raylla.irpo.state import Run
+    from raylla.observe import Observer
 
+    opened = Run.open(run)
     page = write(run / "evaluation.json", out or run / "report")
+    watch = Observer(opened.config, opened.path, console)
+    watch.artifact("report", "report", page.parent.resolve())
+    watch.close()
     console.print(f"{page}", highlight=False, soft_wrap=True)
 
 
@@ -125,7 +147,7 @@ def submit(
     storage: Annotated[
         Path, typer.Option(envvar="RAYLLA_STORAGE", help="directory of run directories that all nodes see")
     ],
-    job: Annotated[str, typer.Option(help="train, evaluate or report")] = "train",
+    job: Annotated[str, typer.Option(help="train, evaluate, report or serve")] = "train",
     run_id: Annotated[
         str | None,
         typer.Option(help="default: the config's name and digest, so that the same config resumes"),
@@ -178,11 +200,33 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
         spare = check_placement(loaded)
     finally:
         disconnect(loaded)
+    short = any(left < 0 for left in spare.values())
     for need in needs(loaded):
-        console.print(f"placement  {need.group}: {need.workers} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs)")
-    console.print(f"spare      {spare}")
+        where = f" on {dict(need.labels)}" if need.labels else ""
+        size = f"{need.workers} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs){where}"
+        console.print(f"placement  {need.group}: {size}", highlight=False)
+    console.print(f"spare      {spare}" + (" (below 0: to be added by the autoscaler)" if short else ""))
     console.print(f"disk       {shutil.disk_usage('.').free / 2**30:.0f} GiB free")
     console.print(f"versions   {package_versions()}")
+
+
+@app.command()
+@_told
+def plan(
+    config: ConfigPath,
+    gpu: Annotated[str, typer.Option(help="a100, h100, h200, b200 or l40s")] = "h100",
+    node_gpus: Annotated[int, typer.Option(min=1, help="GPUs of one more machine")] = 8,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean of the Ad-LLM's prompts")] = None,
+    answer_tokens: Annotated[int | None, typer.Option(min=1, help="mean of its answers")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing."""
+    from raylla.plan import Lengths, hardware
+    from raylla.plan.show import show as show_plan
+
+    loaded = settings.load(config, set_)
+    lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
+    show_plan(console, loaded, hardware.gpu(gpu), lengths, node_gpus)
 
 
 @app.command()

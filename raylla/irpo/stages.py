@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from raylla.actors.policy import Alignment
 from raylla.actors.spans import Span
 from raylla.auction import parse
+from raylla.auction.checks import Array
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
 from raylla.evaluation.table import Outcome, figures, per_query
@@ -23,6 +24,7 @@ from raylla.irpo.state import Run, load_records, package_versions, save_records,
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
+from raylla.reward.rows import ClickRow
 from raylla.stop import heeded
 from raylla.timeline import TRAINER
 from raylla.world import World, clicks, prompts
@@ -61,7 +63,7 @@ def sample(
             for phase in TRAINING:
                 stream.until([phase])
                 learner.advance(stream)
-                learner.settle()
+                learner.settle(stream)
     sampled = stream.result(*TRAINING)
     _commit_sampled(run, watch, epoch, stage, sampled, {})
     return sampled
@@ -78,10 +80,18 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
     with watch.stage(f"epoch {epoch}: test", test=stream.due("test"), judgements=0), heeded(stage):
         stream.until(["test"])
         sampled = stream.result("test")
-        model = f"epoch-{min(epoch, run.config.irpo.epochs)}"
-        crew.ask_reward("load", run.path / "reward" / model)
-        predicted = crew.ask_reward("evaluate", rows_of(world, sampled, "test"))
+        rows = rows_of(world, sampled, "test")
+        predicted = crew.persistently(lambda: _predicted(run, crew, epoch, rows))
     _commit_sampled(run, watch, epoch, stage, sampled, {"pctr": predicted})
+    row = tested_row(run, world, sampled)
+    watch.metrics(epoch - 1, {f"test/{key}": value for key, value in row.items()})
+
+
+def _predicted(run: Run, crew: Crew, epoch: int, rows: list[ClickRow]) -> dict[str, float]:
+    model = f"epoch-{min(epoch, run.config.irpo.epochs)}"
+    crew.ask_reward("load", run.path / "reward" / model)
+    found: dict[str, float] = crew.ask_reward("evaluate", rows)
+    return found
 
 
 def _commit_sampled(
@@ -225,7 +235,10 @@ def begin_align(
     target = run.weights(name)
     target.parent.mkdir(exist_ok=True)
     seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
-    alignment = crew.policy.begin(AlignJob(name, crew.version.path, str(target), tuple(groups), seed, read))
+    live = crew.version
+    alignment = crew.policy.begin(
+        AlignJob(name, live.path, str(target), tuple(groups), seed, read, live.name)
+    )
     if not run.config.irpo.overlap:
         with heeded(f"epoch-{epoch}/align"):
             alignment.wait()
@@ -256,15 +269,17 @@ def align(
         "steps": result.steps,
         "pairs": result.pairs,
         "tokens": result.tokens,
+        "reference": asdict(result.reference),
         "losses": result.losses,
         "accuracies": result.accuracies,
         "margins": result.margins,
     }
     run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
+    watch.artifact(job.version, "weights", run.weights(job.version), points=True)
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
-        f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}"
+        f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}; reference {result.reference}"
     )
     return WeightVersion(job.version, epoch, job.target, current.name), result.probe
 
@@ -287,21 +302,21 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     sampled = read_tests(run, world)
     if run.committed("conclude") is None:
         run.commit("conclude", [], {"wall_seconds": 0.0})
-    epochs = table(run, world, sampled)
-    for row in epochs:
-        watch.metrics(row["epoch"], {f"test/{key}": value for key, value in row.items()})
+    epochs, shown = table(run, world, sampled), examples(world, sampled[0], sampled[-1])
     results = {
         "name": run.config.name,
         "epochs": epochs,
         "wall_seconds": {stage: report["wall_seconds"] for stage, report in run.commits.items()},
         "timeline": watch.timeline.epochs,
         "peak_memory_bytes": watch.peak_memory_bytes,
+        "restarts": dict(watch.restarts),
         "dropped": _added(run, "dropped"),
         "samples": _added(run, "samples"),
         "versions": package_versions(),
-        "examples": examples(world, sampled[0], sampled[-1]),
+        "examples": shown,
     }
     write_json(run.path / "results.json", results)
+    watch.table(run.config.irpo.epochs, "test/examples", shown)
     return results
 
 
@@ -317,6 +332,18 @@ def table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, 
 
 def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
     """The table row of the weights that made ``sampled``, from its judged test answers."""
+    settings = run.config.evaluation.bootstrap, run.config.seed
+    return version_row([tested(run, world, sampled)], *settings)
+
+
+def version_row(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
+    """The row of one weight version from what `tested` found in each training seed."""
+    row = figures(seeds, resamples, seed)
+    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
+
+
+def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
+    """`per_query` figures of the judged test answers."""
     answers = []
     catalogue = world.ad_ids
     for planned, answer, clicked in sampled.judged("test"):
@@ -325,9 +352,7 @@ def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
         answers.append(Outcome(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
-    found = per_query(answers, run.config.penalty)
-    row = figures([found], run.config.evaluation.bootstrap, run.config.seed)
-    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
+    return per_query(answers, run.config.penalty)
 
 
 def examples(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from raylla.serving.tokens import TokenKeys
 from tests.unit.serving.market import ADMIN_KEY, KEYS, Market
 
 MEMORY = Path("/dev/shm")
+Fresh = Callable[[], AbstractContextManager[Store]]
 
 
 @pytest.fixture(scope="session")
@@ -31,21 +33,25 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory, where there is one: commits wait for no disk."""
-    if not MEMORY.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=MEMORY, prefix="raylla-test-") as path:
-        yield Path(path)
+def fresh(empty: Path) -> Fresh:
+    """Opens an empty store, in memory where there is such a directory: commits wait for no disk."""
+
+    @contextmanager
+    def opened() -> Iterator[Store]:
+        where = MEMORY if MEMORY.is_dir() else None
+        with tempfile.TemporaryDirectory(dir=where, prefix="raylla-test-") as path:
+            shutil.copy(empty, f"{path}/store.db")
+            store = open_store(f"sqlite:///{path}/store.db")
+            yield store
+            store.close()
+
+    return opened
 
 
 @pytest.fixture
-def store(memory: Path, empty: Path) -> Iterator[Store]:
-    shutil.copy(empty, memory / "store.db")
-    opened = open_store(f"sqlite:///{memory}/store.db")
-    yield opened
-    opened.close()
+def store(fresh: Fresh) -> Iterator[Store]:
+    with fresh() as opened:
+        yield opened
 
 
 @pytest.fixture

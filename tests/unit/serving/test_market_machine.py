@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
-import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from raylla.errors import TokenError
 from raylla.serving.audit import audit
 from raylla.serving.records import Filters, Listing, Outcome, PriceRule, Reason, ServedAuction
-from raylla.serving.store import Store, open_store
+from raylla.serving.store import Store
 from raylla.serving.tokens import TokenKeys
 from tests.unit.serving.market import KEYS, UNIT, Market
 from tests.unit.serving.test_eligibility import reasons
@@ -29,16 +36,14 @@ BILLED = (Outcome.CHARGED, Outcome.ACCRUED)
 class Trade(RuleBasedStateMachine):
     """Advertisers, campaigns, auctions, clicks and the passing of time, over one store."""
 
-    empty: Path
+    fresh: Callable[[], AbstractContextManager[Store]]
     auctions: Bundle[ServedAuction] = Bundle("auctions")
     listings: Bundle[Listing] = Bundle("listings")
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = tempfile.TemporaryDirectory(dir=self.empty.parent)
-        path = Path(self.directory.name) / "store.db"
-        shutil.copy(self.empty, path)
-        self.store: Store = open_store(f"sqlite:///{path}")
+        self.opened = ExitStack()
+        self.store = self.opened.enter_context(type(self).fresh())
         self.market = Market(self.store, dt.datetime(2026, 11, 25, 20, tzinfo=dt.UTC))
         self.keys = TokenKeys(KEYS)
         self.seats: list[str] = []
@@ -49,8 +54,7 @@ class Trade(RuleBasedStateMachine):
         self.clicked: set[str] = set()
 
     def teardown(self) -> None:
-        self.store.close()
-        self.directory.cleanup()
+        self.opened.close()
 
     @initialize()
     def open_accounts(self) -> None:
@@ -198,13 +202,21 @@ class Trade(RuleBasedStateMachine):
         return True
 
 
-def test_trade(empty: Path) -> None:
-    Trade.empty = empty
-    Machine = Trade.TestCase  # noqa: N806
-    Machine.settings = settings(
-        max_examples=15,
+def trade(fresh: Callable[[], AbstractContextManager[Store]], examples: int) -> None:
+    """Run the machine over stores that ``fresh`` opens."""
+
+    class Here(Trade):
+        pass
+
+    Here.fresh = staticmethod(fresh)
+    how = settings(
+        max_examples=examples,
         stateful_step_count=25,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    Machine().runTest()
+    run_state_machine_as_test(Here, settings=how)  # type: ignore[no-untyped-call]
+
+
+def test_trade(fresh: Callable[[], AbstractContextManager[Store]]) -> None:
+    trade(fresh, examples=15)
