@@ -156,3 +156,19 @@ def test_one_more_node() -> None:
         assert budget(grown, H100, Lengths.of(two)).epoch_seconds < before
     assert [name for name, _ in more(ONE, 8)] == ["rollout (13 workers)"]  # 10 ranks do not share 16 groups
     assert more(config.load(CONFIGS / "pocket.yaml"), 8) == []
+
+
+def test_the_documented_figures_are_the_plan_s() -> None:
+    text = (CONFIGS.parent / "docs" / "scaling.md").read_text()
+    for name, gpus in (("qwen3-4b-1node", 8), ("qwen3-4b-multinode", 16)):
+        chosen = config.load(CONFIGS / f"{name}.yaml")
+        found = budget(chosen, H100, Lengths.of(chosen))
+        whole = found.epochs * found.epoch_seconds / 3600
+        assert f"{found.epoch_seconds / 3600:.1f} h" in text
+        assert f"{whole:.1f} h, {whole * gpus:.0f} GPU hours" in text
+        for phase in ("rollout", "align"):
+            one = found.phase(phase)
+            assert f"{one.seconds / 60:.0f} min on {one.workers}" in text
+    for _, grown in more(chosen, 8):
+        gain = found.epoch_seconds / budget(grown, H100, Lengths.of(chosen)).epoch_seconds
+        assert f"{gain:.2f} times" in text
