@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ class Observer:
         self.metrics_path = directory / "metrics.jsonl" if directory else None
         self.timeline = Timeline(directory)
         self.wall: dict[str, float] = {}
+        self.restarts: Counter[str] = Counter()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._tokens: dict[str, int] = {}
@@ -101,6 +103,11 @@ class Observer:
             self._progress.update(
                 self._tasks[kind], advance=count, rate=f"{rate:.0f} tok/s" if rate else ""
             )
+
+    def lost(self, group: str) -> None:
+        """A worker of ``group`` was lost and is there again."""
+        self.restarts[group] += 1
+        self.say(f"[yellow]{group}: a worker was lost and started anew[/yellow]")
 
     def metrics(self, epoch: int, values: dict[str, Any]) -> None:
         """Append one line of metrics; hand it to W&B, with ``epoch`` as the step, and to Prometheus."""

@@ -50,7 +50,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     crew = None
     try:
         check_placement(main)
-        crew = Crew(main, seeds[0].path, committed(seeds[0])[0][0])
+        crew = Crew(main, seeds[0].path, committed(seeds[0])[0][0], watch)
         with watch.stage("start engines"):
             crew.start(trainer=False)
         for run in seeds:

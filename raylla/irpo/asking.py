@@ -50,7 +50,7 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
     if askers:
         total = run.config.world.queries_per_profile * len(askers)
         with watch.stage("ask queries", queries=total), heeded("the queries"):
-            world = _asked(run, crew, watch, draft, askers)
+            world = crew.persistently(lambda: _asked(run, crew, watch, draft, askers))
         wall = watch.wall["ask queries"]
     store.check(world)
     store.save(world, run.path / "world")

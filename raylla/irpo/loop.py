@@ -44,7 +44,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
     try:
         check_placement(config)
         version, probe = versions.committed(run)[-1]
-        crew = Crew(config, run.path, version, watch.timeline.add)
+        crew = Crew(config, run.path, version, watch)
         with watch.stage("start engines"), heeded("the start of the engines"):
             crew.start()
         world = asking.ask_queries(run, crew, watch, draft)

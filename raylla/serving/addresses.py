@@ -27,9 +27,9 @@ class AddressError(RayllaError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL with its host replaced by a checked address; ``host`` is what it was, port included."""
+    """A URL with its host replaced by each of its checked addresses; ``host`` is it with its port."""
 
-    url: str
+    urls: tuple[str, ...]
     host: str
     name: str
 
@@ -54,7 +54,8 @@ async def target(url: str, private: bool) -> Target:
     closed = [address for address in addresses if not public(address)]
     if closed and not private:
         raise AddressError(f"host {name} leads to {closed[0]}, which is not a public address")
-    return Target(_at(parts, addresses[0], port), parts.netloc.rpartition("@")[2], name)
+    urls = dict.fromkeys(_at(parts, address, port) for address in addresses)
+    return Target(tuple(urls), parts.netloc.rpartition("@")[2], name)
 
 
 def public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

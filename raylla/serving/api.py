@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylla.config import Config
@@ -116,9 +117,6 @@ class Envelope:
                 await self._refuse()(scope, receive, answer)
             else:
                 await self._app(scope, _Bounded(receive, self._largest), answer)
-        except _TooLargeError:
-            if not status:
-                await self._refuse()(scope, receive, answer)
         finally:
             log.info(
                 "request",
@@ -133,25 +131,28 @@ class Envelope:
             )
 
     def _refuse(self) -> JSONResponse:
-        message = f"the body has more than serving.largest_body={self._largest} bytes"
-        problem = {"message": message, "type": "invalid_request_error", "code": "too_large"}
+        problem = {
+            "message": _too_large(self._largest),
+            "type": "invalid_request_error",
+            "code": "too_large",
+        }
         return JSONResponse({"error": problem}, 413)
 
 
-class _TooLargeError(Exception):
-    """A body without a stated length ran over the limit."""
-
-
 class _Bounded:
-    """``receive`` up to a number of body bytes."""
+    """``receive`` up to a number of body bytes, for bodies that do not state their length."""
 
     def __init__(self, receive: Receive, largest: int) -> None:
         self._receive = receive
-        self._left = largest
+        self._largest = self._left = largest
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            raise _TooLargeError
+            raise HTTPException(413, _too_large(self._largest))
         return message
+
+
+def _too_large(largest: int) -> str:
+    return f"the body has more than serving.largest_body={largest} bytes"

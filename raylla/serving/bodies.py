@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
@@ -160,14 +161,14 @@ class NewAd(Body):
     @model_validator(mode="after")
     def _fits_a_prompt(self) -> NewAd:
         try:
-            check_ad(self.ad())
+            check_ad(replace(self.ad(), id="0"))
         except WorldError as error:
             raise ValueError(str(error)) from None
         return self
 
     def ad(self) -> Ad:
-        """As a record; the store gives the id."""
-        return Ad("0", self.title, self.category, self.theme)
+        """As a record, without the id that the store will give."""
+        return Ad("", self.title, self.category, self.theme)
 
 
 class AdChange(Body):

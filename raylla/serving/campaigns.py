@@ -16,7 +16,7 @@ from raylla.serving import bodies, money, views, web
 from raylla.serving.keys import Principal, Role
 from raylla.serving.store import NewAd, NewCampaign, models
 
-router = APIRouter(prefix="/v1", responses=web.errors(401, 403, 422, 503))
+router = APIRouter(prefix="/v1", responses=web.errors(400, 401, 403, 422, 503))
 _LOST = web.errors(404)
 _CLASH = web.errors(404, 409)
 View = TypeVar("View", bound=views.View)

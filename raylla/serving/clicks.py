@@ -65,7 +65,7 @@ def click(token: Token, behind: web.Behind) -> Response:
     return Response(status_code=302, headers=headers)
 
 
-@router.post("/conversions", responses=web.errors(401, 403, 404, 409, 422, 503))
+@router.post("/conversions", responses=web.errors(400, 401, 403, 404, 409, 422, 503))
 def convert(body: bodies.NewConversion, behind: web.Behind, caller: web.Seat) -> views.ConversionView:
     """Book what a click led to; the same order again changes nothing."""
     owner = caller.advertiser_id if caller.role is Role.ADVERTISER else None

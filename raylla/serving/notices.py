@@ -87,13 +87,17 @@ class Sender:
             raise Undelivered(str(error), final=True) from None
         body = json.dumps(notice.body, sort_keys=True, separators=(",", ":")).encode()
         headers = {"Host": where.host, "Content-Type": "application/json"} | self._signature(notice, body)
-        try:
-            async with client.stream(
-                "POST", where.url, content=body, headers=headers, extensions={"sni_hostname": where.name}
-            ) as answer:
-                status = answer.status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Undelivered(f"{type(error).__name__}: {error}", final=False) from None
+        status = 0
+        for number, url in enumerate(where.urls, start=1):
+            try:
+                async with client.stream(
+                    "POST", url, content=body, headers=headers, extensions={"sni_hostname": where.name}
+                ) as answer:
+                    status = answer.status_code
+                break
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                if not isinstance(error, httpx.ConnectError) or number == len(where.urls):
+                    raise Undelivered(f"{type(error).__name__}: {error}", final=False) from None
         if not 200 <= status < 300:
             raise Undelivered(f"status {status}", final=status < 500 and status not in _AGAIN)
 

@@ -29,9 +29,10 @@ from raylla.records import WeightVersion
 from raylla.reward.rows import ClickRow
 from raylla.serving import keyring, web
 from raylla.serving.api import Health, create
-from raylla.serving.auctioneer import Auctioneer, Traffic, Writer
+from raylla.serving.auctioneer import Auctioneer
 from raylla.serving.eligibility import Eligibility
 from raylla.serving.engine import AsyncEngine, Piece
+from raylla.serving.exchange import Traffic, Writer
 from raylla.serving.keys import Access
 from raylla.serving.notices import Sender
 from raylla.serving.predictor import Oracle, Predictor, Rate, Vectors

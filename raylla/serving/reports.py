@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from raylla.errors import BusyError
-from raylla.serving.auctioneer import Answered, Asked
+from raylla.serving.exchange import Answered, Asked
 
 log = logging.getLogger("raylla.serving")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

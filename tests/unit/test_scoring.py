@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from raylla import config
 from raylla.irpo.sampling import Sampled, readings
-from raylla.irpo.scoring import judged_rates, predicted_rates, score
+from raylla.irpo.scoring import careful_rate, judged_rates, score
 from raylla.irpo.state import Run
 from raylla.records import Ad, Answer, Auction, Planned, Prediction, Profile, Query
-from raylla.world import World
 
 AD = Ad("12", "Lumo Kettle", "tea", "food")
 PLANNED = Planned(
@@ -55,14 +52,8 @@ def test_risk_scores_towards_the_low_end_of_the_interval(tmp_path: Path, risk: f
     run = Run(tmp_path, config.parse({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test"))
     text = "Try @Lumo Kettle@[Ad-12]."
     answer = Answer("e1/preference/q/0", "e1/preference/q", 0, "v0", text, (1,), (2,))
-    sampled = Sampled({PLANNED.auction.id: PLANNED}, [answer])
-    world = World("w", 0, (PLANNED.profile,), (AD,), (PLANNED.query,))
-
-    def ask_reward(method: str, rows: Any) -> list[Prediction]:
-        assert method == "predict_intervals"
-        return [Prediction(0.5, 0.3, 0.9) for _ in rows]
-
-    crew: Any = SimpleNamespace(ask_reward=ask_reward)
-    rates = predicted_rates(run, crew, world, sampled)
-    assert rates == {answer.sample_id: {"12": pytest.approx(rate)}}
-    assert score(run, sampled, rates)[answer.sample_id].total == pytest.approx(40 * rate - 2)
+    sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", [answer])
+    found = careful_rate(Prediction(0.5, 0.3, 0.9), risk)
+    assert found == pytest.approx(rate)
+    rewards = score(run, sampled, {answer.sample_id: {"12": found}})
+    assert rewards[answer.sample_id].total == pytest.approx(40 * rate - 2)

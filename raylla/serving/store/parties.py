@@ -282,10 +282,16 @@ def found(session: Session, kind: type[Row], id: str) -> Row:
 def locked(session: Session, advertiser_id: str) -> models.Advertiser:
     """The advertiser, as it is now and as nobody else can change it until the transaction ends.
 
+    The lock (FOR NO KEY UPDATE) lets others refer to the row, so that their foreign keys do not wait.
+
     Raises:
         UnknownError: there is none of that id.
     """
-    query = select(models.Advertiser).where(models.Advertiser.id == advertiser_id).with_for_update()
+    query = (
+        select(models.Advertiser)
+        .where(models.Advertiser.id == advertiser_id)
+        .with_for_update(key_share=True)
+    )
     row = session.scalar(query.execution_options(populate_existing=True))
     if row is None:
         raise UnknownError(f"advertiser {advertiser_id!r} does not exist")

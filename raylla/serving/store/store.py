@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from pydantic import TypeAdapter
 from sqlalchemy import and_, or_, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from raylla.errors import ClashError, StoreError, UnknownError
@@ -73,7 +74,7 @@ class Store:
                 billing.add_impressions(session, auction, row)
                 if not auction.test:
                     billing.lose(session, auction)
-        except IntegrityError as error:
+        except (IntegrityError, DataError) as error:
             with self.database.reading() as session:
                 if _known(session, auction, record):  # another thread was faster
                     return
@@ -215,6 +216,10 @@ def check(auction: ServedAuction) -> None:
             f"auction {auction.id}: resample_share={auction.resample_share} under {auction.price_rule}: "
             "it belongs to the rule `resampled`, and to no other"
         )
+    numbers = {"reward_value": auction.reward_value, "reward_penalty": auction.reward_penalty}
+    for name, value in (numbers | dict(auction.latency_ms)).items():
+        if not math.isfinite(value):
+            raise StoreError(f"auction {auction.id}: {name}={value} is no number")
     listings = {one.listing.ad.id: one for one in auction.candidates}
     for shown in auction.impressions:
         where = f"auction {auction.id}: impression {shown.id}"
@@ -228,6 +233,9 @@ def check(auction: ServedAuction) -> None:
             raise StoreError(
                 f"{where}: bid_micros={shown.bid_micros} or `resampled` differ from its candidate's"
             )
+        for name in ("pctr", "pctr_low", "pctr_high"):
+            if not 0 <= getattr(shown, name) <= 1:
+                raise StoreError(f"{where}: {name}={getattr(shown, name)} is no probability")
         try:
             price = pricing.price(
                 auction.price_rule,

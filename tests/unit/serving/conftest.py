@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ from raylla.serving.store import Store, open_store
 from raylla.serving.tokens import TokenKeys
 from tests.unit.serving.market import ADMIN_KEY, KEYS, Market
 
+MEMORY = Path("/dev/shm")
+Fresh = Callable[[], AbstractContextManager[Store]]
+
 
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -28,11 +33,25 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, empty: Path) -> Iterator[Store]:
-    shutil.copy(empty, tmp_path / "store.db")
-    opened = open_store(f"sqlite:///{tmp_path}/store.db")
-    yield opened
-    opened.close()
+def fresh(empty: Path) -> Fresh:
+    """Opens an empty store, in memory where there is such a directory: commits wait for no disk."""
+
+    @contextmanager
+    def opened() -> Iterator[Store]:
+        where = MEMORY if MEMORY.is_dir() else None
+        with tempfile.TemporaryDirectory(dir=where, prefix="raylla-test-") as path:
+            shutil.copy(empty, f"{path}/store.db")
+            store = open_store(f"sqlite:///{path}/store.db")
+            yield store
+            store.close()
+
+    return opened
+
+
+@pytest.fixture
+def store(fresh: Fresh) -> Iterator[Store]:
+    with fresh() as opened:
+        yield opened
 
 
 @pytest.fixture
