@@ -82,25 +82,41 @@ def resume(run: RunPath) -> None:
 @app.command()
 @_told
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="finished runs: training seeds, then variants")],
+    what: Annotated[
+        list[Path],
+        typer.Argument(help="a config file, or finished runs: training seeds, then variants"),
+    ],
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="where a config's runs are or are made; default: runs/NAME-evaluation"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="default: evaluation.json in the first run")] = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Hold test auctions with every mechanism, each tuned on validation queries; with intervals.
 
-    --set evaluation.key=value measures with other settings than the first run's.
+    Given a config, first trains what is missing of evaluation.seeds and evaluation.variants. Given
+    runs, --set evaluation.key=value measures with other settings than the first run's.
     """
+    from raylla.evaluation import campaign
     from raylla.evaluation.evidence import evaluate as measure
     from raylla.evaluation.show import show_evaluation
     from raylla.irpo.state import Run, write_json
     from raylla.observe import Observer
     from raylla.stop import heeded, listen
 
-    opened = [Run.open(path) for path in runs]
-    chosen = settings.changed(opened[0].config, "evaluation", set_)
     with listen(), heeded("the evaluation, which commits nothing before its end"):
+        if len(what) == 1 and what[0].is_file():
+            chosen = settings.load(what[0], set_)
+            directory = runs or Path("runs") / f"{chosen.name}-evaluation"
+            opened = campaign.runs(chosen, directory, lambda one, path: Observer(one, path, console))
+        elif runs is not None:
+            raise ConfigError(f"--runs {runs} goes with one config file; {what[0]} is none")
+        else:
+            opened = [Run.open(path) for path in what]
+            chosen = settings.changed(opened[0].config, "evaluation", set_)
         found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
-    write_json(out or runs[0] / "evaluation.json", found)
+    write_json(out or opened[0].path / "evaluation.json", found)
     show_evaluation(console, found)
 
 

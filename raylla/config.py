@@ -173,6 +173,15 @@ class Dpo(Section):
         "policy",
         description="what the epoch's first policy reads as the reference: the prompt, or it without bids",
     )
+    reference_logprobs: Literal["rollout", "recomputed"] = Field(
+        "rollout",
+        description="rollout: engines return them with phase-2 answers; the trainer checks a sample",
+    )
+    reference_check: Positive = Field(16, description="groups of that sample")
+    reference_tolerance: NonNegative = Field(
+        0.1,
+        description="largest mean |difference| of an answer, nats; beyond it all are recomputed",
+    )
     winner_nll: Annotated[float, Field(ge=0)] = Field(
         0, description="weight of each pair's winner's negative log-likelihood per token"
     )
@@ -181,6 +190,15 @@ class Dpo(Section):
     passes: Positive = Field(1, description="passes over an epoch's preference groups")
     batch_groups: Positive = Field(16, description="preference groups per optimizer step, all ranks")
     micro_groups: Positive = Field(8, description="preference groups per forward pass of one rank")
+    row_tokens: Positive | None = Field(
+        None, description="groups of a forward pass share rows of up to these tokens; none: a row each"
+    )
+    max_length: Positive | None = Field(
+        None, description="tokens of a prompt and an answer, the answer's end cut off; none: all"
+    )
+    attention: Literal["auto", "sdpa"] = Field(
+        "auto", description="sdpa: with the whole mask; auto: block-sparse FlexAttention on GPUs, else sdpa"
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[1, 2, 3] = 2
@@ -194,6 +212,14 @@ class Dpo(Section):
 
 class Evaluation(Section):
     """The table at the end of a run, and `raylla evaluate`."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="training seeds that `raylla evaluate CONFIG` trains"
+    )
+    variants: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="name -> overrides section.key=value: runs that it trains beside them, first seed only",
+    )
 
     queries: Positive | None = Field(None, description="test queries; none: all")
     answers: Positive = Field(4, description="answers per test query")
@@ -342,6 +368,11 @@ class Bench(Section):
     repeats: Positive = Field(5, description="interleaved repeats of each comparison")
 
 
+NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "serving", "evaluation"}
+"""Sections that decide no result of a run, but for these of the evaluation's fields:"""
+OF_A_RUN = {"queries", "answers", "bootstrap"}
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -391,7 +422,8 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "bench", "serving"})
+        decisive = self.model_dump(mode="json", exclude=NOT_OF_A_RUN)
+        decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=OF_A_RUN)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -415,8 +447,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(tree, str(path))
 
 
-def changed(config: Config, section: str | None, overrides: Sequence[str]) -> Config:
-    """``config`` with overrides of one section, or of any.
+def changed(config: Config, section: str | None, overrides: Sequence[str], source: str = "--set") -> Config:
+    """``config`` with overrides of one section, or of any; ``source`` is named in errors.
 
     Raises:
         ConfigError: an override of another section, an unknown key or an unusable value.
@@ -426,7 +458,7 @@ def changed(config: Config, section: str | None, overrides: Sequence[str]) -> Co
         if section is not None and not override.startswith(f"{section}."):
             raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
         _set(tree, override)
-    return parse(tree, "--set")
+    return parse(tree, source)
 
 
 def parse(tree: dict[str, Any], source: str) -> Config:

@@ -24,9 +24,16 @@ from raylla.errors import ConfigError
 from raylla.irpo.state import package_versions
 
 PARTS = {
+    "rollout": "raylla.bench.rollout",
+    "dpo": "raylla.bench.dpo",
+    "reference": "raylla.bench.reference",
     "refresh": "raylla.bench.refresh",
     "retrieval": "raylla.bench.retrieval",
     "serve": "raylla.bench.serving",
+    "epoch": "raylla.bench.epoch",
+    "overlap": "raylla.bench.overlap",
+    "mechanisms": "raylla.bench.mechanisms",
+    "growth": "raylla.bench.growth",
 }
 """Module of each part, in the order in which they run; its function `rows` makes the rows."""
 

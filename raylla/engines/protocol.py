@@ -15,17 +15,20 @@ Weights = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to answer ``n`` times. Draw d is sampled with ``seed + d`` and nothing else, so
-    that the same request gives the same texts on any worker in any company."""
+    that the same request gives the same texts on any worker in any company. ``logprobs`` asks for
+    the draws' log-probabilities, too."""
 
     id: str
     messages: list[dict[str, str]]
     n: int
     seed: int
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled text. ``finished`` is False where it ran into the token limit."""
+    """One sampled text. ``finished`` is False where it ran into the token limit; ``logprob`` is the sum
+    of its tokens' log-probabilities under the model itself, before temperature, top-k and top-p."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -41,6 +44,23 @@ class Generated:
     prompt_token_ids: tuple[int, ...]
     completions: tuple[Completion, ...]
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A prompt and an answer to it, by its tokens, whose probability is asked for."""
+
+    id: str
+    messages: list[dict[str, str]]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Summed log-probability (nats) of the answer of a `Given`, before temperature and cuts."""
+
+    id: str
+    logprob: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +87,13 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
         """Answer all requests together; yields each as it finishes."""
+
+    def score(self, given: Sequence[Given]) -> Iterator[Scored]:
+        """How probable the weights find each answer; yields each as it finishes.
+
+        Raises:
+            ValueError: an answer is empty, or does not fit behind its prompt.
+        """
 
     def load(self, weights: Weights, probe: Probe | None) -> float:
         """Take over ``weights`` and drop every cache.

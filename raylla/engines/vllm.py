@@ -15,7 +15,16 @@ from typing import Any
 
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines.protocol import Completion, Generated, Probe, Request, Weights, prompt_ids
+from raylla.engines.protocol import (
+    Completion,
+    Generated,
+    Given,
+    Probe,
+    Request,
+    Scored,
+    Weights,
+    prompt_ids,
+)
 from raylla.errors import WeightError
 
 ENVIRONMENT = {
@@ -42,38 +51,11 @@ class VllmEngine:
     """
 
     def __init__(self, model_path: str, settings: Settings, seed: int) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        given = arguments(model_path, settings, seed)
         from vllm import LLM
-        from vllm.platforms import current_platform
 
-        memory: dict[str, Any] = (
-            {"kv_cache_memory_bytes": settings.kv_cache_mib * 2**20}
-            if current_platform.is_cpu()
-            else {"gpu_memory_utilization": settings.gpu_memory_utilization}
-        )
         self._settings = settings
-        self._llm = LLM(
-            model=model_path,
-            dtype=settings.dtype,
-            seed=seed,
-            load_format="safetensors",
-            trust_remote_code=False,
-            tensor_parallel_size=settings.tensor_parallel,
-            distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            block_size=settings.block_size,
-            enable_prefix_caching=True,
-            enforce_eager=settings.enforce_eager,
-            # A seeded request whose prefill is cut crashes the CPU sampler (a CPU generator cannot
-            # be rewound), so that no prompt may ever need two steps.
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=max(settings.max_model_len, BATCHED_TOKENS),
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **memory,
-        )
+        self._llm = LLM(**given)
         self._engine = self._llm.llm_engine
         self._tokenizer = self._llm.get_tokenizer()
         self._shapes = _shapes(model_path)
@@ -96,10 +78,36 @@ class VllmEngine:
                 if error is not None:
                     yield Generated(request.id, tuple(prompt), (), error)
                 else:
-                    running[self._submit(prompt, _params(request, sampling))] = request
+                    running[self._submit(prompt, sampling_params(request, sampling))] = request
             while running:
                 for output in self._engine.step():
                     yield self._generated(running.pop(output.request_id), output)
+        finally:
+            self._engine.abort_request(list(running))
+
+    def score(self, given: Sequence[Given]) -> Iterator[Scored]:
+        """How probable the weights find each answer; yields each as it finishes.
+
+        Raises:
+            ValueError: an answer is empty, or does not fit behind its prompt.
+        """
+        self._refuse_if_busy("score")
+        running: dict[str, tuple[Given, list[int], int]] = {}
+        try:
+            for one in given:
+                prompt = prompt_ids(self._tokenizer, one.messages)
+                ids = [*prompt, *one.token_ids]
+                if not one.token_ids or len(ids) >= self._settings.max_model_len:
+                    raise ValueError(
+                        f"answer {one.id} has {len(one.token_ids)} tokens, its prompt {len(prompt)}; "
+                        f"give 1 or more, and less than engine.max_model_len="
+                        f"{self._settings.max_model_len} together"
+                    )
+                running[self._submit(ids, _reading())] = one, ids, len(prompt)
+            while running:
+                for output in self._engine.step():
+                    one, ids, first = running.pop(output.request_id)
+                    yield Scored(one.id, sum(_read(output, ids, first)))
         finally:
             self._engine.abort_request(list(running))
 
@@ -161,8 +169,6 @@ class VllmEngine:
         )
 
     def _measure(self, probe: Probe) -> float:
-        from vllm import SamplingParams
-
         # The engine insists on sampling one token more than it is given.
         ids = [*probe.prompt_token_ids, *probe.token_ids][: self._settings.max_model_len - 1]
         first = len(probe.prompt_token_ids)
@@ -171,15 +177,12 @@ class VllmEngine:
                 f"the probe's prompt has {first} tokens and leaves none of its answer within "
                 f"engine.max_model_len={self._settings.max_model_len}; give a shorter, non-empty prompt"
             )
-        self._submit(ids, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False))
+        self._submit(ids, _reading())
         outputs: list[Any] = []
         while not outputs:
             outputs = self._engine.step()
-        measured = outputs[0].prompt_logprobs
-        differences = [
-            abs(measured[place][ids[place]].logprob - expected)
-            for place, expected in zip(range(first, len(ids)), probe.logprobs, strict=False)
-        ]
+        measured = _read(outputs[0], ids, first)
+        differences = [abs(one - expected) for one, expected in zip(measured, probe.logprobs, strict=False)]
         return sum(differences) / len(differences)
 
     def _generated(self, request: Request, output: Any) -> Generated:
@@ -188,6 +191,7 @@ class VllmEngine:
                 self._tokenizer.decode(draw.token_ids, skip_special_tokens=True),
                 tuple(draw.token_ids),
                 draw.finish_reason == "stop",
+                draw.cumulative_logprob,
             )
             for draw in output.outputs
         )
@@ -205,7 +209,40 @@ class VllmEngine:
             raise RuntimeError(f"{what} was called while {count} requests are unfinished")
 
 
-def _params(request: Request, sampling: Sampling) -> Any:
+def arguments(model_path: str, settings: Settings, seed: int) -> dict[str, Any]:
+    """vLLM's own arguments for ``settings``; sets the environment that vllm must be imported in."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm.platforms import current_platform
+
+    memory: dict[str, Any] = (
+        {"kv_cache_memory_bytes": settings.kv_cache_mib * 2**20}
+        if current_platform.is_cpu()
+        else {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    )
+    return memory | {
+        "model": model_path,
+        "dtype": settings.dtype,
+        "seed": seed,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "block_size": settings.block_size,
+        "enable_prefix_caching": True,
+        "enforce_eager": settings.enforce_eager,
+        # A seeded request whose prefill is cut crashes the CPU sampler (a CPU generator cannot
+        # be rewound), so that no prompt may ever need two steps.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(settings.max_model_len, BATCHED_TOKENS),
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+
+
+def sampling_params(request: Request, sampling: Sampling) -> Any:
     """One request for all draws, so that the prompt is computed once; vLLM seeds draw d by seed + d."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -219,7 +256,23 @@ def _params(request: Request, sampling: Sampling) -> Any:
         max_tokens=sampling.max_tokens,
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,  # once at the end, not at each token
+        # The sampled tokens' own, of which only the sum is kept; flat: no object for every token.
+        logprobs=0 if request.logprobs else None,
+        flat_logprobs=True,
     )
+
+
+def _reading() -> Any:
+    """Parameters of a request that is only read, not answered."""
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+
+
+def _read(output: Any, ids: Sequence[int], first: int) -> list[float]:
+    """Log-probability (nats) of each token of ``ids`` from place ``first`` on."""
+    measured = output.prompt_logprobs
+    return [float(measured[place][ids[place]].logprob) for place in range(first, len(ids))]
 
 
 def _shapes(model_path: str) -> dict[str, tuple[int, ...]]:

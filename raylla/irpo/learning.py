@@ -41,7 +41,8 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class Learned:
-    """``rates``: click probability of each ad of every phase-2 answer, by sample id; ``fit`` and
+    """``rates``: click probability of each ad of every phase-2 answer, by sample id, lowered towards the
+    low end of its interval by `irpo.risk`; ``fit`` and
     ``held_out``: what the update and the evaluation on held-out auctions reported."""
 
     rates: dict[str, dict[str, float]] = field(default_factory=dict)

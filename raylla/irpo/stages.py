@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from raylla.actors.policy import Alignment
 from raylla.actors.spans import Span
 from raylla.auction import parse
+from raylla.auction.checks import Array
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
 from raylla.evaluation.table import Outcome, figures, per_query
@@ -234,7 +235,10 @@ def begin_align(
     target = run.weights(name)
     target.parent.mkdir(exist_ok=True)
     seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
-    alignment = crew.policy.begin(AlignJob(name, crew.version.path, str(target), tuple(groups), seed, read))
+    live = crew.version
+    alignment = crew.policy.begin(
+        AlignJob(name, live.path, str(target), tuple(groups), seed, read, live.name)
+    )
     if not run.config.irpo.overlap:
         with heeded(f"epoch-{epoch}/align"):
             alignment.wait()
@@ -265,6 +269,7 @@ def align(
         "steps": result.steps,
         "pairs": result.pairs,
         "tokens": result.tokens,
+        "reference": asdict(result.reference),
         "losses": result.losses,
         "accuracies": result.accuracies,
         "margins": result.margins,
@@ -274,7 +279,7 @@ def align(
     watch.artifact(job.version, "weights", run.weights(job.version), points=True)
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
-        f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}"
+        f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}; reference {result.reference}"
     )
     return WeightVersion(job.version, epoch, job.target, current.name), result.probe
 
@@ -327,6 +332,18 @@ def table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, 
 
 def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
     """The table row of the weights that made ``sampled``, from its judged test answers."""
+    settings = run.config.evaluation.bootstrap, run.config.seed
+    return version_row([tested(run, world, sampled)], *settings)
+
+
+def version_row(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
+    """The row of one weight version from what `tested` found in each training seed."""
+    row = figures(seeds, resamples, seed)
+    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
+
+
+def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
+    """`per_query` figures of the judged test answers."""
     answers = []
     catalogue = world.ad_ids
     for planned, answer, clicked in sampled.judged("test"):
@@ -335,9 +352,7 @@ def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
         answers.append(Outcome(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
-    found = per_query(answers, run.config.penalty)
-    row = figures([found], run.config.evaluation.bootstrap, run.config.seed)
-    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
+    return per_query(answers, run.config.penalty)
 
 
 def examples(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:

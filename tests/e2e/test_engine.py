@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 from raylla.actors import Pool, RolloutWorker, WeightStore, next_item, read_weights, roll_out
 from raylla.config import Actors, Sampling
 from raylla.config import Engine as Settings
-from raylla.engines import Generated, Probe, Request, open_engine
+from raylla.engines import Generated, Given, Probe, Request, open_engine
 from raylla.errors import WeightError
 from raylla.pocket import grammar
 from raylla.records import WeightVersion
@@ -132,6 +132,20 @@ def test_the_end_token_is_kept_in_the_ids_and_out_of_the_text(engine: Any, token
         assert draw.text == tokenizer.decode(draw.token_ids, skip_special_tokens=True)
 
 
+def test_log_probabilities_are_the_model_s_own_whatever_is_sampled_from(
+    engine: Any, tiny_model: Path
+) -> None:
+    asked = [Request("asked", requests(1, 3)[0].messages, 3, 0, logprobs=True), *requests(1, 3)]
+    found = run(engine, asked, Sampling(max_tokens=40, temperature=0.7, top_k=10))
+    assert [draw.token_ids for draw in found["asked"].completions] == [
+        draw.token_ids for draw in found["q0"].completions
+    ]
+    assert all(draw.logprob is None for draw in found["q0"].completions)
+    for draw in found["asked"].completions:
+        expected = sum(probe(tiny_model, found["asked"].prompt_token_ids, draw.token_ids).logprobs)
+        assert draw.logprob == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_prompt_too_long_is_refused_alone(engine: Any, tokenizer: Any) -> None:
     room = SETTINGS.max_model_len - SAMPLING.max_tokens
     # One token each, and two of the template.
@@ -150,6 +164,27 @@ def test_greedy_draws_are_repeated(engine: Any, tiny_model: Path) -> None:
     assert [list(draw.token_ids) for draw in found.completions] == 3 * [
         greedy(tiny_model, found.prompt_token_ids)
     ]
+
+
+def test_given_answers_are_as_likely_as_the_model_finds_them(engine: Any, tiny_model: Path) -> None:
+    asked = requests(4, 2)
+    found = run(engine, asked)
+    given = [
+        Given(f"{request.id}/{draw}", request.messages, found[request.id].completions[draw].token_ids)
+        for request in asked
+        for draw in (1, 0)
+    ]
+    given.append(Given("other", asked[1].messages, given[0].token_ids))
+    scored = {one.id: one.logprob for one in engine.score(given)}
+    prompts = {request.id: found[request.id].prompt_token_ids for request in asked}
+    for one in given:
+        prompt = prompts[asked[1].id if one.id == "other" else one.id.split("/")[0]]
+        expected = sum(probe(tiny_model, prompt, one.token_ids).logprobs)
+        assert scored[one.id] == pytest.approx(expected, abs=2e-3)
+    assert scored["other"] != pytest.approx(scored[given[0].id], abs=0.5)
+    for wrong in ((), (5,) * 600):
+        with pytest.raises(ValueError, match="tokens, its prompt"):
+            list(engine.score([Given("x", asked[0].messages, wrong)]))
 
 
 def test_new_weights_are_taken_over_there_and_back(engine: Any, tiny_model: Path, retrained: Path) -> None:
