@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from raylla.errors import ConfigError
 
@@ -23,6 +31,9 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Labels = Annotated[
+    dict[str, str], Field(description="Ray labels that a node must have to take them; none: any node")
+]
 
 
 class Section(BaseModel):
@@ -82,6 +93,7 @@ class Actors(Section):
     workers: Positive = 1
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
     gpus: Annotated[float, Field(ge=0)] = 0
+    labels: Labels = {}
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="times that workers of the group are started anew in a run, after their process died"
     )
@@ -97,6 +109,14 @@ class Pctr(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     batch: Positive = 256
     passes: Positive = Field(5, description="passes over an epoch's clicks")
+    start: Path | None = Field(None, description="a run's pCTR model to go on from, RUN/reward/epoch-N")
+    members: Annotated[int, Field(ge=2)] = Field(
+        5,
+        description="networks beside it that each leave out a share of the queries: they make intervals",
+    )
+    interval: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.9, description="share of groups of like impressions whose click rate the intervals are to hold"
+    )
     cold_share: Share = Field(0.1, description="share of rows trained as an unseen ad or user")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.8, description="of the MLP's inputs: an epoch has few queries, and it learns them by heart"
@@ -131,6 +151,11 @@ class Irpo(Section):
     judgements: Positive = Field(4, description="readings of each answer where the judge scores it")
     reward_epochs: Positive | None = Field(
         None, description="the pCTR model learns in the first epochs only; none: in all"
+    )
+    risk: Share = Field(
+        0.0,
+        description="how far towards the low end of its interval a predicted click rate is scored; "
+        "0: as predicted, 1: at the low end",
     )
     delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
     pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
@@ -182,10 +207,19 @@ class Dpo(Section):
     workers: Positive = 2
     cpus: Annotated[float, Field(ge=0)] = 0.25
     gpus: Annotated[float, Field(ge=0)] = 0
+    labels: Labels = {}
 
 
 class Evaluation(Section):
     """The table at the end of a run, and `raylla evaluate`."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="training seeds that `raylla evaluate CONFIG` trains"
+    )
+    variants: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="name -> overrides section.key=value: runs that it trains beside them, first seed only",
+    )
 
     queries: Positive | None = Field(None, description="test queries; none: all")
     answers: Positive = Field(4, description="answers per test query")
@@ -214,6 +248,15 @@ class Evaluation(Section):
         return bids
 
 
+class Online(Section):
+    """Learning from served auctions: they and their clicks take the place of phase 1."""
+
+    database: str | None = Field(None, description="the endpoint's database; none: the simulator")
+    since: AwareDatetime | None = Field(None, description="auctions from then on; none: from the first")
+    until: AwareDatetime | None = Field(None, description="auctions before then; none: up to now")
+    least_auctions: Positive = Field(50, description="fewer are not trained on")
+
+
 class Deadlines(Section):
     """How long each wait may take before it becomes a typed error."""
 
@@ -228,6 +271,9 @@ class Ray(Section):
     """The cluster."""
 
     address: str | None = Field(None, description="none: join the running job's, else start one here")
+    autoscaling: bool = Field(
+        False, description="the cluster adds nodes for what waits: its size now refuses nothing"
+    )
     in_process: bool = Field(False, description="no Ray: everything in this process, for a debugger")
 
 
@@ -239,10 +285,92 @@ class Wandb(Section):
     timeout: Seconds = 20
 
 
+class Replicas(Section):
+    """How many replicas a deployment runs, and what each reserves."""
+
+    min_replicas: Positive = 1
+    max_replicas: Positive = 1
+    target_ongoing: Annotated[float, Field(gt=0)] = Field(
+        16, description="requests in flight per replica that autoscaling aims at"
+    )
+    cpus: Annotated[float, Field(ge=0)] = 0.25
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; "
+                "lower the first or raise the second"
+            )
+        return self
+
+
+class Serving(Section):
+    """`raylla serve`: the auction endpoint. Money is in micros, millionths of the currency."""
+
+    run: Path | None = Field(None, description="run directory whose weights and pCTR model are served")
+    version: str | None = Field(None, description="weight version; none: the run's last")
+    database: str = Field(
+        "sqlite:///runs/serving/raylla.db", description="SQLAlchemy URL; postgresql+psycopg://... too"
+    )
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    micros_per_unit: Annotated[int, Field(ge=1, le=10**9)] = Field(
+        10_000, description="what one unit of the model's bids is worth; bids are whole multiples of it"
+    )
+    price_rule: Literal["first_price", "expected", "resampled"] = Field(
+        "first_price",
+        description="the bid per click; bid x pCTR per impression; or the truthful price, settled in sums",
+    )
+    resample_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="mu: share of bids that the rule `resampled` replaces"
+    )
+    candidates: Positive | None = Field(None, description="ads in the prompt; none: world.candidates")
+    floor_micros: Annotated[int, Field(ge=0)] = Field(
+        0, description="least bid per click, for all requests"
+    )
+    disclosure: Annotated[str, Field(min_length=1, max_length=40)] = Field(
+        "Sponsored", description="label that the user sees after each placed ad"
+    )
+    token_ttl: Seconds = Field(86_400, description="how long a click token charges")
+    tmax: Seconds = Field(30, description="longest time of one auction; then 503 with Retry-After")
+    max_ongoing: Positive = Field(
+        64, description="requests in progress per ingress replica; more get 503 with Retry-After"
+    )
+    longest_query: Positive = Field(2000, description="characters of a question, and of a profile's basics")
+    largest_body: Positive = Field(256 * 2**10, description="bytes of a request's body")
+    public_url: str | None = Field(
+        None, description="where users reach the endpoint, for click URLs; none: as the request's Host says"
+    )
+    colocate: bool = Field(
+        True,
+        description="engine and pCTR model live in the ingress replica (fewest hops); false: in "
+        "deployments of their own, which fail, restart and scale apart from it",
+    )
+    refresh: Seconds = Field(1, description="between two looks at budgets and catalogue")
+    filtered_logged: Annotated[int, Field(ge=0)] = Field(
+        100, description="ads filtered out that an auction's record names; it counts all"
+    )
+    notice_deadline: Seconds = Field(3600, description="how long a billing notice is retried")
+    private_notices: bool = Field(
+        False, description="billing notices may go to private and loopback addresses"
+    )
+    ingress: Replicas = Replicas()
+    engine: Replicas = Replicas()
+    predictor: Replicas = Replicas()
+
+
 class Bench(Section):
     """`raylla bench`."""
 
     repeats: Positive = Field(5, description="interleaved repeats of each comparison")
+
+
+NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "serving", "evaluation"}
+"""Sections that decide no result of a run, but for these of the evaluation's fields:"""
+OF_A_RUN = {"queries", "answers", "bootstrap"}
 
 
 class Config(Section):
@@ -262,10 +390,21 @@ class Config(Section):
     irpo: Irpo = Irpo()
     dpo: Dpo = Dpo()
     evaluation: Evaluation = Evaluation()
+    online: Online = Online()
     deadlines: Deadlines = Deadlines()
     ray: Ray = Ray()
     wandb: Wandb = Wandb()
+    serving: Serving = Serving()
     bench: Bench = Bench()
+
+    @model_validator(mode="after")
+    def _risk_of_predictions(self) -> Config:
+        if self.irpo.risk and self.irpo.reward == "judge":
+            raise ValueError(
+                f"irpo.risk={self.irpo.risk} lowers predicted click rates, but irpo.reward=judge scores by "
+                "the judge's own clicks; set irpo.risk=0 or irpo.reward=pctr"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -283,7 +422,8 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(mode="json", exclude={"wandb", "deadlines", "ray", "bench"})
+        decisive = self.model_dump(mode="json", exclude=NOT_OF_A_RUN)
+        decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=OF_A_RUN)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -307,8 +447,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(tree, str(path))
 
 
-def changed(config: Config, section: str | None, overrides: Sequence[str]) -> Config:
-    """``config`` with overrides of one section, or of any.
+def changed(config: Config, section: str | None, overrides: Sequence[str], source: str = "--set") -> Config:
+    """``config`` with overrides of one section, or of any; ``source`` is named in errors.
 
     Raises:
         ConfigError: an override of another section, an unknown key or an unusable value.
@@ -318,7 +458,7 @@ def changed(config: Config, section: str | None, overrides: Sequence[str]) -> Co
         if section is not None and not override.startswith(f"{section}."):
             raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
         _set(tree, override)
-    return parse(tree, "--set")
+    return parse(tree, source)
 
 
 def parse(tree: dict[str, Any], source: str) -> Config:

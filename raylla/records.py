@@ -59,7 +59,8 @@ class Auction:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An auction that is to be answered ``n`` times, with everything that it names."""
+    """An auction that is to be answered ``n`` times, with everything that it names; one that was
+    served to a user has its answer already (n = 0)."""
 
     phase: Phase
     auction: Auction
@@ -109,6 +110,18 @@ class Click:
     sample_id: str
     ad_id: str
     clicked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A predicted click rate in [0, 1] and the interval around it.
+
+    What the interval covers, and how often, is said in `raylla.reward.intervals`.
+    """
+
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,6 +312,7 @@ class Pool:
             .options(
                 num_cpus=self._actors.cpus,
                 num_gpus=self._actors.gpus,
+                label_selector=self._actors.labels,
                 max_restarts=0,
                 runtime_env={"env_vars": environment},
             )

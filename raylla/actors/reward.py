@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.config import Pctr
+from raylla.records import Prediction
 from raylla.reward.rows import ClickRow
 
 
@@ -35,8 +36,12 @@ class RewardWorker:
         """Click probability of each row."""
         return self._trainer.predict(rows)
 
+    def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
+        """Click probability of each row, with its interval."""
+        return self._trainer.predict_intervals(rows)
+
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
-        """AUC, log loss and calibration error on judged rows."""
+        """AUC, log loss, calibration error and coverage of the intervals on judged rows."""
         return self._trainer.evaluate(rows)
 
     def encode(self, texts: list[str]) -> NDArray[np.float32]:

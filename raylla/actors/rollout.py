@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from raylla.actors.usage import Meter, Usage
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines import Engine, Generated, Probe, Request, Weights, open_engine
+from raylla.engines import Engine, Generated, Given, Probe, Request, Scored, Weights, open_engine
 from raylla.errors import WeightError
 
 OpenEngine = Callable[[str, Settings, int], Engine]
@@ -49,12 +49,17 @@ class RolloutWorker:
         Raises:
             WeightError: the engine holds another version.
         """
-        if version != self._version:
-            raise WeightError(
-                f"asked for answers of weight version {version}, but holds {self._version or 'none'}; "
-                "roll the version out to this worker first"
-            )
+        self._hold(version)
         yield from self._meter.watch(self._engine.generate(requests, self._sampling))
+
+    def score(self, given: list[Given], version: str) -> Iterator[Scored]:
+        """How probable weight version ``version`` finds the answers, each as it finishes.
+
+        Raises:
+            WeightError: the engine holds another version.
+        """
+        self._hold(version)
+        yield from self._engine.score(given)
 
     def load(self, weights: Weights, probe: Probe | None, version: str) -> float:
         """Take over ``weights`` under the name ``version``; the measured difference (nats).
@@ -67,6 +72,13 @@ class RolloutWorker:
         difference = self._engine.load(weights, probe)
         self._version = version
         return difference
+
+    def _hold(self, version: str) -> None:
+        if version != self._version:
+            raise WeightError(
+                f"asked for weight version {version}, but holds {self._version or 'none'}; "
+                "roll the version out to this worker first"
+            )
 
     def stats(self) -> Usage:
         """Tokens and busy seconds since the start."""

@@ -10,7 +10,7 @@ from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.run import Bench
 from raylla.config import changed
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.evaluation.efficiency import hold, test_auctions
+from raylla.evaluation.efficiency import COSTS, hold, test_auctions
 from raylla.irpo.crew import Crew
 from raylla.irpo.loop import train
 from raylla.irpo.state import Run
@@ -39,7 +39,7 @@ def rows(bench: Bench) -> list[Row]:
             desk = EvaluationDesk(run, config, crew, world)  # a fresh memory, so that all is paid for
             choice = mechanism.choices(config.irpo.epochs)[0]
             held = hold(desk, mechanism, test_auctions(config, world), choice)
-            costs[mechanism.name] = held.costs
+            costs[mechanism.name] = dict(zip(COSTS, held.costs.mean(0).tolist(), strict=True))
     finally:
         crew.stop()
         disconnect(config)

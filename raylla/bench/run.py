@@ -28,6 +28,8 @@ PARTS = {
     "dpo": "raylla.bench.dpo",
     "reference": "raylla.bench.reference",
     "refresh": "raylla.bench.refresh",
+    "retrieval": "raylla.bench.retrieval",
+    "serve": "raylla.bench.serving",
     "epoch": "raylla.bench.epoch",
     "overlap": "raylla.bench.overlap",
     "mechanisms": "raylla.bench.mechanisms",

@@ -1,9 +1,19 @@
 """Text generation behind one protocol; importing this imports neither vllm nor torch."""
 
 from raylla.config import Engine as Settings
-from raylla.engines.protocol import Completion, Engine, Generated, Probe, Request, Weights
+from raylla.engines.protocol import Completion, Engine, Generated, Given, Probe, Request, Scored, Weights
 
-__all__ = ["Completion", "Engine", "Generated", "Probe", "Request", "Weights", "open_engine"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "Generated",
+    "Given",
+    "Probe",
+    "Request",
+    "Scored",
+    "Weights",
+    "open_engine",
+]
 
 
 def open_engine(model_path: str, settings: Settings, seed: int) -> Engine:

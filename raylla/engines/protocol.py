@@ -47,6 +47,23 @@ class Generated:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """A prompt and an answer to it, by its tokens, whose probability is asked for."""
+
+    id: str
+    messages: list[dict[str, str]]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Summed log-probability (nats) of the answer of a `Given`, before temperature and cuts."""
+
+    id: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """A text and the trainer's log-probability of each of its answer tokens: what an engine
     that holds the same weights must reproduce."""
@@ -70,6 +87,13 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
         """Answer all requests together; yields each as it finishes."""
+
+    def score(self, given: Sequence[Given]) -> Iterator[Scored]:
+        """How probable the weights find each answer; yields each as it finishes.
+
+        Raises:
+            ValueError: an answer is empty, or does not fit behind its prompt.
+        """
 
     def load(self, weights: Weights, probe: Probe | None) -> float:
         """Take over ``weights`` and drop every cache.

@@ -15,7 +15,16 @@ from typing import Any
 
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines.protocol import Completion, Generated, Probe, Request, Weights, prompt_ids
+from raylla.engines.protocol import (
+    Completion,
+    Generated,
+    Given,
+    Probe,
+    Request,
+    Scored,
+    Weights,
+    prompt_ids,
+)
 from raylla.errors import WeightError
 
 ENVIRONMENT = {
@@ -73,6 +82,32 @@ class VllmEngine:
             while running:
                 for output in self._engine.step():
                     yield self._generated(running.pop(output.request_id), output)
+        finally:
+            self._engine.abort_request(list(running))
+
+    def score(self, given: Sequence[Given]) -> Iterator[Scored]:
+        """How probable the weights find each answer; yields each as it finishes.
+
+        Raises:
+            ValueError: an answer is empty, or does not fit behind its prompt.
+        """
+        self._refuse_if_busy("score")
+        running: dict[str, tuple[Given, list[int], int]] = {}
+        try:
+            for one in given:
+                prompt = prompt_ids(self._tokenizer, one.messages)
+                ids = [*prompt, *one.token_ids]
+                if not one.token_ids or len(ids) >= self._settings.max_model_len:
+                    raise ValueError(
+                        f"answer {one.id} has {len(one.token_ids)} tokens, its prompt {len(prompt)}; "
+                        f"give 1 or more, and less than engine.max_model_len="
+                        f"{self._settings.max_model_len} together"
+                    )
+                running[self._submit(ids, _reading())] = one, ids, len(prompt)
+            while running:
+                for output in self._engine.step():
+                    one, ids, first = running.pop(output.request_id)
+                    yield Scored(one.id, sum(_read(output, ids, first)))
         finally:
             self._engine.abort_request(list(running))
 
@@ -134,8 +169,6 @@ class VllmEngine:
         )
 
     def _measure(self, probe: Probe) -> float:
-        from vllm import SamplingParams
-
         # The engine insists on sampling one token more than it is given.
         ids = [*probe.prompt_token_ids, *probe.token_ids][: self._settings.max_model_len - 1]
         first = len(probe.prompt_token_ids)
@@ -144,15 +177,12 @@ class VllmEngine:
                 f"the probe's prompt has {first} tokens and leaves none of its answer within "
                 f"engine.max_model_len={self._settings.max_model_len}; give a shorter, non-empty prompt"
             )
-        self._submit(ids, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False))
+        self._submit(ids, _reading())
         outputs: list[Any] = []
         while not outputs:
             outputs = self._engine.step()
-        measured = outputs[0].prompt_logprobs
-        differences = [
-            abs(measured[place][ids[place]].logprob - expected)
-            for place, expected in zip(range(first, len(ids)), probe.logprobs, strict=False)
-        ]
+        measured = _read(outputs[0], ids, first)
+        differences = [abs(one - expected) for one, expected in zip(measured, probe.logprobs, strict=False)]
         return sum(differences) / len(differences)
 
     def _generated(self, request: Request, output: Any) -> Generated:
@@ -230,6 +260,19 @@ def sampling_params(request: Request, sampling: Sampling) -> Any:
         logprobs=0 if request.logprobs else None,
         flat_logprobs=True,
     )
+
+
+def _reading() -> Any:
+    """Parameters of a request that is only read, not answered."""
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+
+
+def _read(output: Any, ids: Sequence[int], first: int) -> list[float]:
+    """Log-probability (nats) of each token of ``ids`` from place ``first`` on."""
+    measured = output.prompt_logprobs
+    return [float(measured[place][ids[place]].logprob) for place in range(first, len(ids))]
 
 
 def _shapes(model_path: str) -> dict[str, tuple[int, ...]]:

@@ -18,14 +18,14 @@ from raylla.actors.judge import JudgeItem
 from raylla.actors.pool import DONE, Pool, next_item
 from raylla.auction import parse
 from raylla.config import Config
-from raylla.engines.protocol import Generated, Request
+from raylla.engines.protocol import Generated, Given, Request
 from raylla.errors import BudgetError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
 from raylla.irpo.versions import committed
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
-from raylla.records import Planned
+from raylla.records import Ad, Planned, Prediction
 from raylla.reward.rows import rows
 from raylla.world import World, prompts
 
@@ -52,24 +52,22 @@ class EvaluationDesk:
         self._deadline = config.deadlines.sample
         self._written: dict[tuple[str, str], Generated] = {}
         self._judged: dict[tuple[str, int, str], dict[str, bool] | None] = {}
-        self._predicted: dict[tuple[int, str, str], dict[str, float]] = {}
+        self._predicted: dict[tuple[int, str, str], dict[str, Prediction]] = {}
         self._epoch: int | None = None
+        self._mean: NDArray[np.float32] | None = None
+        self._scored: dict[tuple[str, str, tuple[int, ...]], float] = {}
         self._lost: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
 
     def write(self, version: str, wanted: Sequence[Prompt]) -> list[Generated]:
         """Answers under a weight version, by its name or `BASE` or `TRAINED`, in the order asked."""
         name = self.aliases.get(version, version)
-        config = self.config
         requests: dict[str, Request] = {}
         ids = []
         for prompt in wanted:
-            planned = prompt.planned
-            messages = prompts.answer(
-                config.ad_llm.prompt, planned.query, planned.profile, prompt.ads, prompt.bids
-            )
+            planned, messages = prompt.planned, self._messages(prompt)
             id = f"{planned.auction.id}/{prompt.name}/{prompt.n}/{messages}"
-            seed = seed_of(config.seed, f"{name}/{planned.auction.id}/{prompt.name}")
+            seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{prompt.name}")
             requests[id] = Request(id, messages, prompt.n, seed)
             ids.append(id)
         missing = [one for id, one in requests.items() if (name, id) not in self._written]
@@ -78,6 +76,25 @@ class EvaluationDesk:
             for generated in self._ask(self._crew.rollouts, "generate", missing, name):
                 self._written[name, generated.request_id] = generated
         return [self._written[name, id] for id in ids]
+
+    def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
+        """Summed log-probability (nats) of each answer's token ids after its prompt, under a weight
+        version and before temperature and cuts."""
+        name = self.aliases.get(version, version)
+        keys: list[tuple[str, str, tuple[int, ...]]] = []
+        asked: dict[tuple[str, str, tuple[int, ...]], Given] = {}
+        for prompt, token_ids in wanted:
+            messages = self._messages(prompt)
+            key = (name, str(messages), tuple(token_ids))
+            keys.append(key)
+            if key not in self._scored and key not in asked:
+                asked[key] = Given(str(len(asked)), messages, tuple(token_ids))
+        if asked:
+            self._load(name)
+            names = {given.id: key for key, given in asked.items()}
+            for scored in self._ask(self._crew.rollouts, "score", list(asked.values()), name):
+                self._scored[names[scored.id]] = scored.logprob
+        return [self._scored[key] for key in keys]
 
     def judge(self, answers: Sequence[tuple[Planned, str]]) -> list[dict[str, bool] | None]:
         """The User-LLM's clicks by ad id on each answer; none where it could not be read.
@@ -111,6 +128,14 @@ class EvaluationDesk:
 
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
         """Click probability of each placed ad by the pCTR model that the run saved after ``epoch``."""
+        return [
+            {ad: one.mean for ad, one in found.items()} for found in self.predict_intervals(answers, epoch)
+        ]
+
+    def predict_intervals(
+        self, answers: Sequence[tuple[Planned, str]], epoch: int
+    ) -> list[dict[str, Prediction]]:
+        """`predict` with an interval around each probability."""
         keys = [(epoch, planned.auction.id, text) for planned, text in answers]
         asked = []
         for key, (planned, text) in zip(keys, answers, strict=True):
@@ -124,17 +149,19 @@ class EvaluationDesk:
             if self._epoch != epoch:
                 self._crew.ask_reward("load", self.run.path / "reward" / f"epoch-{epoch}")
                 self._epoch = epoch
-            chances = self._crew.ask_reward("predict", [row for _, row in asked])
+            chances = self._crew.ask_reward("predict_intervals", [row for _, row in asked])
             for (key, row), chance in zip(asked, chances, strict=True):
                 self._predicted[key][row.ad_id] = chance
         return [self._predicted[key] for key in keys]
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
-        """Cosine of query and ad (category and title) by the pCTR's text encoder, [n] for each."""
+        """Cosine of query and ad (category and title) by the pCTR's text encoder, [n] for each.
+
+        From all encodings the mean of the catalogue and the training queries is taken off first.
+        """
         queries = [planned.query.text for planned in auctions]
         ads = list(dict.fromkeys(ad for planned in auctions for ad in planned.ads))
-        vectors = self._crew.ask_reward("encode", [*queries, *(f"{ad.category} {ad.title}" for ad in ads)])
-        vectors = vectors - vectors.mean(axis=0)
+        vectors = self._crew.ask_reward("encode", [*queries, *map(_said, ads)]) - self._center()
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         place = {ad: len(queries) + index for index, ad in enumerate(ads)}
         return [
@@ -161,6 +188,17 @@ class EvaluationDesk:
                 "see the engine's and judge's output"
             )
 
+    def _messages(self, prompt: Prompt) -> prompts.Messages:
+        planned, form = prompt.planned, self.config.ad_llm.prompt
+        return prompts.answer(form, planned.query, planned.profile, prompt.ads, prompt.bids)
+
+    def _center(self) -> NDArray[np.float32]:
+        if self._mean is None:
+            queries = [query.text for query in self.world.of("train")]
+            texts = [*queries, *map(_said, self.world.ads)]
+            self._mean = self._crew.ask_reward("encode", texts).mean(axis=0)
+        return self._mean
+
     def _load(self, name: str) -> None:
         weights, probe = self.versions[name]
         if self._crew.version != weights:
@@ -178,3 +216,7 @@ class EvaluationDesk:
                 calls.remove(call)
             else:
                 yield item
+
+
+def _said(ad: Ad) -> str:
+    return f"{ad.category} {ad.title}"

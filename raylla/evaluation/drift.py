@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,40 +10,53 @@ import numpy as np
 from raylla.auction import parse
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.irpo import stages
-from raylla.reward import calibration
+from raylla.records import Prediction
+from raylla.reward import calibration, intervals
+
+Told = Mapping[tuple[int, int], Sequence[tuple[Prediction, bool]]]
+"""(weight version, epoch of the pCTR model) -> predictions and clicks."""
 
 
-def drift(desk: EvaluationDesk) -> list[dict[str, Any]]:
-    """Every pCTR model on the clicks that each weight version's own test answers had.
-
-    The model after epoch t learned from the answers of v0 to v(t-1).  ``bias`` is mean prediction
-    less click rate; ``reliability`` has (mean prediction, click rate, impressions) of ten bins.
-    """
+def told(desk: EvaluationDesk) -> Told:
+    """What every pCTR model of a run predicts of every version's own test answers, and their clicks."""
     run = desk.run
-    found: list[dict[str, Any]] = []
+    found: dict[tuple[int, int], list[tuple[Prediction, bool]]] = {}
     for version, sampled in enumerate(stages.read_tests(run, desk.world)):
         judged = list(sampled.judged("test"))
-        clicked = np.array(
-            [hit[ad] for one, answer, hit in judged for ad in parse(answer.text, one.ads).ad_ids], bool
-        )
         for epoch in range(1, run.config.irpo.epochs + 1):
-            predicted = desk.predict([(one, answer.text) for one, answer, _ in judged], epoch)
-            p = np.array(
-                [
-                    chances[ad]
-                    for (one, answer, _), chances in zip(judged, predicted, strict=True)
-                    for ad in parse(answer.text, one.ads).ad_ids
-                ]
-            )
-            found.append(
-                {
-                    "weight_version": f"v{version}",
-                    "pctr_epoch": epoch,
-                    "impressions": len(p),
-                    "bias": float(p.mean() - clicked.mean()) if len(p) else None,
-                    "auc": calibration.auc(p, clicked),
-                    "calibration_error": calibration.calibration_error(p, clicked),
-                    "reliability": calibration.reliability(p, clicked),
-                }
-            )
+            predicted = desk.predict_intervals([(one, answer.text) for one, answer, _ in judged], epoch)
+            found[version, epoch] = [
+                (chances[ad], clicked[ad])
+                for (one, answer, clicked), chances in zip(judged, predicted, strict=True)
+                for ad in parse(answer.text, one.ads).ad_ids
+            ]
+    return found
+
+
+def drift(runs: Sequence[Told]) -> list[dict[str, Any]]:
+    """Every epoch's pCTR model on the clicks of every version's answers, all training seeds together.
+
+    The model after epoch t learned from the answers of v0 to v(t-1).  ``bias`` is mean prediction
+    less click rate; ``reliability`` has (mean prediction, click rate, impressions) of ten bins;
+    ``coverage`` is the share of groups of impressions whose click rate their interval holds
+    (`raylla.reward.intervals`).
+    """
+    found: list[dict[str, Any]] = []
+    for version, epoch in runs[0]:
+        rows = [row for run in runs for row in run[version, epoch]]
+        predictions = [one for one, _ in rows]
+        p = np.array([one.mean for one in predictions])
+        clicked = np.array([hit for _, hit in rows], bool)
+        found.append(
+            {
+                "weight_version": f"v{version}",
+                "pctr_epoch": epoch,
+                "impressions": len(p),
+                "bias": float(p.mean() - clicked.mean()) if len(p) else None,
+                "auc": calibration.auc(p, clicked),
+                "calibration_error": calibration.calibration_error(p, clicked),
+                "reliability": calibration.reliability(p, clicked),
+                **intervals.coverage(predictions, clicked),
+            }
+        )
     return found

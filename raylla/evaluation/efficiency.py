@@ -17,22 +17,26 @@ from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import RunError
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.evaluation.intervals import figure, hierarchical
+from raylla.evaluation.intervals import figure, hierarchical, means
 from raylla.evaluation.table import COLUMNS, Outcome, figures, per_query
 from raylla.irpo.schedule import plan, some
-from raylla.mechanisms.protocol import Choice, Mechanism
+from raylla.mechanisms.protocol import Choice, Mechanism, Ran
 from raylla.records import Planned
 from raylla.world import World, clicks
 
 LEAST_QUERIES = 10
+BATCHES = 10
+"""Parts that test auctions are held in: what each costs makes the intervals of costs."""
+COSTS = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What came of a mechanism's auctions: `per_query` figures, costs, the mechanism's notes."""
+    """What came of a mechanism's auctions: `per_query` figures, `COSTS` per auction of each batch
+    [batches, 4], the mechanism's notes."""
 
     table: Mapping[str, Array]
-    costs: Mapping[str, float]
+    costs: Array
     notes: Mapping[str, float]
     unread: int
 
@@ -64,9 +68,13 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the auctions or judgements were lost.
     """
-    started = time.monotonic()
-    ran = mechanism.run(desk, auctions, choice)
-    seconds = time.monotonic() - started
+    ran: list[Ran] = []
+    costs: list[list[float]] = []
+    for batch in np.array_split(np.arange(len(auctions)), min(BATCHES, len(auctions))):
+        started = time.monotonic()
+        some = mechanism.run(desk, [auctions[place] for place in batch], choice)
+        costs.append(_costs(some, time.monotonic() - started))
+        ran += some
     offers = [(planned, offer) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers]
     judged = desk.judge([(planned, offer.text) for planned, offer in offers])
     unread, failed = judged.count(None), sum(not one.offers for one in ran)
@@ -81,16 +89,9 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
             outcomes.append(Outcome(planned.query.id, parsed, planned.bids, prices, clicked, chances))
-    served = max(1, sum(one.served for one in ran))
-    costs = {
-        "generations": sum(one.generations for one in ran) / served,
-        "prompt_tokens": sum(one.prompt_tokens for one in ran) / served,
-        "sampled_tokens": sum(one.sampled_tokens for one in ran) / served,
-        "seconds": seconds / served,
-    }
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
-    return Held(per_query(outcomes, desk.penalty), costs, notes, unread)
+    return Held(per_query(outcomes, desk.penalty), np.array(costs), notes, unread)
 
 
 def tune(desk: EvaluationDesk, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
@@ -109,9 +110,10 @@ def tune(desk: EvaluationDesk, mechanism: Mechanism) -> tuple[Choice, list[dict[
 
 
 def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
-    """A mechanism's row over training seeds: `table.figures` and the mean costs."""
+    """A mechanism's row over training seeds: `table.figures` and `COSTS` per auction."""
     found = figures([held.table for held in seeds], resamples, seed)
-    found["cost_per_auction"] = _means([held.costs for held in seeds])
+    costs = means([held.costs for held in seeds], resamples, np.random.default_rng(seed))
+    found["cost_per_auction"] = dict(zip(COSTS, costs, strict=True))
     found["notes"] = _means([held.notes for held in seeds])
     found["unread_judgements"] = sum(held.unread for held in seeds)
     found["seeds"] = len(seeds)
@@ -134,6 +136,13 @@ def compare(first: Sequence[Held], second: Sequence[Held], resamples: int, seed:
         "reward_difference": figure(mean[1] - mean[3], drawn[:, 1] - drawn[:, 3]),
         "revenue_ratio": figure(*ratios),
     }
+
+
+def _costs(ran: Sequence[Ran], seconds: float) -> list[float]:
+    """`COSTS` per user that the auctions would have served."""
+    served = max(1, sum(one.served for one in ran))
+    spent = [(one.generations, one.prompt_tokens, one.sampled_tokens) for one in ran]
+    return [*(np.sum(spent, axis=0) / served).tolist(), seconds / served]
 
 
 def _means(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,23 +1,23 @@
-"""`raylla evaluate RUN...`: finished runs against the other mechanisms, with intervals.
+"""`raylla evaluate`: finished runs against the other mechanisms, with intervals.
 
 The first run and every other of its name are training seeds of one config: together they are the
-rows of all mechanisms.  Runs of another name are variants, each a row of its own under LLM-Auction.
+rows of all mechanisms, the curves and the prices.  Runs of another name are variants, each a row of
+its own under LLM-Auction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raylla.actors.placement import check_placement, connect, disconnect
+from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
 from raylla.errors import RunError
-from raylla.evaluation import efficiency, incentives, properties
+from raylla.evaluation import drift, efficiency, history, incentives, properties
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.evaluation.drift import drift
 from raylla.evaluation.efficiency import Held
-from raylla.irpo import stages
 from raylla.irpo.crew import Crew
 from raylla.irpo.state import Run, package_versions
 from raylla.irpo.versions import committed
@@ -29,6 +29,22 @@ MAIN = "llm-auction"
 LEAST_BIDS = 20
 
 
+@dataclass(slots=True)
+class Seen:
+    """What was measured of one run; by mechanism where there are several."""
+
+    run: Run
+    held: dict[str, Held] = field(default_factory=dict)
+    search: dict[str, dict[str, Any]] = field(default_factory=dict)
+    responses: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    settled: dict[str, dict[str, list[incentives.Outcome]]] = field(default_factory=dict)
+    charged: incentives.Charged | None = None
+    sweep: properties.Sweep | None = None
+    fine: properties.Fine | None = None
+    told: drift.Told = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
 def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
     """Everything that `evaluation.json` holds, measured with ``settings`` on all runs.
 
@@ -38,61 +54,39 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     """
     mechanisms = named(settings.mechanisms)
     _check(runs, settings)
-    seeds = [run for run in runs if run.config.name == runs[0].config.name]
-    rows: dict[str, list[Held]] = {}
-    curves: dict[str, Any] = {}
-    pctr: list[dict[str, Any]] = []
-    variants: dict[str, Any] = {}
-    prices: dict[str, Any] = {}
-    search: dict[str, list[dict[str, Any]]] = {}
-    main, others = seeds[0].config, [run for run in runs if run not in seeds]
+    main = runs[0].config
     connect(main)
     crew = None
     try:
         check_placement(main)
-        crew = Crew(main, seeds[0].path, committed(seeds[0])[0][0], watch)
+        crew = Crew(main, runs[0].path, committed(runs[0])[0][0], watch)
         with watch.stage("start engines"):
             crew.start(trainer=False)
-        for run in seeds:
+        seen: list[Seen] = []
+        for run in runs:
             desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.path / "world"))
-            for mechanism in mechanisms:
-                held, tried = _hold(desk, mechanism, watch)
-                if run is seeds[0]:
-                    prices[mechanism.name] = _incentives(desk, mechanism, tried["chosen"], watch)
-                rows.setdefault(mechanism.name, []).append(held)
-                search.setdefault(mechanism.name, []).append(tried)
-            if run is seeds[0]:
-                curves = _curves(desk, watch)
-                pctr = drift(desk)
-        for run in others:
-            desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.path / "world"))
-            held, _ = _hold(desk, named([MAIN])[0], watch)
-            rows.setdefault(f"{MAIN}: {run.config.name}", []).append(held)
-            if run.config.name not in variants:
-                last = list(desk.versions)[-1:]
-                variants[run.config.name] = _monotonicity(desk, watch, last)["versions"][last[0]]
+            own = run.config.name == main.name
+            seen.append(_seed(desk, mechanisms, watch) if own else _variant(desk, watch))
     finally:
         if crew is not None:
             crew.stop()
         disconnect(main)
         watch.close()
-    resamples, seed, told = settings.bootstrap, main.seed, recorded(seeds[0])
-    return {
+    seeds = [one for one in seen if one.run.config.name == main.name]
+    return _compared(seen, seeds, settings) | {
         "name": main.name,
-        "runs": [{"path": run.path.name, "name": run.config.name, "seed": run.config.seed} for run in runs],
-        "efficiency": {name: efficiency.row(found, resamples, seed) for name, found in rows.items()},
-        "against": {
-            name: efficiency.compare(rows[MAIN], found, resamples, seed)
-            for name, found in rows.items()
-            if name != MAIN and MAIN in rows and len(found) == len(rows[MAIN])
+        "runs": [history.provenance(run) for run in runs],
+        "curves": _curves(seen, seeds, settings),
+        "incentives": _prices(seeds, settings),
+        "pctr": drift.drift([one.told for one in seeds]),
+        "search": {
+            name: [one.search[name] for one in seeds]
+            for name, first in seeds[0].search.items()
+            if first["tried"]
         },
-        "curves": curves | {"monotonicity_of_variants": variants},
-        "incentives": prices,
-        "pctr": pctr,
-        "search": {name: tried for name, tried in search.items() if any(one["tried"] for one in tried)},
-        "epochs": told["epochs"],
-        "examples": told["examples"],
-        "config": _with(seeds[0], settings).model_dump(mode="json"),
+        "epochs": history.epochs([one.run for one in seeds]),
+        "examples": seeds[0].examples,
+        "config": _with(runs[0], settings).model_dump(mode="json"),
         "wall_seconds": dict(watch.wall),
         "versions": package_versions(),
     }
@@ -102,66 +96,146 @@ def _with(run: Run, settings: Evaluation) -> Config:
     return run.config.model_copy(update={"evaluation": settings})
 
 
-def recorded(run: Run) -> dict[str, Any]:
-    """Name, table and examples of a finished run as in `results.json`, from its records."""
-    world = store.load(run.path / "world")
-    sampled = stages.read_tests(run, world)
-    return {
-        "name": run.config.name,
-        "epochs": stages.table(run, world, sampled),
-        "examples": stages.examples(world, sampled[0], sampled[-1]),
-    }
-
-
-def _curves(desk: EvaluationDesk, watch: Observer) -> dict[str, Any]:
-    config = desk.config.evaluation
-    fine = range(1, desk.config.world.max_bid + 1)
-    rising = _monotonicity(desk, watch, list(desk.versions))
+def _seed(desk: EvaluationDesk, mechanisms: Sequence[Mechanism], watch: Observer) -> Seen:
+    """Every mechanism on one training seed of the main config, and its curves."""
+    seen, config = Seen(desk.run), desk.config.evaluation
+    for mechanism in mechanisms:
+        _hold(desk, mechanism, seen, watch)
+        _respond(desk, mechanism, seen, watch)
+    seen.sweep = _sweep(desk, list(desk.versions), watch)
     with watch.stage(f"{desk.run.path.name}: continuity"):
-        tested = efficiency.test_auctions(desk.config, desk.world)
-        smooth = properties.continuity(desk, tested, fine, config.curve_answers, config.curve_queries)
-    return {"monotonicity": rising, "continuity": smooth}
+        some = efficiency.test_auctions(desk.config, desk.world)[: config.curve_queries]
+        each = max(1, config.curve_answers // len(some))
+        seen.fine = properties.fine(desk, some, _steps(desk.config), config.curve_answers, each)
+    seen.told = drift.told(desk)
+    seen.examples = history.examples(desk)
+    return seen
 
 
-def _monotonicity(desk: EvaluationDesk, watch: Observer, names: Sequence[str]) -> dict[str, Any]:
-    config = desk.config.evaluation
-    bids = [bid for bid in config.bids if bid > 0]
-    with watch.stage(f"{desk.run.path.name}: monotonicity"):
-        tested = efficiency.test_auctions(desk.config, desk.world)
-        return properties.monotonicity(desk, tested, bids, config.sweep_answers, names)
+def _variant(desk: EvaluationDesk, watch: Observer) -> Seen:
+    """A run under other settings: its row, its last weights' curve, its pCTR models."""
+    seen = Seen(desk.run)
+    _hold(desk, named([MAIN])[0], seen, watch)
+    seen.sweep = _sweep(desk, list(desk.versions)[-1:], watch)
+    seen.told = drift.told(desk)
+    return seen
 
 
-def _incentives(
-    desk: EvaluationDesk, mechanism: Mechanism, choice: Choice, watch: Observer
-) -> dict[str, Any]:
-    config = desk.config.evaluation
-    tested = [
-        replace(one, n=config.incentive_answers)
-        for one in efficiency.test_auctions(desk.config, desk.world)
-    ]
-    where = f"{desk.run.path.name}: {mechanism.name}"
-    with watch.stage(f"{where}: regret"):
-        some = tested[: config.incentive_queries]
-        found = incentives.table(desk, mechanism, choice, some, config.bids)
-    with watch.stage(f"{where}: best responses"):
-        some = tested[: config.equilibrium_queries]
-        if some:
-            found["equilibrium"] = incentives.equilibrium(
-                desk, mechanism, choice, some, config.equilibrium_bids
-            )
-    if mechanism.name == MAIN:
-        with watch.stage(f"{where}: truthful prices"):
-            found["truthful"] = incentives.truthful(desk, mechanism, choice, tested)
-    return found
-
-
-def _hold(desk: EvaluationDesk, mechanism: Mechanism, watch: Observer) -> tuple[Held, dict[str, Any]]:
+def _hold(desk: EvaluationDesk, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
     where = f"{desk.run.path.name}: {mechanism.name}"
     with watch.stage(f"{where}: tune"):
         choice, tried = efficiency.tune(desk, mechanism)
     with watch.stage(f"{where}: test"):
-        held = efficiency.hold(desk, mechanism, efficiency.test_auctions(desk.config, desk.world), choice)
-    return held, {"run": desk.run.path.name, "chosen": dict(choice), "tried": tried}
+        tested = efficiency.test_auctions(desk.config, desk.world)
+        seen.held[mechanism.name] = efficiency.hold(desk, mechanism, tested, choice)
+    seen.search[mechanism.name] = {"run": desk.run.path.name, "chosen": dict(choice), "tried": tried}
+
+
+def _respond(desk: EvaluationDesk, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
+    """How a mechanism answers to other bids."""
+    config, name = desk.config.evaluation, mechanism.name
+    choice: Choice = seen.search[name]["chosen"]
+    where = f"{desk.run.path.name}: {name}"
+    tested = [
+        replace(one, n=config.incentive_answers)
+        for one in efficiency.test_auctions(desk.config, desk.world)
+    ]
+    with watch.stage(f"{where}: regret"):
+        some = tested[: config.incentive_queries]
+        seen.responses[name] = incentives.responses(desk, mechanism, choice, some, config.bids)
+    if config.equilibrium_queries:
+        with watch.stage(f"{where}: best responses"):
+            some = tested[: config.equilibrium_queries]
+            seen.settled[name] = incentives.settle(desk, mechanism, choice, some, config.equilibrium_bids)
+    if name == MAIN:
+        with watch.stage(f"{where}: truthful prices"):
+            seen.charged = incentives.charge(desk, mechanism, choice, tested)
+
+
+def _sweep(desk: EvaluationDesk, names: Sequence[str], watch: Observer) -> properties.Sweep:
+    config = desk.config.evaluation
+    with watch.stage(f"{desk.run.path.name}: monotonicity"):
+        tested = efficiency.test_auctions(desk.config, desk.world)
+        return properties.sweep(desk, tested, _above_zero(config), config.sweep_answers, names)
+
+
+def _above_zero(settings: Evaluation) -> list[float]:
+    return [bid for bid in settings.bids if bid > 0]
+
+
+def _steps(config: Config) -> range:
+    return range(1, config.world.max_bid + 1)
+
+
+def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
+    """The rows of all mechanisms and variants, each against LLM-Auction on the same queries, and the
+    variants against the main config."""
+    resamples, seed = settings.bootstrap, seeds[0].run.config.seed
+    rows = {name: [one.held[name] for one in seeds] for name in seeds[0].held}
+    against = {
+        name: efficiency.compare(rows[MAIN], found, resamples, seed)
+        for name, found in rows.items()
+        if name != MAIN and MAIN in rows
+    }
+    ablations: dict[str, Any] = {}
+    for name, found in _by_name(seen, seeds).items():
+        rows[f"{MAIN}: {name}"] = [one.held[MAIN] for one in found]
+        pairs = [
+            (one.held[MAIN], base.held[MAIN])
+            for one in found
+            for base in seeds
+            if MAIN in base.held and base.run.config.seed == one.run.config.seed
+        ]
+        if pairs:
+            ours, theirs = zip(*pairs, strict=True)
+            ablations[name] = efficiency.compare(ours, theirs, resamples, seed) | {"seeds": len(pairs)}
+        ablations.setdefault(name, {})["pctr"] = drift.drift([one.told for one in found])
+    return {
+        "efficiency": {name: efficiency.row(found, resamples, seed) for name, found in rows.items()},
+        "against": against,
+        "ablations": ablations,
+    }
+
+
+def _by_name(seen: Sequence[Seen], seeds: Sequence[Seen]) -> dict[str, list[Seen]]:
+    """The variants' runs, by name."""
+    found: dict[str, list[Seen]] = {}
+    for one in seen:
+        if one not in seeds:
+            found.setdefault(one.run.config.name, []).append(one)
+    return found
+
+
+def _curves(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
+    bids, resamples = _above_zero(settings), settings.bootstrap
+    seed = seeds[0].run.config.seed
+
+    def rising(found: Sequence[Seen]) -> dict[str, Any]:
+        sweeps = [one.sweep for one in found if one.sweep is not None]
+        return properties.monotonicity(sweeps, bids, resamples, seed)
+
+    fines = [one.fine for one in seeds if one.fine is not None]
+    variants = {name: rising(found)["versions"] for name, found in _by_name(seen, seeds).items()}
+    return {
+        "monotonicity": rising(seeds),
+        "continuity": properties.continuity(fines, _steps(seeds[0].run.config), resamples, seed),
+        "monotonicity_of_variants": {name: next(iter(found.values())) for name, found in variants.items()},
+    }
+
+
+def _prices(seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
+    resamples, seed = settings.bootstrap, seeds[0].run.config.seed
+    found: dict[str, Any] = {}
+    for name in seeds[0].responses:
+        groups = [one.responses[name] for one in seeds]
+        found[name] = incentives.table(groups, settings.bids, resamples, seed)
+        settled = [one.settled[name] for one in seeds if name in one.settled]
+        if settled:
+            found[name]["equilibrium"] = incentives.equilibrium(settled, settings.equilibrium_bids)
+    charged = [one.charged for one in seeds if one.charged is not None]
+    if charged:
+        found[MAIN]["truthful"] = incentives.truthful(charged, resamples, seed)
+    return found
 
 
 def _check(runs: Sequence[Run], settings: Evaluation) -> None:
@@ -173,23 +247,39 @@ def _check(runs: Sequence[Run], settings: Evaluation) -> None:
             raise RunError(
                 f"run {run.path} is not finished (last committed: {done}); `raylla resume` it first"
             )
-        for field in ("ad_llm", "user_llm", "engine"):
-            if getattr(run.config, field) != getattr(first.config, field):
+        committed(run)
+        for field_name in ("ad_llm", "user_llm", "engine"):
+            if getattr(run.config, field_name) != getattr(first.config, field_name):
                 raise RunError(
-                    f"run {run.path} has another {field} than {first.path}; evaluate it by itself"
+                    f"run {run.path} has another {field_name} than {first.path}; evaluate it by itself"
                 )
-        _check_bids(run.config, (*settings.bids, *settings.equilibrium_bids))
+        same = first.config.model_copy(update={"seed": run.config.seed})
+        if run.config.name == first.config.name and run.config.digest() != same.digest():
+            raise RunError(
+                f"run {run.path} has the name of {first.path}, {first.config.name!r}, but other settings; "
+                "a training seed differs in its seed alone, and a variant has a name of its own"
+            )
+        check_settings(_with(run, settings))
         efficiency.test_auctions(_with(run, settings), store.load(run.path / "world"))
     if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
         raise RunError("two of the runs have the same name and seed; give each once")
 
 
-def _check_bids(config: Config, bids: Sequence[float]) -> None:
-    if max(bids) > config.world.max_bid:
-        raise RunError(
-            f"evaluation.bids goes up to {max(bids):g}, but the model was trained on bids up to "
-            f"world.max_bid={config.world.max_bid}; keep the grid within that"
-        )
+def check_settings(config: Config) -> None:
+    """Refuse settings that no run can be evaluated with, before there is one.
+
+    Raises:
+        ConfigError: a mechanism of ``evaluation.mechanisms`` does not exist.
+        RunError: a bid grid leaves the range of bids, or that is too coarse.
+    """
+    named(config.evaluation.mechanisms)
+    for field_name in ("bids", "equilibrium_bids"):
+        bids: tuple[float, ...] = getattr(config.evaluation, field_name)
+        if max(bids) > config.world.max_bid:
+            raise RunError(
+                f"evaluation.{field_name} goes up to {max(bids):g}, but the model is trained on bids up to "
+                f"world.max_bid={config.world.max_bid}; keep the grid within that"
+            )
     if config.world.max_bid < LEAST_BIDS:
         raise RunError(
             f"world.max_bid={config.world.max_bid} is too coarse to look for jumps; train with bids up to "

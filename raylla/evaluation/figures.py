@@ -41,7 +41,7 @@ def mechanisms(axes: Axes, found: Found) -> None:
 
 
 def epochs(axes: Axes, found: Found) -> None:
-    """Learning curve of the first run."""
+    """Learning curve over all training seeds."""
     rows = found["epochs"]
     at = [row["epoch"] for row in rows]
     for key, colour in (("revenue", "C0"), ("reward", "C2")):
@@ -74,8 +74,10 @@ def monotonicity(axes: Axes, found: Found) -> None:
 def continuity(axes: Axes, found: Found) -> None:
     """Click rate on the fine grid of bids."""
     curve = found["curves"]["continuity"]
-    axes.plot(curve["bids"], curve["one"]["click_rate"], lw=1, label="one query")
-    axes.plot(curve["bids"], curve["many"]["click_rate"], lw=1, label=f"{curve['many']['queries']} queries")
+    for one in curve["one"]:
+        axes.plot(curve["bids"], one["click_rate"], lw=0.8, alpha=0.7, label="one query")
+    many = curve["many"]
+    axes.plot(curve["bids"], many["click_rate"], lw=1.5, color="k", label=f"{many['queries']} queries")
     axes.set_xlabel("bid of the ad")
     axes.set_ylabel("shown and clicked")
     axes.legend(frameon=False)
@@ -103,12 +105,28 @@ def responses(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
+def shift(axes: Axes, found: Found) -> None:
+    """Bias of each epoch's pCTR model on the policy that it scores next, main config and variants."""
+    everyone = {"main config": found["pctr"]}
+    everyone |= {name: one["pctr"] for name, one in found["ablations"].items()}
+    for name, table in everyone.items():
+        rows = [row for row in table if row["weight_version"] == f"v{row['pctr_epoch']}"]
+        at = [row["pctr_epoch"] for row in rows]
+        axes.plot(at, [row["bias"] for row in rows], marker="o", label=name)
+        axes.set_xticks(at)
+    axes.axhline(0, color="0.6", lw=0.8)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("pCTR bias on the next policy")
+    axes.legend(frameon=False)
+
+
 FIGURES: dict[str, tuple[str, Callable[[Axes, Found], None]]] = {
     "mechanisms": ("Revenue and reward of every mechanism", mechanisms),
-    "epochs": ("Learning curve of the first run, test split", epochs),
+    "epochs": ("Learning curve, test split, all training seeds", epochs),
     "monotonicity": ("Monotonicity: clicks against the bid, by epoch", monotonicity),
     "continuity": ("Continuity: clicks along bids in steps of 1, last weights", continuity),
     "responses": ("Clicks against the bid in every mechanism", responses),
+    "shift": ("pCTR: mean prediction less click rate on the next policy, by run", shift),
     "reliability": ("pCTR: predicted and observed click rates on the next policy", reliability),
 }
 

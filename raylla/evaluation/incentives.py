@@ -7,8 +7,8 @@ the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,54 +17,51 @@ from raylla.auction import incentives, optimum
 from raylla.auction import truthful as truthful_rules
 from raylla.auction.checks import Array
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.evaluation.intervals import figure, mean
+from raylla.evaluation.intervals import Figure, averages, figure, hierarchical, means
 from raylla.evaluation.properties import random_places
 from raylla.mechanisms.protocol import Choice, Mechanism
 from raylla.records import Planned
 
 TARGETS: dict[incentives.Goal, float] = {"utility": 1.0, "value": 1.0}
 """Goals, and the return on spend that a value maximizer asks for."""
+Outcome = tuple[float, float, float]
+"""Revenue, welfare, and 1 where the bids settled."""
 BETAS = (1.0, 3.0, 10.0)
 MU = 0.2
 
 
 def table(
-    desk: EvaluationDesk,
-    mechanism: Mechanism,
-    choice: Choice,
-    auctions: Sequence[Planned],
-    bids: Sequence[float],
+    groups: Sequence[tuple[Array, Array]], bids: Sequence[float], resamples: int, seed: int
 ) -> dict[str, Any]:
     """Per price rule: individual rationality and expected regret of truthful bidding, in bid units.
 
-    The mechanism's own prices, and those of Myerson's rule on its measured curve, which would make
-    any monotone allocation truthful. ``payment`` is the mean over the grid of what the ad pays at
-    each bid; ``least_utility`` is below 0 where a truthful bidder can lose.
+    ``groups`` are the `responses` of each training seed.  The rules are the mechanism's own prices, and
+    those of Myerson's on its measured curve, which would make any monotone allocation truthful.
+    ``payment`` is the mean over the grid of what the ad pays at each bid; ``least_utility`` is below 0
+    where a truthful bidder can lose.
     """
-    clicks, paid = responses(desk, mechanism, choice, auctions, bids)
-    rng = np.random.default_rng(desk.config.seed)
-    count = len(auctions)
-    resamples = desk.config.evaluation.bootstrap
-    shares = rng.multinomial(count, np.full(count, 1 / count), resamples) / count
-    curve, drawn = clicks.mean(axis=0), shares @ clicks
-    rules: dict[str, tuple[Array, Array]] = {"own": (paid.mean(axis=0), shares @ paid)}
+    both = [np.hstack(group) for group in groups]
+    count = len(bids)
+    mean, drawn = averages(both), hierarchical(both, resamples, np.random.default_rng(seed))
+    curve, curves = mean[:count], drawn[:, :count]
+    rules: dict[str, tuple[Array, Array]] = {"own": (mean[count:], drawn[:, count:])}
     if bids[0] == 0:
-        rules["myerson"] = (optimum.myerson(bids, curve), optimum.myerson(bids, drawn))
+        rules["myerson"] = (optimum.myerson(bids, curve), optimum.myerson(bids, curves))
     return {
         "bids": list(bids),
-        "queries": count,
+        "queries": sum(map(len, both)),
         "click_rate": curve.tolist(),
         "rules": {
             rule: {
                 "payment": figure(price.mean(), prices.mean(axis=-1)),
                 "least_utility": figure(
                     incentives.least_utility(bids, curve, price),
-                    incentives.least_utility(bids, drawn, prices),
+                    incentives.least_utility(bids, curves, prices),
                 ),
                 "regret": {
                     goal: figure(
                         incentives.regret(bids, curve, price, goal, target).mean(),
-                        incentives.regret(bids, drawn, prices, goal, target).mean(axis=-1),
+                        incentives.regret(bids, curves, prices, goal, target).mean(axis=-1),
                     )
                     for goal, target in TARGETS.items()
                 },
@@ -95,18 +92,17 @@ def responses(
     return clicks[rows, columns], paid[rows, columns]
 
 
-def equilibrium(
+def settle(
     desk: EvaluationDesk,
     mechanism: Mechanism,
     choice: Choice,
     auctions: Sequence[Planned],
     bids: Sequence[float],
-) -> dict[str, Any]:
-    """Revenue and welfare where best-response dynamics of the auctions' own bidders end, beside those
-    under the truth; the bids of an auction are its bidders' values."""
+) -> dict[str, list[Outcome]]:
+    """Revenue, welfare and whether they settled, of each auction: under the truth, and where the
+    best responses of its own bidders end; its bids are their values."""
     rng = np.random.default_rng(desk.config.seed)
-    settled: dict[incentives.Goal, list[incentives.Settled]] = {goal: [] for goal in TARGETS}
-    truth: list[tuple[float, float]] = []
+    found: dict[str, list[Outcome]] = {"truthful": [], **{goal: [] for goal in TARGETS}}
     for planned in auctions:
 
         def respond(profiles: Array, planned: Planned = planned) -> tuple[Array, Array]:
@@ -115,30 +111,70 @@ def equilibrium(
 
         values = np.array(planned.auction.bids)
         clicks, paid = respond(values[None])
-        truth.append((float(paid.sum()), float(clicks[0] @ values)))
+        found["truthful"].append((float(paid.sum()), float(clicks[0] @ values), 1.0))
         for goal, target in TARGETS.items():
-            settled[goal].append(
-                incentives.best_responses(respond, values, bids, rng, goal, target, max_rounds=6)
-            )
-    means = np.mean(truth, axis=0)
-    return {
-        "queries": len(auctions),
-        "bids": list(bids),
-        "truthful": {"revenue": float(means[0]), "welfare": float(means[1])},
-        **{
-            goal: {
-                "revenue": float(np.mean([one.revenue for one in found])),
-                "welfare": float(np.mean([one.welfare for one in found])),
-                "converged": float(np.mean([one.converged for one in found])),
-            }
-            for goal, found in settled.items()
-        },
-    }
+            one = incentives.best_responses(respond, values, bids, rng, goal, target, max_rounds=6)
+            found[goal].append((one.revenue, one.welfare, float(one.converged)))
+    return found
 
 
-def truthful(
+def equilibrium(groups: Sequence[Mapping[str, Sequence[Outcome]]], bids: Sequence[float]) -> dict[str, Any]:
+    """Means over the auctions of all training seeds of what `settle` found."""
+    found: dict[str, Any] = {"queries": sum(len(group["truthful"]) for group in groups), "bids": list(bids)}
+    for kind in groups[0]:
+        mean = np.mean([one for group in groups for one in group[kind]], axis=0).tolist()
+        found[kind] = dict(zip(("revenue", "welfare", "converged"), mean, strict=True))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """What the auctions of one run would pay: at first price, by the closed form for several beta, and
+    what one self-resampled pass charges, [auctions] each; and the samples' effective sizes."""
+
+    first_price: Array
+    closed: Mapping[float, Array]
+    sizes: Mapping[float, Array]
+    resampled: Array
+
+
+def charge(
     desk: EvaluationDesk, mechanism: Mechanism, choice: Choice, auctions: Sequence[Planned]
-) -> dict[str, Any]:
+) -> Charged:
+    """Hold the auctions and price them at what would make the truth a best response."""
+    settings = desk.config
+    rng = np.random.default_rng(settings.seed)
+    ran = mechanism.run(desk, auctions, choice)
+    answers = [
+        (planned, offer.text) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers
+    ]
+    predicted = iter(desk.predict(answers, settings.irpo.epochs))
+    values: list[Array] = []
+    for planned, one in zip(auctions, ran, strict=True):
+        shown = [next(predicted) for _ in one.offers]
+        rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in planned.auction.ad_ids])
+        if shown:
+            values.append(np.array(planned.auction.bids)[:, None] * rates)
+    betas = sorted({settings.dpo.beta, *BETAS})
+    bids = np.array([planned.auction.bids for planned in auctions])
+    drawn, resampled = truthful_rules.resample(bids, MU, rng)
+    variants = [_with_bids(one, row) for one, row in zip(auctions, drawn.tolist(), strict=True)]
+    clicks, _ = _outcomes(desk, mechanism, choice, variants)
+    return Charged(
+        np.array([one.sum(axis=0).mean() for one in values]),
+        {
+            beta: np.array([truthful_rules.sampled_prices(one, beta).sum() for one in values])
+            for beta in betas
+        },
+        {
+            beta: np.array([optimum.effective_sample_size(-one / beta).mean() for one in values])
+            for beta in betas
+        },
+        truthful_rules.charges(bids, clicks, resampled, MU).sum(axis=1),
+    )
+
+
+def truthful(groups: Sequence[Charged], resamples: int, seed: int) -> dict[str, Any]:
     """What an LLM-auction earns per query at truthful prices, in bid units, beside first price.
 
     ``closed_form`` is beta KL(pi_b, pi_{b_i=0}) of each ad, estimated from the auction's own answers and
@@ -147,41 +183,29 @@ def truthful(
     ``self_resampling`` runs every auction once, with bids resampled with probability `MU`, and settles
     in aggregate.
     """
-    settings = desk.config
-    rng = np.random.default_rng(settings.seed)
-    resamples, epoch = settings.evaluation.bootstrap, settings.irpo.epochs
-    ran = mechanism.run(desk, auctions, choice)
-    answers = [
-        (planned, offer.text) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers
-    ]
-    predicted = iter(desk.predict(answers, epoch))
-    values: list[Array] = []
-    for planned, one in zip(auctions, ran, strict=True):
-        shown = [next(predicted) for _ in one.offers]
-        rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in planned.auction.ad_ids])
-        if shown:
-            values.append(np.array(planned.auction.bids)[:, None] * rates)
-    closed = []
-    for beta in sorted({settings.dpo.beta, *BETAS}):
-        prices = [truthful_rules.sampled_prices(one, beta).sum() for one in values]
-        sizes = [optimum.effective_sample_size(-one / beta).mean() for one in values]
-        price = mean(np.array(prices), resamples, rng)
-        closed.append({"beta": beta, "revenue": price, "effective_sample_size": float(np.mean(sizes))})
-    bids = np.array([planned.auction.bids for planned in auctions])
-    drawn, resampled = truthful_rules.resample(bids, MU, rng)
-    variants = [_with_bids(one, row) for one, row in zip(auctions, drawn.tolist(), strict=True)]
-    clicks, _ = _outcomes(desk, mechanism, choice, variants)
-    charges = truthful_rules.charges(bids, clicks, resampled, MU).sum(axis=1)
+    rng = np.random.default_rng(seed)
+
+    def mean(found: Sequence[Array]) -> Figure:
+        return means([one[:, None] for one in found], resamples, rng)[0]
+
+    charges = np.concatenate([one.resampled for one in groups])
     total, error = truthful_rules.settle(charges)
     return {
-        "first_price": mean(np.array([one.sum(axis=0).mean() for one in values]), resamples, rng),
-        "closed_form": closed,
+        "first_price": mean([one.first_price for one in groups]),
+        "closed_form": [
+            {
+                "beta": beta,
+                "revenue": mean([one.closed[beta] for one in groups]),
+                "effective_sample_size": float(np.mean([one.sizes[beta].mean() for one in groups])),
+            }
+            for beta in groups[0].closed
+        ],
         "self_resampling": {
             "mu": MU,
-            "revenue": mean(charges, resamples, rng),
+            "revenue": mean([one.resampled for one in groups]),
             "settled": float(total),
             "standard_error": float(error),
-            "auctions": len(auctions),
+            "auctions": len(charges),
         },
     }
 

@@ -17,16 +17,18 @@ Figure = dict[str, float]
 """mean, low and high: an estimate and its bootstrap interval."""
 
 
-def mean(values: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95) -> Figure:
-    """Mean of ``values`` [q] and its interval over queries.
+def means(
+    groups: Sequence[ArrayLike], resamples: int, rng: np.random.Generator, level: float = 0.95
+) -> list[Figure]:
+    """Mean of each column of ``groups`` (see `hierarchical`) and its interval over seeds and queries."""
+    mean, drawn = averages(groups), hierarchical(groups, resamples, rng)
+    return [figure(one, column, level) for one, column in zip(mean, drawn.T, strict=True)]
 
-    Raises:
-        ValueError: ``values`` is not one finite number per query.
-    """
-    values = numbers("values", values)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"values has shape {values.shape}; give one number per query")
-    return figure(values.mean(), hierarchical([values[:, None]], resamples, rng)[:, 0], level)
+
+def averages(groups: Sequence[ArrayLike]) -> Array:
+    """The estimate [c] that `hierarchical` resamples: the mean of the groups' means."""
+    result: Array = np.mean([numbers("groups", group).mean(axis=0) for group in groups], axis=0)
+    return result
 
 
 def hierarchical(groups: Sequence[ArrayLike], resamples: int, rng: np.random.Generator) -> Array:
@@ -71,19 +73,23 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Array:
 
 
 def rank_trend(
-    bids: ArrayLike, rates: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
+    bids: ArrayLike,
+    groups: Sequence[ArrayLike],
+    resamples: int,
+    rng: np.random.Generator,
+    level: float = 0.95,
 ) -> Figure:
-    """Rank correlation of ``bids`` [k] with the mean over queries of ``rates`` [q, k].
+    """Rank correlation of ``bids`` [k] with the mean over seeds and queries of the rates ``groups``,
+    a table [q, k] for each seed.
 
     Raises:
         ValueError: the shapes do not fit.
     """
-    bids, rates = numbers("bids", bids), numbers("rates", rates)
-    ending("rates", rates, len(bids))
-    if rates.ndim != 2 or not len(rates):
-        raise ValueError(f"rates has shape {rates.shape}; give one row of rates per query")
-    shares = rng.multinomial(len(rates), np.full(len(rates), 1 / len(rates)), resamples) / len(rates)
-    return figure(spearman(bids, rates.mean(axis=0)), spearman(bids, shares @ rates), level)
+    bids = numbers("bids", bids)
+    for group in groups:
+        ending("groups", numbers("groups", group), len(bids))
+    drawn = hierarchical(groups, resamples, rng)
+    return figure(spearman(bids, averages(groups)), spearman(bids, drawn), level)
 
 
 def largest_jump(

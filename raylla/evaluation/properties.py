@@ -7,8 +7,8 @@ of its own: nothing is shared along a curve that would make it look smoother tha
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from raylla.evaluation import intervals
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.mechanisms.protocol import TRAINED, Prompt
 from raylla.records import Planned
+
+EXAMPLES = 3
 
 
 def with_bid(planned: Planned, place: int, bid: float) -> Planned:
@@ -33,83 +35,120 @@ def random_places(desk: EvaluationDesk, auctions: Sequence[Planned]) -> list[int
     return [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
 
 
-def monotonicity(
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Click rates of one random ad per query of one run, [queries, bids] for each weight version."""
+
+    rates: Mapping[str, Array]
+    examples: list[dict[str, Any]]
+    asked: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fine:
+    """Click rates of one run's last weights along a fine grid: of one ad [bids], and of the ads of many
+    queries [queries, bids]."""
+
+    about: dict[str, Any]
+    one: Array
+    many: Array
+    answers: int
+    each: int
+
+
+def sweep(
     desk: EvaluationDesk,
     auctions: Sequence[Planned],
     bids: Sequence[float],
     answers: int,
     names: Sequence[str],
-) -> dict[str, Any]:
-    """Click rate of one random ad per query at each of ``bids``, for the weight versions ``names``.
-
-    ``trend`` is the rank correlation of the mean curve with the bids, its interval over queries;
-    ``control`` the same where each query's bids were shuffled among its prompts.
-    """
-    settings = desk.config
-    resamples = settings.evaluation.bootstrap
-    started, asked = time.monotonic(), 0
+) -> Sweep:
+    """Have one random ad per query bid each of ``bids``, under the weight versions ``names``."""
+    started = time.monotonic()
     chosen = random_places(desk, auctions)
+    rates = {name: _rates(desk, name, auctions, chosen, bids, answers) for name in names}
+    seconds = time.monotonic() - started
+    examples = _examples(desk, auctions, chosen, (bids[0], bids[-1]), answers)
+    return Sweep(rates, examples, len(names) * len(auctions) * len(bids) * answers, seconds)
+
+
+def monotonicity(
+    sweeps: Sequence[Sweep], bids: Sequence[float], resamples: int, seed: int
+) -> dict[str, Any]:
+    """What the sweeps of all training seeds show together, for every weight version.
+
+    ``trend`` is the rank correlation of the mean curve with the bids, its interval over seeds and
+    queries; ``control`` the same where each query's bids were shuffled among its prompts.
+    """
     versions: dict[str, Any] = {}
-    for name in names:
-        rates = _rates(desk, name, auctions, chosen, bids, answers)
-        asked += len(auctions) * len(bids) * answers
-        rng = np.random.default_rng(settings.seed)
-        shuffled = rng.permuted(rates, axis=1)
+    for name in sweeps[0].rates:
+        groups = [one.rates[name] for one in sweeps]
+        rng = np.random.default_rng(seed)
+        shuffled = [rng.permuted(group, axis=1) for group in groups]
         versions[name] = {
-            "click_rate": [intervals.mean(column, resamples, rng) for column in rates.T],
-            "trend": intervals.rank_trend(bids, rates, resamples, rng),
+            "click_rate": intervals.means(groups, resamples, rng),
+            "trend": intervals.rank_trend(bids, groups, resamples, rng),
             "control": intervals.rank_trend(bids, shuffled, resamples, rng),
         }
     return {
-        "examples": _examples(desk, auctions, chosen, (bids[0], bids[-1]), answers),
+        "examples": [example for one in sweeps for example in one.examples][:EXAMPLES],
         "bids": list(bids),
-        "queries": len(auctions),
-        "answers": answers,
+        "seeds": len(sweeps),
+        "queries": sum(len(next(iter(one.rates.values()))) for one in sweeps),
         "versions": versions,
-        "auctions_per_second": asked / (time.monotonic() - started),
+        "auctions_per_second": sum(one.asked for one in sweeps) / sum(one.seconds for one in sweeps),
     }
 
 
-def continuity(
+def fine(
     desk: EvaluationDesk,
     auctions: Sequence[Planned],
     bids: Sequence[float],
     answers: int,
-    queries: int,
-) -> dict[str, Any]:
-    """Click rate along a fine grid of bids under the last weights: of one query's ad, and of many.
-
-    The one is the most demanding of ``auctions``: the ad whose click rate rises most from the lowest
-    bid to the highest.  ``jump`` holds the largest step between adjacent bids and the 99 % band of
-    what noise alone would make it.
-    """
-    settings = desk.config
-    rng = np.random.default_rng(settings.seed)
-    some = list(auctions[:queries])
-    chosen = random_places(desk, some)
-    each = max(1, answers // len(some))
-    many = _rates(desk, TRAINED, some, chosen, bids, each)
+    each: int,
+) -> Fine:
+    """Click rates along a fine grid of bids: ``each`` answers of every auction's ad, and ``answers`` of
+    the most demanding one, whose click rate rises most from the lowest bids to the highest."""
+    chosen = random_places(desk, auctions)
+    many = _rates(desk, TRAINED, auctions, chosen, bids, each)
     ends = many[:, -len(bids) // 5 :].mean(axis=1) - many[:, : len(bids) // 5].mean(axis=1)
     steep = int(ends.argmax())
-    one = _rates(desk, TRAINED, some[steep : steep + 1], chosen[steep : steep + 1], bids, answers)[0]
-    jump = intervals.largest_jump(np.rint(one * answers), answers, 2000, rng)
-    total = each * len(some)
-    mean = many.mean(axis=0)
+    some = slice(steep, steep + 1)
+    one = _rates(desk, TRAINED, auctions[some], chosen[some], bids, answers)[0]
+    about = {"query": auctions[steep].query.text, "ad": auctions[steep].ads[chosen[steep]].title}
+    return Fine(about, one, many, answers, each)
+
+
+def continuity(found: Sequence[Fine], bids: Sequence[float], resamples: int, seed: int) -> dict[str, Any]:
+    """Whether the click rate leaps between neighbouring bids: ``one`` query of each training seed, and
+    the mean of ``many`` of all seeds.
+
+    ``jump`` holds the largest step between adjacent bids and the 99 % band of what noise alone would
+    make it.
+    """
+    rng = np.random.default_rng(seed)
+    groups = [one.many for one in found]
+    mean = intervals.averages(groups)
+    queries = sum(map(len, groups))
+    total = sum(one.each * len(one.many) for one in found)
     return {
         "bids": list(bids),
-        "one": {
-            "query": some[steep].query.text,
-            "ad": some[steep].ads[chosen[steep]].title,
-            "answers": answers,
-            "click_rate": one.tolist(),
-            "jump": jump,
-        },
+        "one": [
+            {
+                **one.about,
+                "answers": one.answers,
+                "click_rate": one.one.tolist(),
+                "jump": intervals.largest_jump(np.rint(one.one * one.answers), one.answers, 2000, rng),
+            }
+            for one in found
+        ],
         "many": {
-            "queries": len(some),
+            "queries": queries,
             "answers": total,
             "click_rate": mean.tolist(),
             "jump": intervals.largest_jump(np.rint(mean * total), total, 2000, rng),
-            "trend": intervals.rank_trend(bids, many, settings.evaluation.bootstrap, rng),
+            "trend": intervals.rank_trend(bids, groups, resamples, rng),
         },
     }
 
@@ -120,7 +159,6 @@ def _examples(
     places: Sequence[int],
     bids: Sequence[float],
     answers: int,
-    count: int = 3,
 ) -> list[dict[str, Any]]:
     """First answers of the last weights at two bids of one ad, where the ad comes and goes if it does."""
     found = []
@@ -138,7 +176,7 @@ def _examples(
                 "changed": len(set(shown)) > 1,
             }
         )
-    return sorted(found, key=lambda one: not one["changed"])[:count]
+    return sorted(found, key=lambda one: not one["changed"])[:EXAMPLES]
 
 
 def _rates(

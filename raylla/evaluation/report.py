@@ -34,7 +34,8 @@ def report(evaluation: Path, out: Path) -> Path:
         raise RunError(f"{evaluation} does not exist; write it with `raylla evaluate RUN`") from None
     except ValueError as error:
         raise RunError(f"{evaluation} is not JSON: {error}") from None
-    missing = {"efficiency", "curves", "incentives", "pctr", "epochs", "examples"} - found.keys()
+    wanted = {"efficiency", "ablations", "curves", "incentives", "pctr", "epochs", "examples"}
+    missing = wanted - found.keys()
     if missing:
         raise RunError(
             f"{evaluation} lacks {', '.join(sorted(missing))}; write it with `raylla evaluate RUN`"
@@ -80,10 +81,14 @@ def _tables(found: Found) -> dict[str, Table]:
     return {
         "efficiency": _efficiency(found),
         "against": _against(found),
+        "ablations": _ablations(found),
         "epochs": _epochs(found),
         "incentives": _incentives(found),
+        "truthful": _truthful(found),
         "equilibrium": _equilibrium(found),
         "pctr": _pctr(found),
+        "shift": _shift(found),
+        "runs": _runs(found),
     }
 
 
@@ -110,10 +115,38 @@ def _against(found: Found) -> Table:
     return "LLM-Auction less the other, same queries in pairs", ["against", *keys], rows
 
 
+def _ablations(found: Found) -> Table:
+    keys = ("revenue_difference", "revenue_ratio", "reward_difference")
+    trends = found["curves"]["monotonicity_of_variants"]
+    rows = [
+        [name, one["seeds"], *(one[key] for key in keys), trends[name]["trend"]]
+        for name, one in found["ablations"].items()
+        if "seeds" in one
+    ]
+    headings = ["variant", "seeds", *keys, "rank correlation with the bid"]
+    return "Variants less the main config, same seeds and queries in pairs", headings, rows
+
+
 def _epochs(found: Found) -> Table:
     keys = ("revenue", "reward", "revenue_click_model", "ads_per_answer", "format_error_rate", "click_rate")
-    rows = [[row["weight_version"], *(row[key] for key in keys)] for row in found["epochs"]]
-    return "The first run, epoch by epoch", ["weights", *keys], rows
+    told = ("auc", "calibration_error", "coverage")
+    stages = ("sample", "learn", "align", "test")
+    rows = [
+        [
+            row["weight_version"],
+            *(row[key] for key in keys),
+            *(row["pctr"].get(key) for key in told),
+            *(row["seconds"].get(stage) for stage in stages),
+        ]
+        for row in found["epochs"]
+    ]
+    headings = [
+        "weights",
+        *keys,
+        *(f"pCTR {key}" for key in told),
+        *(f"{stage} seconds" for stage in stages),
+    ]
+    return "Epoch by epoch, all training seeds", headings, rows
 
 
 def _incentives(found: Found) -> Table:
@@ -141,10 +174,46 @@ def _equilibrium(found: Found) -> Table:
     return "Revenue and welfare where best responses end, a few auctions", headings, rows
 
 
+def _truthful(found: Found) -> Table:
+    headings = ["prices", "revenue", "effective sample size"]
+    rows: list[list[Any]] = []
+    for one in (entry["truthful"] for entry in found["incentives"].values() if "truthful" in entry):
+        rows.append(["first price, predicted clicks", one["first_price"], None])
+        for closed in one["closed_form"]:
+            price = f"closed form, beta {closed['beta']:g}"
+            rows.append([price, closed["revenue"], closed["effective_sample_size"]])
+        rows.append(["one self-resampled pass", one["self_resampling"]["revenue"], None])
+    return "LLM-Auction's revenue per query at truthful prices", headings, rows
+
+
+PCTR = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error"]
+PCTR += ["coverage", "interval_width"]
+
+
 def _pctr(found: Found) -> Table:
-    keys = ("weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error")
-    rows = [[row[key] for key in keys] for row in found["pctr"]]
-    return "Every pCTR model on every version's own answers", list(keys), rows
+    rows = [[row[key] for key in PCTR] for row in found["pctr"]]
+    return "Every pCTR model on every version's own answers", PCTR, rows
+
+
+def _shift(found: Found) -> Table:
+    everyone = {"main config": found["pctr"]}
+    everyone |= {name: one["pctr"] for name, one in found["ablations"].items()}
+    rows = [
+        [name, *(row[key] for key in PCTR)]
+        for name, table in everyone.items()
+        for row in table
+        if row["weight_version"] == f"v{row['pctr_epoch']}"
+    ]
+    return "Each run's pCTR models on the answers of its own next policy", ["run", *PCTR], rows
+
+
+def _runs(found: Found) -> Table:
+    keys = ["path", "name", "seed", "digest", "weights", "seconds"]
+    return (
+        "Runs, and the wall seconds of their stages",
+        keys,
+        [[one[key] for key in keys] for one in found["runs"]],
+    )
 
 
 def _cell(value: Any) -> str:

@@ -24,6 +24,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
         "clicks / ad",
         "pCTR AUC",
         "pCTR ECE",
+        "covered",
     ):
         table.add_column(heading, justify="right")
     for row in results["epochs"]:
@@ -39,6 +40,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
             f"{row['click_rate']:.3f}",
             _number(row["pctr"]["auc"]),
             _number(row["pctr"]["calibration_error"]),
+            _number(row["pctr"]["coverage"]),
         )
     console.print(table)
     for example in results.get("examples", []):
@@ -78,9 +80,9 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
             *(_figure(row[key]) for key in ("revenue", "reward", "welfare", "revenue_click_model")),
             f"{row['ads_per_answer']['mean']:.2f}",
             f"{100 * row['format_error_rate']['mean']:.1f} %",
-            f"{costs['generations']:.0f}",
-            f"{costs['prompt_tokens']:.0f} + {costs['sampled_tokens']:.0f}",
-            f"{1000 * costs['seconds']:.1f}",
+            f"{costs['generations']['mean']:.0f}",
+            f"{costs['prompt_tokens']['mean']:.0f} + {costs['sampled_tokens']['mean']:.0f}",
+            _figure({end: 1000 * value for end, value in costs["seconds"].items()}),
             str(row["seeds"]),
         )
     console.print(table)

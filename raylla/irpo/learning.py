@@ -19,9 +19,9 @@ from raylla.auction import parse
 from raylla.errors import WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
-from raylla.irpo.scoring import rows_of
+from raylla.irpo.scoring import careful_rate, rows_of
 from raylla.irpo.state import Run
-from raylla.records import Phase, Planned
+from raylla.records import Phase, Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
 from raylla.world import World
 
@@ -41,7 +41,8 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class Learned:
-    """``rates``: click probability of each ad of every phase-2 answer, by sample id; ``fit`` and
+    """``rates``: click probability of each ad of every phase-2 answer, by sample id, lowered towards the
+    low end of its interval by `irpo.risk`; ``fit`` and
     ``held_out``: what the update and the evaluation on held-out auctions reported."""
 
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -69,8 +70,11 @@ class Learner:
         self._updated = False
         self._calls: list[tuple[Call, Callable[[Any], None]]] = []
         self._learned = Learned()
-        if self._epoch > 1:
-            self._ask("load", self._run.path / "reward" / f"epoch-{self._epoch - 1}")
+        config = self._run.config
+        before = self._run.path / "reward" / f"epoch-{self._epoch - 1}"
+        start = before if self._epoch > 1 else config.pctr.start
+        if start is not None:
+            self._ask("load", start.resolve())  # actors work in directories of their own
 
     def advance(self, source: Source) -> None:
         """Hand over everything of ``source`` that is whole and whose turn it is."""
@@ -135,11 +139,12 @@ class Learner:
             placed = parse(answer.text, planned.ads).placements
             self._learned.rates[answer.sample_id] = {}
             asked += rows(answer.sample_id, planned.query, planned.profile, answer.text, placed, ads, None)
-        self._ask("predict", asked, then=lambda found: self._predicted(asked, found))
+        self._ask("predict_intervals", asked, then=lambda found: self._predicted(asked, found))
 
-    def _predicted(self, asked: Sequence[ClickRow], found: Sequence[float]) -> None:
-        for row, p in zip(asked, found, strict=True):
-            self._learned.rates[row.sample_id][row.ad_id] = p
+    def _predicted(self, asked: Sequence[ClickRow], found: Sequence[Prediction]) -> None:
+        risk = self._run.config.irpo.risk
+        for row, one in zip(asked, found, strict=True):
+            self._learned.rates[row.sample_id][row.ad_id] = careful_rate(one, risk)
 
     def _fitted(self, found: dict[str, float]) -> None:
         self._learned.fit = found

@@ -100,7 +100,7 @@ class Stream:
         self._catalogue = world.ad_ids
         self._crew = crew
         self._watch = watch
-        self._waves = _waves(planned, config.irpo.overlap)
+        self._waves = _waves([item for item in planned if item.n], config.irpo.overlap)
         self._rollouts: dict[Call, list[Request]] = {}
         self._judges: dict[Call, list[JudgeItem]] = {}
         self._free = deque(range(crew.judges.size))
@@ -132,6 +132,11 @@ class Stream:
             except WorkerLostError as lost:
                 self._send_again(lost)
             then()
+
+    def hand_in(self, auction_id: str, answers: list[Answer], clicks: dict[str, dict[str, bool]]) -> None:
+        """Keep what an auction was answered elsewhere, and what of it was clicked (by sample id)."""
+        self._answers[auction_id], self._clicks[auction_id] = answers, clicks
+        self._settle(self.plan[auction_id])
 
     def due(self, phase: Phase) -> int:
         """Answers of a phase that are still to come."""

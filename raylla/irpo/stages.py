@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from raylla.actors.policy import Alignment
 from raylla.actors.spans import Span
 from raylla.auction import parse
+from raylla.auction.checks import Array
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
 from raylla.evaluation.table import Outcome, figures, per_query
@@ -82,6 +83,8 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
         rows = rows_of(world, sampled, "test")
         predicted = crew.persistently(lambda: _predicted(run, crew, epoch, rows))
     _commit_sampled(run, watch, epoch, stage, sampled, {"pctr": predicted})
+    row = tested_row(run, world, sampled)
+    watch.metrics(epoch - 1, {f"test/{key}": value for key, value in row.items()})
 
 
 def _predicted(run: Run, crew: Crew, epoch: int, rows: list[ClickRow]) -> dict[str, float]:
@@ -273,6 +276,7 @@ def align(
     }
     run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
+    watch.artifact(job.version, "weights", run.weights(job.version), points=True)
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
         f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}; reference {result.reference}"
@@ -298,9 +302,7 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     sampled = read_tests(run, world)
     if run.committed("conclude") is None:
         run.commit("conclude", [], {"wall_seconds": 0.0})
-    epochs = table(run, world, sampled)
-    for row in epochs:
-        watch.metrics(row["epoch"], {f"test/{key}": value for key, value in row.items()})
+    epochs, shown = table(run, world, sampled), examples(world, sampled[0], sampled[-1])
     results = {
         "name": run.config.name,
         "epochs": epochs,
@@ -311,9 +313,10 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
         "dropped": _added(run, "dropped"),
         "samples": _added(run, "samples"),
         "versions": package_versions(),
-        "examples": examples(world, sampled[0], sampled[-1]),
+        "examples": shown,
     }
     write_json(run.path / "results.json", results)
+    watch.table(run.config.irpo.epochs, "test/examples", shown)
     return results
 
 
@@ -329,6 +332,18 @@ def table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, 
 
 def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
     """The table row of the weights that made ``sampled``, from its judged test answers."""
+    settings = run.config.evaluation.bootstrap, run.config.seed
+    return version_row([tested(run, world, sampled)], *settings)
+
+
+def version_row(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
+    """The row of one weight version from what `tested` found in each training seed."""
+    row = figures(seeds, resamples, seed)
+    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
+
+
+def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
+    """`per_query` figures of the judged test answers."""
     answers = []
     catalogue = world.ad_ids
     for planned, answer, clicked in sampled.judged("test"):
@@ -337,9 +352,7 @@ def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
         answers.append(Outcome(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
-    found = per_query(answers, run.config.penalty)
-    row = figures([found], run.config.evaluation.bootstrap, run.config.seed)
-    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
+    return per_query(answers, run.config.penalty)
 
 
 def examples(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:

@@ -11,17 +11,22 @@ many candidates the log ratios, or the returned log-probabilities, are worth.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from raylla.auction import optimum, parse, penalty
 from raylla.auction.checks import Array, ending, logs, numbers
+from raylla.engines.protocol import Generated
 from raylla.mechanisms.protocol import BASE, Choice, Desk, Offer, Prompt, Ran, ran
 from raylla.records import Planned
 
 CANDIDATES = 20
-TAUS = (0.0, 1.0, 3.0, 10.0, 30.0)
+TAUS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
+GENERATOR, ORGANIC = "generator", "organic"
+REFERENCES = (GENERATOR, ORGANIC)
+"""What the returned answer is kept close to: the generator, or the model that lists no ads."""
 
 
 def log_probabilities(rewards: ArrayLike, log_ratio: ArrayLike, costs: ArrayLike, tau: float) -> Array:
@@ -93,24 +98,37 @@ def _auction(
 
 
 class Mosaic:
-    """MOSAIC with the base Ad-LLM as generator and reference, its prompt without bids."""
+    """MOSAIC with the base Ad-LLM as generator, its prompt listing the ads without bids.
+
+    The reference is the generator itself, so that all ratios are 1, or the base Ad-LLM that was told
+    of no ads; then an answer with ads is returned for what they are worth against how unlikely the
+    organic model finds it.  Log-probabilities are the models' own, before temperature and cuts.
+    Reading answers for them counts in the time, not among the generations.
+    """
 
     name = "mosaic"
 
     def choices(self, epochs: int) -> Sequence[Choice]:
-        """The temperature, and which of the run's pCTR models scores."""
-        return tuple({"tau": tau, "pctr_epoch": epoch} for tau in TAUS for epoch in sorted({1, epochs}))
+        """The temperature, which of the run's pCTR models scores, and the reference."""
+        return tuple(
+            {"tau": tau, "pctr_epoch": epoch, "reference": reference}
+            for reference in REFERENCES
+            for tau in TAUS
+            for epoch in sorted({1, epochs})
+            if tau > 0 or reference == GENERATOR  # the best of all needs no reference
+        )
 
     def run(self, desk: Desk, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """`CANDIDATES` generations for each auction; offers are draws among them."""
-        prompts = [Prompt(one, one.ads, (None,) * len(one.ads), CANDIDATES, "mosaic") for one in auctions]
-        written = desk.write(BASE, prompts)
+        asked = [Prompt(one, one.ads, (None,) * len(one.ads), CANDIDATES, "mosaic") for one in auctions]
+        written = desk.write(BASE, asked)
         answers = [
             (planned, draw.text)
             for planned, generated in zip(auctions, written, strict=True)
             for draw in generated.completions
         ]
         predicted = iter(desk.predict(answers, int(choice["pctr_epoch"])))
+        ratios = iter(_log_ratios(desk, asked, written, str(choice["reference"])))
         found = []
         for planned, generated in zip(auctions, written, strict=True):
             texts = [draw.text for draw in generated.completions]
@@ -122,12 +140,31 @@ class Mosaic:
             rewards = np.array(planned.auction.bids)[:, None] * rates
             spent = [penalty(parse(text, planned.ads), desk.penalty) for text in texts]
             costs = desk.penalty.weight * np.array(spent)
-            ratio, tau = np.zeros(len(texts)), float(choice["tau"])
+            ratio, tau = np.array([next(ratios) for _ in texts]), float(choice["tau"])
             log_p = log_probabilities(rewards, ratio, costs, tau)
             owed = per_click(payments(rewards, ratio, costs, tau), rates, log_p)
             prices = dict(zip(planned.auction.ad_ids, owed.tolist(), strict=True))
             drawn = desk.generator(planned, self.name).choice(len(texts), planned.n, p=np.exp(log_p))
-            size = float(optimum.effective_sample_size(log_p))
+            notes = {
+                "effective_sample_size": float(optimum.effective_sample_size(log_p)),
+                "effective_sample_size_of_ratios": float(optimum.effective_sample_size(ratio)),
+            }
             offers = [Offer(texts[j], prices) for j in drawn]
-            found.append(ran(offers, [generated], 1, {"effective_sample_size": size}))
+            found.append(ran(offers, [generated], 1, notes))
         return found
+
+
+def _log_ratios(
+    desk: Desk, asked: Sequence[Prompt], written: Sequence[Generated], reference: str
+) -> list[float]:
+    """log pi_ref(y) - log pi_gen(y) of every answer, in order."""
+    draws = [
+        (prompt, draw.token_ids)
+        for prompt, generated in zip(asked, written, strict=True)
+        for draw in generated.completions
+    ]
+    if reference == GENERATOR:
+        return [0.0] * len(draws)
+    organic = [(replace(prompt, ads=(), bids=()), tokens) for prompt, tokens in draws]
+    pairs = zip(desk.score(BASE, organic), desk.score(BASE, draws), strict=True)
+    return [ours - theirs for ours, theirs in pairs]

@@ -75,6 +75,9 @@ class Desk(Protocol):
     def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
         """Answers of the Ad-LLM under `BASE` or `TRAINED`, in the order of ``prompts``."""
 
+    def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
+        """Log-probability (nats) of each answer's token ids after its prompt, under `BASE` or `TRAINED`."""
+
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
         """Click probability of each ad placed in each answer, by the pCTR model after ``epoch``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from raylla import config, models
-from raylla.reward import calibration, checkpoint, features
+from raylla.records import Prediction
+from raylla.reward import calibration, checkpoint, features, intervals
 from raylla.reward.cues import Words
 from raylla.reward.encoder import Encoder, Encodings
 from raylla.reward.network import UNSEEN, PctrNetwork
@@ -47,7 +49,9 @@ class _Inputs:
 class RewardTrainer:
     """A pCTR network over a frozen encoder; lives in one process for the whole run.
 
-    Same seed and same sequence of updates, same weights.
+    Beside it `pctr.members` others each leave out their own share of the queries, in all epochs: how
+    they differ, and how far off they are where they did not learn, makes the intervals
+    (`raylla.reward.intervals`).  Same seed and same sequence of updates, same weights.
     """
 
     def __init__(self, encoder: str, settings: config.Pctr, seed: int) -> None:
@@ -65,7 +69,8 @@ class RewardTrainer:
         self._ads: dict[str, int] = {}
         self._updates = 0
         self._taken: list[tuple[Sequence[ClickRow], dict[str, Encodings]]] = []
-        self._network = self._fresh_network()
+        self._quantile = math.inf
+        self._network, *self._members = self._fresh_networks()
 
     def ready(self) -> bool:
         """True once the encoder is loaded: what a starting actor is waited on for."""
@@ -96,48 +101,61 @@ class RewardTrainer:
         self._count_words(rows)
         inputs = self._inputs(rows, encoded)
         self._updates += 1
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._updates)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator.initial_seed())
-            losses = self._fit(inputs, clicked, generator)
+        losses = self._fit(self._network, inputs, clicked, torch.arange(len(rows)), 0)
+        folds = self._folds(rows)
+        for fold, network in enumerate(self._members):
+            learned = torch.from_numpy(np.flatnonzero(folds != fold))
+            self._fit(network, inputs, clicked, learned, 1 + fold)
+        by_members = np.array([_rates(network, inputs) for network in self._members])
+        self._quantile = intervals.quantile(
+            by_members[folds, np.arange(len(rows))],
+            by_members.std(axis=0),
+            _labels(rows),
+            self._settings.interval,
+        )
         return {
             "rows": float(len(rows)),
             "base_rate": float(clicked.mean()),
             "first_loss": losses[0],
             "last_loss": losses[-1],
+            "interval_quantile": self._quantile,
             "seconds": time.monotonic() - started,
         }
 
     def predict(self, rows: Sequence[ClickRow]) -> list[float]:
         """Click probability of each row, in [0, 1]; users and ads never met share one embedding."""
+        return [one.mean for one in self.predict_intervals(rows)]
+
+    def predict_intervals(self, rows: Sequence[ClickRow]) -> list[Prediction]:
+        """Click probability of each row with its interval; [0, 1] before there were clicks enough."""
         if not rows:
             return []
         inputs = self._inputs(rows, features.encode(self.encoder, rows, self._names))
-        self._network.eval()
-        predicted: list[float] = []
-        with torch.inference_mode():
-            for index in torch.arange(len(rows)).split(PREDICT_BATCH):
-                predicted += torch.sigmoid(self._logits(inputs.at(index))).tolist()
-        return predicted
+        spread = np.std([_rates(network, inputs) for network in self._members], axis=0)
+        return intervals.around(_rates(self._network, inputs), spread, self._quantile)
 
     def evaluate(self, rows: Sequence[ClickRow]) -> dict[str, float]:
-        """AUC, log loss, calibration error, rows and base rate on judged rows; NaN where undefined."""
-        if not rows:
-            nothing = dict.fromkeys(("auc", "log_loss", "calibration_error", "base_rate"), math.nan)
-            return {**nothing, "rows": 0.0}
-        clicked = _labels(rows)
-        predicted = self.predict(rows)
+        """AUC, log loss, calibration error, coverage and mean width of the intervals, rows and base
+        rate on judged rows; NaN where undefined."""
+        clicked = _labels(rows) if rows else np.zeros(0, np.bool_)
+        found = self.predict_intervals(rows)
+        predicted = [one.mean for one in found]
         return {
             "auc": calibration.auc(predicted, clicked),
             "log_loss": calibration.log_loss(predicted, clicked),
             "calibration_error": calibration.calibration_error(predicted, clicked),
-            "base_rate": float(clicked.mean()),
+            "base_rate": float(clicked.mean()) if rows else math.nan,
             "rows": float(len(rows)),
+            **intervals.coverage(found, clicked),
         }
 
     def save(self, directory: Path) -> None:
         """Write weights, moments and id tables to ``directory`` (safetensors and JSON) in one step."""
-        tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
+        tensors = {
+            f"network.{member}.{name}": value
+            for member, network in enumerate((self._network, *self._members))
+            for name, value in network.state_dict().items()
+        }
         for name, moments in self._moments.items():
             tensors[f"moments.{name}.mean"] = torch.from_numpy(moments.mean)
             tensors[f"moments.{name}.squares"] = torch.from_numpy(moments.squares)
@@ -149,6 +167,8 @@ class RewardTrainer:
             "ads": list(self._ads),
             "rows": next(iter(self._moments.values())).count,
             "updates": self._updates,
+            "interval_quantile": self._quantile if math.isfinite(self._quantile) else None,
+            "members": len(self._members),
         }
         checkpoint.save(directory, tensors, about)
 
@@ -157,11 +177,12 @@ class RewardTrainer:
 
         Raises:
             RunError: the directory is missing or partial, or was saved with another encoder
-                width or other features.
+                width, other features or another number of members.
         """
         self.encoder.forget()
         tensors, about = checkpoint.load(directory)
-        checkpoint.agree(directory, about, {"texts": list(self._names), "dim": self.encoder.dim})
+        wanted = {"texts": list(self._names), "dim": self.encoder.dim, "members": len(self._members)}
+        checkpoint.agree(directory, about, wanted)
         self._users = {id: row for row, id in enumerate(about["users"], start=UNSEEN + 1)}
         self._ads = {id: row for row, id in enumerate(about["ads"], start=UNSEEN + 1)}
         self._updates = int(about["updates"])
@@ -169,31 +190,38 @@ class RewardTrainer:
             moments.count = int(about["rows"])
             moments.mean = tensors[f"moments.{name}.mean"].numpy().copy()
             moments.squares = tensors[f"moments.{name}.squares"].numpy().copy()
-        self._network = self._fresh_network()
-        weights = {
-            name.removeprefix("network."): value
-            for name, value in tensors.items()
-            if name.startswith("network.")
-        }
-        checkpoint.apply(directory, self._network, weights)
+        saved = about["interval_quantile"]
+        self._quantile = math.inf if saved is None else float(saved)
+        self._network, *self._members = self._fresh_networks()
+        for member, network in enumerate((self._network, *self._members)):
+            prefix = f"network.{member}."
+            weights = {
+                name.removeprefix(prefix): value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+            checkpoint.apply(directory, network, weights)
 
-    def _fresh_network(self) -> PctrNetwork:
+    def _fresh_networks(self) -> list[PctrNetwork]:
+        sizes = (self.encoder.dim, len(self._users) + 1, len(self._ads) + 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            return PctrNetwork(
-                self._names,
-                self.encoder.dim,
-                len(self._users) + 1,
-                len(self._ads) + 1,
-                self._settings,
-            )
+            return [
+                PctrNetwork(self._names, *sizes, self._settings) for _ in range(1 + self._settings.members)
+            ]
+
+    def _folds(self, rows: Sequence[ClickRow]) -> NDArray[np.int64]:
+        """The member [N] that leaves each row out: by its query, so that it is the same in all epochs."""
+        names = (f"{row.profile_id}/{row.query_text}" for row in rows)
+        return np.array([random.Random(name).randrange(len(self._members)) for name in names])
 
     def _meet(self, rows: Iterable[ClickRow]) -> None:
         """Give users and ads of ``rows`` their own table rows."""
         for row in rows:
             self._users.setdefault(row.profile_id, len(self._users) + 1)
             self._ads.setdefault(row.ad_id, len(self._ads) + 1)
-        self._network.grow(len(self._users) + 1, len(self._ads) + 1)
+        for network in (self._network, *self._members):
+            network.grow(len(self._users) + 1, len(self._ads) + 1)
 
     def _inputs(self, rows: Sequence[ClickRow], encoded: dict[str, Encodings]) -> _Inputs:
         scaled = {name: self._moments[name].scale(values) for name, values in encoded.items()}
@@ -207,34 +235,45 @@ class RewardTrainer:
 
     def _count_words(self, rows: Sequence[ClickRow]) -> None:
         """How rare a word is, is learned from every distinct query and ad of an update."""
-        if self._network.cues is not None:
-            for texts in ({row.query_text for row in rows}, {features.ad_text(row) for row in rows}):
-                self._network.cues.count(features.buckets(self.encoder, sorted(texts)))
+        for texts in ({row.query_text for row in rows}, {features.ad_text(row) for row in rows}):
+            counted = features.buckets(self.encoder, sorted(texts))
+            for network in (self._network, *self._members):
+                if network.cues is not None:
+                    network.cues.count(counted)
 
-    def _fit(self, inputs: _Inputs, clicked: Tensor, generator: torch.Generator) -> list[float]:
-        """Mean loss of each pass over the rows."""
+    def _fit(
+        self, network: PctrNetwork, inputs: _Inputs, clicked: Tensor, learned: Tensor, place: int
+    ) -> list[float]:
+        """Train the network at ``place`` on the rows ``learned``, if any; mean loss of each pass."""
+        if not len(learned):
+            return []
         # moments of the optimizer are not kept over epochs: the policy, and so the rows, have moved
-        optimizer = torch.optim.AdamW(self._groups(), lr=self._settings.lr)
-        self._network.train()
+        optimizer = torch.optim.AdamW(self._groups(network), lr=self._settings.lr)
+        seed = self._seed * 1_000_003 + self._updates + 1_009 * place
+        generator = torch.Generator().manual_seed(seed)
+        network.train()
         losses: list[float] = []
-        for _ in range(self._settings.passes):
-            total = 0.0
-            for index in torch.randperm(len(clicked), generator=generator).split(self._settings.batch):
-                batch = inputs.at(index)
-                cold = torch.rand((2, len(index)), generator=generator) < self._settings.cold_share
-                batch.user[cold[0]] = UNSEEN
-                batch.ad[cold[1]] = UNSEEN
-                loss = binary_cross_entropy_with_logits(self._logits(batch), clicked[index])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += loss.item() * len(index)
-            losses.append(total / len(clicked))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for _ in range(self._settings.passes):
+                total = 0.0
+                order = learned[torch.randperm(len(learned), generator=generator)]
+                for index in order.split(self._settings.batch):
+                    batch = inputs.at(index)
+                    cold = torch.rand((2, len(index)), generator=generator) < self._settings.cold_share
+                    batch.user[cold[0]] = UNSEEN
+                    batch.ad[cold[1]] = UNSEEN
+                    loss = binary_cross_entropy_with_logits(_logits(network, batch), clicked[index])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    total += loss.item() * len(index)
+                losses.append(total / len(learned))
         return losses
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def _groups(self, network: PctrNetwork) -> list[dict[str, Any]]:
         """Rates and decays: cues are few and meet few rows each, so they move faster."""
-        named = dict(self._network.named_parameters())
+        named = dict(network.named_parameters())
         kindred = [name for name in named if name.startswith("cues.kindred")]
         cues = [name for name in named if name.startswith("cues.") and name not in kindred]
         mlp = [name for name in named if not name.startswith("cues.")]
@@ -249,9 +288,20 @@ class RewardTrainer:
             for names, lr, decay in settings
         ]
 
-    def _logits(self, inputs: _Inputs) -> Tensor:
-        logits: Tensor = self._network(inputs.texts, inputs.user, inputs.ad, inputs.structure, inputs.words)
-        return logits
+
+def _logits(network: PctrNetwork, inputs: _Inputs) -> Tensor:
+    logits: Tensor = network(inputs.texts, inputs.user, inputs.ad, inputs.structure, inputs.words)
+    return logits
+
+
+def _rates(network: PctrNetwork, inputs: _Inputs) -> NDArray[np.float64]:
+    """Click probabilities [N] by one network."""
+    network.eval()
+    with torch.inference_mode():
+        parts = torch.arange(len(inputs.user)).split(PREDICT_BATCH)
+        found = torch.cat([torch.sigmoid(_logits(network, inputs.at(part))) for part in parts])
+    rates: NDArray[np.float64] = found.double().numpy()
+    return rates
 
 
 def _labels(rows: Sequence[ClickRow]) -> NDArray[np.bool_]:

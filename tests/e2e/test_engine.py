@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 from raylla.actors import Pool, RolloutWorker, WeightStore, next_item, read_weights, roll_out
 from raylla.config import Actors, Sampling
 from raylla.config import Engine as Settings
-from raylla.engines import Generated, Probe, Request, open_engine
+from raylla.engines import Generated, Given, Probe, Request, open_engine
 from raylla.errors import WeightError
 from raylla.pocket import grammar
 from raylla.records import WeightVersion
@@ -164,6 +164,27 @@ def test_greedy_draws_are_repeated(engine: Any, tiny_model: Path) -> None:
     assert [list(draw.token_ids) for draw in found.completions] == 3 * [
         greedy(tiny_model, found.prompt_token_ids)
     ]
+
+
+def test_given_answers_are_as_likely_as_the_model_finds_them(engine: Any, tiny_model: Path) -> None:
+    asked = requests(4, 2)
+    found = run(engine, asked)
+    given = [
+        Given(f"{request.id}/{draw}", request.messages, found[request.id].completions[draw].token_ids)
+        for request in asked
+        for draw in (1, 0)
+    ]
+    given.append(Given("other", asked[1].messages, given[0].token_ids))
+    scored = {one.id: one.logprob for one in engine.score(given)}
+    prompts = {request.id: found[request.id].prompt_token_ids for request in asked}
+    for one in given:
+        prompt = prompts[asked[1].id if one.id == "other" else one.id.split("/")[0]]
+        expected = sum(probe(tiny_model, prompt, one.token_ids).logprobs)
+        assert scored[one.id] == pytest.approx(expected, abs=2e-3)
+    assert scored["other"] != pytest.approx(scored[given[0].id], abs=0.5)
+    for wrong in ((), (5,) * 600):
+        with pytest.raises(ValueError, match="tokens, its prompt"):
+            list(engine.score([Given("x", asked[0].messages, wrong)]))
 
 
 def test_new_weights_are_taken_over_there_and_back(engine: Any, tiny_model: Path, retrained: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+
+from raylla.gauges import flat
+from tests.unit.test_dashboard import metrics
 
 pytestmark = pytest.mark.e2e
 
@@ -95,7 +99,7 @@ def test_run_directory(whole: Path) -> None:
     assert [row["weight_version"] for row in results["epochs"]] == ["v0", "v1"]
     for row in results["epochs"]:
         assert row["revenue"]["low"] <= row["revenue"]["mean"] <= row["revenue"]["high"]
-        assert {"auc", "log_loss", "calibration_error"} <= row["pctr"].keys()
+        assert {"auc", "log_loss", "calibration_error", "coverage"} <= row["pctr"].keys()
     assert results["samples"]["reward"] == 8 * 3
     assert results["samples"]["preference"] == 8 * 4
     assert results["peak_memory_bytes"] > 2**28
@@ -107,6 +111,13 @@ def test_run_directory(whole: Path) -> None:
     assert len(set(consumed)) > 8 * 7
 
 
+def test_the_dashboard_reads_what_a_run_writes(whole: Path) -> None:
+    live = {"epoch", "stage_active", "tokens_total"}
+    written = {name for line in (whole / "metrics.jsonl").open() for name, _ in flat(json.loads(line))}
+    asked = {name.removeprefix("ray_raylla_") for name in metrics("ray_raylla_")}
+    assert asked <= live | written
+
+
 def test_test_profiles_are_never_trained_on(whole: Path) -> None:
     queries = pq.read_table(whole / "world" / "queries.parquet").to_pylist()
     split = {query["id"]: query["split"] for query in queries}
@@ -115,10 +126,13 @@ def test_test_profiles_are_never_trained_on(whole: Path) -> None:
         assert (phase == "test") == (split[query] == "test")
 
 
-def test_evaluate_holds_every_mechanism(alone: Path) -> None:
+def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
+    alone: Path, tmp_path: Path
+) -> None:
     small = {
+        "seeds": "[0]",
+        "variants": "{judged: [irpo.reward=judge]}",
         "bids": "[0,50,100]",
-        "answers": 2,
         "sweep_answers": 1,
         "curve_answers": 4,
         "curve_queries": 2,
@@ -128,25 +142,36 @@ def test_evaluate_holds_every_mechanism(alone: Path) -> None:
         "equilibrium_bids": "[10,90]",
         "validation_queries": 2,
     }
-    sets = [part for name, value in small.items() for part in ("--set", f"evaluation.{name}={value}")]
-    _finish(["evaluate", str(alone), *sets], alone.parent / "evaluate.log")
-    found = json.loads((alone / "evaluation.json").read_text())
-    assert found["epochs"] == _results(alone)["epochs"]
+    shutil.copytree(alone, tmp_path / "seed-0")
+    ledger = (alone / "ledger.jsonl").read_text()
+    settings = {f"evaluation__{name}": value for name, value in small.items()}
+    _, config, _, _, *sets = _arguments(alone, ray__in_process="true", **settings)
+    _finish(["evaluate", config, "--runs", str(tmp_path), *sets], tmp_path / "evaluate.log")
+    assert (tmp_path / "seed-0" / "ledger.jsonl").read_text() == ledger
+    assert _results(tmp_path / "judged")["name"] == "judged"
+    found = json.loads((tmp_path / "seed-0" / "evaluation.json").read_text())
+    for row, recorded in zip(found["epochs"], _results(alone)["epochs"], strict=True):
+        assert row["revenue"] == recorded["revenue"]
+        assert row["pctr"]["auc"] == recorded["pctr"]["auc"]
     rows = found["efficiency"]
-    assert set(rows) == {"pretrained", "rag-auction", "mosaic", "llm-auction"}
-    generations = {name: row["cost_per_auction"]["generations"] for name, row in rows.items()}
-    assert generations == {"pretrained": 1, "rag-auction": 1, "mosaic": 20, "llm-auction": 1}
+    assert set(rows) == {"pretrained", "rag-auction", "mosaic", "llm-auction", "llm-auction: judged"}
+    generations = {name: row["cost_per_auction"]["generations"]["mean"] for name, row in rows.items()}
+    assert generations.pop("mosaic") == 20
+    assert set(generations.values()) == {1}
     for name in ("pretrained", "llm-auction"):
         assert rows[name]["revenue"] == rows[name]["welfare"]
     assert rows["mosaic"]["revenue"]["mean"] <= rows["mosaic"]["welfare"]["mean"]
-    assert set(found["search"]) == {"rag-auction", "mosaic"}
+    tried = found["search"]["mosaic"][0]["tried"]
+    assert {one["choice"]["reference"] for one in tried} == {"generator", "organic"}
+    assert found["ablations"]["judged"]["seeds"] == 1
+    assert {row["weight_version"] for row in found["ablations"]["judged"]["pctr"]} == {"v0", "v1"}
     assert set(found["curves"]["monotonicity"]["versions"]) == {"v0", "v1"}
-    assert len(found["curves"]["continuity"]["one"]["click_rate"]) == 100
+    assert len(found["curves"]["continuity"]["one"][0]["click_rate"]) == 100
     for one in found["incentives"].values():
         assert set(one["rules"]) == {"own", "myerson"}
         assert one["equilibrium"]["queries"] == 1
-    _finish(["report", str(alone)], alone.parent / "report.log")
-    page = (alone / "report" / "index.html").read_text()
+    _finish(["report", str(tmp_path / "seed-0")], tmp_path / "report.log")
+    page = (tmp_path / "seed-0" / "report" / "index.html").read_text()
     assert all(f"<td>{name}</td>" in page for name in rows)
     assert "<mark>@" in page
 

@@ -48,6 +48,8 @@ def test_override_wins_and_is_validated(tmp_path: Path) -> None:
         ("world.candidates=101", "world.candidates"),
         ("ad_llm.sampling.temperature=-1", "ad_llm.sampling.temperature"),
         ("evaluation.bids=[50,1]", "evaluation.bids"),
+        ("irpo.risk=2", "irpo.risk"),
+        ("pctr.members=1", "pctr.members"),
     ],
 )
 def test_unusable_values_name_their_field(tmp_path: Path, override: str, field: str) -> None:
@@ -55,6 +57,11 @@ def test_unusable_values_name_their_field(tmp_path: Path, override: str, field: 
     path.write_text("name: x\n")
     with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
         config.load(path, [override])
+
+
+def test_risk_needs_predictions() -> None:
+    with pytest.raises(ConfigError, match=r"irpo\.risk=0\.5 .* irpo\.reward=pctr"):
+        config.parse({"irpo": {"risk": 0.5, "reward": "judge"}}, "x")
 
 
 def test_missing_or_broken_file(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from raylla import config
 from raylla.actors.judge import JudgeItem, Judgement
 from raylla.actors.pool import Pool
 from raylla.config import Actors
-from raylla.engines.protocol import Completion, Generated, Request
+from raylla.engines.protocol import Completion, Generated, Given, Request, Scored
 from raylla.errors import BudgetError
 from raylla.evaluation import efficiency, incentives, properties
 from raylla.evaluation.desk import EvaluationDesk
@@ -24,11 +25,11 @@ from raylla.irpo.state import Run
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt
-from raylla.records import Ad, Profile, Query
+from raylla.records import Ad, Prediction, Profile, Query
 from raylla.world import World
 
 ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
-LINE = re.compile(r"tea (\S+) \d\d (@.+?@\[Ad-\d+\])")
+LINE = re.compile(r"tea \u00a4?(\S+) \d\d (@.+?@\[Ad-\d+\])")
 Rule = Callable[[float], float]
 
 
@@ -38,6 +39,7 @@ class Writer:
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
         self.asked: list[Request] = []
+        self.read: list[Given] = []
 
     def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
         for request in requests:
@@ -52,6 +54,19 @@ class Writer:
                 ]
                 draws.append(Completion(f"Try {', '.join(shown) or 'nothing'}.", (1, 2), True))
             yield Generated(request.id, (1,) * 5, tuple(draws))
+
+    def score(self, given: list[Given], version: str) -> Iterator[Scored]:
+        for one in given:
+            self.read.append(one)
+            yield Scored(one.id, -float(sum(one.token_ids)) - len(one.messages[0]["content"]))
+
+
+class Encoded:
+    """Vectors that follow from a text alone."""
+
+    @staticmethod
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.array([np.random.default_rng(zlib.crc32(text.encode())).normal(size=8) for text in texts])
 
 
 class Reader:
@@ -85,7 +100,9 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         pools.append(pool)
 
     def ask_reward(method: str, *args: Any) -> Any:
-        return [0.5] * len(args[0]) if method == "predict" else None
+        if method == "encode":
+            return Encoded.encode(*args)
+        return [Prediction(0.5, 0.3, 0.6)] * len(args[0]) if method == "predict_intervals" else None
 
     crew: Any = SimpleNamespace(
         rollouts=pools[0], judges=pools[1], version=None, refresh=lambda *_: [], ask_reward=ask_reward
@@ -111,42 +128,77 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert len(made.reader.read) == 31
 
 
-def test_clicks_that_follow_bids_are_seen_to(tmp_path: Path) -> None:
+def test_scores_come_in_the_order_asked_and_once(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)[0]
+    listed = Prompt(planned, planned.ads, planned.auction.bids, 1)
+    organic = Prompt(planned, (), (), 1)
+    wanted = [(listed, (1, 2)), (organic, (1, 2)), (listed, (5,)), (listed, (1, 2))]
+    found = made.desk.score(BASE, wanted)
+    assert found[0] == found[3] < found[1]
+    assert found[2] == found[0] - 2
+    assert made.desk.score(BASE, wanted) == found
+    assert len(made.writer.read) == 3
+
+
+def test_relevance_does_not_depend_on_the_company(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
     planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    together = made.desk.relevance(planned[:5])
+    for one, cosines in zip(planned, together, strict=False):
+        assert made.desk.relevance([one])[0] == pytest.approx(cosines)
+        assert np.abs(cosines).max() <= 1
+
+
+def swept(made: Any, bids: Sequence[float]) -> Any:
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    sweep = properties.sweep(made.desk, planned, bids, 8, ["v0"])
+    return properties.monotonicity([sweep, sweep], bids, 500, 0)
+
+
+def jumps(made: Any, queries: int) -> Any:
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)[:queries]
+    fine = properties.fine(made.desk, planned, range(1, 101), 200, 20)
+    return properties.continuity([fine], range(1, 101), 500, 0)
+
+
+def test_clicks_that_follow_bids_are_seen_to(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
     bids = [1, 20, 40, 60, 80, 100]
-    found = properties.monotonicity(made.desk, planned, bids, 8, ["v0"])
+    found = swept(made, bids)
     curve = found["versions"]["v0"]
     assert curve["trend"]["mean"] == 1
     assert abs(curve["control"]["mean"]) < 0.95
     rates = [one["mean"] for one in curve["click_rate"]]
     assert rates == pytest.approx([bid / 100 for bid in bids], abs=0.1)
-    smooth = properties.continuity(made.desk, planned, range(1, 101), 200, 10)
-    assert smooth["one"]["jump"]["jump"] <= smooth["one"]["jump"]["high"]
+    assert (found["seeds"], found["queries"]) == (2, 60)
+    assert found["auctions_per_second"] > 0
+    smooth = jumps(made, 10)
+    assert smooth["one"][0]["jump"]["jump"] <= smooth["one"][0]["jump"]["high"]
     assert smooth["many"]["trend"]["mean"] > 0.95
+    assert smooth["many"]["answers"] == 200
 
 
 def test_a_step_is_a_jump(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: 0.8 * (bid > 50))
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
-    jump = properties.continuity(made.desk, planned, range(1, 101), 200, 5)["one"]["jump"]
+    jump = jumps(made, 5)["one"][0]["jump"]
     assert jump["jump"] > jump["high"]
     assert jump["at"] == 49
 
 
 def test_clicks_that_ignore_bids_have_no_trend(tmp_path: Path) -> None:
     made = make(tmp_path, lambda _: 0.5)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
-    trend = properties.monotonicity(made.desk, planned, range(1, 101, 5), 8, ["v0"])["versions"]["v0"][
-        "trend"
-    ]
+    trend = swept(made, range(1, 101, 5))["versions"]["v0"]["trend"]
     assert trend["low"] < 0 < trend["high"]
 
 
 def test_first_price_leaves_nothing_and_is_regretted(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
     planned = efficiency.test_auctions(made.desk.config, made.desk.world)
-    found = incentives.table(made.desk, Pretrained(), {}, planned, range(0, 101, 10))
+    bids = range(0, 101, 10)
+    responses = incentives.responses(made.desk, Pretrained(), {}, planned, bids)
+    found = incentives.table([responses], bids, 500, 0)
+    assert found["queries"] == 30
     own, myerson = found["rules"]["own"], found["rules"]["myerson"]
     # x(b) = b / 100: first price takes b^2 / 100 and the truth gains nothing; half the value is best,
     # worth v^2 / 400, on average over the grid 8.75. Myerson's price is half of first price.
@@ -160,7 +212,10 @@ def test_first_price_leaves_nothing_and_is_regretted(tmp_path: Path) -> None:
 def test_best_responses_shade_the_bids(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
     planned = efficiency.test_auctions(made.desk.config, made.desk.world)[:2]
-    found = incentives.equilibrium(made.desk, Pretrained(), {}, planned, [1, 20, 40, 60, 80, 100])
+    bids = [1, 20, 40, 60, 80, 100]
+    settled = incentives.settle(made.desk, Pretrained(), {}, planned, bids)
+    found = incentives.equilibrium([settled, settled], bids)
+    assert found["queries"] == 4
     assert found["utility"]["revenue"] < found["truthful"]["revenue"]
     assert found["utility"]["converged"] == 1
 
@@ -172,7 +227,9 @@ def test_mosaic_is_tuned_on_training_queries(tmp_path: Path) -> None:
     assert {request.id.split("/")[1] for request in made.writer.asked} == {"validation"}
     assert all(request.n == CANDIDATES for request in made.writer.asked)
     assert dict(choice) == max(tried, key=lambda one: one["reward"])["choice"]
-    means = {one["choice"]["tau"]: one["reward"] for one in tried}
+    means = {
+        one["choice"]["tau"]: one["reward"] for one in tried if one["choice"]["reference"] == "generator"
+    }
     assert means[0.0] > means[30.0]
 
 
@@ -193,5 +250,7 @@ def test_pairs_of_mechanisms_share_their_queries(tmp_path: Path) -> None:
     row = efficiency.row([held, held], 200, 0)
     assert (row["seeds"], row["queries"]) == (2, 60)
     assert row["revenue"] == row["welfare"]
-    assert row["cost_per_auction"]["generations"] == 1
-    assert np.isfinite(row["cost_per_auction"]["seconds"])
+    costs = row["cost_per_auction"]
+    assert costs["generations"] == {"mean": 1, "low": 1, "high": 1}
+    assert costs["sampled_tokens"]["mean"] == 2
+    assert 0 < costs["seconds"]["low"] <= costs["seconds"]["mean"] <= costs["seconds"]["high"]

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from raylla.auction.checks import Array
 from raylla.evaluation import intervals
+
+
+def mean(
+    values: ArrayLike, resamples: int, rng: np.random.Generator, level: float = 0.95
+) -> intervals.Figure:
+    """The interval of one column and one seed."""
+    return intervals.means([np.asarray(values)[:, None]], resamples, rng, level)[0]
 
 
 def _rng(seed: int = 0) -> np.random.Generator:
@@ -34,7 +42,7 @@ def test_mean_ratio_and_difference_cover_the_truth() -> None:
         drawn = intervals.hierarchical([np.stack([first, second], 1)], 300, rng)
         difference = intervals.figure((first - second).mean(), drawn[:, 0] - drawn[:, 1])
         ratio = intervals.figure(first.mean() / second.mean(), drawn[:, 0] / drawn[:, 1])
-        covered["mean"].append(_holds(intervals.mean(first, 300, rng), 30))
+        covered["mean"].append(_holds(mean(first, 300, rng), 30))
         covered["difference"].append(_holds(difference, 10))
         covered["ratio"].append(_holds(ratio, 1.5))
     assert all(0.88 <= np.mean(held) <= 0.99 for held in covered.values())
@@ -45,16 +53,14 @@ def test_columns_of_a_query_stay_together() -> None:
     first = shared + 3 + _rng(1).normal(0, 1, 200)
     drawn = intervals.hierarchical([np.stack([first, shared, 1.2 * shared], 1)], 500, _rng())
     paired = intervals.figure((first - shared).mean(), drawn[:, 0] - drawn[:, 1])
-    assert _width(paired) < 0.1 * _width(intervals.mean(first, 500, _rng()))
+    assert _width(paired) < 0.1 * _width(mean(first, 500, _rng()))
     assert drawn[:, 2] / drawn[:, 1] == pytest.approx(np.full(500, 1.2))
 
 
 def test_same_generator_same_interval_and_level_widens() -> None:
     values = _rng().normal(size=50)
-    assert intervals.mean(values, 200, _rng(3)) == intervals.mean(values, 200, _rng(3))
-    assert _width(intervals.mean(values, 2000, _rng(), 0.99)) > _width(
-        intervals.mean(values, 2000, _rng(), 0.9)
-    )
+    assert mean(values, 200, _rng(3)) == mean(values, 200, _rng(3))
+    assert _width(mean(values, 2000, _rng(), 0.99)) > _width(mean(values, 2000, _rng(), 0.9))
 
 
 def _over(groups: list[Array]) -> intervals.Figure:
@@ -66,9 +72,9 @@ def test_hierarchical_interval_reflects_the_seeds() -> None:
     noise = list(_rng().normal(0, 1, (5, 100)))
     same = _over(noise)
     apart = _over([group + shift for group, shift in zip(noise, (-4, -2, 0, 2, 4), strict=True)])
-    assert _width(same) == pytest.approx(_width(intervals.mean(np.ravel(noise), 1000, _rng())), rel=0.6)
+    assert _width(same) == pytest.approx(_width(mean(np.ravel(noise), 1000, _rng())), rel=0.6)
     assert _width(apart) == pytest.approx(2 * 1.96 * np.sqrt(8 / 5), rel=0.15)
-    pooled = intervals.mean(np.ravel([group + shift for shift, group in enumerate(noise)]), 1000, _rng())
+    pooled = mean(np.ravel([group + shift for shift, group in enumerate(noise)]), 1000, _rng())
     assert _width(apart) > 5 * _width(pooled)
 
 
@@ -112,10 +118,10 @@ def _clicks(rng: np.random.Generator, slope: float) -> Array:
 def test_a_trend_shows_and_its_shuffled_control_does_not() -> None:
     rng = _rng()
     rates = _clicks(rng, 0.4)
-    trend = intervals.rank_trend(BID_POINTS, rates, 500, rng)
+    trend = intervals.rank_trend(BID_POINTS, [rates], 500, rng)
     assert trend["mean"] > 0.9
     assert trend["low"] > 0.7
-    control = [intervals.rank_trend(BID_POINTS, _clicks(rng, 0.0), 200, rng) for _ in range(150)]
+    control = [intervals.rank_trend(BID_POINTS, [_clicks(rng, 0.0)], 200, rng) for _ in range(150)]
     assert np.mean([_holds(figure, 0) for figure in control]) > 0.9
     assert np.mean([figure["mean"] for figure in control]) == pytest.approx(0, abs=0.1)
 
@@ -161,12 +167,11 @@ def test_rates_at_the_edge_have_no_noise(edge: int) -> None:
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda: intervals.mean([], 10, _rng()), "values"),
-        (lambda: intervals.mean([1.0, np.nan], 10, _rng()), "values"),
+        (lambda: intervals.means([[[1.0], [np.nan]]], 10, _rng()), "groups"),
         (lambda: intervals.hierarchical([[1, 2]], 10, _rng()), "groups"),
         (lambda: intervals.hierarchical([], 10, _rng()), "groups"),
-        (lambda: intervals.rank_trend([1, 2], [[1, 2, 3]], 10, _rng()), "rates"),
-        (lambda: intervals.rank_trend([1, 2], [1, 2], 10, _rng()), "rates"),
+        (lambda: intervals.rank_trend([1, 2], [[[1, 2, 3]]], 10, _rng()), "groups"),
+        (lambda: intervals.rank_trend([1, 2], [[1, 2]], 10, _rng()), "groups"),
         (lambda: intervals.largest_jump([1, 2, 3], 5, 10, _rng()), "clicks"),
         (lambda: intervals.largest_jump([9] * 20, 5, 10, _rng()), "clicks"),
     ],

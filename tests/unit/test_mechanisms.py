@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,11 +36,15 @@ class Desk:
         for prompt in prompts:
             self.asked.append((version, prompt))
             draws = [
-                Completion(f"Try {markup(prompt.ads[d % len(prompt.ads)])}.", (1, 2, 3), True)
+                Completion(f"Try {markup(prompt.ads[d % len(prompt.ads)])}.", (d, 2, 3), True)
                 for d in range(prompt.n)
             ]
             found.append(Generated("", (1,) * 10, tuple(draws)))
         return found
+
+    def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
+        """Draw d's first token is d: without ads it is e^-d times as likely as with them."""
+        return [0.0 if prompt.ads else -float(tokens[0]) for prompt, tokens in wanted]
 
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
         return [{ad.id: 0.5 for ad in planned.ads if markup(ad) in text} for planned, text in answers]
@@ -105,7 +110,7 @@ def test_rag_of_several_ads(rule: str) -> None:
 
 def test_mosaic_hides_the_bids_and_takes_the_best_at_zero() -> None:
     desk = Desk()
-    ran = Mosaic().run(desk, auctions(3, 4), {"tau": 0.0, "pctr_epoch": 3})
+    ran = Mosaic().run(desk, auctions(3, 4), {"tau": 0.0, "pctr_epoch": 3, "reference": "generator"})
     assert all(prompt.bids == (None,) * 4 and prompt.n == CANDIDATES for _, prompt in desk.asked)
     assert {offer.text for one in ran for offer in one.offers} == {f"Try {markup(ADS[1])}."}
     assert ran[0].offers[0].prices["1001"] == pytest.approx(50)  # the second highest, per click
@@ -114,10 +119,34 @@ def test_mosaic_hides_the_bids_and_takes_the_best_at_zero() -> None:
     assert ran[0].notes["effective_sample_size"] == pytest.approx(5)
 
 
+def test_other_bids_leave_mosaic_s_candidates_as_they_are() -> None:
+    asked = []
+    for bids in (BIDS, tuple(reversed(BIDS))):
+        desk, planned = Desk(), auctions(3, 4)
+        changed = [replace(one, auction=replace(one.auction, bids=bids)) for one in planned]
+        Mosaic().run(desk, changed, {"tau": 1.0, "pctr_epoch": 3, "reference": "generator"})
+        asked.append([(prompt.ads, prompt.bids, prompt.n, prompt.name) for _, prompt in desk.asked])
+    assert asked[0] == asked[1]
+
+
 def test_mosaic_at_a_high_temperature_returns_anything() -> None:
-    ran = Mosaic().run(Desk(), auctions(60, 4), {"tau": 1e6, "pctr_epoch": 1})
+    ran = Mosaic().run(Desk(), auctions(60, 4), {"tau": 1e6, "pctr_epoch": 1, "reference": "generator"})
     assert len({offer.text for one in ran for offer in one.offers}) == 4
     assert ran[0].offers[0].prices["1001"] == pytest.approx(0, abs=0.01)
+
+
+def test_mosaic_keeps_close_to_the_organic_model() -> None:
+    ran = Mosaic().run(Desk(), auctions(60, 4), {"tau": 1e6, "pctr_epoch": 1, "reference": "organic"})
+    texts = [offer.text for one in ran for offer in one.offers]
+    # Rewards do not count; ad i is in the draws i, i + 4, ..., which share e^-i (1 + e^-4 + ...).
+    share = [np.mean([markup(ad) in text for text in texts]) for ad in ADS]
+    likely = np.exp(-np.arange(4.0))
+    assert share == pytest.approx(likely / likely.sum(), abs=0.1)
+    notes = ran[0].notes
+    assert notes["effective_sample_size_of_ratios"] == pytest.approx(1 / np.tanh(0.5), rel=1e-6)
+    assert notes["effective_sample_size"] == pytest.approx(
+        notes["effective_sample_size_of_ratios"], rel=1e-3
+    )
 
 
 def test_choices_name_existing_epochs_once() -> None:

@@ -19,6 +19,7 @@ from raylla.records import Ad, Profile, Query
 from raylla.reward.calibration import auc, calibration_error, log_loss, reliability
 from raylla.reward.encoder import Encoder
 from raylla.reward.features import Moments
+from raylla.reward.intervals import GROUP
 from raylla.reward.rows import ClickRow, rows
 from raylla.reward.trainer import RewardTrainer
 from raylla.world import World, build, clicks
@@ -168,6 +169,40 @@ def test_it_learns_to_rank_and_stays_calibrated(make: Make, judged: list[ClickRo
     assert found["calibration_error"] < 0.15
 
 
+def test_intervals_cover_clicks_of_queries_it_never_saw(make: Make, judged: list[ClickRow]) -> None:
+    learn, held_out = judged[: len(judged) * 3 // 4], judged[len(judged) * 3 // 4 :]
+    trainer = make()
+    assert trainer.predict_intervals(learn[:1])[0].high == 1
+    told = trainer.update(learn)
+    assert math.isfinite(told["interval_quantile"])
+    found = trainer.predict_intervals(held_out)
+    assert all(0 <= one.low <= one.mean <= one.high <= 1 for one in found)
+    assert [one.mean for one in found] == trainer.predict(held_out)
+    report = trainer.evaluate(held_out)
+    assert report["interval_groups"] == len(held_out) // GROUP
+    assert report["coverage"] >= 0.6
+    assert 0.02 < report["interval_width"] < 0.6
+
+
+def test_each_member_leaves_its_own_queries_out(make: Make, judged: list[ClickRow]) -> None:
+    trainer = make(passes=1)
+    folds = trainer._folds(judged)
+    counts = np.bincount(folds, minlength=SETTINGS.members)
+    assert counts.min() > 0.1 * len(judged), counts
+    by_query: dict[str, set[int]] = {}
+    for row, fold in zip(judged, folds.tolist(), strict=True):
+        by_query.setdefault(row.profile_id + row.query_text, set()).add(fold)
+    assert all(len(found) == 1 for found in by_query.values())
+    left_out = [row for row, fold in zip(judged, folds, strict=True) if fold == 2]
+    before = [network.state_dict()["mlp.1.weight"].clone() for network in trainer._members]
+    trainer.update(left_out)
+    moved = [
+        not np.array_equal(old, network.state_dict()["mlp.1.weight"])
+        for old, network in zip(before, trainer._members, strict=True)
+    ]
+    assert moved == [True, True, False, True, True]
+
+
 def test_same_seed_same_predictions(make: Make, judged: list[ClickRow]) -> None:
     few = judged[:200]
     runs = []
@@ -190,10 +225,10 @@ def test_save_and_load_go_on_alike(make: Make, judged: list[ClickRow], tmp_path:
     other.load(tmp_path / "pctr")
     # The frozen encoder is no part of what is saved: a text's last bits depend on its company in a batch.
     other.encoder = trainer.encoder
-    assert other.predict(later) == trainer.predict(later)
+    assert other.predict_intervals(later) == trainer.predict_intervals(later)
     trainer.update(later)
     other.update(later)
-    assert other.predict(later) == trainer.predict(later)
+    assert other.predict_intervals(later) == trainer.predict_intervals(later)
 
 
 def test_wrong_checkpoints_are_refused(make: Make, judged: list[ClickRow], tmp_path: Path) -> None:
@@ -204,6 +239,8 @@ def test_wrong_checkpoints_are_refused(make: Make, judged: list[ClickRow], tmp_p
     paper.save(tmp_path / "pctr")
     with pytest.raises(RunError, match="texts="):
         make().load(tmp_path / "pctr")
+    with pytest.raises(RunError, match="members="):
+        make(features=("answer",), members=3).load(tmp_path / "pctr")
     (tmp_path / "pctr" / "pctr.safetensors").write_bytes(b"cut")
     with pytest.raises(RunError, match="no whole reward model"):
         make(features=("answer",)).load(tmp_path / "pctr")

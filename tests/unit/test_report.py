@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from raylla.errors import RunError
+from raylla.evaluation.figures import FIGURES
 from raylla.evaluation.report import pieces, report
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }}"
@@ -23,14 +24,28 @@ def figure(mean: float) -> dict[str, float]:
 
 def evaluation() -> dict[str, Any]:
     figures = ("revenue", "reward", "welfare", "revenue_click_model", "reward_click_model")
-    costs = dict.fromkeys(("generations", "prompt_tokens", "sampled_tokens", "seconds"), 1.0)
+    costs = dict.fromkeys(("generations", "prompt_tokens", "sampled_tokens", "seconds"), figure(1))
     regret = dict.fromkeys(("utility", "value"), figure(2))
     rule = {"payment": figure(3), "least_utility": figure(0), "regret": regret}
     jump = {"jump": 0.1, "at": 3, "low": 0.05, "high": 0.2}
     curve = {"click_rate": [figure(0.1), figure(0.3)], "trend": figure(0.9), "control": figure(0.0)}
+    pctr = {
+        "weight_version": "v1",
+        "pctr_epoch": 1,
+        "impressions": 20,
+        "bias": 0.01,
+        "auc": None,
+        "calibration_error": 0.02,
+        "coverage": 0.9,
+        "interval_width": 0.2,
+        "reliability": [[0.1, 0.2, 10], [0.6, 0.5, 10]],
+    }
     return {
         "name": HOSTILE,
-        "runs": [{"path": "a", "name": "a", "seed": 0}],
+        "runs": [
+            {"path": "seed-0", "name": "a", "seed": 0, "digest": "f00d", "weights": "v3", "seconds": 99.5}
+        ],
+        "wall_seconds": {"seed-0: mosaic: test": 12.5},
         "efficiency": {
             name: {
                 **{key: figure(10 + place) for key in figures},
@@ -46,8 +61,17 @@ def evaluation() -> dict[str, Any]:
                 key: figure(2) for key in ("revenue_difference", "revenue_ratio", "reward_difference")
             }
         },
+        "ablations": {
+            "masked": {
+                **{key: figure(2) for key in ("revenue_difference", "revenue_ratio", "reward_difference")},
+                "seeds": 1,
+                "pctr": [pctr],
+            },
+            "unpaired": {"pctr": [pctr | {"bias": -0.25}]},
+        },
         "epochs": [
             {"epoch": 0, "weight_version": "v0", **{key: figure(4) for key in figures}}
+            | {"pctr": {"auc": None, "coverage": 0.8}, "seconds": {"sample": 10.0}}
             | {"ads_per_answer": 1.0, "format_error_rate": 0.1, "click_rate": 0.2}
         ],
         "examples": [
@@ -57,6 +81,7 @@ def evaluation() -> dict[str, Any]:
                 "bids": {"Lumo Kettle [Ad-12]": 40.0},
                 "before": f"Nothing. {HOSTILE}",
                 "after": "Try @Lumo Kettle@[Ad-12] here.",
+                "pctr": {"Lumo Kettle": {"mean": 0.61, "low": 0.52, "high": 0.7}},
             }
         ],
         "curves": {
@@ -69,7 +94,7 @@ def evaluation() -> dict[str, Any]:
             "monotonicity_of_variants": {"masked": curve},
             "continuity": {
                 "bids": [1, 2, 3],
-                "one": {"click_rate": [0.1, 0.2, 0.3], "jump": jump},
+                "one": [{"click_rate": [0.1, 0.2, 0.3], "jump": jump}] * 2,
                 "many": {"click_rate": [0.1, 0.2, 0.3], "jump": jump, "queries": 4},
             },
         },
@@ -78,20 +103,15 @@ def evaluation() -> dict[str, Any]:
                 "bids": [0, 100],
                 "click_rate": [0.1, 0.4],
                 "rules": {"own": rule, "myerson": rule},
+                "truthful": {
+                    "first_price": figure(40),
+                    "closed_form": [{"beta": 3.0, "revenue": figure(17), "effective_sample_size": 4.5}],
+                    "self_resampling": {"revenue": figure(-1)},
+                },
                 "equilibrium": {"queries": 1, "truthful": {"revenue": 1.5, "welfare": 2.5}},
             }
         },
-        "pctr": [
-            {
-                "weight_version": "v1",
-                "pctr_epoch": 1,
-                "impressions": 20,
-                "bias": 0.01,
-                "auc": None,
-                "calibration_error": 0.02,
-                "reliability": [[0.1, 0.2, 10], [0.6, 0.5, 10]],
-            }
-        ],
+        "pctr": [pctr],
         "search": {},
         "config": {"ad_llm": {"path": "pocket:ad-llm"}},
         "versions": {"numpy": "2"},
@@ -121,6 +141,25 @@ def test_figures_and_tables_lie_beside_it(page: Path) -> None:
     assert (rows[1]["revenue"], rows[1]["revenue low"], rows[1]["revenue high"]) == ("11", "10", "12")
 
 
+def test_everything_that_was_measured_is_on_the_page(page: Path) -> None:
+    html = page.read_text()
+    for name in ("efficiency", "against", "ablations", "epochs", "incentives", "truthful"):
+        assert f'<table id="{name}">' in html
+    for name in ("equilibrium", "pctr", "shift", "runs"):
+        assert f'<table id="{name}">' in html
+    assert html.count("data:image/png;base64,") == len(FIGURES)
+    assert "closed form, beta 3" in html
+    assert "0.61 [0.52, 0.7]" in html
+    assert "f00d" in html
+    rows = list(csv.DictReader((page.parent / "shift.csv").open()))
+    assert [(row["run"], row["bias"]) for row in rows] == [
+        ("main config", "0.01"),
+        ("masked", "0.01"),
+        ("unpaired", "-0.25"),
+    ]
+    assert [row["variant"] for row in csv.DictReader((page.parent / "ablations.csv").open())] == ["masked"]
+
+
 def test_pieces_of_an_answer() -> None:
     assert pieces("Try @A B@[Ad-1] or @C@[Ad-2]") == [
         ("Try ", False),
@@ -137,7 +176,7 @@ def test_no_evaluation_or_half_of_one(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not JSON"):
         report(tmp_path / "evaluation.json", tmp_path / "report")
     (tmp_path / "evaluation.json").write_text('{"epochs": []}')
-    with pytest.raises(RunError, match="lacks curves"):
+    with pytest.raises(RunError, match="lacks ablations, curves"):
         report(tmp_path / "evaluation.json", tmp_path / "report")
 
 

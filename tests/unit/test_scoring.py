@@ -8,9 +8,9 @@ import pytest
 
 from raylla import config
 from raylla.irpo.sampling import Sampled, readings
-from raylla.irpo.scoring import judged_rates, score
+from raylla.irpo.scoring import careful_rate, judged_rates, score
 from raylla.irpo.state import Run
-from raylla.records import Ad, Answer, Auction, Planned, Profile, Query
+from raylla.records import Ad, Answer, Auction, Planned, Prediction, Profile, Query
 
 AD = Ad("12", "Lumo Kettle", "tea", "food")
 PLANNED = Planned(
@@ -45,3 +45,15 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
         answers[0].sample_id: pytest.approx(40 / 3 - 2),
         answers[1].sample_id: 0,
     }
+
+
+@pytest.mark.parametrize(("risk", "rate"), [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3)])
+def test_risk_scores_towards_the_low_end_of_the_interval(tmp_path: Path, risk: float, rate: float) -> None:
+    run = Run(tmp_path, config.parse({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test"))
+    text = "Try @Lumo Kettle@[Ad-12]."
+    answer = Answer("e1/preference/q/0", "e1/preference/q", 0, "v0", text, (1,), (2,))
+    sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", [answer])
+    found = careful_rate(Prediction(0.5, 0.3, 0.9), risk)
+    assert found == pytest.approx(rate)
+    rewards = score(run, sampled, {answer.sample_id: {"12": found}})
+    assert rewards[answer.sample_id].total == pytest.approx(40 * rate - 2)

@@ -1,0 +1,55 @@
+"""The runs that a config's evaluation needs: training seeds and variants; trains what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from raylla import config as settings
+from raylla.config import Config
+from raylla.errors import ConfigError
+from raylla.evaluation.evidence import check_settings
+from raylla.irpo import loop
+from raylla.irpo.state import Run
+from raylla.observe import Observer
+
+Watch = Callable[[Config, Path], Observer]
+
+
+def planned(config: Config) -> dict[str, Config]:
+    """Directory name -> config of every run: the seeds first, then the variants under the first seed.
+
+    Raises:
+        ConfigError: a seed occurs twice, or a variant has the config's own name or is unusable.
+    """
+    plan = config.evaluation
+    if len(set(plan.seeds)) < len(plan.seeds):
+        raise ConfigError(f"evaluation.seeds={list(plan.seeds)}: give each seed once")
+    first = config.model_copy(update={"seed": plan.seeds[0]})
+    found = {f"seed-{seed}": config.model_copy(update={"seed": seed}) for seed in plan.seeds}
+    for name, overrides in plan.variants.items():
+        if name == config.name or name in found:
+            raise ConfigError(
+                f"evaluation.variants.{name}: the name is taken by the config's own runs; choose another"
+            )
+        source = f"evaluation.variants.{name}"
+        found[name] = settings.changed(first, None, (*overrides, f"name={name}"), source)
+    return found
+
+
+def runs(config: Config, directory: Path, watch: Watch) -> list[Run]:
+    """Train what is missing of `planned` in ``directory``, or go on with it; all of it, finished.
+
+    Raises:
+        ConfigError: the config plans nothing that can be evaluated.
+        RunError: a directory there belongs to another config, or as `evidence.check_settings`.
+        RayllaError: what `irpo.loop.train` raises.
+    """
+    check_settings(config)
+    found = []
+    for name, wanted in planned(config).items():
+        run = Run.create(directory / name, wanted)
+        if run.committed("conclude") is None:
+            loop.train(run, watch(wanted, run.path))
+        found.append(Run.open(run.path))
+    return found

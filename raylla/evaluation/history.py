@@ -1,0 +1,94 @@
+"""What finished runs recorded themselves: their epochs, their examples, where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from raylla.auction import parse
+from raylla.evaluation.desk import EvaluationDesk
+from raylla.irpo import stages
+from raylla.irpo.state import Run
+from raylla.irpo.versions import committed
+from raylla.world import store
+
+
+def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The table of every weight version on the test split, all training seeds together.
+
+    ``pctr`` holds the means over seeds of what each epoch's pCTR model was found to be on the
+    version's answers, ``seconds`` those of the stages that made and tested it.
+    """
+    worlds = [store.load(run.path / "world") for run in runs]
+    samples = [stages.read_tests(run, world) for run, world in zip(runs, worlds, strict=True)]
+    config = runs[0].config
+    rows: list[dict[str, Any]] = []
+    for epoch in range(config.irpo.epochs + 1):
+        tables = [
+            stages.tested(run, world, sampled[epoch])
+            for run, world, sampled in zip(runs, worlds, samples, strict=True)
+        ]
+        row = stages.version_row(tables, config.evaluation.bootstrap, config.seed)
+        reports = [run.commits[f"epoch-{epoch + 1}/test"] for run in runs]
+        rows.append(
+            {"epoch": epoch, "weight_version": f"v{epoch}"}
+            | row
+            | {"pctr": _means([report["pctr"] for report in reports])}
+            | {"seconds": _means([_seconds(run, epoch) for run in runs])}
+        )
+    return rows
+
+
+def examples(desk: EvaluationDesk) -> list[dict[str, Any]]:
+    """The same test auctions before the first epoch and after the last, with what the last pCTR model
+    predicts of each ad that is placed after."""
+    run, world = desk.run, desk.world
+    sampled = stages.read_tests(run, world)
+    found = stages.examples(world, sampled[0], sampled[-1])
+    planned = {answer.text: one for one, answer in sampled[-1].of("test")}
+    after = [(planned[one["after"]], one["after"]) for one in found]
+    for one, (auction, text), told in zip(
+        found, after, desk.predict_intervals(after, run.config.irpo.epochs), strict=True
+    ):
+        titles = {ad.id: ad.title for ad in auction.ads}
+        one["pctr"] = {
+            titles[ad]: {"mean": told[ad].mean, "low": told[ad].low, "high": told[ad].high}
+            for ad in parse(text, auction.ads).ad_ids
+        }
+    return found
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """Which run this was, and what it cost."""
+    return {
+        "path": run.path.name,
+        "name": run.config.name,
+        "seed": run.config.seed,
+        "digest": run.config.digest(),
+        "weights": committed(run)[-1][0].name,
+        "seconds": sum(report.get("wall_seconds", 0.0) for report in run.commits.values()),
+    }
+
+
+def _seconds(run: Run, epoch: int) -> dict[str, float]:
+    """Wall seconds of an epoch's stages: those that made v ``epoch``, and the sampling under it."""
+    names = {
+        "sample": f"epoch-{epoch + 1}/sample",
+        "learn": f"epoch-{epoch}/learn",
+        "align": f"epoch-{epoch}/align",
+        "test": f"epoch-{epoch + 1}/test",
+    }
+    return {
+        name: run.commits[stage]["wall_seconds"] for name, stage in names.items() if stage in run.commits
+    }
+
+
+def _means(reports: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Mean over seeds of each figure that at least one of them has."""
+    found: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for report in reports for name in report):
+        values = [report[name] for report in reports if report.get(name) is not None]
+        found[name] = float(np.mean(values)) if values else None
+    return found

@@ -1,0 +1,148 @@
+"""What `raylla evaluate` refuses, which runs it plans, and which of them it trains."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylla import config
+from raylla.errors import ConfigError, RayllaError, RunError
+from raylla.evaluation import campaign
+from raylla.evaluation.evidence import evaluate
+from raylla.irpo.state import Run
+from raylla.observe import Observer
+from raylla.pocket import grammar
+from raylla.world import build, store
+
+TREE: dict[str, Any] = {
+    "name": "small",
+    "world": {"profiles": 20},
+    "irpo": {"epochs": 1},
+    "wandb": {"mode": "disabled"},
+}
+PROBE = {"probe": {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-1.0]}}
+
+
+def finished(path: Path, tree: dict[str, Any]) -> Run:
+    """A run directory as a finished training of no effort leaves it."""
+    run = Run.create(path, config.parse(tree, "test"))
+    world = build.synthetic(run.config.world, run.config.seed)
+    rng = random.Random(0)
+    splits = build.split(world.profiles, 0.5, 0)
+    queries = tuple(
+        replace(grammar.query(rng, user), id=f"{user.id}-0", split=splits[user.id])
+        for user in world.profiles
+    )
+    store.save(replace(world, queries=queries), run.path / "world")
+    run.commit("world", [], {"wall_seconds": 1.0})
+    run.weights("v1").mkdir(parents=True)
+    (run.weights("v1") / "config.json").write_text("{}")
+    run.commit("epoch-1/align", [], {"weight_version": "v1", "wall_seconds": 1.0} | PROBE)
+    run.commit("conclude", [], {"wall_seconds": 0.0})
+    return run
+
+
+def refused(runs: list[Run], **settings: Any) -> str:
+    chosen = config.parse({"evaluation": settings}, "test").evaluation
+    with pytest.raises(RayllaError) as error:
+        evaluate(runs, chosen, Observer(runs[0].config, None))
+    return str(error.value)
+
+
+def test_settings_that_measure_nothing_are_refused(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", TREE)
+    assert "no mechanism named 'mosaik'" in refused([run], mechanisms=["mosaik"])
+    assert "evaluation.bids goes up to 200" in refused([run], bids=[1, 200])
+    assert "evaluation.equilibrium_bids goes up to 120" in refused([run], equilibrium_bids=[1, 120])
+    assert "3 test queries are too few for an interval" in refused([run], queries=3)
+
+
+def test_runs_that_lack_something_are_refused(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", TREE)
+    (run.weights("v1") / "config.json").unlink()
+    assert "v1 is missing although the ledger commits it" in refused([run])
+    unfinished = Run.create(tmp_path / "b", config.parse(TREE, "test"))
+    assert "not finished (last committed: nothing); `raylla resume` it" in refused([unfinished])
+
+
+def test_runs_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", TREE)
+    assert "same name and seed" in refused([run, run])
+    other = finished(tmp_path / "b", TREE | {"seed": 1, "irpo": {"epochs": 1, "delta": 3}})
+    assert "has the name of" in refused([run, other])
+    model = finished(tmp_path / "c", TREE | {"name": "v", "engine": {"dtype": "bfloat16"}})
+    assert "another engine" in refused([run, model])
+
+
+def test_a_config_plans_its_seeds_and_variants() -> None:
+    tree = TREE | {"evaluation": {"seeds": [4, 5], "variants": {"judged": ["irpo.reward=judge"]}}}
+    plan = campaign.planned(config.parse(tree, "test"))
+    assert [(name, one.name, one.seed) for name, one in plan.items()] == [
+        ("seed-4", "small", 4),
+        ("seed-5", "small", 5),
+        ("judged", "judged", 4),
+    ]
+    assert plan["judged"].irpo.reward == "judge"
+    # What only the evaluation reads makes no other run.
+    assert plan["seed-4"].digest() == config.parse(TREE | {"seed": 4}, "test").digest()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seeds": [1, 1]}, "give each seed once"),
+        ({"variants": {"small": []}}, r"variants\.small: the name is taken"),
+        ({"variants": {"seed-0": []}}, r"variants\.seed-0: the name is taken"),
+        ({"variants": {"x": ["irpo.epoch=2"]}}, r"variants\.x: unknown key irpo\.epoch;"),
+        ({"variants": {"x": ["irpo.epochs"]}}, r"section\.key=value"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        campaign.planned(config.parse(TREE | {"evaluation": settings}, "test"))
+
+
+def watch(one: config.Config, path: Path) -> Observer:
+    return Observer(one, None)
+
+
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs that training was asked for; it commits them as finished."""
+    names: list[str] = []
+
+    def train(run: Run, _: Observer) -> None:
+        names.append(run.path.name)
+        run.commit("conclude", [], {"wall_seconds": 0.0})
+
+    monkeypatch.setattr(campaign.loop, "train", train)
+    return names
+
+
+def test_only_what_is_missing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = trained(monkeypatch)
+    wanted = config.parse(TREE | {"evaluation": {"seeds": [0, 1], "variants": {"x": []}}}, "test")
+    finished(tmp_path / "seed-0", TREE)
+    found = campaign.runs(wanted, tmp_path, watch)
+    assert names == ["seed-1", "x"]
+    assert [run.path.name for run in found] == ["seed-0", "seed-1", "x"]
+    assert all(run.committed("conclude") is not None for run in found)
+    assert [run.path for run in campaign.runs(wanted, tmp_path, watch)] == [run.path for run in found]
+    assert names == ["seed-1", "x"]
+
+
+def test_nothing_is_trained_for_an_evaluation_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = trained(monkeypatch)
+    with pytest.raises(ConfigError, match="mosaik"):
+        campaign.runs(config.parse(TREE | {"evaluation": {"mechanisms": ["mosaik"]}}, "t"), tmp_path, watch)
+    with pytest.raises(RunError, match="up to 300"):
+        campaign.runs(config.parse(TREE | {"evaluation": {"bids": [1, 300]}}, "t"), tmp_path, watch)
+    finished(tmp_path / "seed-0", TREE | {"irpo": {"epochs": 1, "delta": 3}})
+    with pytest.raises(RunError, match="another config"):
+        campaign.runs(config.parse(TREE, "t"), tmp_path, watch)
+    assert names == []
