@@ -62,3 +62,10 @@ def test_a_part_runs_apart_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
         "values": [1.0],
     }
     json.dumps(found)
+
+
+def test_an_exponent_is_the_slope_of_logarithms() -> None:
+    from raylla.bench.growth import exponent
+
+    assert exponent([1, 2, 4, 8], [3 * size**1.5 for size in (1, 2, 4, 8)]) == pytest.approx(1.5)
+    assert exponent([5, 10, 20], [7.0, 7.0, 7.0]) == pytest.approx(0)
