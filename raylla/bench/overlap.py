@@ -103,7 +103,7 @@ def measure(directory: Path) -> Latencies:
         judgement=_seconds(spans, "judge", phases) / judged,
         take=_seconds(spans, "reward-trainer", ("take",)) / taken,
         update=_seconds(spans, "reward-trainer", ("update",)) / taken,
-        predict=_seconds(spans, "reward-trainer", ("predict",)) / predicted,
+        predict=_seconds(spans, "reward-trainer", ("predict_intervals",)) / predicted,
         group=_seconds(spans, "policy-trainer", ("align",)) / learned["groups"],
         load=max(
             span.ended - span.began for span in spans if span.task == "load" and "rollout" in span.actor

@@ -20,7 +20,7 @@ from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
 from raylla.observe import Observer
-from raylla.records import WeightVersion
+from raylla.records import Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
 from raylla.world import World
 from tests.worlds import asked_world
@@ -85,9 +85,9 @@ class Scorer:
         self._log.append("update")
         return {"rows": 1.0}
 
-    def predict(self, rows: list[ClickRow]) -> list[float]:
+    def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
         self._log.append(f"predict {[row.sample_id for row in rows]}")
-        return [0.5] * len(rows)
+        return [Prediction(0.5, 0.4, 0.6)] * len(rows)
 
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
         self._log.append(f"evaluate {[row.sample_id for row in rows]}")
