@@ -47,7 +47,7 @@ class Shape:
 
 
 POCKET = Shape("pocket shape", prompt=140, answer=60, answers=5, groups=16)
-PAPER = Shape("paper shape", prompt=4000, answer=400, answers=5, groups=2)
+PAPER = Shape("paper shape", prompt=4000, answer=400, answers=5, groups=1)
 
 
 @dataclass(frozen=True)
