@@ -75,6 +75,11 @@ def _ids(run: Path) -> list[str]:
     return [line["sample_id"] for line in lines if "sample_id" in line]
 
 
+def _commit(run: Path, stage: str) -> Any:
+    lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    return next(line["commit"] for line in lines if line["stage"] == stage and "commit" in line)
+
+
 def _results(run: Path) -> Any:
     return json.loads((run / "results.json").read_text())
 
@@ -110,6 +115,10 @@ def test_run_directory(whole: Path) -> None:
     assert (whole / "weights" / "v1" / "model.safetensors").exists()
     consumed = [name for name in _ids(whole) if "/" in name]
     assert len(set(consumed)) > 8 * 7
+    reference = _commit(whole, "epoch-1/align")["reference"]
+    assert reference["used"] == "rollout"
+    assert 0 < reference["largest"] < 1e-2
+    assert reference["checked"] > 0
 
 
 def test_the_dashboard_reads_what_a_run_writes(whole: Path) -> None:
