@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+import yaml
 from rich.console import Console
 
 from raylla import config as settings
@@ -25,7 +26,9 @@ app = typer.Typer(
 world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
 pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
+campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
 app.add_typer(pocket_app, name="pocket")
+app.add_typer(campaigns_app, name="campaigns")
 console = Console()
 if not console.is_terminal:
     console = Console(width=200)  # A table in a log file is not squeezed into 80 columns.
@@ -33,6 +36,8 @@ if not console.is_terminal:
 Result = TypeVar("Result")
 ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
 RunPath = Annotated[Path, typer.Argument(help="run directory")]
+DATABASE = settings.Serving().database
+Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's store")]
 Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
 
 
@@ -123,8 +128,14 @@ def report(
 ) -> None:
     """One page, figures and tables of an evaluated run's evaluation.json; reads no model."""
     from raylla.evaluation.report import report as write
+    from raylla.irpo.state import Run
+    from raylla.observe import Observer
 
+    opened = Run.open(run)
     page = write(run / "evaluation.json", out or run / "report")
+    watch = Observer(opened.config, opened.path, console)
+    watch.artifact("report", "report", page.parent.resolve())
+    watch.close()
     console.print(f"{page}", highlight=False, soft_wrap=True)
 
 
@@ -136,7 +147,7 @@ def submit(
     storage: Annotated[
         Path, typer.Option(envvar="RAYLLA_STORAGE", help="directory of run directories that all nodes see")
     ],
-    job: Annotated[str, typer.Option(help="train, evaluate or report")] = "train",
+    job: Annotated[str, typer.Option(help="train, evaluate, report or serve")] = "train",
     run_id: Annotated[
         str | None,
         typer.Option(help="default: the config's name and digest, so that the same config resumes"),
@@ -189,11 +200,33 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
         spare = check_placement(loaded)
     finally:
         disconnect(loaded)
+    short = any(left < 0 for left in spare.values())
     for need in needs(loaded):
-        console.print(f"placement  {need.group}: {need.workers} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs)")
-    console.print(f"spare      {spare}")
+        where = f" on {dict(need.labels)}" if need.labels else ""
+        size = f"{need.workers} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs){where}"
+        console.print(f"placement  {need.group}: {size}", highlight=False)
+    console.print(f"spare      {spare}" + (" (below 0: to be added by the autoscaler)" if short else ""))
     console.print(f"disk       {shutil.disk_usage('.').free / 2**30:.0f} GiB free")
     console.print(f"versions   {package_versions()}")
+
+
+@app.command()
+@_told
+def plan(
+    config: ConfigPath,
+    gpu: Annotated[str, typer.Option(help="a100, h100, h200, b200 or l40s")] = "h100",
+    node_gpus: Annotated[int, typer.Option(min=1, help="GPUs of one more machine")] = 8,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean of the Ad-LLM's prompts")] = None,
+    answer_tokens: Annotated[int | None, typer.Option(min=1, help="mean of its answers")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing."""
+    from raylla.plan import Lengths, hardware
+    from raylla.plan.show import show as show_plan
+
+    loaded = settings.load(config, set_)
+    lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
+    show_plan(console, loaded, hardware.gpu(gpu), lengths, node_gpus)
 
 
 @app.command()
@@ -216,6 +249,84 @@ def bench(
         write_json(json_, found)
 
 
+@app.command()
+@_told
+def serve(
+    config: ConfigPath,
+    run: Annotated[Path | None, typer.Option(help="run to serve; default: serving.run")] = None,
+    version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="dashboard of a running cluster; none: start Ray here and stay")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="only write the Serve config (serveConfigV2), deploy nothing")
+    ] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Serve a trained run: the auction endpoint, its campaigns, clicks, metrics and playground."""
+    from raylla.serving import app as application
+    from raylla.serving import cluster
+
+    chosen, target = application.effective(settings.load(config, set_), run, version)
+    manifest = application.manifest(chosen, target)
+    if write is not None:
+        write.write_text(yaml.safe_dump(manifest, sort_keys=False))
+        return
+    if address is not None:
+        cluster.Dashboard(address).apply(manifest, chosen.deadlines.start)
+        return
+    cluster.serve_here(chosen, manifest, lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+
+@app.command()
+@_told
+def deploy(
+    run: Annotated[Path | None, typer.Argument(help="run of the version to try")] = None,
+    version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="of requests for the canary")] = 0.1,
+    promote: Annotated[bool, typer.Option("--promote", help="the canary answers all")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="the canary answers none")] = False,
+    status: Annotated[bool, typer.Option("--status", help="compare, change nothing")] = False,
+    address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
+) -> None:
+    """Bring a weight version in beside the one that serves, compare them, then promote or roll back."""
+    from raylla.serving import deploy as deployment
+    from raylla.serving.cluster import Dashboard
+
+    at = Dashboard(address)
+    if sum((run is not None, promote, rollback, status)) != 1:
+        raise ConfigError("deploy: give a run directory, or one of --promote, --rollback and --status")
+    if run is not None:
+        deployment.canary(at, run, version, share)
+    elif promote:
+        deployment.promote(at)
+    elif rollback:
+        deployment.roll_back(at)
+    deployment.show(console, deployment.status(at))
+
+
+@app.command()
+@_told
+def simulate(
+    run: Annotated[Path, typer.Argument(help="run directory: its users, User-LLM and ads")],
+    url: Annotated[str, typer.Option(help="the endpoint")] = "http://127.0.0.1:8000",
+    asks: Annotated[int, typer.Option(min=1, help="questions")] = 200,
+    concurrency: Annotated[int, typer.Option(min=1, help="questions at once")] = 8,
+    seed: Annotated[int, typer.Option(help="another seed asks other questions")] = 0,
+    key: Annotated[
+        str | None,
+        typer.Option(envvar="RAYLLA_ADMIN_KEY", help="API key; none: the one that `raylla serve` has made"),
+    ] = None,
+) -> None:
+    """Have simulated users ask a running endpoint, read its answers and click its ads."""
+    from raylla.irpo.state import Run
+    from raylla.serving import keyring, simulation
+
+    key = key or keyring.read(settings.Serving().database).admin_key
+    traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
+    console.print_json(json.dumps(traffic.figures()))
+
+
 @world_app.command("import")
 @_told
 def world_import(
@@ -233,6 +344,55 @@ def world_import(
         raise WorldError(f"no importer named {kind!r}; there is: webis")
     world = webis.import_world(path, out, settings.World.model_validate({"profiles": profiles}), seed)
     console.print(f"{out}: {len(world.ads)} ads, {len(world.queries)} queries; {dict(world.notes)}")
+
+
+@campaigns_app.command("import")
+@_told
+def campaigns_import(
+    source: Annotated[Path, typer.Argument(help="a run's or a world's directory")],
+    database: Database = DATABASE,
+    seed: Annotated[int, typer.Option(help="the bids follow from it")] = 0,
+    daily_budget: Annotated[int | None, typer.Option(help="of each campaign, in micros")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """List a world's ads with bids: an advertiser per theme, a campaign per category."""
+    from datetime import UTC, datetime
+
+    from raylla.serving.importing import import_world, read
+    from raylla.serving.store import open_store
+
+    config = settings.changed(settings.Config(), "serving", set_)
+    world, store = read(source), open_store(database)
+    done = import_world(
+        store, world, config.serving, config.world.max_bid, seed, datetime.now(UTC), daily_budget
+    )
+    console.print(
+        f"{database}: {done.ads} ads in {done.campaigns} campaigns of {done.advertisers} advertisers",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command()
+@_told
+def audit(
+    database: Database = DATABASE,
+    show: Annotated[int, typer.Option(help="discrepancies to name")] = 20,
+) -> None:
+    """Recompute every balance, budget and charge from the ledger; status 1 if one does not add up."""
+    from raylla.serving.audit import audit as recompute
+    from raylla.serving.money import decimal
+    from raylla.serving.store import open_store
+
+    found = recompute(open_store(database, must_exist=True))
+    read = ", ".join(f"{number} {name}" for name, number in found.counts.items())
+    console.print(f"{read or 'empty'}; billed {decimal(found.billed_micros)}", highlight=False)
+    for one in found.discrepancies[:show]:
+        console.print(f"{one}", highlight=False, soft_wrap=True, markup=False)
+    if found.discrepancies:
+        console.print(f"{len(found.discrepancies)} discrepancies", highlight=False)
+        raise typer.Exit(1)
+    console.print("everything adds up", highlight=False)
 
 
 @pocket_app.command("build")

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from raylla.errors import ConfigError
 
@@ -23,6 +31,9 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Labels = Annotated[
+    dict[str, str], Field(description="Ray labels that a node must have to take them; none: any node")
+]
 
 
 class Section(BaseModel):
@@ -82,6 +93,7 @@ class Actors(Section):
     workers: Positive = 1
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
     gpus: Annotated[float, Field(ge=0)] = 0
+    labels: Labels = {}
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="times that workers of the group are started anew in a run, after their process died"
     )
@@ -97,6 +109,7 @@ class Pctr(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     batch: Positive = 256
     passes: Positive = Field(5, description="passes over an epoch's clicks")
+    start: Path | None = Field(None, description="a run's pCTR model to go on from, RUN/reward/epoch-N")
     members: Annotated[int, Field(ge=2)] = Field(
         5,
         description="networks beside it that each leave out a share of the queries: they make intervals",
@@ -176,6 +189,7 @@ class Dpo(Section):
     workers: Positive = 2
     cpus: Annotated[float, Field(ge=0)] = 0.25
     gpus: Annotated[float, Field(ge=0)] = 0
+    labels: Labels = {}
 
 
 class Evaluation(Section):
@@ -216,9 +230,18 @@ class Evaluation(Section):
         return bids
 
 
-NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "evaluation"}
+NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "serving", "evaluation"}
 """Sections that decide no result of a run, but for these of the evaluation's fields:"""
 OF_A_RUN = {"queries", "answers", "bootstrap"}
+
+
+class Online(Section):
+    """Learning from served auctions: they and their clicks take the place of phase 1."""
+
+    database: str | None = Field(None, description="the endpoint's database; none: the simulator")
+    since: AwareDatetime | None = Field(None, description="auctions from then on; none: from the first")
+    until: AwareDatetime | None = Field(None, description="auctions before then; none: up to now")
+    least_auctions: Positive = Field(50, description="fewer are not trained on")
 
 
 class Deadlines(Section):
@@ -235,6 +258,9 @@ class Ray(Section):
     """The cluster."""
 
     address: str | None = Field(None, description="none: join the running job's, else start one here")
+    autoscaling: bool = Field(
+        False, description="the cluster adds nodes for what waits: its size now refuses nothing"
+    )
     in_process: bool = Field(False, description="no Ray: everything in this process, for a debugger")
 
 
@@ -244,6 +270,83 @@ class Wandb(Section):
     mode: Literal["disabled", "offline", "online"] = "offline"
     project: str = "raylla"
     timeout: Seconds = 20
+
+
+class Replicas(Section):
+    """How many replicas a deployment runs, and what each reserves."""
+
+    min_replicas: Positive = 1
+    max_replicas: Positive = 1
+    target_ongoing: Annotated[float, Field(gt=0)] = Field(
+        16, description="requests in flight per replica that autoscaling aims at"
+    )
+    cpus: Annotated[float, Field(ge=0)] = 0.25
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; "
+                "lower the first or raise the second"
+            )
+        return self
+
+
+class Serving(Section):
+    """`raylla serve`: the auction endpoint. Money is in micros, millionths of the currency."""
+
+    run: Path | None = Field(None, description="run directory whose weights and pCTR model are served")
+    version: str | None = Field(None, description="weight version; none: the run's last")
+    database: str = Field(
+        "sqlite:///runs/serving/raylla.db", description="SQLAlchemy URL; postgresql+psycopg://... too"
+    )
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    micros_per_unit: Annotated[int, Field(ge=1, le=10**9)] = Field(
+        10_000, description="what one unit of the model's bids is worth; bids are whole multiples of it"
+    )
+    price_rule: Literal["first_price", "expected", "resampled"] = Field(
+        "first_price",
+        description="the bid per click; bid x pCTR per impression; or the truthful price, settled in sums",
+    )
+    resample_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="mu: share of bids that the rule `resampled` replaces"
+    )
+    candidates: Positive | None = Field(None, description="ads in the prompt; none: world.candidates")
+    floor_micros: Annotated[int, Field(ge=0)] = Field(
+        0, description="least bid per click, for all requests"
+    )
+    disclosure: Annotated[str, Field(min_length=1, max_length=40)] = Field(
+        "Sponsored", description="label that the user sees after each placed ad"
+    )
+    token_ttl: Seconds = Field(86_400, description="how long a click token charges")
+    tmax: Seconds = Field(30, description="longest time of one auction; then 503 with Retry-After")
+    max_ongoing: Positive = Field(
+        64, description="requests in progress per ingress replica; more get 503 with Retry-After"
+    )
+    longest_query: Positive = Field(2000, description="characters of a question, and of a profile's basics")
+    largest_body: Positive = Field(256 * 2**10, description="bytes of a request's body")
+    public_url: str | None = Field(
+        None, description="where users reach the endpoint, for click URLs; none: as the request's Host says"
+    )
+    colocate: bool = Field(
+        True,
+        description="engine and pCTR model live in the ingress replica (fewest hops); false: in "
+        "deployments of their own, which fail, restart and scale apart from it",
+    )
+    refresh: Seconds = Field(1, description="between two looks at budgets and catalogue")
+    filtered_logged: Annotated[int, Field(ge=0)] = Field(
+        100, description="ads filtered out that an auction's record names; it counts all"
+    )
+    notice_deadline: Seconds = Field(3600, description="how long a billing notice is retried")
+    private_notices: bool = Field(
+        False, description="billing notices may go to private and loopback addresses"
+    )
+    ingress: Replicas = Replicas()
+    engine: Replicas = Replicas()
+    predictor: Replicas = Replicas()
 
 
 class Bench(Section):
@@ -269,9 +372,11 @@ class Config(Section):
     irpo: Irpo = Irpo()
     dpo: Dpo = Dpo()
     evaluation: Evaluation = Evaluation()
+    online: Online = Online()
     deadlines: Deadlines = Deadlines()
     ray: Ray = Ray()
     wandb: Wandb = Wandb()
+    serving: Serving = Serving()
     bench: Bench = Bench()
 
     @model_validator(mode="after")
@@ -299,9 +404,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
-        decisive = self.model_dump(
-            mode="json", exclude={"wandb", "deadlines", "ray", "evaluation", "bench"}
-        )
+        decisive = self.model_dump(mode="json", exclude=NOT_OF_A_RUN)
         decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=OF_A_RUN)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -64,3 +64,35 @@ class BudgetError(RayllaError):
 
 class WeightError(RayllaError):
     """An engine did not take over the weights that it was given."""
+
+
+class MoneyError(RayllaError):
+    """An amount that nothing may cost: no bid of the grid, negative, or beyond what is counted."""
+
+
+class StoreError(RayllaError):
+    """The endpoint's database cannot be used: unreachable, of a newer version, or a record that clashes."""
+
+
+class UnknownError(StoreError):
+    """Nothing of that id is in the store, or not for whoever asks."""
+
+
+class ClashError(StoreError):
+    """The store already holds something else under that id or reference."""
+
+
+class TokenError(RayllaError):
+    """A click token or an API key that does not verify, or key material that cannot sign."""
+
+
+class EndpointError(RayllaError):
+    """The endpoint cannot answer a request: its engine failed, or refuses the prompt."""
+
+
+class BusyError(RayllaError):
+    """The endpoint cannot take a request, or not finish it in time; it is worth trying again."""
+
+
+class DeployError(RayllaError):
+    """A Serve application could not be deployed or changed; what ran before still runs."""

@@ -36,7 +36,7 @@ def resolve(path: str, field: str) -> str:
 
 
 def check(config: Config) -> dict[str, str]:
-    """Where every model of ``config`` is, by the field that names it.
+    """Where every language model of ``config`` is, by the field that names it.
 
     Raises:
         ConfigError: one of them does not exist.
@@ -46,4 +46,7 @@ def check(config: Config) -> dict[str, str]:
         "user_llm.path": config.user_llm.path,
         "pctr.encoder": config.pctr.encoder,
     }
+    start = config.pctr.start
+    if start is not None and not start.is_dir():
+        raise ConfigError(f"pctr.start={str(start)!r}: no such directory; give RUN/reward/epoch-N of a run")
     return {field: resolve(path, field) for field, path in named.items()}

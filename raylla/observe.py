@@ -1,17 +1,15 @@
-"""What a run shows while it goes: console progress, JSONL metrics, Weights & Biases, memory.
+"""What a run shows while it goes: console progress, JSONL metrics, W&B, Prometheus, memory.
 
-Nothing here can stop a run: W&B lives in a thread of its own behind a queue, and a dead, slow or
-absent W&B costs a warning and nothing else.
+Nothing here can stop a run: `tracking` keeps W&B in a thread of its own, behind a queue.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from raylla.config import Config
+from raylla.gauges import Gauges
 from raylla.timeline import Timeline
+from raylla.tracking import Tracker
 
 
 class Observer:
@@ -32,12 +32,14 @@ class Observer:
         self.metrics_path = directory / "metrics.jsonl" if directory else None
         self.timeline = Timeline(directory)
         self.wall: dict[str, float] = {}
+        self.restarts: Counter[str] = Counter()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._tokens: dict[str, int] = {}
         self._since = time.monotonic()
         self._memory = _Memory()
-        self._wandb = _Wandb(config, directory) if directory else None
+        self._gauges = Gauges(config.name)
+        self._tracker = Tracker(config, directory) if directory else None
 
     def say(self, text: str) -> None:
         """One line for the reader of the console."""
@@ -56,6 +58,7 @@ class Observer:
             TimeRemainingColumn(),
         )
         self._tokens = {}
+        self._gauges.stage(name, True)
         with Progress(*columns, console=self.console, transient=True) as progress:
             self._progress = progress
             self._tasks = {
@@ -68,6 +71,7 @@ class Observer:
                 yield
             finally:
                 self._progress, self._tasks = None, {}
+                self._gauges.stage(name, False)
         self.wall[name] = round(time.monotonic() - started, 3)
         tokens = sum(self._tokens.values())
         self.say(f"[dim]{name}: {self.wall[name]:.1f} s{f', {tokens} tokens' if tokens else ''}[/dim]")
@@ -93,20 +97,37 @@ class Observer:
     def advance(self, kind: str, count: int, tokens: int) -> None:
         """``count`` more of ``kind`` are done, worth ``tokens`` generated tokens."""
         self._tokens[kind] = self._tokens.get(kind, 0) + tokens
+        self._gauges.done(kind, count, tokens)
         if self._progress and kind in self._tasks:
             rate = self._tokens[kind] / max(1e-9, time.monotonic() - self._since)
             self._progress.update(
                 self._tasks[kind], advance=count, rate=f"{rate:.0f} tok/s" if rate else ""
             )
 
+    def lost(self, group: str) -> None:
+        """A worker of ``group`` was lost and is there again."""
+        self.restarts[group] += 1
+        self.say(f"[yellow]{group}: a worker was lost and started anew[/yellow]")
+
     def metrics(self, epoch: int, values: dict[str, Any]) -> None:
-        """Append one line of metrics; hand it to W&B, with ``epoch`` as the step."""
+        """Append one line of metrics; hand it to W&B, with ``epoch`` as the step, and to Prometheus."""
         if self.metrics_path:
             line = {"time": time.time(), "epoch": epoch, **values}
             with self.metrics_path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        if self._wandb:
-            self._wandb.log(epoch, values)
+        self._gauges.epoch(epoch, values)
+        if self._tracker:
+            self._tracker.log(epoch, values)
+
+    def table(self, epoch: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table of sample answers, for W&B."""
+        if self._tracker:
+            self._tracker.table(epoch, name, rows)
+
+    def artifact(self, name: str, kind: str, path: Path, points: bool = False) -> None:
+        """A directory that the run has made, for W&B; where it ``points``, by its place alone."""
+        if self._tracker:
+            self._tracker.artifact(name, kind, path, points)
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -116,48 +137,8 @@ class Observer:
     def close(self) -> None:
         """Flush W&B within its timeout and stop the memory watch."""
         self._memory.stop()
-        if self._wandb:
-            self._wandb.close()
-
-
-class _Wandb:
-    """W&B behind a queue: calls never block and never raise."""
-
-    def __init__(self, config: Config, directory: Path) -> None:
-        self._timeout = config.wandb.timeout
-        self._queue: queue.Queue[tuple[int, dict[str, Any]] | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-        if config.wandb.mode != "disabled":
-            self._thread = threading.Thread(target=self._serve, args=(config, directory), daemon=True)
-            self._thread.start()
-
-    def log(self, epoch: int, values: dict[str, Any]) -> None:
-        if self._thread:
-            self._queue.put((epoch, values))
-
-    def close(self) -> None:
-        if self._thread:
-            self._queue.put(None)
-            self._thread.join(self._timeout)
-
-    def _serve(self, config: Config, directory: Path) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        try:
-            import wandb
-
-            run = wandb.init(
-                project=config.wandb.project,
-                name=config.name,
-                dir=str(directory),
-                mode=config.wandb.mode,
-                config=config.model_dump(mode="json"),
-            )
-            while (entry := self._queue.get()) is not None:
-                epoch, values = entry
-                run.log({"epoch": epoch, **values})
-            run.finish()
-        except Exception as error:
-            Console(stderr=True).print(f"[dim]W&B is off for this run: {error}[/dim]")
+        if self._tracker:
+            self._tracker.close()
 
 
 class _Memory:

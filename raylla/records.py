@@ -59,7 +59,8 @@ class Auction:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An auction that is to be answered ``n`` times, with everything that it names."""
+    """An auction that is to be answered ``n`` times, with everything that it names; one that was
+    served to a user has its answer already (n = 0)."""
 
     phase: Phase
     auction: Auction

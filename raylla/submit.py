@@ -27,7 +27,7 @@ from raylla.config import Config
 from raylla.errors import ConfigError, DeadlineError, LostError, PlacementError
 
 Answer = TypeVar("Answer")
-JOBS = ("train", "evaluate", "report")
+JOBS = ("train", "evaluate", "report", "serve")
 
 ROOT = Path(__file__).parents[1]
 """Where the package and `jobs/` lie; what is sent to the cluster."""
@@ -67,7 +67,7 @@ class Submission:
     def entrypoint(self) -> str:
         """The job's command line, in the directory that `stage` fills."""
         script = [self.python, f"jobs/{self.job}.py"]
-        config = ["config.yaml", "--run"] if self.job == "train" else []
+        config = ["config.yaml", "--run"] if self.job in ("train", "serve") else []
         return shlex.join([*script, *config, str(self.run)])
 
 

@@ -23,6 +23,15 @@ def webis() -> Path:
 
 
 @pytest.fixture(scope="session")
+def kuberay() -> Path:
+    """The definitions of KubeRay's custom resources, where they are at hand."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "kuberay"
+    if not path.is_dir():
+        pytest.skip(f"no definitions of KubeRay's resources at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A randomly initialized two-layer Qwen3 model with a pocket tokenizer, as a directory."""
     import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
@@ -17,12 +18,17 @@ PROBE_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Resources of one group of actors: ``workers`` times ``cpus`` and ``gpus``."""
+    """What a group of actors reserves: ``workers`` times ``cpus`` and ``gpus``, on nodes so labelled."""
 
     group: str
     workers: int
     cpus: float
     gpus: float
+    labels: Mapping[str, str]
+
+    def fits(self, cpus: float, gpus: float, labels: Mapping[str, str]) -> bool:
+        """Whether a node of this size and with these labels can take one worker."""
+        return cpus >= self.cpus and gpus >= self.gpus and self.labels.items() <= labels.items()
 
 
 def needs(config: Config) -> list[Need]:
@@ -34,14 +40,17 @@ def needs(config: Config) -> list[Need]:
         ("reward_trainer", config.reward_trainer, 1),
         ("dpo", config.dpo, 1),
     )
-    return [Need(name, group.workers, group.cpus, group.gpus * width) for name, group, width in groups]
+    return [
+        Need(name, group.workers, group.cpus, group.gpus * width, group.labels)
+        for name, group, width in groups
+    ]
 
 
 def connect(config: Config) -> None:
     """Join the configured cluster or the running job's; start one on this machine if there is none.
 
     Raises:
-        PlacementError: nothing answers at ``ray.address``.
+        PlacementError: nothing answers at ``ray.address``, or it runs another Ray or Python.
     """
     if config.ray.in_process or ray.is_initialized():
         return
@@ -55,9 +64,11 @@ def connect(config: Config) -> None:
         else:
             ray.init(include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
     except (OSError, ValueError, RuntimeError) as error:
+        way_out = "start one with `ray start --head` or leave ray.address out to start one here"
+        if "Version mismatch" in str(error):
+            way_out = "install the same requirements/*.txt on every node and here"
         raise PlacementError(
-            f"ray.address={address or 'local'}: no cluster could be joined ({error}); start one with "
-            "`ray start --head` or leave ray.address out to start one here"
+            f"ray.address={address or 'local'}: no cluster could be joined ({error}); {way_out}"
         ) from None
 
 
@@ -77,28 +88,35 @@ def disconnect(config: Config) -> None:
 def check_placement(config: Config) -> dict[str, float]:
     """Compare the needs with all that the cluster has; returns what is left over.
 
+    Where ``ray.autoscaling`` is on, what is short is added for the actors that wait for it, and
+    ``deadlines.start`` bounds their wait; what is left over is then below zero.
+
     Raises:
         PlacementError: the groups can never be placed together, or one worker on no node.
     """
     if config.ray.in_process:
         return {}
     total = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
     wanted = needs(config)
+    grows = config.ray.autoscaling
     for need in wanted:
-        if not any(node.get("CPU", 0) >= need.cpus and node.get("GPU", 0) >= need.gpus for node in nodes):
+        found = any(need.fits(has.get("CPU", 0), has.get("GPU", 0), labels) for has, labels in nodes)
+        if not found and not grows:
+            where = f" with labels {dict(need.labels)}" if need.labels else ""
             raise PlacementError(
-                f"{need.group}: one worker needs {need.cpus:g} CPUs and {need.gpus:g} GPUs and no node has "
-                f"them; lower {need.group}.cpus or .gpus, or add such a node"
+                f"{need.group}: one worker needs {need.cpus:g} CPUs and {need.gpus:g} GPUs and no node"
+                f"{where} has them; change {need.group}.cpus, .gpus or .labels, add such a node, or set "
+                "ray.autoscaling where the cluster adds it by itself"
             )
     spare = {}
     for kind, key in (("cpus", "CPU"), ("gpus", "GPU")):
         asked = sum(need.workers * getattr(need, kind) for need in wanted)
         spare[key] = total.get(key, 0) - asked
-        if spare[key] < 0:
+        if spare[key] < 0 and not grows:
             parts = ", ".join(f"{n.group} {n.workers} x {getattr(n, kind):g}" for n in wanted)
             raise PlacementError(
                 f"the config needs {asked:g} {key}s ({parts}) and the cluster has {total.get(key, 0):g}; "
-                f"lower the workers or their {kind}, or add nodes"
+                f"lower the workers or their {kind}, add nodes, or set ray.autoscaling"
             )
     return spare

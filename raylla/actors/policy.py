@@ -243,7 +243,10 @@ class PolicyTrainer:
             _work,
             train_loop_config={"dpo": dpo.model_dump(mode="json"), "hub": self._hub},
             scaling_config=ScalingConfig(
-                num_workers=dpo.workers, use_gpu=dpo.gpus > 0, resources_per_worker=resources
+                num_workers=dpo.workers,
+                use_gpu=dpo.gpus > 0,
+                resources_per_worker=resources,
+                label_selector=dpo.labels or None,
             ),
             run_config=RunConfig(
                 name=f"align-{self._seed}-{os.getpid()}-{time.time_ns()}",

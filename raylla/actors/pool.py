@@ -22,6 +22,9 @@ from raylla.actors.spans import Span, Stamped
 from raylla.config import Actors
 from raylla.errors import DeadlineError, RayllaError, RunError, WorkerLostError
 
+WORKER = "RAYLLA_WORKER"
+"""Environment variable that tells an operator which worker a process is, e.g. ``rollout[0]``."""
+
 
 class _Done:
     def __repr__(self) -> str:
@@ -227,8 +230,7 @@ class Pool:
 
     def create(self) -> None:
         """Begin to make all workers, side by side; `wait_ready` waits for them."""
-        make = Host if self._in_process else self._actor
-        self._hosts = [make() for _ in range(self.size)]
+        self._hosts = [Host() if self._in_process else self._actor(index) for index in range(self.size)]
         self._queues = [deque() for _ in range(self.size)]
         self._starting = [
             self._submit(index, "start", self._kind, self._args) for index in range(self.size)
@@ -268,7 +270,7 @@ class Pool:
             raise lost
         self.restarts += 1
         ray.kill(self._hosts[lost.worker])
-        self._hosts[lost.worker] = self._actor()
+        self._hosts[lost.worker] = self._actor(lost.worker)
         starting = self._submit(lost.worker, "start", self._kind, self._args)
         gather([starting], deadline, f"{starting.worker} to be ready again")
 
@@ -299,15 +301,20 @@ class Pool:
         stream = bound.options(num_returns="streaming").remote(*args)
         return RayCall(self.name, worker, method, self._record, stream)
 
-    def _actor(self) -> Any:
-        threads = str(max(1, int(self._actors.cpus)))
+    def _actor(self, index: int) -> Any:
+        environment = {
+            WORKER: f"{self.name}[{index}]",
+            "OMP_NUM_THREADS": str(max(1, int(self._actors.cpus))),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         return (
             ray.remote(Host)
             .options(
                 num_cpus=self._actors.cpus,
                 num_gpus=self._actors.gpus,
+                label_selector=self._actors.labels,
                 max_restarts=0,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
+                runtime_env={"env_vars": environment},
             )
             .remote()
         )

@@ -7,6 +7,7 @@ memory on one machine and the object store between machines, and never through t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,16 @@ def read_weights(path: Path) -> Weights:
 
 
 def roll_out(
-    pool: Pool, store: Pool, version: WeightVersion, probe: Probe | None, deadline: float
+    pool: Pool,
+    store: Pool,
+    version: WeightVersion,
+    probe: Probe | None,
+    deadline: float,
+    workers: Sequence[int] | None = None,
 ) -> list[float]:
-    """Make ``version`` live on every worker of ``pool``; no request may be running there.
+    """Make ``version`` live on ``workers`` of ``pool``, or on all; no request may be running there.
 
-    Returns each worker's mean absolute difference from the probe (nats), in order of worker.
+    Returns each worker's mean absolute difference from the probe (nats), in their order.
 
     Args:
         store: a pool of one `WeightStore`.
@@ -114,7 +120,8 @@ def roll_out(
     store.broadcast("publish", version, deadline=deadline, what=f"weight version {version.name} to be read")
     what = f"weight version {version.name} to be live on pool {pool.name}"
     payload = next_reference(store.call(0, "weights", version.name), deadline, what)
-    calls = [pool.call(index, "load", payload, probe, version.name) for index in range(pool.size)]
+    chosen = range(pool.size) if workers is None else workers
+    calls = [pool.call(index, "load", payload, probe, version.name) for index in chosen]
     found: dict[Any, float] = {}
     failed: list[str] = []
     waiting = list(calls)

@@ -8,7 +8,7 @@ with a type; text that only happens to hold an ``@`` (an address, a handle) is n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -59,7 +59,7 @@ def markup(ad: Ad) -> str:
     return f"@{ad.title}@[Ad-{ad.id}]"
 
 
-def parse(text: str, candidates: Sequence[Ad], catalogue_ids: frozenset[str] = frozenset()) -> Parsed:
+def parse(text: str, candidates: Sequence[Ad], catalogue_ids: Container[str] = frozenset()) -> Parsed:
     """Parse ``text`` against its candidate ads.
 
     An id that belongs to ``catalogue_ids`` but not to ``candidates`` is NOT_A_CANDIDATE, one

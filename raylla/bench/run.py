@@ -25,6 +25,8 @@ from raylla.irpo.state import package_versions
 
 PARTS = {
     "refresh": "raylla.bench.refresh",
+    "retrieval": "raylla.bench.retrieval",
+    "serve": "raylla.bench.serving",
 }
 """Module of each part, in the order in which they run; its function `rows` makes the rows."""
 

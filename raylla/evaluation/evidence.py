@@ -59,7 +59,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     crew = None
     try:
         check_placement(main)
-        crew = Crew(main, runs[0].path, committed(runs[0])[0][0])
+        crew = Crew(main, runs[0].path, committed(runs[0])[0][0], watch)
         with watch.stage("start engines"):
             crew.start(trainer=False)
         seen: list[Seen] = []

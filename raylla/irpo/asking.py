@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from raylla.actors.pool import DONE, next_item
+from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import WorldError
+from raylla.irpo import served
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
 from raylla.observe import Observer
+from raylla.records import Profile, Split
 from raylla.stop import heeded
 from raylla.world import World, build, prompts, store
 
 
 def draft_world(run: Run) -> World:
-    """The run's world; before its queries are asked, the imported or synthetic one without them.
+    """The run's world; before its queries are asked, the served, imported or synthetic one without
+    (some of) them.
 
     Raises:
         WorldError: the world is unusable; names the file, the field and the value.
     """
-    config, directory = run.config, run.path / "world"
     if run.committed("world") is not None:
-        return store.load(directory)
+        return store.load(run.path / "world")
+    simulated = _simulated(run.config)
+    return served.take(run, simulated) if run.config.online.database else simulated
+
+
+def _simulated(config: Config) -> World:
     if config.world.path is not None:
         count = config.world.profiles * config.world.queries_per_profile
         world = build.sample(store.load(config.world.path), count, config.seed)
@@ -37,22 +46,31 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
     if run.committed("world") is not None:
         return draft
     world, wall = draft, 0.0
-    if not draft.queries:
-        total = run.config.world.queries_per_profile * len(draft.profiles)
+    askers = _askers(draft)
+    if askers:
+        total = run.config.world.queries_per_profile * len(askers)
         with watch.stage("ask queries", queries=total), heeded("the queries"):
-            world = _asked(run, crew, watch, draft)
+            world = crew.persistently(lambda: _asked(run, crew, watch, draft, askers))
         wall = watch.wall["ask queries"]
     store.check(world)
     store.save(world, run.path / "world")
     run.commit(
         "world",
         [query.id for query in world.queries],
-        {"wall_seconds": wall, "queries": len(world.queries)},
+        {"wall_seconds": wall, "queries": len(world.queries), "notes": dict(world.notes)},
     )
     return world
 
 
-def _asked(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
+def _askers(draft: World) -> list[Profile]:
+    """The users whose queries are still to be asked: all, or those to be tested on, or none."""
+    if draft.of("test"):
+        return []
+    heard = {query.profile_id for query in draft.queries}
+    return [user for user in draft.profiles if user.id not in heard]
+
+
+def _asked(run: Run, crew: Crew, watch: Observer, draft: World, askers: Sequence[Profile]) -> World:
     config = run.config
     requests = [
         Request(
@@ -61,7 +79,7 @@ def _asked(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
             config.world.queries_per_profile,
             seed_of(config.seed, f"ask/{user.id}"),
         )
-        for user in draft.profiles
+        for user in askers
     ]
     size = crew.judges.size
     calls = [crew.judges.call(worker, "ask", requests[worker::size]) for worker in range(size)]
@@ -73,13 +91,14 @@ def _asked(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
         else:
             texts[item.request_id] = item
             watch.advance("queries", len(item.completions), 0)
-    splits = build.split(draft.profiles, config.world.test_share, config.seed)
+    test: dict[str, Split] = dict.fromkeys((user.id for user in askers), "test")
+    splits = test if draft.queries else build.split(askers, config.world.test_share, config.seed)
     queries = []
-    for user in draft.profiles:
+    for user in askers:
         for place, completion in enumerate(texts[user.id].completions):
             asked = build.query_from_text(user, place, completion.text, splits[user.id])
             if asked is not None and completion.finished:
                 queries.append(asked)
     if not queries:
         raise WorldError("the User-LLM asked no usable query; check user_llm.path and user_llm.prompt")
-    return replace(draft, queries=tuple(queries))
+    return replace(draft, queries=(*draft.queries, *queries))

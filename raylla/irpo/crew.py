@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raylla.actors.judge import JudgeWorker
 from raylla.actors.policy import PolicyTrainer
@@ -13,21 +14,27 @@ from raylla.actors.rollout import RolloutWorker
 from raylla.actors.weights import WeightStore, roll_out
 from raylla.config import Actors, Config
 from raylla.engines.protocol import Probe
+from raylla.errors import WorkerLostError
 from raylla.models import resolve
+from raylla.observe import Observer
 from raylla.records import WeightVersion
+
+Result = TypeVar("Result")
 
 
 class Crew:
     """Rollout, judge and reward actors, the weight store and the DPO trainer of one run."""
 
-    def __init__(
-        self, config: Config, storage: Path, version: WeightVersion, record: Record | None = None
-    ) -> None:
+    def __init__(self, config: Config, storage: Path, version: WeightVersion, watch: Observer) -> None:
         here = config.ray.in_process
+        record: Record = watch.timeline.add
         judge_model = resolve(config.user_llm.path, "user_llm.path")
         encoder = resolve(config.pctr.encoder, "pctr.encoder")
         self.config = config
         self.version = version
+        self._first = version
+        self._probe: Probe | None = None
+        self._watch = watch
         self.rollouts = Pool(
             "rollout",
             RolloutWorker,
@@ -52,7 +59,9 @@ class Crew:
             here,
             record,
         )
-        self.store = Pool("weight-store", WeightStore, (), Actors(workers=1, cpus=0), here)
+        # Beside the engines that read from it: a head node has no room for a model's weights.
+        beside = Actors(workers=1, cpus=0, labels=config.rollout.labels)
+        self.store = Pool("weight-store", WeightStore, (), beside, here)
         self.policy = PolicyTrainer(config.dpo, config.seed, here, storage / "trainer", config.deadlines)
 
     def start(self, trainer: bool = True) -> None:
@@ -70,9 +79,39 @@ class Crew:
 
         Returns each engine's mean |log-probability difference| to the trainer.
         """
-        differences = roll_out(self.rollouts, self.store, version, probe, self.config.deadlines.sync)
-        self.version = version
+        everywhere = range(self.rollouts.size)
+        differences = self.persistently(lambda: self._roll_out(version, probe, everywhere))
+        self.version, self._probe = version, probe
         return differences
+
+    def _roll_out(self, version: WeightVersion, probe: Probe | None, workers: Sequence[int]) -> list[float]:
+        deadline = self.config.deadlines.sync
+        return roll_out(self.rollouts, self.store, version, probe, deadline, workers)
+
+    def persistently(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns; where a worker is lost meanwhile, it is done again from its start.
+
+        Raises:
+            WorkerLostError: a worker was lost once more than its group's ``max_restarts``.
+        """
+        while True:
+            try:
+                return work()
+            except WorkerLostError as lost:
+                self.restart(lost)
+
+    def restart(self, lost: WorkerLostError) -> None:
+        """Start a lost worker anew; a rollout worker holds the live weights again when this returns.
+
+        Raises:
+            WorkerLostError: its group was started anew ``max_restarts`` times already.
+        """
+        pools = (self.rollouts, self.judges, self.reward, self.store)
+        pool = next(pool for pool in pools if pool.name == lost.pool)
+        pool.restart(lost, self.config.deadlines.start)
+        self._watch.lost(pool.name)
+        if pool is self.rollouts and self.version != self._first:
+            self.persistently(lambda: self._roll_out(self.version, self._probe, [lost.worker]))
 
     def ask_reward(self, method: str, *args: Any) -> Any:
         """One call of the reward trainer, within ``deadlines.reward``."""

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from raylla.actors.pool import Call
 from raylla.auction import parse
+from raylla.errors import WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
-from raylla.irpo.scoring import rows_of
+from raylla.irpo.scoring import careful_rate, rows_of
 from raylla.irpo.state import Run
 from raylla.records import Phase, Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
@@ -56,16 +57,24 @@ class Learner:
         config = run.config
         last = config.irpo.reward_epochs
         self._run, self._crew, self._world, self._epoch = run, crew, world, epoch
+        self._planned = planned
         self._learns = last is None or epoch <= last
         self._predicts = config.irpo.reward == "pctr"
-        self._chunks = {phase: _chunks(planned, phase) for phase in ("reward", "preference")}
         self._held = held_out(run, planned)
+        self._begin()
+
+    def _begin(self) -> None:
+        """From the epoch's start: as at first, and where the reward trainer was lost."""
+        self._chunks = {phase: _chunks(self._planned, phase) for phase in ("reward", "preference")}
         self._held_rows: list[ClickRow] = []
         self._updated = False
         self._calls: list[tuple[Call, Callable[[Any], None]]] = []
-        self.learned = Learned()
-        if epoch > 1:
-            self._ask("load", run.path / "reward" / f"epoch-{epoch - 1}")
+        self._learned = Learned()
+        config = self._run.config
+        before = self._run.path / "reward" / f"epoch-{self._epoch - 1}"
+        start = before if self._epoch > 1 else config.pctr.start
+        if start is not None:
+            self._ask("load", start.resolve())  # actors work in directories of their own
 
     def advance(self, source: Source) -> None:
         """Hand over everything of ``source`` that is whole and whose turn it is."""
@@ -88,19 +97,34 @@ class Learner:
         Raises:
             DeadlineError: a call took longer than ``deadlines.reward``.
         """
-        self.advance(source)
-        self._ask("evaluate", self._held_rows, then=self._evaluated)
         state = self._run.path / "reward" / f"epoch-{self._epoch}"
         state.parent.mkdir(exist_ok=True)
-        self._ask("save", state)
-        self.settle()
-        return self.learned
 
-    def settle(self) -> None:
+        def rest() -> None:
+            self.advance(source)
+            self._ask("evaluate", self._held_rows, then=self._evaluated)
+            self._ask("save", state)
+
+        self._wait(rest)
+        return self._learned
+
+    def settle(self, source: Source) -> None:
         """Wait for all that was asked so far."""
-        for call, then in self._calls:
-            then(self._crew.reward_answer(call))
-        self._calls.clear()
+        self._wait(lambda: self.advance(source))
+
+    def _wait(self, ask: Callable[[], None]) -> None:
+        """``ask``, then wait; where the reward trainer is lost, all of it again from the beginning."""
+        while True:
+            ask()
+            try:
+                for call, then in self._calls:
+                    then(self._crew.reward_answer(call))
+            except WorkerLostError as lost:
+                self._crew.restart(lost)
+                self._begin()
+            else:
+                self._calls.clear()
+                return
 
     def _whole(self, phase: Phase, source: Source) -> Iterator[list[Planned]]:
         """The next chunks of a phase, as long as they are whole."""
@@ -113,20 +137,20 @@ class Learner:
         ads = self._world.ad_by_id
         for planned, answer in sampled.of("preference"):
             placed = parse(answer.text, planned.ads).placements
-            self.learned.rates[answer.sample_id] = {}
+            self._learned.rates[answer.sample_id] = {}
             asked += rows(answer.sample_id, planned.query, planned.profile, answer.text, placed, ads, None)
         self._ask("predict_intervals", asked, then=lambda found: self._predicted(asked, found))
 
     def _predicted(self, asked: Sequence[ClickRow], found: Sequence[Prediction]) -> None:
         risk = self._run.config.irpo.risk
         for row, one in zip(asked, found, strict=True):
-            self.learned.rates[row.sample_id][row.ad_id] = one.mean - risk * (one.mean - one.low)
+            self._learned.rates[row.sample_id][row.ad_id] = careful_rate(one, risk)
 
     def _fitted(self, found: dict[str, float]) -> None:
-        self.learned.fit = found
+        self._learned.fit = found
 
     def _evaluated(self, found: dict[str, float]) -> None:
-        self.learned.held_out = found
+        self._learned.held_out = found
 
     def _ask(self, method: str, *args: Any, then: Callable[[Any], None] = lambda _: None) -> None:
         self._calls.append((self._crew.reward.call(0, method, *args), then))

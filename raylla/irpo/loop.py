@@ -7,6 +7,7 @@
                         deploy   π_t to every rollout engine
     test                π_T
 
+Phase 1 of a run that learns online (`online`) is what users of the endpoint were answered and clicked.
 Work begins when its inputs are there, in whatever stage that is (`irpo.overlap`); the records of the
 stages are committed in order, and a resumed run skips what is committed.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 from raylla import models
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.irpo import asking, stages, versions
+from raylla.irpo import asking, served, stages, versions
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Stream
@@ -43,7 +44,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
     try:
         check_placement(config)
         version, probe = versions.committed(run)[-1]
-        crew = Crew(config, run.path, version, watch.timeline.add)
+        crew = Crew(config, run.path, version, watch)
         with watch.stage("start engines"), heeded("the start of the engines"):
             crew.start()
         world = asking.ask_queries(run, crew, watch, draft)
@@ -70,6 +71,7 @@ def _epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -> V
     """π_{t-1} -> π_t."""
     planned = auctions(run.config, world, epoch)
     stream = Stream(run.config, world, crew, watch, stages.unanswered(run, epoch, planned))
+    served.hand_in(run, stream)
     learner = Learner(run, crew, world, epoch, planned)
     sampled = stages.sample(run, watch, epoch, planned, stream, learner)
     groups = stages.learn(run, watch, epoch, sampled, learner)

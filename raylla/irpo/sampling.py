@@ -22,7 +22,7 @@ from raylla.actors.pool import DONE, Call, next_item
 from raylla.auction import parse
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
-from raylla.errors import BudgetError
+from raylla.errors import BudgetError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.observe import Observer
 from raylla.records import Answer, Click, Phase, Planned
@@ -100,9 +100,9 @@ class Stream:
         self._catalogue = world.ad_ids
         self._crew = crew
         self._watch = watch
-        self._waves = _waves(planned, config.irpo.overlap)
-        self._rollouts: list[Call] = []
-        self._judges: dict[Call, int] = {}
+        self._waves = _waves([item for item in planned if item.n], config.irpo.overlap)
+        self._rollouts: dict[Call, list[Request]] = {}
+        self._judges: dict[Call, list[JudgeItem]] = {}
         self._free = deque(range(crew.judges.size))
         self._queue: dict[Phase, deque[JudgeItem]] = {
             phase: deque() for phase in dict.fromkeys(item.phase for item in planned)
@@ -120,14 +120,23 @@ class Stream:
 
         Raises:
             DeadlineError: nothing came in for ``deadlines.sample`` seconds.
+            WorkerLostError: a worker was lost once more than its group's ``max_restarts``.
         """
         what = f"the next answer or judgement under {self.version}"
         while self._wanted(phases):
             self._ask()
             self._feed()
             calls = [*self._rollouts, *self._judges]
-            self._take(*next_item(calls, self._config.deadlines.sample, what))
+            try:
+                self._take(*next_item(calls, self._config.deadlines.sample, what))
+            except WorkerLostError as lost:
+                self._send_again(lost)
             then()
+
+    def hand_in(self, auction_id: str, answers: list[Answer], clicks: dict[str, dict[str, bool]]) -> None:
+        """Keep what an auction was answered elsewhere, and what of it was clicked (by sample id)."""
+        self._answers[auction_id], self._clicks[auction_id] = answers, clicks
+        self._settle(self.plan[auction_id])
 
     def due(self, phase: Phase) -> int:
         """Answers of a phase that are still to come."""
@@ -188,10 +197,24 @@ class Stream:
             )
             for item in self._waves.popleft()
         ]
-        self._rollouts = [
-            self._crew.rollouts.call(worker, "generate", requests[worker::size], self.version)
-            for worker in range(size)
-        ]
+        for worker in range(size):
+            self._generate(worker, requests[worker::size])
+
+    def _generate(self, worker: int, requests: list[Request]) -> None:
+        self._rollouts[self._crew.rollouts.call(worker, "generate", requests, self.version)] = requests
+
+    def _judge(self, worker: int, items: list[JudgeItem]) -> None:
+        self._judges[self._crew.judges.call(worker, "judge", items)] = items
+
+    def _send_again(self, lost: WorkerLostError) -> None:
+        """Start a lost worker anew, and give it what it had not finished."""
+        self._crew.restart(lost)
+        for call in [call for call in self._rollouts if call.done]:
+            left = [one for one in self._rollouts.pop(call) if one.id not in self._answers]
+            self._generate(call.index, left)
+        for call in [call for call in self._judges if call.done]:
+            unread = [one for one in self._judges.pop(call) if one.sample_id in self._read]
+            self._judge(call.index, unread)
 
     def _feed(self) -> None:
         """Give free judges what has gathered, of the phase that is needed first."""
@@ -200,18 +223,17 @@ class Stream:
         while self._free and any(self._queue.values()):
             queue = next(queue for queue in self._queue.values() if queue)
             batch = [queue.popleft() for _ in range(min(JUDGE_BATCH, len(queue)))]
-            worker = self._free.popleft()
-            self._judges[self._crew.judges.call(worker, "judge", batch)] = worker
+            self._judge(self._free.popleft(), batch)
 
     def _take(self, call: Call, item: object) -> None:
         if isinstance(item, Generated):
             self._take_answers(call, item)
         elif isinstance(item, Judgement):
             self._take_judgement(call, item)
-        elif item is DONE and call in self._judges:
-            self._free.append(self._judges.pop(call))
+        elif item is DONE and self._judges.pop(call, None) is not None:
+            self._free.append(call.index)
         elif item is DONE:
-            self._rollouts.remove(call)
+            del self._rollouts[call]
 
     def _take_answers(self, call: Call, generated: Generated) -> None:
         """Keep the answers to one request, and queue those that the judge has to read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from raylla.auction import parse, reward
 from raylla.irpo.sampling import Sampled, readings
 from raylla.irpo.state import Run
-from raylla.records import Phase, Reward
+from raylla.records import Phase, Prediction, Reward
 from raylla.reward.rows import ClickRow, rows
 from raylla.world import World
 
@@ -25,6 +25,11 @@ def rows_of(world: World, sampled: Sampled, phase: Phase) -> list[ClickRow]:
             clicked,
         )
     return found
+
+
+def careful_rate(predicted: Prediction, risk: float) -> float:
+    """A predicted click rate, lowered towards the low end of its interval by ``risk`` (0 to 1)."""
+    return predicted.mean - risk * (predicted.mean - predicted.low)
 
 
 def judged_rates(run: Run, sampled: Sampled) -> dict[str, dict[str, float]]:

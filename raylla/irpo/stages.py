@@ -24,6 +24,7 @@ from raylla.irpo.state import Run, load_records, package_versions, save_records,
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
+from raylla.reward.rows import ClickRow
 from raylla.stop import heeded
 from raylla.timeline import TRAINER
 from raylla.world import World, clicks, prompts
@@ -62,7 +63,7 @@ def sample(
             for phase in TRAINING:
                 stream.until([phase])
                 learner.advance(stream)
-                learner.settle()
+                learner.settle(stream)
     sampled = stream.result(*TRAINING)
     _commit_sampled(run, watch, epoch, stage, sampled, {})
     return sampled
@@ -79,10 +80,18 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
     with watch.stage(f"epoch {epoch}: test", test=stream.due("test"), judgements=0), heeded(stage):
         stream.until(["test"])
         sampled = stream.result("test")
-        model = f"epoch-{min(epoch, run.config.irpo.epochs)}"
-        crew.ask_reward("load", run.path / "reward" / model)
-        predicted = crew.ask_reward("evaluate", rows_of(world, sampled, "test"))
+        rows = rows_of(world, sampled, "test")
+        predicted = crew.persistently(lambda: _predicted(run, crew, epoch, rows))
     _commit_sampled(run, watch, epoch, stage, sampled, {"pctr": predicted})
+    row = tested_row(run, world, sampled)
+    watch.metrics(epoch - 1, {f"test/{key}": value for key, value in row.items()})
+
+
+def _predicted(run: Run, crew: Crew, epoch: int, rows: list[ClickRow]) -> dict[str, float]:
+    model = f"epoch-{min(epoch, run.config.irpo.epochs)}"
+    crew.ask_reward("load", run.path / "reward" / model)
+    found: dict[str, float] = crew.ask_reward("evaluate", rows)
+    return found
 
 
 def _commit_sampled(
@@ -263,6 +272,7 @@ def align(
     }
     run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
+    watch.artifact(job.version, "weights", run.weights(job.version), points=True)
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
         f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}"
@@ -288,21 +298,21 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     sampled = read_tests(run, world)
     if run.committed("conclude") is None:
         run.commit("conclude", [], {"wall_seconds": 0.0})
-    epochs = table(run, world, sampled)
-    for row in epochs:
-        watch.metrics(row["epoch"], {f"test/{key}": value for key, value in row.items()})
+    epochs, shown = table(run, world, sampled), examples(world, sampled[0], sampled[-1])
     results = {
         "name": run.config.name,
         "epochs": epochs,
         "wall_seconds": {stage: report["wall_seconds"] for stage, report in run.commits.items()},
         "timeline": watch.timeline.epochs,
         "peak_memory_bytes": watch.peak_memory_bytes,
+        "restarts": dict(watch.restarts),
         "dropped": _added(run, "dropped"),
         "samples": _added(run, "samples"),
         "versions": package_versions(),
-        "examples": examples(world, sampled[0], sampled[-1]),
+        "examples": shown,
     }
     write_json(run.path / "results.json", results)
+    watch.table(run.config.irpo.epochs, "test/examples", shown)
     return results
 
 

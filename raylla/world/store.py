@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylla.errors import WorldError
-from raylla.records import Ad, Profile, Query
+from raylla.records import Ad, Auction, Profile, Query
 from raylla.world.world import World
 
 FORMAT = 1
@@ -28,6 +28,9 @@ _SCHEMAS = {
     "queries": pa.schema(
         [(name, _TEXT) for name in ("id", "profile_id", "text", "category", "theme", "split")]
         + [("related", pa.list_(_TEXT))]
+    ),
+    "auctions": pa.schema(
+        [("id", _TEXT), ("query_id", _TEXT), ("ad_ids", pa.list_(_TEXT)), ("bids", pa.list_(pa.float64()))]
     ),
 }
 
@@ -50,6 +53,7 @@ def save(world: World, directory: Path) -> None:
                 {**asdict(query), "related": list(world.related.get(query.id, ()))}
                 for query in world.queries
             ],
+            "auctions": [asdict(auction) for auction in world.auctions],
         }
         for name, schema in _SCHEMAS.items():
             pq.write_table(pa.Table.from_pylist(rows[name], schema=schema), fresh / f"{name}.parquet")
@@ -70,7 +74,9 @@ def load(directory: Path) -> World:
             counts it, or the world fails `check`.
     """
     about = _about(directory / "world.json")
-    rows = {name: _rows(directory / f"{name}.parquet", name) for name in _SCHEMAS}
+    # worlds without served auctions were once written without their file
+    names = [name for name in _SCHEMAS if name != "auctions" or name in about["counts"]]
+    rows = {name: _rows(directory / f"{name}.parquet", name) for name in names}
     for name, members in rows.items():
         if about["counts"].get(name) != len(members):
             raise WorldError(
@@ -87,6 +93,10 @@ def load(directory: Path) -> World:
         ads=tuple(Ad(**row) for row in rows["ads"]),
         queries=tuple(Query(**row) for row in rows["queries"]),
         related={id: ads for id, ads in related.items() if ads},
+        auctions=tuple(
+            Auction(row["id"], row["query_id"], tuple(row["ad_ids"]), tuple(row["bids"]))
+            for row in rows.get("auctions", ())
+        ),
         notes=about["notes"],
     )
     check(world)
@@ -107,7 +117,7 @@ def check(world: World) -> None:
     _unique("ads", [ad.id for ad in world.ads])
     _unique("queries", [query.id for query in world.queries])
     for ad in world.ads:
-        _check_ad(ad)
+        check_ad(ad)
     for profile in world.profiles:
         for interest in profile.interests:
             _plain(f"profiles: {profile.id}", "interests", interest)
@@ -115,9 +125,21 @@ def check(world: World) -> None:
     for query_id, ids in world.related.items():
         for unknown in (id for id in ids if id not in world.ad_by_id):
             raise WorldError(f"queries: {query_id}: related={unknown!r} is no ad; add it or drop the pair")
+    _unique("auctions", [auction.id for auction in world.auctions])
+    for auction in world.auctions:
+        unknown_ads = set(auction.ad_ids) - world.ad_ids
+        if auction.query_id not in world.query_by_id or unknown_ads:
+            raise WorldError(
+                f"auctions: {auction.id}: query {auction.query_id!r} or one of the ads is not in the world"
+            )
 
 
-def _check_ad(ad: Ad) -> None:
+def check_ad(ad: Ad) -> None:
+    """Refuse an ad that a prompt or a placement could not carry.
+
+    Raises:
+        WorldError: names the field, the value and the way out.
+    """
     where = f"ads: {ad.id}"
     if not (ad.id.isascii() and ad.id.isdigit()):
         raise WorldError(f"ads: id={ad.id!r}: an id is digits only, as in [Ad-1234]; renumber the ad")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from raylla.records import Ad, Profile, Query, Split
+from raylla.records import Ad, Auction, Profile, Query, Split
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class World:
 
     ``related`` names, for queries of real data, the ads that the data pairs with them (query id
     -> ad ids); a synthetic world has none.  ``notes`` count what an importer had to change.
+    ``auctions`` are those that were served to users: phase 1 of the epoch that their id names.
     """
 
     name: str
@@ -24,6 +25,7 @@ class World:
     queries: tuple[Query, ...] = ()
     related: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    auctions: tuple[Auction, ...] = ()
 
     @cached_property
     def profile_by_id(self) -> dict[str, Profile]:

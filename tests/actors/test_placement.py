@@ -30,6 +30,15 @@ def test_what_fits_and_what_never_will() -> None:
         check_placement(big)
 
 
+@pytest.mark.usefixtures("cluster")
+def test_labels_choose_nodes_and_an_autoscaler_lifts_the_limits() -> None:
+    tree = {"dpo": {"labels": {"raylla/group": "trainer"}}}
+    with pytest.raises(PlacementError, match=r"dpo: .* no node with labels .'raylla/group': 'trainer'"):
+        check_placement(parse(tree, "test"))
+    grown = check_placement(parse({**tree, "judge": {"gpus": 64}, "ray": {"autoscaling": True}}, "test"))
+    assert grown["GPU"] < 0
+
+
 def test_an_address_where_nothing_answers() -> None:
     if ray.is_initialized():
         ray.shutdown()

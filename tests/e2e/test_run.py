@@ -17,6 +17,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from raylla.gauges import flat
+from tests.unit.test_dashboard import metrics
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +109,13 @@ def test_run_directory(whole: Path) -> None:
     assert (whole / "weights" / "v1" / "model.safetensors").exists()
     consumed = [name for name in _ids(whole) if "/" in name]
     assert len(set(consumed)) > 8 * 7
+
+
+def test_the_dashboard_reads_what_a_run_writes(whole: Path) -> None:
+    live = {"epoch", "stage_active", "tokens_total"}
+    written = {name for line in (whole / "metrics.jsonl").open() for name, _ in flat(json.loads(line))}
+    asked = {name.removeprefix("ray_raylla_") for name in metrics("ray_raylla_")}
+    assert asked <= live | written
 
 
 def test_test_profiles_are_never_trained_on(whole: Path) -> None:

@@ -13,6 +13,7 @@ LIGHT = (
     "raylla.auction",
     "raylla.mechanisms",
     "raylla.evaluation.intervals",
+    "raylla.plan.show",
     "raylla.world.build",
     "raylla.world.webis",
 )

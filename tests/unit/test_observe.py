@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from raylla.config import parse
+from raylla.gauges import flat
 from raylla.observe import Observer
 
 
@@ -36,3 +37,82 @@ def test_metrics_go_on_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert line["test/revenue"] == 3.0
     assert line["epoch"] == 1
     assert watch.wall["epoch 1: sample"] >= 0
+
+
+class ScriptedWandb(types.SimpleNamespace):
+    """A W&B that notes what it is told; keeping an artifact fails where ``broken``."""
+
+    def __init__(self, broken: bool = False) -> None:
+        super().__init__(broken=broken, inits=[], logged=[], kept=[], metrics=[], finished=0)
+
+    def init(self, **arguments: object) -> ScriptedWandb:
+        self.inits.append(arguments)
+        self.id = arguments["id"]
+        return self
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, values: dict[str, object]) -> None:
+        self.logged.append(values)
+
+    def Table(self, columns: list[str], data: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+        return columns, data
+
+    def Artifact(self, name: str, type: str) -> types.SimpleNamespace:
+        if self.broken:
+            raise OSError("disk full")
+        made = types.SimpleNamespace(name=name, type=type, held=[])
+        made.add_reference = lambda uri, checksum: made.held.append(uri)
+        made.add_dir = lambda path: made.held.append(path)
+        return made
+
+    def log_artifact(self, made: types.SimpleNamespace) -> None:
+        self.kept.append((made.name, made.type, made.held))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_what_wandb_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = ScriptedWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = parse({"wandb": {"mode": "online"}}, "test")
+    for _ in range(2):  # a run, and its resumption
+        watch = Observer(config, tmp_path)
+        watch.metrics(1, {"align/steps": 4})
+        watch.table(1, "test/examples", [{"query": "q", "after": 3}])
+        watch.artifact("v1", "weights", tmp_path / "weights" / "v1", points=True)
+        watch.artifact("report", "report", tmp_path / "report")
+        watch.close()
+    name = (tmp_path / "wandb-id").read_text()
+    assert [(one["id"], one["resume"]) for one in wandb.inits] == [(name, "allow")] * 2
+    assert ("*", "epoch") in wandb.metrics
+    assert wandb.logged[:2] == [
+        {"epoch": 1, "align/steps": 4},
+        {"epoch": 1, "test/examples": (["query", "after"], [["q", "3"]])},
+    ]
+    assert wandb.kept[:2] == [
+        (f"{name}-v1", "weights", [f"file://{tmp_path}/weights/v1"]),
+        (f"{name}-report", "report", [str(tmp_path / "report")]),
+    ]
+    assert wandb.finished == 2
+
+
+def test_a_wandb_that_breaks_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", ScriptedWandb(broken=True))
+    watch = Observer(parse({"wandb": {"mode": "online", "timeout": 5}}, "test"), tmp_path)
+    watch.artifact("v1", "weights", tmp_path)
+    watch.metrics(1, {"align/steps": 4})
+    watch.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["align/steps"] == 4
+
+
+def test_names_for_prometheus() -> None:
+    nested = {
+        "test/revenue": {"mean": 2.5, "low": 1},
+        "align/losses": [0.7, 0.5],
+        "align/probe": "x",
+        "ok": True,
+    }
+    assert dict(flat(nested)) == {"test_revenue_mean": 2.5, "test_revenue_low": 1, "align_losses": 0.5}

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from raylla import config
-from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Sampled, readings
-from raylla.irpo.scoring import judged_rates, score
+from raylla.irpo.scoring import careful_rate, judged_rates, score
 from raylla.irpo.state import Run
 from raylla.records import Ad, Answer, Auction, Planned, Prediction, Profile, Query
-from raylla.world import World
 
 AD = Ad("12", "Lumo Kettle", "tea", "food")
 PLANNED = Planned(
@@ -52,31 +47,13 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
     }
 
 
-class Whole:
-    """A stage whose answers are all there."""
-
-    def __init__(self, sampled: Sampled) -> None:
-        self._sampled = sampled
-
-    def whole(self, auction_id: str) -> bool:
-        return True
-
-    def part(self, auctions: Sequence[Planned]) -> Sampled:
-        return self._sampled
-
-
 @pytest.mark.parametrize(("risk", "rate"), [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3)])
 def test_risk_scores_towards_the_low_end_of_the_interval(tmp_path: Path, risk: float, rate: float) -> None:
     run = Run(tmp_path, config.parse({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test"))
     text = "Try @Lumo Kettle@[Ad-12]."
     answer = Answer("e1/preference/q/0", "e1/preference/q", 0, "v0", text, (1,), (2,))
     sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", [answer])
-    world = World("w", 0, (PLANNED.profile,), (AD,), (PLANNED.query,))
-
-    def call(worker: int, method: str, *args: Any) -> Any:
-        return [Prediction(0.5, 0.3, 0.9) for _ in args[0]] if method == "predict_intervals" else {}
-
-    crew: Any = SimpleNamespace(reward=SimpleNamespace(call=call), reward_answer=lambda found: found)
-    rates = Learner(run, crew, world, 1, [PLANNED]).finish(Whole(sampled)).rates
-    assert rates == {answer.sample_id: {"12": pytest.approx(rate)}}
-    assert score(run, sampled, rates)[answer.sample_id].total == pytest.approx(40 * rate - 2)
+    found = careful_rate(Prediction(0.5, 0.3, 0.9), risk)
+    assert found == pytest.approx(rate)
+    rewards = score(run, sampled, {answer.sample_id: {"12": found}})
+    assert rewards[answer.sample_id].total == pytest.approx(40 * rate - 2)

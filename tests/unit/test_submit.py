@@ -56,6 +56,7 @@ def test_the_run_id_follows_from_what_decides_the_run() -> None:
     assert planned(parse({"name": "a b/c"}, "x")).run_id.startswith("a-b-c-")
     assert planned(job="evaluate").run == plain.run
     assert planned(job="evaluate").entrypoint == f"python jobs/evaluate.py {plain.run}"
+    assert planned(job="serve").entrypoint == f"python jobs/serve.py config.yaml --run {plain.run}"
     assert plain.entrypoint == f"python jobs/train.py config.yaml --run {plain.run}"
 
 
@@ -64,7 +65,7 @@ def test_the_run_id_follows_from_what_decides_the_run() -> None:
     [
         ("train", Path("runs"), None, "--storage runs: give an absolute path"),
         ("train", STORAGE, "../x", "--run-id '../x'"),
-        ("trian", STORAGE, None, "--job trian: there is train, evaluate, report"),
+        ("trian", STORAGE, None, "--job trian: there is train, evaluate, report, serve"),
     ],
 )
 def test_unusable_requests(job: str, storage: Path, run_id: str | None, words: str) -> None:
@@ -76,7 +77,7 @@ def test_what_is_sent_is_the_code_and_the_resolved_config(tmp_path: Path) -> Non
     config = parse({"seed": 4, "ray": {"address": "elsewhere:6379"}}, "x")
     submit.stage(planned(config), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"raylla", "jobs", "config.yaml"}
-    assert (tmp_path / "jobs" / "train.py").exists()
+    assert {path.stem for path in (tmp_path / "jobs").iterdir()} == set(submit.JOBS)
     assert not list(tmp_path.rglob("__pycache__"))
     sent = parse(yaml.safe_load((tmp_path / "config.yaml").read_text()), "sent")
     assert sent.digest() == config.digest()

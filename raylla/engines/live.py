@@ -1,0 +1,87 @@
+"""vLLM one step at a time, for who serves requests as they come: token ids in, token ids out.
+
+Prompts are tokenized and answers decoded by the caller, in another thread or process than the one
+that steps, so that a step costs no more than the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from raylla.config import Engine as Settings
+from raylla.config import Sampling
+from raylla.engines.protocol import Probe, Weights
+from raylla.engines.vllm import VllmEngine
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step added to request ``name``; ``finish`` with its last tokens.
+
+    A request that is not streamed has one `Step`, with all its tokens.
+    """
+
+    name: str
+    token_ids: tuple[int, ...]
+    finish: Finish | None
+
+
+class Live(Protocol):
+    """An engine that is stepped from outside, by one thread."""
+
+    def submit(self, name: str, prompt: Sequence[int], sampling: Sampling, stream: bool) -> None:
+        """Begin request ``name``.
+
+        Raises:
+            ValueError: the prompt is empty, or leaves less than ``sampling.max_tokens`` of the context.
+        """
+
+    def step(self) -> list[Step]:
+        """One token more for everything that runs."""
+
+    def abort(self, names: Sequence[str]) -> None:
+        """Forget these requests; unknown names are none."""
+
+    def load(self, weights: Weights, probe: Probe | None) -> float:
+        """As `raylla.engines.Engine.load`; nothing may be running."""
+
+
+class LiveVllm(VllmEngine):
+    """A `Live` engine on vLLM."""
+
+    def __init__(self, model_path: str, settings: Settings, seed: int) -> None:
+        super().__init__(model_path, settings, seed)
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._params = SamplingParams
+        self._kinds = {True: RequestOutputKind.DELTA, False: RequestOutputKind.FINAL_ONLY}
+
+    def submit(self, name: str, prompt: Sequence[int], sampling: Sampling, stream: bool) -> None:
+        """See `Live`; sampled with the engine's own random numbers, which cost least."""
+        if error := self._refusal(len(prompt), sampling):
+            raise ValueError(error)
+        params = self._params(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            output_kind=self._kinds[stream],
+            detokenize=False,
+        )
+        self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+
+    def step(self) -> list[Step]:
+        """See `Live`."""
+        return [
+            Step(output.request_id, tuple(output.outputs[0].token_ids), output.outputs[0].finish_reason)
+            for output in self._engine.step()
+        ]
+
+    def abort(self, names: Sequence[str]) -> None:
+        """See `Live`."""
+        self._engine.abort_request(list(names))

@@ -1,0 +1,59 @@
+"""What devices can do at most, by their makers' data sheets, and what share of it is counted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raylla.errors import ConfigError
+
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Memory in bytes; dense bfloat16 FLOP/s; bytes/s of its memory and of its link to its neighbours."""
+
+    memory: float
+    flops: float
+    bandwidth: float
+    link: float
+
+
+GPUS = {
+    "a100": Device(80 * GB, 312e12, 2.04e12, 300 * GB),
+    "h100": Device(80 * GB, 989e12, 3.35e12, 450 * GB),
+    "h200": Device(141 * GB, 989e12, 4.8e12, 450 * GB),
+    "b200": Device(180 * GB, 2250e12, 8e12, 900 * GB),
+    "l40s": Device(48 * GB, 362e12, 0.864e12, 32 * GB),
+}
+
+CORE = Device(12 * GB, 50e9, 10 * GB, 5 * GB)
+"""One CPU core, for groups without GPUs: orders of magnitude only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What is reached of a device's best, an assumption to be replaced by `raylla bench` on the machine."""
+
+    prefill: float = 0.5
+    decode: float = 0.6
+    train: float = 0.4
+    link: float = 0.6
+
+
+DISK = 2 * GB
+"""Bytes/s of the run directories' file system."""
+
+NETWORK = 10 * GB
+"""Bytes/s between machines."""
+
+
+def gpu(name: str) -> Device:
+    """A GPU by name.
+
+    Raises:
+        ConfigError: it is not in the table.
+    """
+    if name not in GPUS:
+        raise ConfigError(f"--gpu {name}: there is {', '.join(GPUS)}")
+    return GPUS[name]

@@ -1,0 +1,89 @@
+"""A budget as tables on the console."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from raylla.config import Config
+from raylla.plan.budget import Budget, Lengths, budget
+from raylla.plan.hardware import Device
+
+
+def show(console: Console, config: Config, device: Device, lengths: Lengths, node: int) -> None:
+    """Print phases, memory, the epoch and what one more machine of ``node`` GPUs buys."""
+    found = budget(config, device, lengths)
+    console.print(
+        f"{config.name}: {found.gpus:g} GPUs; prompts of {lengths.prompt:g} tokens and answers of "
+        f"{lengths.answer:g}, the judge's of {lengths.judge_prompt:g} and {lengths.judgement:g} "
+        "(estimates: --prompt-tokens, --answer-tokens)",
+        highlight=False,
+    )
+    console.print(_phases(found))
+    console.print(_memory(found))
+    whole = found.epochs * found.epoch_seconds
+    console.print(
+        f"epoch {duration(found.epoch_seconds)}, {found.epochs} epochs {duration(whole)}, "
+        f"{whole * found.gpus / 3600:.1f} GPU hours; engines and trainers wait {found.idle:.0%} of it",
+        highlight=False,
+    )
+    for group, grown in more(config, node):
+        gain = found.epoch_seconds / budget(grown, device, lengths).epoch_seconds
+        console.print(
+            f"one more node of {node} GPUs for {group}: epoch {gain:.2f} times as fast", highlight=False
+        )
+    for one in found.memory:
+        if not one.fits:
+            console.print(
+                f"[bold red]{one.group} does not fit[/bold red]: {one.used / 1e9:.1f} of "
+                f"{one.limit / 1e9:.1f} GB per device",
+                highlight=False,
+            )
+
+
+def more(config: Config, node: int) -> list[tuple[str, Config]]:
+    """The config with ``node`` more GPUs in each group that can take them."""
+    wide = config.engine.tensor_parallel
+    found = []
+    if config.rollout.gpus:
+        workers = config.rollout.workers + int(node / (config.rollout.gpus * wide))
+        group = config.rollout.model_copy(update={"workers": workers})
+        found.append((f"rollout ({workers} workers)", config.model_copy(update={"rollout": group})))
+    if config.dpo.gpus:
+        workers = config.dpo.workers + int(node / config.dpo.gpus)
+        if config.dpo.batch_groups % workers == 0:
+            dpo = config.dpo.model_copy(update={"workers": workers})
+            found.append((f"dpo ({workers} workers)", config.model_copy(update={"dpo": dpo})))
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that leaves a number above one."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _phases(found: Budget) -> Table:
+    table = Table("phase", "devices", "M tokens", "PFLOP", "time", "bound by", "of which", box=None)
+    for one in found.phases:
+        notes = [f"{name} {value:,.0f}" for name, value in one.notes.items()]
+        table.add_row(
+            one.name,
+            str(one.workers),
+            f"{one.tokens / 1e6:,.1f}",
+            f"{one.flops / 1e15:,.3g}",
+            duration(one.seconds),
+            one.bound,
+            ", ".join([*(f"{name} {duration(spent)}" for name, spent in one.times.items()), *notes]),
+        )
+    return table
+
+
+def _memory(found: Budget) -> Table:
+    table = Table("GB per device", "used", "of", "of which", box=None)
+    for one in found.memory:
+        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in one.parts.items())
+        table.add_row(one.group, f"{one.used / 1e9:.2f}", f"{one.limit / 1e9:.1f}", parts)
+    return table

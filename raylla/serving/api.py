@@ -1,0 +1,158 @@
+"""The endpoint as one FastAPI application, whoever runs it (Ray Serve, or a test in its own process)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raylla.config import Config
+from raylla.errors import BusyError, EndpointError, StoreError
+from raylla.records import Profile
+from raylla.serving import campaigns, chat, clicks, playground, web
+from raylla.serving.auctioneer import Auctioneer
+from raylla.serving.chat import RETRY_AFTER, code_of
+from raylla.serving.reports import Reports
+
+log = logging.getLogger("raylla.serving")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DESCRIPTION = """
+Answers with native ads, each chosen and placed by one generation of the Ad-LLM, and the campaigns,
+clicks and money behind them. Money is in whole micros (millionths) of `serving.currency`.
+"""
+
+
+class Health(BaseModel):
+    """Whether the endpoint can answer, and by which weight versions."""
+
+    status: str
+    versions: dict[str, str | None]
+    problems: list[str]
+
+
+Check = Callable[[], Awaitable[Health]]
+
+
+def create(
+    config: Config,
+    auctioneer: Auctioneer,
+    services: web.Services,
+    reports: Reports,
+    health: Check,
+    users: Sequence[Profile],
+) -> FastAPI:
+    """The application over what a replica has opened; ``users`` are those of the playground."""
+    app = FastAPI(title="raylla", description=DESCRIPTION, version="1", docs_url="/docs", redoc_url=None)
+    web.install(app, services)
+    for kind in (BusyError, EndpointError, StoreError):
+        app.add_exception_handler(kind, _unavailable)
+    app.include_router(chat.router(auctioneer, config.serving, reports))
+    app.include_router(campaigns.router)
+    app.include_router(clicks.router)
+    app.include_router(playground.router(users))
+
+    @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
+    async def healthz() -> JSONResponse:
+        """Alive: the engine steps, the store answers."""
+        found = await health()
+        return JSONResponse(found.model_dump(), 200 if found.status == "ok" else 503)
+
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    def metrics() -> PlainTextResponse:
+        """Prometheus metrics of the replica that answers."""
+        return PlainTextResponse(reports.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models", tags=["answers"])
+    async def models() -> dict[str, Any]:
+        """The one model, as OpenAI's clients list it."""
+        one = {"id": "raylla", "object": "model", "created": 0, "owned_by": "raylla"}
+        return {"object": "list", "data": [one]}
+
+    app.add_middleware(Envelope, largest=config.serving.largest_body)
+    return app
+
+
+def _unavailable(_: Request, error: Exception) -> JSONResponse:
+    problem = {"message": str(error), "type": "server_error", "code": code_of(error)}
+    return JSONResponse({"error": problem}, 503, {"Retry-After": RETRY_AFTER})
+
+
+class Envelope:
+    """ASGI middleware around every request: its id, the size of its body, and a line in the log."""
+
+    def __init__(self, app: ASGIApp, largest: int) -> None:
+        self._app = app
+        self._largest = largest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        length = headers.get(b"content-length", b"0")
+        try:
+            if length.isdigit() and int(length) > self._largest:
+                await self._refuse()(scope, receive, answer)
+            else:
+                await self._app(scope, _Bounded(receive, self._largest), answer)
+        finally:
+            log.info(
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    # Not the path of a click: its token is worth money.
+                    "path": re.sub(r"^/v1/clicks/.*", "/v1/clicks/...", scope["path"]),
+                    "status": status,
+                    "seconds": round(time.monotonic() - started, 4),
+                },
+            )
+
+    def _refuse(self) -> JSONResponse:
+        problem = {
+            "message": _too_large(self._largest),
+            "type": "invalid_request_error",
+            "code": "too_large",
+        }
+        return JSONResponse({"error": problem}, 413)
+
+
+class _Bounded:
+    """``receive`` up to a number of body bytes, for bodies that do not state their length."""
+
+    def __init__(self, receive: Receive, largest: int) -> None:
+        self._receive = receive
+        self._largest = self._left = largest
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise HTTPException(413, _too_large(self._largest))
+        return message
+
+
+def _too_large(largest: int) -> str:
+    return f"the body has more than serving.largest_body={largest} bytes"

@@ -1,0 +1,277 @@
+"""Which ads may compete now: a mask over the catalogue's rows, with a reason for every ad left out.
+
+The store's state is looked at by `Eligibility.refresh` (budgets, pacing, pauses, floors), the request's
+filters by `Eligibility.select`. An ad carries its first reason: those of the state come before those of
+the request. Everything per ad is an array operation; 10^6 ads take milliseconds.
+
+Even pacing: a campaign sits out while it has spent more than its daily budget times the elapsed share
+of the day (UTC). That is a plan and may be passed by clicks in flight; the budget itself cannot be,
+since charging checks it again (`raylla.serving.store.billing`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylla import records
+from raylla.config import Serving
+from raylla.serving.money import Micros
+from raylla.serving.records import Filtered, Filters, Listing, Reason
+from raylla.serving.store.snapshot import CampaignRow, Changes
+
+_REASONS = (
+    Reason.PAUSED,
+    Reason.FLOOR,
+    Reason.BUDGET,
+    Reason.PACING,
+    Reason.BLOCKED_ADVERTISER,
+    Reason.BLOCKED_CATEGORY,
+    Reason.FREQUENCY_CAP,
+)
+_CODE = {reason: code for code, reason in enumerate(_REASONS, start=1)}
+_DAY_SECONDS = 86_400
+
+
+class Source(Protocol):
+    """What eligibility asks of the store."""
+
+    def changes(self, since: int) -> Changes: ...
+
+    def spending(self, day: dt.date) -> dict[str, Micros]: ...
+
+    def seen(self, user_id: str, since: dt.datetime) -> list[tuple[str, dt.datetime]]: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What campaigns allow: arrays [campaigns], and look-ups by what a request or the store may name."""
+
+    number: dict[str, int]
+    seats: dict[str, list[int]]
+    """Advertiser id or domain -> its campaigns."""
+    caps: dict[str, tuple[int, int]]
+    """Campaign id -> most impressions per user, in how many hours."""
+    budgets: NDArray[np.int64]
+    even: NDArray[np.bool_]
+    paused: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, campaigns: Sequence[CampaignRow]) -> Limits:
+        """The limits of ``campaigns``, in their order."""
+        seats: dict[str, list[int]] = defaultdict(list)
+        for number, one in enumerate(campaigns):
+            for name in {one.advertiser_id, one.domain}:
+                seats[name].append(number)
+        return cls(
+            {one.id: number for number, one in enumerate(campaigns)},
+            dict(seats),
+            {
+                one.id: (one.cap_impressions, one.cap_hours)
+                for one in campaigns
+                if one.cap_impressions and one.cap_hours
+            },
+            np.array([one.daily_budget_micros for one in campaigns], np.int64),
+            np.array([one.pacing == "even" for one in campaigns], np.bool_),
+            np.array([one.paused for one in campaigns], np.bool_),
+        )
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All ads ever listed, a row each, in order of listing. A row's ad never changes, only its terms.
+
+    Arrays [rows]: campaign and kind (category and theme) by number, bid, paused.
+    """
+
+    version: int = 0
+    rows: int = 0
+    ads: list[records.Ad] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    labels: list[tuple[str, ...]] = field(default_factory=list)
+    campaigns: tuple[CampaignRow, ...] = ()
+    limits: Limits = field(default_factory=lambda: Limits.of(()))
+    kinds: tuple[tuple[str, str], ...] = ()
+    campaign_of: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    kind_of: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    bids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    paused: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    row_by_id: dict[str, int] = field(default_factory=dict)
+    floors: dict[str, Micros] = field(default_factory=dict)
+
+    def listing(self, row: int) -> Listing:
+        """The ad of a row with its terms."""
+        campaign = self.campaigns[self.campaign_of[row]]
+        return Listing(
+            self.ads[row],
+            campaign.id,
+            campaign.advertiser_id,
+            campaign.domain,
+            self.urls[row],
+            int(self.bids[row]),
+            self.labels[row],
+        )
+
+    def row_of(self, ad_id: str) -> int | None:
+        """Where an ad is."""
+        return self.row_by_id.get(ad_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Who may compete in one auction. ``codes`` [rows] is 0 for them, else the reason's number."""
+
+    catalogue: Catalogue
+    codes: NDArray[np.uint8]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """[rows], true where an ad may compete."""
+        eligible: NDArray[np.bool_] = self.codes == 0
+        return eligible
+
+    def counts(self) -> dict[Reason, int]:
+        """How many ads each reason kept out."""
+        found = np.bincount(self.codes, minlength=len(_REASONS) + 1)
+        return {reason: int(found[code]) for reason, code in _CODE.items() if found[code]}
+
+    def filtered(self, limit: int) -> tuple[Filtered, ...]:
+        """The first ``limit`` ads kept out, in order of row."""
+        rows = np.flatnonzero(self.codes)[:limit]
+        return tuple(
+            Filtered(self.catalogue.ads[row].id, _REASONS[self.codes[row] - 1]) for row in rows.tolist()
+        )
+
+
+@dataclass(frozen=True)
+class _State:
+    catalogue: Catalogue
+    codes: NDArray[np.uint8]
+
+
+class Eligibility:
+    """Selects ads; safe to use from many threads."""
+
+    def __init__(self, store: Source, serving: Serving) -> None:
+        self._store = store
+        self._floor = serving.floor_micros
+        self._lock = Lock()
+        self._state = _State(Catalogue(), np.zeros(0, np.uint8))
+
+    def refresh(self, now: dt.datetime) -> Catalogue:
+        """Take over what has changed in the store; cheap where little has."""
+        now = now.astimezone(dt.UTC)
+        with self._lock:
+            before = self._state.catalogue
+            changes = self._store.changes(before.version)
+            catalogue = before if changes.version == before.version else _merged(before, changes)
+            spent = self._store.spending(now.date())
+            self._state = _State(catalogue, self._codes(catalogue, spent, now))
+            return catalogue
+
+    def select(self, filters: Filters, now: dt.datetime) -> Selection:
+        """Who may compete in an auction of ``filters``, as of the last refresh."""
+        state = self._state
+        catalogue, codes = state.catalogue, state.codes
+        if filters.blocked_advertisers:
+            blocked = np.zeros(len(catalogue.campaigns), np.bool_)
+            for name in filters.blocked_advertisers:
+                blocked[catalogue.limits.seats.get(name, [])] = True
+            codes = _first(codes, Reason.BLOCKED_ADVERTISER, blocked[catalogue.campaign_of])
+        if filters.blocked_categories:
+            kinds = [not filters.blocked_categories.isdisjoint(kind) for kind in catalogue.kinds]
+            codes = _first(codes, Reason.BLOCKED_CATEGORY, np.array(kinds, np.bool_)[catalogue.kind_of])
+        if filters.floor_micros > self._floor:
+            codes = _first(codes, Reason.FLOOR, catalogue.bids < filters.floor_micros)
+        capped = self._capped(catalogue, filters.user_id, now)
+        if capped.any():
+            codes = _first(codes, Reason.FREQUENCY_CAP, capped[catalogue.campaign_of])
+        return Selection(catalogue, codes)
+
+    def _codes(self, catalogue: Catalogue, spent: dict[str, Micros], now: dt.datetime) -> NDArray[np.uint8]:
+        """Codes [rows] that hold for every request."""
+        codes = np.zeros(catalogue.rows, np.uint8)
+        if not catalogue.rows:
+            return codes
+        limits = catalogue.limits
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        elapsed = (now - midnight).total_seconds() / _DAY_SECONDS
+        spending = np.zeros(len(catalogue.campaigns), np.int64)
+        for campaign_id, micros in spent.items():
+            if campaign_id in limits.number:
+                spending[limits.number[campaign_id]] = micros
+        floors = [
+            max(self._floor, *(catalogue.floors.get(name, 0) for name in kind)) for kind in catalogue.kinds
+        ]
+        of = catalogue.campaign_of
+        codes = _first(codes, Reason.PAUSED, catalogue.paused | limits.paused[of])
+        codes = _first(codes, Reason.FLOOR, catalogue.bids < np.array(floors, np.int64)[catalogue.kind_of])
+        codes = _first(codes, Reason.BUDGET, (limits.budgets - spending)[of] < catalogue.bids)
+        return _first(codes, Reason.PACING, (limits.even & (spending > limits.budgets * elapsed))[of])
+
+    def _capped(self, catalogue: Catalogue, user_id: str | None, now: dt.datetime) -> NDArray[np.bool_]:
+        """[campaigns], true where the user has seen enough."""
+        capped = np.zeros(len(catalogue.campaigns), np.bool_)
+        caps = catalogue.limits.caps
+        if user_id is None or not caps:
+            return capped
+        longest = max(hours for _, hours in caps.values())
+        seen: Counter[str] = Counter()
+        for campaign_id, at in self._store.seen(user_id, now - dt.timedelta(hours=longest)):
+            if campaign_id in caps and at > now - dt.timedelta(hours=caps[campaign_id][1]):
+                seen[campaign_id] += 1
+        for campaign_id, count in seen.items():
+            capped[catalogue.limits.number[campaign_id]] = count >= caps[campaign_id][0]
+        return capped
+
+
+def _first(codes: NDArray[np.uint8], reason: Reason, hit: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """``codes`` with ``reason`` where it hits and there is none yet."""
+    return np.where((codes == 0) & hit, np.uint8(_CODE[reason]), codes)
+
+
+def _merged(before: Catalogue, changes: Changes) -> Catalogue:
+    """``before`` with the changed rows replaced and the new ones appended."""
+    campaigns = {one.id: one for one in before.campaigns}
+    campaigns.update((one.id, one) for one in changes.campaigns)
+    limits = Limits.of(tuple(campaigns.values())) if changes.campaigns else before.limits
+    kinds = {kind: index for index, kind in enumerate(before.kinds)}
+    for ad in changes.ads:
+        kinds.setdefault((ad.category, ad.theme), len(kinds))
+    new = [ad for ad in changes.ads if ad.row >= before.rows]
+    old = [ad for ad in changes.ads if ad.row < before.rows]
+    urls = before.urls + [ad.url for ad in new]
+    labels = before.labels + [tuple(ad.labels) for ad in new]
+    bids = np.concatenate([before.bids, np.array([ad.bid_micros for ad in new], np.int64)])
+    paused = np.concatenate([before.paused, np.array([ad.paused for ad in new], np.bool_)])
+    for ad in old:
+        urls[ad.row], labels[ad.row] = ad.url, tuple(ad.labels)
+        bids[ad.row], paused[ad.row] = ad.bid_micros, ad.paused
+    return replace(
+        before,
+        version=changes.version,
+        rows=before.rows + len(new),
+        ads=before.ads + [records.Ad(ad.id, ad.title, ad.category, ad.theme) for ad in new],
+        urls=urls,
+        labels=labels,
+        row_by_id=before.row_by_id | {ad.id: ad.row for ad in new} if new else before.row_by_id,
+        campaigns=tuple(campaigns.values()),
+        limits=limits,
+        kinds=tuple(kinds),
+        campaign_of=_numbers(before.campaign_of, [limits.number[ad.campaign_id] for ad in new]),
+        kind_of=_numbers(before.kind_of, [kinds[ad.category, ad.theme] for ad in new]),
+        bids=bids,
+        paused=paused,
+        floors=changes.floors,
+    )
+
+
+def _numbers(before: NDArray[np.int32], new: list[int]) -> NDArray[np.int32]:
+    return np.concatenate([before, np.array(new, np.int32)])

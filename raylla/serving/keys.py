@@ -1,0 +1,93 @@
+"""API keys and what they may do.
+
+A key reads ``rk_<id>_<secret>``. The store keeps the SHA-256 of the secret: it is 256 random bits, so
+a slow hash would add nothing. The bootstrap admin key comes from `RAYLLA_ADMIN_KEY` and is in no table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from raylla.errors import TokenError
+
+_KEY = re.compile(r"rk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+_LEAST_ADMIN_KEY = 20
+
+
+class Role(StrEnum):
+    """What a key is for: everything; one advertiser's own campaigns; asking questions."""
+
+    ADMIN = "admin"
+    ADVERTISER = "advertiser"
+    APPLICATION = "application"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is calling. ``advertiser_id`` is set for advertisers only."""
+
+    key_id: str
+    role: Role
+    advertiser_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """An API key as the store keeps it."""
+
+    id: str
+    role: Role
+    advertiser_id: str | None
+    digest: str
+    revoked: bool
+
+
+class KeyStore(Protocol):
+    """Where keys are looked up."""
+
+    def api_key(self, id: str) -> StoredKey | None:
+        """The key of that id, revoked or not."""
+
+
+def make() -> tuple[str, str, str]:
+    """A new key: its id, the key as its holder gets it, and the digest to store."""
+    id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+    return id, f"rk_{id}_{secret}", digest(secret)
+
+
+def digest(secret: str) -> str:
+    """SHA-256 of a key's secret, in hex."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Access:
+    """Tells from a request's key who is calling."""
+
+    def __init__(self, store: KeyStore, admin_key: str) -> None:
+        """Look keys up in ``store``; ``admin_key`` is the bootstrap key.
+
+        Raises:
+            TokenError: the admin key is shorter than 20 characters.
+        """
+        if len(admin_key) < _LEAST_ADMIN_KEY:
+            raise TokenError(f"RAYLLA_ADMIN_KEY: give at least {_LEAST_ADMIN_KEY} characters")
+        self._store = store
+        self._admin = digest(admin_key)
+
+    def principal(self, key: str) -> Principal | None:
+        """Whose ``key`` it is; None for a wrong, unknown or revoked one."""
+        if hmac.compare_digest(digest(key), self._admin):
+            return Principal("bootstrap", Role.ADMIN)
+        match = _KEY.fullmatch(key)
+        stored = self._store.api_key(match[1]) if match else None
+        if match is None or stored is None or stored.revoked:
+            return None
+        if not hmac.compare_digest(digest(match[2]), stored.digest):
+            return None
+        return Principal(stored.id, stored.role, stored.advertiser_id)

@@ -1,0 +1,123 @@
+"""What an operator sees of the endpoint: JSON lines with request ids, and Prometheus metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from raylla.errors import BusyError
+from raylla.serving.exchange import Answered, Asked
+
+log = logging.getLogger("raylla.serving")
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, message and what ``extra`` says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of ``record``."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_json() -> None:
+    """Send the endpoint's log lines to this process's standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+class Reports:
+    """The metrics of one ingress replica, and its log of requests."""
+
+    def __init__(self, spent_today: Callable[[], int], ongoing: Callable[[], int]) -> None:
+        """``spent_today`` is asked at each scrape for what all campaigns have been charged (micros)."""
+        self._registry = CollectorRegistry()
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"raylla_{name}", what, labels, registry=self._registry)
+
+        self._requests = counter("requests", "requests by how they ended", "outcome")
+        self._auctions = counter("auctions", "auctions by weight version", "weight_version", "canary")
+        self._tokens = counter("answer_tokens", "tokens generated")
+        self._impressions = counter("impressions", "ads placed")
+        self._violations = counter("violations", "attempted placements that were broken, by type", "type")
+        self._expected = counter("expected_revenue_micros", "bid x pCTR of the ads placed, micros")
+        self._clicks = counter("clicks", "clicks by what became of them", "outcome")
+        self._latency = Histogram(
+            "raylla_latency_seconds", "time by part", ["part"], buckets=BUCKETS, registry=self._registry
+        )
+        Gauge(
+            "raylla_revenue_today_micros", "charged today (UTC), micros", registry=self._registry
+        ).set_function(spent_today)
+        Gauge("raylla_ongoing", "requests in progress", registry=self._registry).set_function(ongoing)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def clicked(self, outcome: str) -> None:
+        """Count a click."""
+        self._clicks.labels(str(outcome)).inc()
+
+    def answered(self, asked: Asked, end: Answered) -> None:
+        """Count and log an answer; an auction is in the store already."""
+        self._requests.labels("answered").inc()
+        self._tokens.inc(end.answer_tokens)
+        for part, milliseconds in end.latency_ms.items():
+            self._latency.labels(part).observe(milliseconds / 1000)
+        line: dict[str, Any] = {
+            "request_id": asked.request_id,
+            "weight_version": end.weight_version,
+            "prompt_tokens": end.prompt_tokens,
+            "answer_tokens": end.answer_tokens,
+            "latency_ms": end.latency_ms,
+        }
+        auction = end.auction
+        if auction is None:
+            log.info("answer without ads", extra=line)
+            return
+        self._auctions.labels(end.weight_version, str(auction.canary).lower()).inc()
+        self._impressions.inc(len(auction.impressions))
+        self._expected.inc(sum(one.bid_micros * one.pctr for one in auction.impressions))
+        for kind, count in auction.violations.items():
+            self._violations.labels(kind).inc(count)
+        line |= {
+            "auction_id": auction.id,
+            "pctr_version": auction.pctr_version,
+            "canary": auction.canary,
+            "test": auction.test,
+            "ads": [one.ad_id for one in auction.impressions],
+            "violations": dict(auction.violations),
+        }
+        log.info("auction", extra=line)
+
+    def failed(self, asked: Asked, error: Exception, seconds: float) -> None:
+        """Count and log a request that got an error."""
+        self._requests.labels("overloaded" if isinstance(error, BusyError) else "failed").inc()
+        log.warning(
+            "request failed: %s",
+            error,
+            extra={"request_id": asked.request_id, "seconds": round(seconds, 3)},
+        )
+
+    def dropped(self, asked: Asked, seconds: float) -> None:
+        """Count and log a request whose client has gone."""
+        self._requests.labels("client_gone").inc()
+        log.info("client gone", extra={"request_id": asked.request_id, "seconds": round(seconds, 3)})

@@ -1,0 +1,206 @@
+"""Which ads reach the prompt where the catalogue holds more: search by meaning, among eligible ads.
+
+A row is an ad's place in the catalogue that `refresh` was given.  Ads and queries are vectors of the
+frozen text encoder; relevance is the cosine of an ad's and a query's, both centred and scaled first,
+because mean-pooled vectors have most of their length in common.
+
+Retrieval reads relevance alone, never a bid.  Whether ad i reaches the prompt, and beside which others,
+then does not depend on b_i, so an allocation that is monotone in b_i within a prompt is monotone in it
+altogether, and prices computed from it stay what they are.  (Ranking by any score that rises with an
+ad's own bid would keep monotonicity too, but each ad's price would then need the least bid at which it
+is still retrieved.)
+
+    up to FLAT eligible rows    every one is compared
+    more                        inverted lists (faiss IVF) around k-means centres; of the lists nearest
+                                to the query, the more the fewer rows are eligible
+
+The mask is applied inside the search, so that ineligible ads never take a place among the k.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from raylla.records import Ad
+
+Vectors = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Encode = Callable[[list[str]], Vectors]
+
+FLAT = 20_000
+"""Most rows that are compared one by one."""
+PROBES = 24
+"""Lists searched for a mask that excludes nothing."""
+PROBED_SHARE = 0.25
+"""Most lists that are searched, as a share."""
+ENCODED_AT_ONCE = 4096
+TRAINED_ON = 64
+"""Rows per list that k-means sees."""
+SEED = 0
+
+
+def ad_text(ad: Ad) -> str:
+    """What is encoded of an ad: its words as they would stand in the middle of a query."""
+    return f" {ad.category} {ad.title}".lower()
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """What all ads, and all queries, have in common; taken out before they are compared."""
+
+    ads: Vectors
+    queries: Vectors
+    deviation: Vectors
+
+    def ad(self, vectors: Vectors) -> Vectors:
+        return _unit((vectors - self.ads) / self.deviation)
+
+    def query(self, vector: Vectors) -> Vectors:
+        return _unit((vector - self.queries) / self.deviation)
+
+
+class Retrieval:
+    """An index over the catalogue; `search` may be called while another thread is in `refresh`."""
+
+    def __init__(self, queries: Vectors) -> None:
+        """``queries`` [n, dim]: the encoder's vectors of some hundred queries, of which the mean is
+        what questions have in common.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if queries.ndim != 2 or not len(queries):
+            raise ValueError(f"queries has shape {queries.shape}; give the vectors of at least one query")
+        self._queries = queries.mean(axis=0)
+        self._lock = threading.Lock()
+        self._refreshing = threading.Lock()
+        self._texts: list[str] = []
+        self._units: Vectors = np.zeros((0, queries.shape[1]), dtype=np.float32)
+        self._scale = _Scale(self._queries, self._queries, np.ones_like(self._queries))
+        self._fitted = 0
+        self._index: Any = None
+
+    def __len__(self) -> int:
+        """Rows of the catalogue."""
+        return len(self._texts)
+
+    def refresh(self, ads: Sequence[Ad], encode: Encode) -> int:
+        """Take over a catalogue; how many rows had to be encoded.
+
+        Only rows that are new or read otherwise than before are encoded, and put into the index in
+        place; all of them are, and the index is made anew, once the catalogue has doubled or halved.
+        """
+        with self._refreshing:
+            texts = [ad_text(ad) for ad in ads]
+            if not texts or not self._fitted / 2 <= len(texts) <= self._fitted * 2:
+                self._rebuild(texts, encode)
+                return len(texts)
+            known = self._texts
+            moved = [row for row, text in enumerate(texts) if row >= len(known) or text != known[row]]
+            if moved or len(texts) != len(known):
+                vectors = self._scale.ad(
+                    _encoded([texts[row] for row in moved], encode, self._units.shape[1])
+                )
+                self._replace(texts, np.array(moved, dtype=np.int64), vectors)
+            return len(moved)
+
+    def search(self, vector: Vectors, mask: Mask | None, k: int, exact: bool = False) -> list[int]:
+        """Rows of the ``k`` most relevant ads that ``mask`` [rows] allows, the most relevant first.
+
+        ``vector`` [dim] is the encoder's of the query's text.  Fewer than ``k`` where fewer are allowed.
+        ``exact`` compares every allowed row, however many they are.
+
+        Raises:
+            ValueError: the mask is not of this catalogue.
+        """
+        with self._lock:
+            if mask is not None and mask.shape != (len(self._texts),):
+                raise ValueError(
+                    f"mask has shape {mask.shape}, the catalogue {len(self._texts)} rows; refresh first"
+                )
+            allowed = len(self._texts) if mask is None else int(np.count_nonzero(mask))
+            k = min(k, allowed)
+            if k < 1:
+                return []
+            query = self._scale.query(vector.astype(np.float32))
+            if exact or self._index is None or allowed <= FLAT:
+                return self._compare(query, mask, k)
+            return self._probe(query, mask, allowed, k)
+
+    def _compare(self, query: Vectors, mask: Mask | None, k: int) -> list[int]:
+        rows = np.arange(len(self._texts)) if mask is None else np.flatnonzero(mask)
+        scores = self._units[rows] @ query
+        best = np.argpartition(-scores, k - 1)[:k]
+        found: list[int] = rows[best[np.lexsort((best, -scores[best]))]].tolist()
+        return found
+
+    def _probe(self, query: Vectors, mask: Mask | None, allowed: int, k: int) -> list[int]:
+        lists = self._index.nlist
+        probes = min(
+            math.ceil(PROBES * len(self._texts) / allowed), max(PROBES, int(PROBED_SHARE * lists)), lists
+        )
+        bits = None if mask is None else np.packbits(mask, bitorder="little")
+        # faiss declares the constructors of its C++ side, not those that Python has
+        chosen = None if bits is None else faiss.IDSelectorBitmap(bits)  # type: ignore[arg-type, call-arg]
+        how = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)  # type: ignore[call-arg]
+        _, found = self._index.search(query[None], k, params=how)
+        rows: list[int] = found[0][found[0] >= 0].tolist()
+        return rows
+
+    def _rebuild(self, texts: list[str], encode: Encode) -> None:
+        vectors = _encoded(texts, encode, self._units.shape[1])
+        mean, deviation = self._queries, np.ones_like(self._queries)
+        if texts:
+            mean, deviation = vectors.mean(axis=0), vectors.std(axis=0)
+        # One ad has no deviation, and an entry that never varies tells no ad from another.
+        scale = _Scale(mean, self._queries, np.where(deviation > 0, deviation, 1).astype(np.float32))
+        # Room for as many rows again, after which all is made anew; untouched memory is not taken.
+        units = np.empty((2 * len(texts), vectors.shape[1]), dtype=np.float32)
+        units[: len(texts)] = scale.ad(vectors)
+        index = _inverted(units[: len(texts)]) if len(texts) > FLAT else None
+        with self._lock:
+            self._texts, self._units, self._scale, self._index = texts, units, scale, index
+            self._fitted = len(texts)
+
+    def _replace(self, texts: list[str], moved: NDArray[np.int64], vectors: Vectors) -> None:
+        with self._lock:
+            self._units[moved] = vectors
+            if self._index is not None:
+                gone = np.arange(len(texts), len(self._texts))
+                self._index.remove_ids(faiss.IDSelectorBatch(np.concatenate([moved, gone])))
+                self._index.add_with_ids(vectors, moved)
+            self._texts = texts
+
+
+def _encoded(texts: list[str], encode: Encode, dim: int) -> Vectors:
+    found = np.zeros((len(texts), dim), dtype=np.float32)
+    for start in range(0, len(texts), ENCODED_AT_ONCE):
+        found[start : start + ENCODED_AT_ONCE] = encode(texts[start : start + ENCODED_AT_ONCE])
+    return found
+
+
+def _inverted(units: Vectors) -> Any:
+    """Inverted lists over unit vectors, about sqrt(rows) of them."""
+    count, dim = units.shape
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(dim), dim, 2 ** round(math.log2(math.sqrt(count))), faiss.METRIC_INNER_PRODUCT
+    )
+    index.cp.max_points_per_centroid = TRAINED_ON
+    index.cp.seed = SEED
+    index.train(units)
+    index.add(units)
+    return index
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    found: Vectors = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return found

@@ -1,0 +1,222 @@
+"""Where money moves: impressions and clicks become lines of the ledger, budgets and balances follow.
+
+Each function works inside the caller's transaction. It first takes the lock of the advertiser's row,
+so that one advertiser's money moves one line at a time; several advertisers are taken in order of id.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from raylla.errors import UnknownError
+from raylla.serving import pricing
+from raylla.serving.money import Micros
+from raylla.serving.records import Charge, Outcome, PriceRule, Reason, ServedAuction
+from raylla.serving.store import models, outbox
+from raylla.serving.store.parties import locked, new_id
+from raylla.serving.tokens import Claims
+
+REPEATED = (Outcome.REPLAY.value, Outcome.EXPIRED.value)
+"""Outcomes of clicks that do not count."""
+REPEATS_LOGGED = 100
+"""Such clicks that are logged per impression: a token that is called without end fills no disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What an advertiser was billed for its clicks under `resampled` since the settlement before."""
+
+    advertiser_id: str
+    billed_micros: Micros
+    accruals: int
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What a ledger line is for."""
+
+    kind: str
+    auction: models.Auction
+    impression: models.Impression
+    click_id: str | None
+    at: dt.datetime
+
+
+def add_impressions(session: Session, auction: ServedAuction, row: models.Auction) -> None:
+    """Write the impressions of ``auction``; under `expected`, bill each to its campaign's budget."""
+    at_once = auction.price_rule is PriceRule.EXPECTED
+    for shown in sorted(auction.impressions, key=lambda one: (one.advertiser_id, one.campaign_id, one.id)):
+        impression = models.Impression(
+            id=shown.id,
+            auction_id=auction.id,
+            ad_id=shown.ad_id,
+            campaign_id=shown.campaign_id,
+            advertiser_id=shown.advertiser_id,
+            user_id=auction.user_id,
+            created=auction.created,
+            bid_micros=shown.bid_micros,
+            price_micros=shown.price_micros,
+            pctr=shown.pctr,
+            resampled=shown.resampled,
+            billed="test" if auction.test else "per_click",
+        )
+        entry = None
+        if at_once and not auction.test:
+            advertiser = locked(session, shown.advertiser_id)
+            entry = _entry(session, advertiser, _Line("charge", row, impression, None, auction.created))
+            impression.billed = "budget" if entry is None else "charged"
+        session.add(impression)
+        session.flush()  # the ledger's line names it
+        if entry is not None:
+            session.add(entry)
+            outbox.billed(session, entry, impression)
+
+
+def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
+    """Log an authentic click and charge it, if it is the impression's first, in time and in budget.
+
+    Raises:
+        UnknownError: no such impression, or not the one that the claims describe.
+    """
+    impression = session.get(models.Impression, claims.impression_id)
+    if impression is None or not _describes(claims, impression):
+        raise UnknownError(f"impression {claims.impression_id!r} of this token is not in the store")
+    advertiser = locked(session, impression.advertiser_id)
+    auction = session.get_one(models.Auction, impression.auction_id)
+    url = session.get_one(models.Ad, impression.ad_id).url
+    counted = (models.Click.impression_id == impression.id) & models.Click.outcome.notin_(REPEATED)
+    first = session.scalar(select(models.Click).where(counted))
+    entry, click_id = None, new_id("clk")
+    if first is not None:
+        outcome = Outcome.REPLAY
+    elif claims.expired(now):
+        outcome = Outcome.EXPIRED
+    elif impression.billed == "test":
+        outcome = Outcome.TEST
+    elif auction.price_rule == PriceRule.EXPECTED:
+        outcome = Outcome.BILLED_AT_IMPRESSION
+    else:
+        outcome = Outcome.ACCRUED if auction.price_rule == PriceRule.RESAMPLED else Outcome.CHARGED
+        kind = "accrual" if outcome is Outcome.ACCRUED else "charge"
+        entry = _entry(session, advertiser, _Line(kind, auction, impression, click_id, now))
+        outcome = outcome if entry is not None else Outcome.BUDGET
+    if outcome not in REPEATED or _repeats(session, impression.id) < REPEATS_LOGGED:
+        row = models.Click(id=click_id, token_id=claims.token_id, impression_id=impression.id, at=now)
+        row.outcome = outcome.value
+        session.add(row)
+        session.flush()  # the ledger's line names it
+    if entry is not None:
+        session.add(entry)
+        outbox.billed(session, entry, impression)
+    amount = entry.amount_micros if entry is not None else 0
+    return Charge(first.id if first is not None else click_id, outcome, amount, url)
+
+
+def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement | None:
+    """Bill the sum of an advertiser's unsettled accruals; a sum of at most 0 waits for the next time."""
+    advertiser = locked(session, advertiser_id)
+    due = pricing.settle(advertiser.accrued_micros)
+    if due.billed_micros == 0:
+        return None
+    lines = models.Entry.advertiser_id == advertiser_id
+    before = session.scalar(select(func.max(models.Entry.through)).where(lines)) or 0
+    accruals = lines & (models.Entry.kind == "accrual") & (models.Entry.id > before)
+    count, through, currency = session.execute(
+        select(func.count(), func.max(models.Entry.id), func.max(models.Entry.currency)).where(accruals)
+    ).one()
+    session.add(
+        models.Entry(
+            at=now,
+            kind="settlement",
+            amount_micros=due.billed_micros,
+            currency=currency,
+            advertiser_id=advertiser_id,
+            price_rule=PriceRule.RESAMPLED.value,
+            through=through,
+        )
+    )
+    advertiser.accrued_micros = due.carried_micros
+    advertiser.balance_micros -= due.billed_micros
+    return Settlement(advertiser_id, due.billed_micros, count, through)
+
+
+def lose(session: Session, auction: ServedAuction) -> None:
+    """Tell campaigns that ask for it (lurl) which of their candidates the answer did not place."""
+    placed = {shown.ad_id for shown in auction.impressions}
+    lost = [one.listing for one in auction.candidates if one.listing.ad.id not in placed]
+    ids = {listing.campaign_id for listing in lost}
+    query = select(models.Campaign).where(models.Campaign.id.in_(ids), models.Campaign.lurl.is_not(None))
+    listening = {campaign.id: campaign for campaign in session.scalars(query)} if ids else {}
+    for listing in lost:
+        if listing.campaign_id in listening:
+            outbox.lost(session, auction, listing, listening[listing.campaign_id], Reason.NOT_PLACED)
+
+
+def _repeats(session: Session, impression_id: str) -> int:
+    repeated = (models.Click.impression_id == impression_id) & models.Click.outcome.in_(REPEATED)
+    return session.scalars(select(func.count()).select_from(models.Click).where(repeated)).one()
+
+
+def _describes(claims: Claims, impression: models.Impression) -> bool:
+    said = (claims.auction_id, claims.ad_id, claims.seat, claims.price_micros)
+    return said == (
+        impression.auction_id,
+        impression.ad_id,
+        impression.advertiser_id,
+        impression.price_micros,
+    )
+
+
+def _entry(session: Session, advertiser: models.Advertiser, line: _Line) -> models.Entry | None:
+    """Debit the campaign's day and the advertiser; None where the budget does not hold the price."""
+    impression, auction = line.impression, line.auction
+    amount, day = impression.price_micros, line.at.astimezone(dt.UTC).date()
+    budget = session.scalars(
+        select(models.Campaign.daily_budget_micros).where(models.Campaign.id == impression.campaign_id)
+    ).one()
+    spent = _debit(session, impression.campaign_id, day, max(amount, 0), budget)
+    if spent is None:
+        return None
+    if line.kind == "accrual":
+        advertiser.accrued_micros += amount
+    else:
+        advertiser.balance_micros -= amount
+    return models.Entry(
+        at=line.at,
+        kind=line.kind,
+        amount_micros=amount,
+        currency=auction.currency,
+        advertiser_id=impression.advertiser_id,
+        campaign_id=impression.campaign_id,
+        auction_id=auction.id,
+        impression_id=impression.id,
+        click_id=line.click_id,
+        price_rule=auction.price_rule,
+        weight_version=auction.weight_version,
+        day=day,
+        spent_micros=spent,
+        budget_micros=budget,
+    )
+
+
+def _debit(
+    session: Session, campaign_id: str, day: dt.date, amount: Micros, budget: Micros
+) -> Micros | None:
+    """Add to a day's spend unless it would pass the budget, in one conditional UPDATE."""
+    if session.get(models.Spend, (campaign_id, day)) is None:
+        session.add(models.Spend(campaign_id=campaign_id, day=day, spent_micros=0))
+        session.flush()
+    change = (
+        update(models.Spend)
+        .where(models.Spend.campaign_id == campaign_id, models.Spend.day == day)
+        .values(spent_micros=models.Spend.spent_micros + amount)
+        .returning(models.Spend.spent_micros)
+    )
+    if amount:  # a rebate is booked whatever is left
+        change = change.where(models.Spend.spent_micros + amount <= budget)
+    return session.execute(change).scalar_one_or_none()

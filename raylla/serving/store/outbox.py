@@ -1,0 +1,157 @@
+"""Billing and loss notices on their way out: written in the transaction that they tell of, sent later.
+
+Names and macros are OpenRTB's: burl is called when something is billed, lurl when a candidate was not
+placed. A notice is sent at least once; its id tells repetitions apart.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from raylla.serving import money
+from raylla.serving.records import Listing, Reason, ServedAuction
+from raylla.serving.store import models
+from raylla.serving.store.database import Database
+from raylla.serving.store.parties import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A notice to send now: ``attempts`` counts this one."""
+
+    id: str
+    advertiser_id: str
+    kind: str
+    url: str
+    body: Mapping[str, Any]
+    created: dt.datetime
+    attempts: int
+
+
+class Outbox:
+    """The notices that are due, and what became of them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def take(self, now: dt.datetime, limit: int, lease: dt.timedelta) -> list[Outgoing]:
+        """Claim notices that are due: nobody else gets them before ``lease`` has passed."""
+        due = (
+            select(models.Notice.id)
+            .where(models.Notice.due <= now)
+            .order_by(models.Notice.due)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        with self._database.writing() as session:
+            rows = session.scalars(
+                update(models.Notice)
+                .where(models.Notice.id.in_(due.scalar_subquery()))
+                .values(due=now + lease, attempts=models.Notice.attempts + 1)
+                .returning(models.Notice)
+            ).all()
+            return [
+                Outgoing(row.id, row.advertiser_id, row.kind, row.url, row.body, row.created, row.attempts)
+                for row in rows
+            ]
+
+    def sent(self, id: str, now: dt.datetime) -> None:
+        """Done."""
+        self._set(id, due=None, sent=now, error=None)
+
+    def retry(self, id: str, due: dt.datetime, error: str) -> None:
+        """Try again at ``due``."""
+        self._set(id, due=due, error=error)
+
+    def give_up(self, id: str, error: str) -> None:
+        """Leave it unsent for good."""
+        self._set(id, due=None, error=error)
+
+    def of(self, advertiser_id: str, after: str, limit: int) -> list[models.Notice]:
+        """An advertiser's notices by id."""
+        query = select(models.Notice).where(
+            models.Notice.advertiser_id == advertiser_id, models.Notice.id > after
+        )
+        with self._database.reading() as session:
+            return list(session.scalars(query.order_by(models.Notice.id).limit(limit)))
+
+    def _set(self, id: str, **values: Any) -> None:
+        with self._database.writing() as session:
+            session.execute(update(models.Notice).where(models.Notice.id == id).values(**values))
+
+
+def billed(session: Session, entry: models.Entry, impression: models.Impression) -> None:
+    """Queue the billing notice of a ledger line, if its campaign asks for one."""
+    campaign = session.get_one(models.Campaign, impression.campaign_id)
+    if campaign.burl is None:
+        return
+    body = {
+        "auction_id": impression.auction_id,
+        "impid": impression.id,
+        "ad_id": impression.ad_id,
+        "seat": impression.advertiser_id,
+        "campaign_id": campaign.id,
+        "click_id": entry.click_id,
+        "charge": entry.kind,
+        "price_rule": entry.price_rule,
+        "price_micros": entry.amount_micros,
+        "cur": entry.currency,
+    }
+    _queue(session, "burl", campaign.burl, body, entry.at)
+
+
+def lost(
+    session: Session, auction: ServedAuction, listing: Listing, campaign: models.Campaign, reason: Reason
+) -> None:
+    """Queue the loss notice of a candidate."""
+    body = {
+        "auction_id": auction.id,
+        "impid": "",
+        "ad_id": listing.ad.id,
+        "seat": listing.advertiser_id,
+        "campaign_id": campaign.id,
+        "loss": reason.loss_code,
+        "cur": auction.currency,
+    }
+    if campaign.lurl is not None:
+        _queue(session, "lurl", campaign.lurl, body, auction.created)
+
+
+def _queue(session: Session, kind: str, url: str, body: dict[str, Any], at: dt.datetime) -> None:
+    id = new_id("ntc")
+    session.add(
+        models.Notice(
+            id=id,
+            advertiser_id=body["seat"],
+            kind=kind,
+            url=_filled(url, body),
+            body={"id": id, "kind": kind, "at": at.isoformat(), **body},
+            created=at,
+            attempts=0,
+            due=at,
+        )
+    )
+
+
+def _filled(url: str, body: Mapping[str, Any]) -> str:
+    """``url`` with OpenRTB's macros replaced, each value quoted."""
+    price = body.get("price_micros")
+    macros = {
+        "AUCTION_ID": body["auction_id"],
+        "AUCTION_IMP_ID": body["impid"],
+        "AUCTION_AD_ID": body["ad_id"],
+        "AUCTION_SEAT_ID": body["seat"],
+        "AUCTION_CURRENCY": body["cur"],
+        "AUCTION_PRICE": "" if price is None else money.decimal(price),
+        "AUCTION_LOSS": str(body.get("loss", "")),
+    }
+    for name, value in macros.items():
+        url = url.replace(f"${{{name}}}", quote(value, safe=""))
+    return url

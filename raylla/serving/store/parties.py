@@ -1,0 +1,374 @@
+"""Who advertises what: advertisers, campaigns, ads, floors, payments and API keys, and their changes.
+
+Every change of what may compete raises the catalogue's version and stamps the row with it, so that
+readers fetch only what changed. Money of an advertiser moves under the lock of its row.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from raylla import records
+from raylla.errors import ClashError, UnknownError
+from raylla.serving import keys
+from raylla.serving.money import Micros
+from raylla.serving.store import models
+from raylla.serving.store.database import Database
+
+Row = TypeVar("Row", bound=models.Base)
+
+
+@dataclass(frozen=True, slots=True)
+class NewCampaign:
+    """What makes a campaign. At most ``cap_impressions`` per user in ``cap_hours``, if both are given."""
+
+    name: str
+    daily_budget_micros: Micros
+    pacing: str = "even"
+    cap_impressions: int | None = None
+    cap_hours: int | None = None
+    burl: str | None = None
+    lurl: str | None = None
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewAd:
+    """What makes an ad. ``ad.id`` is ``""`` where the store gives the next free one."""
+
+    ad: records.Ad
+    url: str
+    bid_micros: Micros
+    labels: tuple[str, ...] = ()
+    paused: bool = False
+
+
+class Parties:
+    """Reads and changes of everything that is not an auction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add_advertiser(self, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
+        """A new advertiser with nothing owed."""
+        with self._database.writing() as session:
+            return put_advertiser(session, name, domain, now)
+
+    def advertiser(self, id: str) -> models.Advertiser:
+        """One advertiser.
+
+        Raises:
+            UnknownError: there is none of that id.
+        """
+        with self._database.reading() as session:
+            return found(session, models.Advertiser, id)
+
+    def advertisers(self, after: str, limit: int) -> Sequence[models.Advertiser]:
+        """Advertisers by id, from the one behind ``after``."""
+        with self._database.reading() as session:
+            query = select(models.Advertiser).where(models.Advertiser.id > after)
+            return session.scalars(query.order_by(models.Advertiser.id).limit(limit)).all()
+
+    def pay(
+        self, advertiser_id: str, amount: Micros, currency: str, reference: str, now: dt.datetime
+    ) -> models.Entry:
+        """Book a payment; the same reference again returns the first booking.
+
+        Raises:
+            UnknownError: no such advertiser.
+            ClashError: the reference was booked with another amount.
+        """
+        with self._database.writing() as session:
+            advertiser = locked(session, advertiser_id)
+            query = select(models.Entry).filter_by(advertiser_id=advertiser_id, reference=reference)
+            booked = session.scalar(query)
+            if booked is not None:
+                if booked.amount_micros != amount:
+                    raise ClashError(
+                        f"reference={reference!r} is booked with {booked.amount_micros} micros, not these"
+                    )
+                return booked
+            advertiser.balance_micros += amount
+            entry = models.Entry(
+                at=now,
+                kind="payment",
+                amount_micros=amount,
+                currency=currency,
+                advertiser_id=advertiser_id,
+                reference=reference,
+            )
+            session.add(entry)
+        return entry
+
+    def add_campaign(self, advertiser_id: str, new: NewCampaign, now: dt.datetime) -> models.Campaign:
+        """A new campaign.
+
+        Raises:
+            UnknownError: no such advertiser.
+        """
+        with self._database.writing() as session:
+            found(session, models.Advertiser, advertiser_id)
+            return put_campaign(session, advertiser_id, new, now)
+
+    def change_campaign(self, id: str, changes: Mapping[str, Any], now: dt.datetime) -> models.Campaign:
+        """Set ``changes`` (names of `NewCampaign`); a new daily budget holds from this moment.
+
+        Raises:
+            UnknownError: no such campaign.
+        """
+        with self._database.writing() as session:
+            campaign = found(session, models.Campaign, id)
+            locked(session, campaign.advertiser_id)
+            session.refresh(campaign)
+            before = campaign.daily_budget_micros
+            for name, value in changes.items():
+                setattr(campaign, name, value)
+            campaign.version = bumped(session, "catalogue")
+            if campaign.daily_budget_micros != before:
+                session.add(_budget(campaign, now))
+        return campaign
+
+    def campaign(self, id: str) -> models.Campaign:
+        """One campaign.
+
+        Raises:
+            UnknownError: there is none of that id.
+        """
+        with self._database.reading() as session:
+            return found(session, models.Campaign, id)
+
+    def campaigns(self, advertiser_id: str | None, after: str, limit: int) -> Sequence[models.Campaign]:
+        """Campaigns by id, of one advertiser or of all."""
+        query = select(models.Campaign).where(models.Campaign.id > after)
+        if advertiser_id is not None:
+            query = query.where(models.Campaign.advertiser_id == advertiser_id)
+        with self._database.reading() as session:
+            return session.scalars(query.order_by(models.Campaign.id).limit(limit)).all()
+
+    def spent(self, campaign_id: str, day: dt.date) -> Micros:
+        """What a campaign has spent on a day."""
+        with self._database.reading() as session:
+            spend = session.get(models.Spend, (campaign_id, day))
+            return spend.spent_micros if spend else 0
+
+    def add_ads(self, campaign_id: str, news: Sequence[NewAd], now: dt.datetime) -> list[models.Ad]:
+        """List ads, in one transaction.
+
+        Raises:
+            UnknownError: no such campaign.
+            ClashError: an ad of a given id is already listed.
+        """
+        try:
+            with self._database.writing() as session:
+                found(session, models.Campaign, campaign_id)
+                ads = put_ads(session, campaign_id, news, now)
+        except IntegrityError:
+            raise ClashError(
+                "ads: one of these ids is already listed; leave ids out to be given free ones"
+            ) from None
+        return ads
+
+    def change_ad(self, id: str, changes: Mapping[str, Any]) -> models.Ad:
+        """Set ``changes`` of url, labels, bid_micros and paused.
+
+        Raises:
+            UnknownError: no such ad.
+        """
+        with self._database.writing() as session:
+            ad = found(session, models.Ad, id)
+            for name, value in changes.items():
+                setattr(ad, name, value)
+            ad.version = bumped(session, "catalogue")
+        return ad
+
+    def ad(self, id: str) -> tuple[models.Ad, str]:
+        """One ad and whose it is.
+
+        Raises:
+            UnknownError: there is none of that id.
+        """
+        with self._database.reading() as session:
+            ad = found(session, models.Ad, id)
+            return ad, found(session, models.Campaign, ad.campaign_id).advertiser_id
+
+    def ads(self, campaign_id: str, after: str, limit: int) -> Sequence[models.Ad]:
+        """A campaign's ads by id."""
+        query = select(models.Ad).where(models.Ad.campaign_id == campaign_id, models.Ad.id > after)
+        with self._database.reading() as session:
+            return session.scalars(query.order_by(models.Ad.id).limit(limit)).all()
+
+    def set_floor(self, category: str, floor: Micros) -> None:
+        """The least bid per click in a category; 0 takes it away."""
+        with self._database.writing() as session:
+            session.merge(models.Floor(category=category, floor_micros=floor))
+            bumped(session, "catalogue")
+
+    def floors(self) -> dict[str, Micros]:
+        """Category -> least bid per click."""
+        with self._database.reading() as session:
+            query = select(models.Floor).where(models.Floor.floor_micros > 0)
+            return {floor.category: floor.floor_micros for floor in session.scalars(query)}
+
+    def add_key(
+        self, role: keys.Role, advertiser_id: str | None, name: str, now: dt.datetime
+    ) -> tuple[models.ApiKey, str]:
+        """A new API key, and the key itself: it cannot be had again.
+
+        Raises:
+            UnknownError: no such advertiser.
+        """
+        id, key, digest = keys.make()
+        row = models.ApiKey(
+            id=id, role=role.value, advertiser_id=advertiser_id, name=name, digest=digest, created=now
+        )
+        with self._database.writing() as session:
+            if advertiser_id is not None:
+                found(session, models.Advertiser, advertiser_id)
+            session.add(row)
+        return row, key
+
+    def revoke_key(self, id: str, now: dt.datetime) -> models.ApiKey:
+        """Make a key worthless from now on.
+
+        Raises:
+            UnknownError: no such key.
+        """
+        with self._database.writing() as session:
+            row = found(session, models.ApiKey, id)
+            row.revoked = row.revoked or now
+        return row
+
+    def api_keys(self, after: str, limit: int) -> Sequence[models.ApiKey]:
+        """Keys by id, revoked ones too."""
+        query = select(models.ApiKey).where(models.ApiKey.id > after)
+        with self._database.reading() as session:
+            return session.scalars(query.order_by(models.ApiKey.id).limit(limit)).all()
+
+    def api_key(self, id: str) -> keys.StoredKey | None:
+        """A key as `keys.Access` wants it."""
+        with self._database.reading() as session:
+            row = session.get(models.ApiKey, id)
+            if row is None:
+                return None
+            role = keys.Role(row.role)
+            return keys.StoredKey(row.id, role, row.advertiser_id, row.digest, row.revoked is not None)
+
+
+def new_id(kind: str) -> str:
+    """A fresh id, for instance ``cmp_0f3a...``: 64 random bits."""
+    return f"{kind}_{secrets.token_hex(8)}"
+
+
+def found(session: Session, kind: type[Row], id: str) -> Row:
+    """The row of that id.
+
+    Raises:
+        UnknownError: there is none.
+    """
+    row = session.get(kind, id)
+    if row is None:
+        raise UnknownError(f"{kind.__name__.lower()} {id!r} does not exist")
+    return row
+
+
+def locked(session: Session, advertiser_id: str) -> models.Advertiser:
+    """The advertiser, as it is now and as nobody else can change it until the transaction ends.
+
+    The lock (FOR NO KEY UPDATE) lets others refer to the row, so that their foreign keys do not wait.
+
+    Raises:
+        UnknownError: there is none of that id.
+    """
+    query = (
+        select(models.Advertiser)
+        .where(models.Advertiser.id == advertiser_id)
+        .with_for_update(key_share=True)
+    )
+    row = session.scalar(query.execution_options(populate_existing=True))
+    if row is None:
+        raise UnknownError(f"advertiser {advertiser_id!r} does not exist")
+    return row
+
+
+def bumped(session: Session, counter: str, by: int = 1) -> int:
+    """Add to a counter and return what it says then."""
+    change = update(models.Counter).where(models.Counter.name == counter)
+    return session.execute(
+        change.values(value=models.Counter.value + by).returning(models.Counter.value)
+    ).scalar_one()
+
+
+def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
+    """Write a new advertiser."""
+    advertiser = models.Advertiser(
+        id=new_id("adv"), name=name, domain=domain, created=now, balance_micros=0, accrued_micros=0
+    )
+    session.add(advertiser)
+    session.flush()
+    return advertiser
+
+
+def put_campaign(
+    session: Session, advertiser_id: str, new: NewCampaign, now: dt.datetime
+) -> models.Campaign:
+    """Write a new campaign and the first row of its budget's history."""
+    campaign = models.Campaign(
+        id=new_id("cmp"),
+        advertiser_id=advertiser_id,
+        created=now,
+        version=bumped(session, "catalogue"),
+        **{name: getattr(new, name) for name in NewCampaign.__slots__},
+    )
+    session.add(campaign)
+    session.flush()
+    session.add(_budget(campaign, now))
+    return campaign
+
+
+def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.datetime) -> list[models.Ad]:
+    """Write new ads, on the rows behind the last."""
+    version = bumped(session, "catalogue")
+    last = bumped(session, "row", len(news))
+    ads = [
+        _ad(new, new.ad.id or _next_ad_id(session), row, campaign_id, version, now)
+        for row, new in enumerate(news, start=last - len(news))
+    ]
+    session.add_all(ads)
+    session.flush()
+    return ads
+
+
+def _next_ad_id(session: Session) -> str:
+    while True:
+        id = str(bumped(session, "ad"))
+        if session.get(models.Ad, id) is None:
+            return id
+
+
+def _ad(new: NewAd, id: str, row: int, campaign_id: str, version: int, now: dt.datetime) -> models.Ad:
+    return models.Ad(
+        id=id,
+        row=row,
+        campaign_id=campaign_id,
+        title=new.ad.title,
+        category=new.ad.category,
+        theme=new.ad.theme,
+        url=new.url,
+        labels=list(new.labels),
+        bid_micros=new.bid_micros,
+        paused=new.paused,
+        created=now,
+        version=version,
+    )
+
+
+def _budget(campaign: models.Campaign, now: dt.datetime) -> models.Budget:
+    return models.Budget(campaign_id=campaign.id, at=now, daily_budget_micros=campaign.daily_budget_micros)

@@ -1,0 +1,298 @@
+"""The store's face to the endpoint: auctions in, clicks charged, everything read back."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from pydantic import TypeAdapter
+from sqlalchemy import and_, or_, select
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.orm import Session
+
+from raylla.errors import ClashError, StoreError, UnknownError
+from raylla.serving import pricing
+from raylla.serving.money import Micros
+from raylla.serving.records import Charge, PriceRule, Served, ServedAuction
+from raylla.serving.store import billing, models, snapshot
+from raylla.serving.store.billing import Settlement
+from raylla.serving.store.database import Database
+from raylla.serving.store.outbox import Outbox
+from raylla.serving.store.parties import Parties, found, new_id
+from raylla.serving.store.snapshot import Changes
+from raylla.serving.tokens import Claims
+
+RECORD: TypeAdapter[ServedAuction] = TypeAdapter(ServedAuction)
+_PAGE = 500
+
+
+class Store:
+    """One database of the endpoint; safe to use from many threads and processes."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.parties = Parties(self.database)
+        self.outbox = Outbox(self.database)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.close()
+
+    def record(self, auction: ServedAuction) -> None:
+        """Write an auction and its impressions in one transaction; the same auction again changes nothing.
+
+        Under `expected` the impressions are billed here; one that its campaign's daily budget does not
+        hold is shown for nothing.
+
+        Raises:
+            ClashError: another auction has that id.
+            StoreError: it names an ad or campaign that is not listed, or another price than its rule's.
+        """
+        check(auction)
+        record = RECORD.dump_python(auction, mode="json")
+        try:
+            with self.database.writing() as session:
+                if _known(session, auction, record):
+                    return
+                row = models.Auction(
+                    id=auction.id,
+                    request_id=auction.request_id,
+                    created=auction.created,
+                    weight_version=auction.weight_version,
+                    price_rule=auction.price_rule.value,
+                    currency=auction.currency,
+                    resample_share=auction.resample_share,
+                    canary=auction.canary,
+                    test=auction.test,
+                    record=record,
+                )
+                session.add(row)
+                session.flush()
+                _check_listed(session, auction)
+                billing.add_impressions(session, auction, row)
+                if not auction.test:
+                    billing.lose(session, auction)
+        except (IntegrityError, DataError) as error:
+            with self.database.reading() as session:
+                if _known(session, auction, record):  # another thread was faster
+                    return
+            raise StoreError(f"auction {auction.id}: the database refuses it: {error.orig}") from None
+
+    def click(self, claims: Claims, now: dt.datetime) -> Charge:
+        """Log a click whose token has verified, and charge it at most once per impression.
+
+        Raises:
+            UnknownError: the store has no such impression; there is nothing to redirect to.
+        """
+        with self.database.writing() as session:
+            return billing.click(session, claims, now)
+
+    def settle(self, now: dt.datetime) -> list[Settlement]:
+        """Bill what clicks under `resampled` have accrued, one sum per advertiser."""
+        with self.database.reading() as session:
+            accrued = models.Advertiser.accrued_micros > 0
+            ids = session.scalars(select(models.Advertiser.id).where(accrued).order_by("id")).all()
+        settled: list[Settlement] = []
+        for id in ids:
+            with self.database.writing() as session:
+                one = billing.settle(session, id, now)
+            if one is not None:
+                settled.append(one)
+        return settled
+
+    def convert(
+        self, click_id: str, order_id: str, value: Micros, advertiser_id: str | None, now: dt.datetime
+    ) -> models.Conversion:
+        """Book a conversion of a click, for ``advertiser_id`` (None: any); the same again changes nothing.
+
+        Raises:
+            UnknownError: no such click that counts, or another advertiser's.
+            ClashError: the order was booked for this click with another value.
+        """
+        with self.database.writing() as session:
+            click = session.get(models.Click, click_id, with_for_update=True)
+            if click is None or click.outcome in billing.REPEATED:
+                raise UnknownError(f"click {click_id!r} does not exist")
+            impression = session.get_one(models.Impression, click.impression_id)
+            if advertiser_id not in (None, impression.advertiser_id):
+                raise UnknownError(f"click {click_id!r} does not exist")
+            booked = session.scalar(
+                select(models.Conversion).filter_by(click_id=click_id, order_id=order_id)
+            )
+            if booked is None:
+                booked = models.Conversion(
+                    id=new_id("cnv"), click_id=click_id, order_id=order_id, value_micros=value, at=now
+                )
+                session.add(booked)
+            elif booked.value_micros != value:
+                raise ClashError(f"order_id={order_id!r} was booked with {booked.value_micros} micros")
+        return booked
+
+    def auctions(
+        self, since: dt.datetime, until: dt.datetime, test: bool | None = False
+    ) -> Iterator[Served]:
+        """Auctions of [since, until) with their clicks, oldest first; ``test`` None: test auctions too."""
+        last: tuple[dt.datetime, str] | None = None
+        while True:
+            query = select(models.Auction).where(
+                models.Auction.created >= since, models.Auction.created < until
+            )
+            if test is not None:
+                query = query.where(models.Auction.test == test)
+            if last is not None:
+                at, id = last
+                later = models.Auction.created > at
+                query = query.where(or_(later, and_(models.Auction.created == at, models.Auction.id > id)))
+            with self.database.reading() as session:
+                page = session.scalars(
+                    query.order_by(models.Auction.created, models.Auction.id).limit(_PAGE)
+                ).all()
+                served = _served(session, page)
+            yield from served
+            if len(page) < _PAGE:
+                return
+            last = (page[-1].created, page[-1].id)
+
+    def auction(self, id: str) -> Served:
+        """One auction with its clicks.
+
+        Raises:
+            UnknownError: there is none of that id.
+        """
+        with self.database.reading() as session:
+            return _served(session, [found(session, models.Auction, id)])[0]
+
+    def changes(self, since: int) -> Changes:
+        """What may compete, as far as it changed after the catalogue's version ``since``."""
+        with self.database.reading() as session:
+            return snapshot.changes(session, since)
+
+    def spending(self, day: dt.date) -> dict[str, Micros]:
+        """Campaign id -> what it has spent on a day, where that is anything."""
+        with self.database.reading() as session:
+            return snapshot.spending(session, day)
+
+    def seen(self, user_id: str, since: dt.datetime) -> list[tuple[str, dt.datetime]]:
+        """Campaigns whose ads a user was shown since then, and when; one pair per impression."""
+        with self.database.reading() as session:
+            return snapshot.seen(session, user_id, since)
+
+    def charges(self, auction_id: str) -> list[models.Entry]:
+        """The lines of the ledger that one auction caused, in order."""
+        query = select(models.Entry).where(models.Entry.auction_id == auction_id)
+        with self.database.reading() as session:
+            return list(session.scalars(query.order_by(models.Entry.id)))
+
+    def ledger(self, advertiser_id: str, after: int, limit: int) -> list[models.Entry]:
+        """An advertiser's lines of the ledger, from the one behind ``after``."""
+        query = select(models.Entry).where(
+            models.Entry.advertiser_id == advertiser_id, models.Entry.id > after
+        )
+        with self.database.reading() as session:
+            return list(session.scalars(query.order_by(models.Entry.id).limit(limit)))
+
+
+def open_store(url: str, must_exist: bool = False) -> Store:
+    """The store of a database URL, its tables made or brought up to date.
+
+    A SQLite file that is not there is made, unless it ``must_exist``.
+
+    Raises:
+        StoreError: no such database, not reachable, or of a newer raylla.
+    """
+    return Store(Database(url, must_exist))
+
+
+def check(auction: ServedAuction) -> None:
+    """Refuse an auction that the audit would not accept.
+
+    Raises:
+        StoreError: names the impression, the field and the value.
+    """
+    if (auction.price_rule is PriceRule.RESAMPLED) != (auction.resample_share is not None):
+        raise StoreError(
+            f"auction {auction.id}: resample_share={auction.resample_share} under {auction.price_rule}: "
+            "it belongs to the rule `resampled`, and to no other"
+        )
+    numbers = {"reward_value": auction.reward_value, "reward_penalty": auction.reward_penalty}
+    for name, value in (numbers | dict(auction.latency_ms)).items():
+        if not math.isfinite(value):
+            raise StoreError(f"auction {auction.id}: {name}={value} is no number")
+    listings = {one.listing.ad.id: one for one in auction.candidates}
+    for shown in auction.impressions:
+        where = f"auction {auction.id}: impression {shown.id}"
+        candidate = listings.get(shown.ad_id)
+        if candidate is None:
+            raise StoreError(f"{where}: ad_id={shown.ad_id!r} is no candidate of the auction")
+        listing = candidate.listing
+        if (shown.campaign_id, shown.advertiser_id) != (listing.campaign_id, listing.advertiser_id):
+            raise StoreError(f"{where}: campaign or advertiser differ from its candidate's")
+        if (shown.bid_micros, shown.resampled) != (listing.bid_micros, candidate.resampled):
+            raise StoreError(
+                f"{where}: bid_micros={shown.bid_micros} or `resampled` differ from its candidate's"
+            )
+        for name in ("pctr", "pctr_low", "pctr_high"):
+            if not 0 <= getattr(shown, name) <= 1:
+                raise StoreError(f"{where}: {name}={getattr(shown, name)} is no probability")
+        try:
+            price = pricing.price(
+                auction.price_rule,
+                shown.bid_micros,
+                pctr=shown.pctr,
+                resampled=shown.resampled,
+                mu=auction.resample_share or 0.0,
+            )
+        except ValueError as error:
+            raise StoreError(f"{where}: {error}") from None
+        if price != shown.price_micros:
+            raise StoreError(
+                f"{where}: price_micros={shown.price_micros}, but {auction.price_rule} gives {price}"
+            )
+
+
+def _known(session: Session, auction: ServedAuction, record: object) -> bool:
+    """Whether this very auction is in the store.
+
+    Raises:
+        ClashError: another one has its id.
+    """
+    row = session.get(models.Auction, auction.id)
+    if row is not None and row.record != record:
+        raise ClashError(f"auction {auction.id!r} is already recorded with other content")
+    return row is not None
+
+
+def _check_listed(session: Session, auction: ServedAuction) -> None:
+    ids = [shown.ad_id for shown in auction.impressions]
+    query = select(models.Ad.id, models.Ad.campaign_id, models.Campaign.advertiser_id).join(models.Campaign)
+    rows = session.execute(query.where(models.Ad.id.in_(ids))) if ids else ()
+    listed = {row.id: (row.campaign_id, row.advertiser_id) for row in rows}
+    for shown in auction.impressions:
+        if listed.get(shown.ad_id) != (shown.campaign_id, shown.advertiser_id):
+            raise StoreError(
+                f"auction {auction.id}: impression {shown.id}: ad {shown.ad_id!r} is not listed by "
+                f"campaign {shown.campaign_id!r} of advertiser {shown.advertiser_id!r}"
+            )
+
+
+def _served(session: Session, page: Sequence[models.Auction]) -> list[Served]:
+    shown = models.Impression.auction_id.in_([row.id for row in page])
+    clicks = select(models.Impression.auction_id, models.Click.impression_id, models.Click.id)
+    clicks = clicks.join(models.Click).where(shown, models.Click.outcome.notin_(billing.REPEATED))
+    clicked: dict[str, dict[str, str]] = defaultdict(dict)
+    for auction_id, impression_id, click_id in session.execute(clicks):
+        clicked[auction_id][impression_id] = click_id
+    ids = [id for of_auction in clicked.values() for id in of_auction.values()]
+    values: dict[str, Micros] = defaultdict(int)
+    for one in session.scalars(select(models.Conversion).where(models.Conversion.click_id.in_(ids))):
+        values[one.click_id] += one.value_micros
+    return [
+        Served(
+            RECORD.validate_python(row.record),
+            frozenset(clicked[row.id]),
+            {shown: values[id] for shown, id in clicked[row.id].items() if id in values},
+        )
+        for row in page
+    ]

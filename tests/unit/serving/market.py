@@ -1,0 +1,124 @@
+"""A small market in a store: advertisers, campaigns, ads, and auctions over them, for tests."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from itertools import count
+
+from raylla.records import Ad
+from raylla.serving import pricing
+from raylla.serving.records import Candidate, Impression, Listing, PriceRule, ServedAuction
+from raylla.serving.store import NewAd, NewCampaign, Store
+from raylla.serving.tokens import Claims, new_claims
+
+KEYS = {"k2": b"2" * 32, "k1": b"1" * 32}
+ADMIN_KEY = "an-admin-key-for-tests"
+UNIT = 10_000
+MU = 0.1
+
+
+@dataclass
+class Market:
+    """Lists ads and makes auctions over them at one moment."""
+
+    store: Store
+    now: dt.datetime
+    numbers: count[int] = field(default_factory=count)
+
+    def seat(self, name: str = "Lumo") -> str:
+        """A new advertiser's id."""
+        return self.store.parties.add_advertiser(name, f"{name.lower()}.example", self.now).id
+
+    def listing(
+        self, seat: str, bid: int = 64, budget: int = 10**9, title: str | None = None, **campaign: object
+    ) -> Listing:
+        """A new ad, in a campaign of its own."""
+        new = NewCampaign(name="c", daily_budget_micros=budget, **{"pacing": "asap"} | campaign)  # type: ignore[arg-type]
+        row = self.store.parties.add_campaign(seat, new, self.now)
+        ad = Ad("", title or f"Cup {next(self.numbers)}", "cups", "kitchen")
+        url = "https://lumo.example/cups?x=1"
+        listed = self.store.parties.add_ads(row.id, [NewAd(ad, url, bid * UNIT)], self.now)[0]
+        ad = Ad(listed.id, ad.title, ad.category, ad.theme)
+        domain = self.store.parties.advertiser(seat).domain
+        return Listing(ad, row.id, seat, domain, url, bid * UNIT)
+
+    def auction(
+        self,
+        *listings: Listing,
+        rule: PriceRule = PriceRule.FIRST_PRICE,
+        resampled: bool = False,
+        pctr: float = 0.3,
+        lost: tuple[Listing, ...] = (),
+        test: bool = False,
+        user_id: str | None = "u1",
+        now: dt.datetime | None = None,
+    ) -> ServedAuction:
+        """An auction whose answer placed ``listings`` and lost ``lost``; not yet recorded."""
+        number = next(self.numbers)
+        share = MU if rule is PriceRule.RESAMPLED else None
+        shown = tuple(
+            Impression(
+                f"imp{number}-{index}",
+                one.ad.id,
+                one.campaign_id,
+                one.advertiser_id,
+                10 * index,
+                10 * index + 5,
+                one.bid_micros,
+                pricing.price(rule, one.bid_micros, pctr=pctr, resampled=resampled, mu=MU),
+                pctr,
+                pctr / 2,
+                pctr,
+                resampled,
+            )
+            for index, one in enumerate(listings)
+        )
+        return ServedAuction(
+            id=f"auc{number}",
+            request_id=f"req{number}",
+            created=now or self.now,
+            query="which cup?",
+            user_id=user_id,
+            basics="",
+            interests=(),
+            weight_version="v1",
+            pctr_version="p1",
+            prompt="compact",
+            seed=0,
+            price_rule=rule,
+            currency="USD",
+            candidates=tuple(
+                Candidate(one, UNIT if resampled else one.bid_micros, resampled) for one in listings
+            )
+            + tuple(Candidate(one, one.bid_micros) for one in lost),
+            raw_text="raw",
+            text="text",
+            prompt_token_ids=(1, 2),
+            token_ids=(3,),
+            reward_value=1.5,
+            reward_penalty=0.5,
+            impressions=shown,
+            resample_share=share,
+            test=test,
+        )
+
+    def served(self, *listings: Listing, **how: object) -> ServedAuction:
+        """A recorded auction."""
+        auction = self.auction(*listings, **how)  # type: ignore[arg-type]
+        self.store.record(auction)
+        return auction
+
+    def claims(self, auction: ServedAuction, index: int = 0, ttl: float = 3600) -> Claims:
+        """What the token of an impression says."""
+        shown = auction.impressions[index]
+        return new_claims(
+            auction.id,
+            shown.id,
+            shown.ad_id,
+            shown.advertiser_id,
+            shown.price_micros,
+            "USD",
+            auction.created,
+            ttl,
+        )

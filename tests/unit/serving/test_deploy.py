@@ -1,0 +1,96 @@
+"""What is compared before a version is promoted; the Serve config; the secrets of a local run."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raylla.config import Config
+from raylla.errors import ConfigError
+from raylla.serving import app, keyring
+from raylla.serving.deploy import compare
+from raylla.serving.records import PriceRule, Served
+from raylla.serving.tokens import TokenKeys
+from raylla.serving.versions import Target
+from tests.unit.serving.market import UNIT, Market
+
+
+def served(market: Market, canary: bool, clicked: bool, **how: object) -> Served:
+    cup = market.listing(market.seat(), bid=50)
+    auction = market.auction(cup, **how)  # type: ignore[arg-type]
+    version = "v2" if canary else "v1"
+    auction = replace(auction, canary=canary, weight_version=version, violations={"malformed": int(canary)})
+    return Served(auction, frozenset({auction.impressions[0].id} if clicked else ()), {})
+
+
+def test_the_sides_are_compared_with_intervals(market: Market) -> None:
+    found = [served(market, place % 4 == 0, place % 2 == 0) for place in range(200)]
+    counts, figures = compare(found, "v2", Config())
+    assert counts == {"stable": 150, "canary": 50}
+    revenue = figures["revenue"]
+    assert revenue["canary"]["mean"] == 50
+    assert revenue["stable"]["mean"] == pytest.approx(50 / 3)
+    difference = revenue["difference"]
+    assert 0 < difference["low"] < difference["mean"] == pytest.approx(100 / 3)
+    assert figures["format_errors"]["difference"]["mean"] == 1
+    assert figures["expected_revenue"]["stable"]["mean"] == pytest.approx(50 * 0.3)
+    assert figures["reward"]["canary"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_another_canary_before_counts_as_no_canary(market: Market) -> None:
+    counts, figures = compare([served(market, True, False)] * 3, "v3", Config())
+    assert counts == {"stable": 3, "canary": 0}
+    assert figures == {}
+
+
+def test_expected_prices_are_revenue_without_a_click(market: Market) -> None:
+    rows = [served(market, canary, False, rule=PriceRule.EXPECTED) for canary in (True, False) * 3]
+    _, figures = compare(rows, "v2", Config())
+    assert figures["revenue"]["stable"]["mean"] == pytest.approx(50 * 0.3 * UNIT / 10_000)
+
+
+def test_the_serve_config_names_what_each_deployment_is_told(tmp_path: Path) -> None:
+    target = Target(str(tmp_path), "v3")
+    for colocate, names in (
+        (True, {"Ingress", "Canary"}),
+        (False, {"Ingress", "Canary", "Engine", "Predictor"}),
+    ):
+        config = Config.model_validate({"serving": {"colocate": colocate, "port": 8123}})
+        tree = json.loads(json.dumps(app.manifest(config, target)))
+        (application,) = tree["applications"]
+        assert tree["http_options"]["port"] == 8123
+        assert {one["name"] for one in application["deployments"]} == names
+        told = {one["name"]: one["user_config"] for one in application["deployments"]}
+        assert told["Ingress"]["stable"] == {"run": str(tmp_path), "version": "v3"}
+        assert Config.model_validate(application["args"]) == config
+
+
+def test_serving_needs_a_run() -> None:
+    with pytest.raises(ConfigError, match=r"serving\.run"):
+        app.effective(Config(), None, None)
+
+
+def test_secrets_are_made_once_and_are_the_owners_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (keyring.TOKEN_KEYS, keyring.ADMIN_KEY):
+        monkeypatch.delenv(name, raising=False)
+    database = f"sqlite:///{tmp_path}/deep/raylla.db"
+    with pytest.raises(ConfigError, match="RAYLLA_ADMIN_KEY"):
+        keyring.read(database)
+    path = keyring.ensure(database)
+    assert path is not None
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    kept = keyring.read(database)
+    TokenKeys.parse(kept.token_keys)
+    assert keyring.ensure(database) is None
+    assert keyring.read(database) == kept
+    assert kept.admin_key not in repr(kept)
+    monkeypatch.setenv(keyring.ADMIN_KEY, "from-the-environment")
+    assert keyring.read(database).admin_key == "from-the-environment"
+    with pytest.raises(ConfigError, match="RAYLLA_TOKEN_KEYS"):
+        keyring.ensure("postgresql+psycopg://db/raylla")

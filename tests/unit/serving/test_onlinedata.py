@@ -1,0 +1,199 @@
+"""Served auctions as an epoch's phase 1: same ids, nothing twice, nobody who is tested on."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from raylla.auction.markup import markup
+from raylla.config import Config, parse
+from raylla.errors import RunError, StoreError
+from raylla.irpo import schedule, served
+from raylla.irpo.sampling import Sampled, Stream
+from raylla.irpo.scoring import rows_of
+from raylla.irpo.state import Run
+from raylla.serving import onlinedata
+from raylla.serving.records import Listing, ServedAuction
+from raylla.world import World, build, store
+from tests.unit.serving.market import UNIT, Market
+
+MINUTE = dt.timedelta(minutes=1)
+
+
+def _config(market: Market, **online: object) -> Config:
+    return parse(
+        {
+            "world": {"profiles": 10, "candidates": 2},
+            "irpo": {"epochs": 2, "preference_answers": 3, "pctr_holdout": 0},
+            "serving": {"micros_per_unit": UNIT},
+            "online": {
+                "database": str(market.store.database.url),
+                "until": "2026-11-26T00:00:00Z",
+                "least_auctions": 1,
+            }
+            | online,
+        },
+        "test",
+    )
+
+
+def _simulated(config: Config) -> World:
+    return build.synthetic(config.world, config.seed)
+
+
+def _serve(market: Market, listings: Sequence[Listing], number: int, **changed: object) -> ServedAuction:
+    """A recorded auction, ``number`` minutes after noon, whose answer places the first listing."""
+    auction = market.auction(listings[0], lost=tuple(listings[1:]), now=market.now + number * MINUTE)
+    how = {
+        "query": f"which cup suits me number {number}?",
+        "raw_text": f"A {markup(listings[0].ad)} suits you.",
+        "user_id": f"reader{number % 2}",
+        "basics": "40 cook Oslo",
+        "interests": ("cups",),
+    }
+    auction = replace(auction, **how | changed)
+    market.store.record(auction)
+    return auction
+
+
+@pytest.fixture
+def listings(market: Market) -> list[Listing]:
+    seat = market.seat()
+    return [market.listing(seat, bid=64), market.listing(seat, bid=30)]
+
+
+def test_served_auctions_become_phase_1_in_time_order(market: Market, listings: list[Listing]) -> None:
+    auctions = [_serve(market, listings, number) for number in range(4)]
+    market.store.click(market.claims(auctions[2]), market.now + 5 * MINUTE)
+    config = _config(market)
+    data = onlinedata.read(config, _simulated(config))
+    names = [auction.id for auction in auctions]
+    epochs = [1, 1, 2, 2]
+    assert [one.id for one in data.world.auctions] == [
+        f"e{epoch}/reward/{name}" for epoch, name in zip(epochs, names, strict=True)
+    ]
+    assert [query.id for query in data.world.of("train")] == names
+    assert data.world.auctions[0].bids == (64, 30)
+    assert data.world.auctions[0].ad_ids == tuple(one.ad.id for one in listings)
+    assert [answer.sample_id for answer in data.answers] == [f"{one.id}/0" for one in data.world.auctions]
+    assert {answer.weight_version for answer in data.answers} == {"v1"}
+    assert [click.clicked for click in data.clicks] == [False, False, True, False]
+    tested = {user.id for user in data.world.profiles} - {"reader0", "reader1"}
+    splits = build.split(_simulated(config).profiles, config.world.test_share, config.seed)
+    assert tested == {user for user, split in splits.items() if split == "test"}
+    assert dict(data.world.notes) == {}
+
+
+def test_what_is_left_out_is_counted(market: Market, listings: list[Listing]) -> None:
+    config = _config(market, since="2026-11-25T12:01:00Z", until="2026-11-25T12:09:00Z")
+    held_out = onlinedata.held_out_users(config, _simulated(config))[0].id
+    for number in (0, 1, 9):
+        _serve(market, listings, number)
+    _serve(market, listings, 2, user_id=held_out)
+    _serve(market, listings, 3, query="???")
+    _serve(market, listings, 4, raw_text="Nothing suits you.")
+    _serve(market, listings, 5, test=True)
+    anonymous = _serve(market, listings, 6, user_id=None, basics="new\nuser", interests=("<|x|>",))
+    data = onlinedata.read(config, _simulated(config))
+    assert len(data.answers) == 2
+    assert data.world.query_by_id[anonymous.id].profile_id.startswith("anonymous-")
+    assert dict(data.world.notes) == {
+        "of held-out users": 1,
+        "without query or candidates": 1,
+        "shown otherwise than placed": 1,
+    }
+    unmatched = [
+        *data.world.queries,
+        replace(data.world.queries[0], id="t", profile_id=held_out, split="test"),
+    ]
+    store.check(replace(data.world, queries=tuple(unmatched)))
+
+
+def test_too_few_auctions_are_refused(market: Market, listings: list[Listing]) -> None:
+    _serve(market, listings, 0)
+    config = _config(market, least_auctions=2)
+    with pytest.raises(RunError, match=r"1 auctions to learn from, fewer than online\.least_auctions=2"):
+        onlinedata.read(config, _simulated(config))
+    wrong = _config(market, database="mysql://host/x")
+    with pytest.raises(StoreError, match="mysql"):
+        onlinedata.read(wrong, _simulated(config))
+
+
+def _begun(run: Run, world: World, epoch: int) -> Sampled:
+    """What an epoch's stream holds before anything was sampled."""
+    crew = SimpleNamespace(version=SimpleNamespace(name="v0"), judges=SimpleNamespace(size=1))
+    planned = schedule.auctions(run.config, world, epoch)
+    stream = Stream(run.config, world, crew, SimpleNamespace(), planned)  # type: ignore[arg-type]
+    served.hand_in(run, stream)
+    stream.until(["reward"])
+    assert stream.due("reward") == 0
+    return stream.result("reward")
+
+
+def _taken(run: Run) -> World:
+    """The run's world as the world stage commits it, with a test query that the User-LLM would ask."""
+    world = served.take(run, _simulated(run.config))
+    tested = onlinedata.held_out_users(run.config, _simulated(run.config))[0]
+    asked = build.query_from_text(tested, 0, "best mugs?", "test")
+    assert asked is not None
+    store.save(replace(world, queries=(*world.queries, asked)), run.path / "world")
+    return store.load(run.path / "world")
+
+
+def test_an_epoch_holds_them_answered_and_asks_again_with_fresh_bids(
+    market: Market, listings: list[Listing], tmp_path: Path
+) -> None:
+    for number in range(4):
+        _serve(market, listings, number)
+    run = Run.create(tmp_path / "run", _config(market))
+    world = _taken(run)
+    planned = schedule.auctions(run.config, world, 1)
+    by_phase = {
+        name: [one for one in planned if one.phase == name] for name in ("reward", "preference", "test")
+    }
+    assert [one.n for one in by_phase["reward"]] == [0, 0]
+    assert [one.n for one in by_phase["preference"]] == [3, 3]
+    assert len(by_phase["test"]) == 1
+    for judged, again in zip(by_phase["reward"], by_phase["preference"], strict=True):
+        assert (judged.query, judged.profile, judged.ads) == (again.query, again.profile, again.ads)
+        assert judged.auction.bids == (64, 30)
+        assert again.auction.bids != judged.auction.bids
+    rows = rows_of(world, _begun(run, world, 1), "reward")
+    assert [row.sample_id for row in rows] == [f"{one.auction.id}/0" for one in by_phase["reward"]]
+    assert {row.clicked for row in rows} == {False}
+    second = schedule.auctions(run.config, world, 2)
+    assert not {one.auction.id for one in planned if one.phase != "test"} & {
+        one.auction.id for one in second if one.phase != "test"
+    }
+    assert {one.phase for one in schedule.auctions(run.config, world, 3)} == {"test"}
+
+
+def test_an_auction_is_consumed_once_along_a_line_of_weights(
+    market: Market, listings: list[Listing], tmp_path: Path
+) -> None:
+    first = [_serve(market, listings, number) for number in range(2)]
+    run = Run.create(tmp_path / "first", _config(market))
+    for epoch in (1, 2):
+        begun = _begun(run, _taken(run), epoch)
+        run.commit(f"epoch-{epoch}/sample", [one.sample_id for one in begun.answers], {})
+    later = _serve(market, listings, 2)
+    on_top = _config(market)
+    on_top = on_top.model_copy(
+        update={"ad_llm": on_top.ad_llm.model_copy(update={"path": str(run.weights("v2"))})}
+    )
+    assert onlinedata.consumed(on_top) == {auction.id for auction in first}
+    data = onlinedata.read(on_top, _simulated(on_top))
+    assert [query.id for query in data.world.queries] == [later.id]
+    assert dict(data.world.notes) == {"consumed before": 2}
+    assert onlinedata.consumed(_config(market)) == set()
+
+
+def test_a_run_without_served_auctions_begins_with_no_answers(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", parse({}, "test"))
+    world = replace(_simulated(run.config), queries=())
+    assert _begun(run, world, 1).answers == []

@@ -1,0 +1,105 @@
+"""The same tests of money and eligibility on PostgreSQL, where its programs are installed."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from raylla.serving.audit import audit
+from raylla.serving.store import Store, models, open_store
+from tests.unit.serving.market import Market
+from tests.unit.serving.test_billing import *  # noqa: F403
+from tests.unit.serving.test_eligibility import *  # noqa: F403
+from tests.unit.serving.test_market_machine import trade
+
+pytestmark = pytest.mark.postgres
+USER = "postgres"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a server of our own, behind a socket in a directory of its own; {} is the database."""
+    programs = {name: shutil.which(name) for name in ("initdb", "pg_ctl")}
+    missing = [name for name, path in programs.items() if path is None]
+    if missing:
+        pytest.skip(f"PostgreSQL is not installed: no {' and no '.join(missing)} on the path")
+    user = None
+    if os.geteuid() == 0:  # the server does not run as root
+        try:
+            user = pwd.getpwnam(USER).pw_name
+        except KeyError:
+            pytest.skip(f"PostgreSQL does not run as root, and there is no user {USER}")
+    with tempfile.TemporaryDirectory(prefix="raylla-pg-") as path:
+        if user is not None:
+            shutil.chown(path, user)
+        data = f"{path}/data"
+
+        def run(name: str, *arguments: str) -> None:
+            command = [str(programs[name]), "-D", data, *arguments]
+            subprocess.run(command, check=True, user=user, cwd=path, timeout=120, stdout=subprocess.DEVNULL)
+
+        run("initdb", "-A", "trust", "-U", USER, "-E", "UTF8", "--no-sync")
+        options = f"-c listen_addresses='' -c unix_socket_directories='{path}' -c fsync=off"
+        run("pg_ctl", "-w", "-l", f"{path}/log", "-o", options, "start")
+        try:
+            url = f"postgresql+psycopg://{USER}@/{{}}?host={path}"
+            open_store(url.format("postgres")).close()
+            yield url
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def fresh(server: str, numbers: count[int]) -> Callable[[], AbstractContextManager[Store]]:
+    @contextmanager
+    def opened() -> Iterator[Store]:
+        name = f"test{next(numbers)}"
+        admin = create_engine(server.format("template1"), isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE postgres"))
+        store = open_store(server.format(name))
+        yield store
+        store.close()
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        admin.dispose()
+
+    return opened
+
+
+@pytest.fixture(scope="session")
+def numbers() -> count[int]:
+    return count()
+
+
+def test_trade_on_postgresql(fresh: Callable[[], AbstractContextManager[Store]]) -> None:
+    trade(fresh, examples=3)
+
+
+@pytest.mark.parametrize("table", models.APPEND_ONLY)
+@pytest.mark.parametrize("change", ["UPDATE {} SET id = id", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
+def test_the_books_are_append_only_here_too(store: Store, market: Market, table: str, change: str) -> None:
+    store.click(market.claims(market.served(market.listing(market.seat()))), market.now)
+    with pytest.raises(DBAPIError, match="append-only"), store.database.writing() as session:
+        session.execute(text(change.format(table)))
+    assert audit(store).discrepancies == []
+
+
+def test_another_password_is_not_shown(server: str, tmp_path: Path) -> None:
+    from raylla.errors import StoreError
+
+    url = server.format("nothing").replace(f"{USER}@", f"{USER}:secret@")
+    with pytest.raises(StoreError, match="cannot be opened") as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)

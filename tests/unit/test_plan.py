@@ -1,0 +1,158 @@
+"""The plan's arithmetic against figures worked out by hand and counted in files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from raylla import config
+from raylla.cli import app
+from raylla.errors import ConfigError
+from raylla.models import POCKET
+from raylla.plan import Lengths, budget
+from raylla.plan.architecture import KNOWN, architecture
+from raylla.plan.budget import concurrency, step_times
+from raylla.plan.hardware import GPUS, Shares, gpu
+from raylla.plan.show import more
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ONE = config.load(CONFIGS / "qwen3-4b-1node.yaml")
+H100 = GPUS["h100"]
+ALL = Shares(1, 1, 1, 1)
+QWEN = KNOWN["Qwen3-4B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen3-0.6B", 596_049_920),
+        ("Qwen3-1.7B", 1_720_574_976),
+        ("Qwen3-4B", 4_022_468_096),
+        ("Qwen3-8B", 8_190_735_360),
+        ("Qwen3-32B", 32_762_123_264),
+    ],
+)
+def test_parameters_of_published_models(name: str, parameters: int) -> None:
+    assert KNOWN[name].parameters == parameters
+
+
+def test_parameters_of_a_local_model_are_those_in_its_file() -> None:
+    with safe_open(POCKET / "ad-llm" / "model.safetensors", framework="numpy") as file:
+        counted = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    assert architecture("pocket:ad-llm", "ad_llm.path").parameters == counted
+
+
+def test_names_of_the_hub() -> None:
+    assert architecture("Qwen/Qwen3-4B-Instruct-2507", "ad_llm.path") == QWEN
+    with pytest.raises(ConfigError, match=r"user_llm\.path='a/b': its sizes are not known"):
+        architecture("a/b", "user_llm.path")
+    with pytest.raises(ConfigError, match="--gpu z80: there is a100, h100"):
+        gpu("z80")
+
+
+def test_a_file_that_describes_no_decoder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(ConfigError, match=r"ad_llm\.path: .* does not describe a decoder"):
+        architecture(str(tmp_path), "ad_llm.path")
+
+
+def test_bytes_and_flops_of_a_token() -> None:
+    assert QWEN.kv_bytes(2) == 2 * 36 * 8 * 128 * 2 == 147_456
+    # 36 layers of 2 x 2560 x 4096 + 2 x 2560 x 1024 in attention and 3 x 2560 x 9728 in the MLP.
+    assert QWEN.matrices == 36 * (26_214_400 + 74_711_040) == 3_633_315_840
+    assert QWEN.flops(1, 0, 0) == 7_266_631_680
+    assert QWEN.flops(1, 1000, 0) - QWEN.flops(1, 0, 0) == 4 * 36 * 32 * 128 * 1000
+    assert QWEN.flops(0, 0, 1) == 2 * 151_936 * 2560
+
+
+def test_a_decoding_step_is_bound_by_bandwidth() -> None:
+    read, computed = step_times(QWEN, H100, 2, 1, 256, 4100, ALL)
+    assert read == pytest.approx((8.0449e9 + 256 * 4100 * 147_456) / 3.35e12, rel=1e-4)
+    assert computed == pytest.approx(256 * (7.2666e9 + 4100 * 589_824 + 7.7791e8) / 989e12, rel=1e-4)
+    assert read > 10 * computed
+    halves = step_times(QWEN, H100, 2, 2, 256, 4100, ALL)
+    assert halves == (read / 2, computed / 2)
+
+
+def test_the_cache_bounds_what_is_in_progress() -> None:
+    # 0.85 x 80 GB - 8.045 GB - 3 GB = 56.955 GB: 386 252 tokens, 48.9 requests of 3900 + 10 x 400.
+    assert concurrency(ONE, QWEN, H100, 3900, 10, 400) == 256
+    many = ONE.model_copy(update={"engine": ONE.engine.model_copy(update={"max_num_seqs": 10_000})})
+    assert concurrency(many, QWEN, H100, 3900, 10, 400) == pytest.approx(10 * 386_252 / 7900, rel=1e-4)
+
+
+def test_tokens_and_flops_of_the_paper_s_epoch() -> None:
+    found = budget(ONE, H100, Lengths(3900, 400, 750, 40), ALL)
+    # 12k queries twice and 3k test queries; 10 + 5 answers, and 4 of each test query.
+    assert found.phase("rollout").tokens == 27_000 * 3900 + (12_000 * 15 + 3000 * 4) * 400
+    assert found.phase("judge").tokens == 132_000 * 790
+    align = found.phase("align")
+    # A row of 3900 + 5 x 400; reference, forward, forward again and backward (twice): 5 forward passes.
+    row = 5900 * (7_266_631_680 + 589_824 * 5900) + 2000 * 777_912_320
+    assert align.flops == 12_000 * row * 5
+    assert align.times["compute"] == pytest.approx(align.flops / (2 * 989e12))
+    # 750 steps, in each half of 8.04 GB out and half in.
+    assert align.times["link"] == pytest.approx(750 * 2 * 4_022_468_096 * 2 * 0.5 / 450e9)
+    assert align.bound == "compute"
+    assert found.gpus == 8
+
+
+def test_an_epoch_is_the_longer_of_rollout_and_judge_and_the_rest() -> None:
+    found = budget(ONE, H100, Lengths.of(ONE))
+    rest = sum(found.phase(name).seconds for name in ("learn", "align", "deploy"))
+    assert found.epoch_seconds == found.phase("rollout").seconds + rest
+    slow = ONE.model_copy(update={"rollout": ONE.rollout.model_copy(update={"workers": 500})})
+    assert budget(slow, H100, Lengths.of(slow)).epoch_seconds > found.phase("judge").seconds + rest - 30
+    assert 0 < found.idle < 1
+
+
+def test_memory_of_a_trainer_by_zero_stage() -> None:
+    def parts(**changed: object) -> dict[str, float]:
+        dpo = ONE.dpo.model_copy(update={"workers": 4, **changed})
+        found = budget(ONE.model_copy(update={"dpo": dpo}), H100, Lengths(3900, 400, 750, 40))
+        return dict(next(one for one in found.memory if one.group == "dpo").parts)
+
+    size = 4_022_468_096
+    for stage, weights, gradients in ((1, 2, 2), (2, 2, 0.5), (3, 0.5, 0.5)):
+        found = parts(zero_stage=stage)
+        assert (found["weights"], found["gradients"]) == (weights * size, gradients * size)
+        assert found["optimizer"] == 16 * size / 4
+    assert parts(offload=True)["optimizer"] == 0
+    # Kept: the input of each of 36 layers, 5900 x 2560 in bfloat16; one layer anew; the mask 5900 x 5900.
+    layer = 5900 * 2 * (8 * 2560 + 2 * (32 + 16) * 128 + 4 * 9728)
+    assert found["activations"] == 5900 * 2560 * 2 * 36 + layer + 5900**2 * 2
+    assert parts(gradient_checkpointing=False)["activations"] == 36 * layer + 5900**2 * 2
+
+
+def test_what_does_not_fit_is_said() -> None:
+    small = replace(H100, memory=24e9)
+    assert [one.fits for one in budget(ONE, small, Lengths.of(ONE)).memory] == [True, True, False]
+    result = CliRunner().invoke(app, ["plan", str(CONFIGS / "qwen3-4b-1node.yaml"), "--gpu", "l40s"])
+    assert "dpo does not fit" not in result.output
+    wide = ["--set", "dpo.zero_stage=1", "--set", "dpo.gradient_checkpointing=false"]
+    result = CliRunner().invoke(app, ["plan", str(CONFIGS / "qwen3-4b-1node.yaml"), "--gpu", "l40s", *wide])
+    assert "dpo does not fit" in result.output
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_has_a_plan(path: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(path)])
+    assert result.exit_code == 0, result.output
+    for name in ("rollout", "judge", "learn", "align", "deploy"):
+        assert name in result.output
+    assert "not fit" not in result.output
+
+
+def test_one_more_node() -> None:
+    two = config.load(CONFIGS / "qwen3-4b-multinode.yaml")
+    assert [name for name, _ in more(two, 8)] == ["rollout (15 workers)", "dpo (16 workers)"]
+    before = budget(two, H100, Lengths.of(two)).epoch_seconds
+    for _, grown in more(two, 8):
+        assert budget(grown, H100, Lengths.of(two)).epoch_seconds < before
+    assert [name for name, _ in more(ONE, 8)] == ["rollout (13 workers)"]  # 10 ranks do not share 16 groups
+    assert more(config.load(CONFIGS / "pocket.yaml"), 8) == []
