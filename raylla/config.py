@@ -196,8 +196,8 @@ class Dpo(Section):
     max_length: Positive | None = Field(
         None, description="tokens of a prompt and an answer, the answer's end cut off; none: all"
     )
-    attention: Literal["auto", "sdpa"] = Field(
-        "auto", description="sdpa: with the whole mask; auto: block-sparse FlexAttention on GPUs, else sdpa"
+    attention: Literal["auto", "parts"] = Field(
+        "auto", description="parts: SDPA for each prompt and answer; auto: FlexAttention's blocks on GPUs"
     )
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -1,6 +1,7 @@
 """The alignment step: packed preference groups ÷ TRL's own DPOTrainer on the same pairs.
 
-Each side trains in a process of its own, in which nothing else happens, and both take turns.  The model
+Each side trains in a process of its own, in which nothing else happens, and both take turns.  Seconds are
+those that the process computes, on one thread, so that neighbours on the machine do not count.  The model
 is a pocket-sized Qwen3 with random weights.  TRL reads each pair as two rows, computes the reference
 itself, and gets rows of one length, so that it pads nothing; gradient checkpointing is off on both sides.
 """
@@ -46,7 +47,7 @@ class Shape:
 
 
 POCKET = Shape("pocket shape", prompt=140, answer=60, answers=5, groups=16)
-PAPER = Shape("paper shape", prompt=4000, answer=400, answers=5, groups=2)
+PAPER = Shape("paper shape", prompt=4000, answer=400, answers=5, groups=1)
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def train_packed(path: Path, shape: Shape, given: bool, check: int = 0) -> Train
 
     from raylla.config import Dpo
     from raylla.policy import worker, zero
+    from raylla.policy.attention import PARTS
     from raylla.policy.trainer import PackedDPOTrainer, arguments
 
     worker.setup()
@@ -150,7 +152,7 @@ def train_packed(path: Path, shape: Shape, given: bool, check: int = 0) -> Train
     with worker.clean_slate(), TemporaryDirectory() as scratch:
         zero.name_ranks()
         args = arguments(dpo, scratch, 0, 1)
-        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=PARTS)
         if given:
             known = _known(path, shape)
             groups = [replace(one, reference=sums) for one, sums in zip(groups, known, strict=True)]
@@ -171,9 +173,10 @@ def _known(path: Path, shape: Shape) -> list[tuple[float, ...]]:
     from transformers import AutoModelForCausalLM
 
     from raylla.policy import packing
+    from raylla.policy.attention import PARTS
 
     if shape.name not in _KNOWN:
-        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=PARTS)
         forward = packing.PackedForward(model)
         _KNOWN[shape.name] = []
         for group in make_groups(shape):
@@ -249,6 +252,7 @@ def gradient_difference(path: Path, shape: Shape) -> float:
     from transformers import AutoModelForCausalLM
 
     from raylla.policy import packing
+    from raylla.policy.attention import PARTS
 
     one = replace(shape, groups=1)
     with TemporaryDirectory() as scratch:
@@ -264,7 +268,8 @@ def gradient_difference(path: Path, shape: Shape) -> float:
         trainer.compute_loss(trainer.model, inputs).backward()
         expected = _gradients(trainer.model)
     packed = packing.pack(make_groups(one))
-    policy = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
+    policy = AutoModelForCausalLM.from_pretrained(path, attn_implementation=PARTS)
+    reference.set_attn_implementation(PARTS)
     sums = []
     for model in (policy, reference):
         with torch.set_grad_enabled(model is policy):
@@ -296,11 +301,11 @@ def _timed(trainer: Any, after_check: bool = False) -> Trained:
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            marks["began"], marks["held"] = time.perf_counter(), _memory("VmRSS")
+            marks["began"], marks["held"] = time.process_time(), _memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
-            marks["ended"] = time.perf_counter()
+            marks["ended"] = time.process_time()
 
     callbacks = trainer.callback_handler.callbacks
     callbacks.insert(len(callbacks) if after_check else 0, Clock())

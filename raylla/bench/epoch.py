@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -47,9 +48,11 @@ def rows(bench: Bench) -> list[Row]:
     return [ratio("epoch wall ÷ critical path", wall, critical, "s", idle)]
 
 
-def run_epochs(config: Config, directory: Path, epochs: int, overlap: bool) -> Timeline:
-    """A run of the small config, and its timeline."""
-    sets = [*SMALL, f"irpo.epochs={epochs}", f"irpo.overlap={str(overlap).lower()}"]
+def run_epochs(
+    config: Config, directory: Path, epochs: int, overlap: bool, more: Sequence[str] = ()
+) -> Timeline:
+    """A run of the small config with ``more`` overrides, and its timeline."""
+    sets = [*SMALL, *more, f"irpo.epochs={epochs}", f"irpo.overlap={str(overlap).lower()}"]
     run = Run.create(directory, changed(config, None, sets))
     watch = Observer(run.config, run.path, Console(quiet=True))
     train(run, watch)

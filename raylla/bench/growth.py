@@ -43,34 +43,40 @@ def rows(bench: Bench) -> list[Row]:
     llm = LLM(**given | {"disable_log_stats": False})
     answer(llm, 0, **BASE)
     found = []
-    for what, sizes in (("queries", QUERIES), ("candidates", CANDIDATES), ("samples", SAMPLES)):
+    for what, sizes, base in (
+        ("queries", QUERIES, BASE),
+        ("candidates", CANDIDATES, BASE),
+        ("samples", SAMPLES, BASE),
+        ("samples", SAMPLES, BASE | {"candidates": CANDIDATES[-1]}),
+    ):
         costs: dict[int, list[Cost]] = {size: [] for size in sizes}
         for repeat in range(bench.repeats):
             for size in sizes if repeat % 2 == 0 else reversed(sizes):
-                costs[size].append(answer(llm, repeat, **BASE | {what: size}))
-        found += _rows(what, costs)
+                costs[size].append(answer(llm, repeat, **base | {what: size}))
+        found += _rows(what, costs, base)
     return found
 
 
-def _rows(what: str, costs: Mapping[int, Sequence[Cost]]) -> list[Row]:
+def _rows(what: str, costs: Mapping[int, Sequence[Cost]], base: Mapping[str, int]) -> list[Row]:
     repeats = range(len(next(iter(costs.values()))))
     seconds = [[costs[size][repeat].seconds for size in costs] for repeat in repeats]
     tokens = [[costs[size][repeat].prompt_tokens for size in costs] for repeat in repeats]
-    auctions = [size if what == "queries" else BASE["queries"] for size in costs]
+    auctions = [size if what == "queries" else base["queries"] for size in costs]
     notes = {
         f"{size} {what}": f"{one[0].seconds / count:.3g} s, {one[0].prompt_tokens / count:.0f} tokens"
         for (size, one), count in zip(costs.items(), auctions, strict=True)
     }
     sizes = list(costs)
+    held = ", ".join(f"{count} {name}" for name, count in base.items() if name != what)
     return [
         Row(
-            f"seconds ~ {what}^x, {sizes[0]} to {sizes[-1]}",
+            f"seconds ~ {what}^x, {sizes[0]} to {sizes[-1]}; {held}",
             Spread(tuple(exponent(sizes, one) for one in seconds)),
             "",
             notes=notes | {"each line": "of one auction"},
         ),
         Row(
-            f"prompt tokens computed ~ {what}^x",
+            f"prompt tokens computed ~ {what}^x; {held}",
             Spread(tuple(exponent(sizes, one) for one in tokens)),
             "",
         ),

@@ -27,14 +27,16 @@ from raylla.observe import Observer
 from raylla.records import WeightVersion
 from raylla.world import World, store
 
+FEWER = ("irpo.queries=80", "evaluation.queries=25")
+
 
 def rows(bench: Bench) -> list[Row]:
     """Epochs per second in both orders, and how near the overlapped one comes to its critical path."""
     measured = bench.scratch / "measured"
-    run_epochs(bench.config, measured, 2, overlap=False)
+    run_epochs(bench.config, measured, 2, False, FEWER)
     latencies = measure(measured)
     world = store.load(measured / "world")
-    config = changed(bench.config, None, SMALL)
+    config = changed(bench.config, None, [*SMALL, *FEWER])
     version = committed(Run.open(measured))[0][0]
     numbers = itertools.count()
     connect(config)
@@ -103,7 +105,7 @@ def measure(directory: Path) -> Latencies:
         judgement=_seconds(spans, "judge", phases) / judged,
         take=_seconds(spans, "reward-trainer", ("take",)) / taken,
         update=_seconds(spans, "reward-trainer", ("update",)) / taken,
-        predict=_seconds(spans, "reward-trainer", ("predict",)) / predicted,
+        predict=_seconds(spans, "reward-trainer", ("predict_intervals",)) / predicted,
         group=_seconds(spans, "policy-trainer", ("align",)) / learned["groups"],
         load=max(
             span.ended - span.began for span in spans if span.task == "load" and "rollout" in span.actor

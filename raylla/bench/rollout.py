@@ -15,7 +15,7 @@ from raylla.engines import Request
 from raylla.engines.vllm import arguments, sampling_params
 from raylla.models import resolve
 
-REQUESTS, DRAWS, START = 60, 8, 300.0
+REQUESTS, DRAWS, START = 120, 8, 300.0
 
 
 def rows(bench: Bench) -> list[Row]:

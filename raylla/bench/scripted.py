@@ -24,7 +24,7 @@ from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
-from raylla.records import WeightVersion
+from raylla.records import Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
 
 
@@ -102,10 +102,11 @@ class ScriptedReward:
         time.sleep(self._latencies.update * rows)
         return {"rows": float(rows)}
 
-    def predict(self, rows: list[ClickRow]) -> list[float]:
+    def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
         """Encode and predict."""
         time.sleep(self._latencies.predict * len(rows))
-        return [random.Random(f"{row.sample_id}/{row.ad_id}").random() for row in rows]
+        rates = (random.Random(f"{row.sample_id}/{row.ad_id}").random() for row in rows)
+        return [Prediction(rate, rate, rate) for rate in rates]
 
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
         """As long as predicting, and no figures."""

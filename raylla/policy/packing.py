@@ -13,15 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from raylla.errors import RunError
+from raylla.policy.attention import PADDING, layout
 from raylla.policy.groups import TokenGroup
 from raylla.policy.logprobs import token_logprobs
-
-PADDING = -1
-FLEX_BLOCK = 128
-"""Rows are padded to a multiple of this where attention is block-sparse: the kernel's block."""
 
 
 def pack(
@@ -95,32 +91,6 @@ def _append(
     rows["prompts"] += [prompt] * len(tokens)
 
 
-def attention_mask(segments: Tensor, prompts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, L, L] for SDPA: 0 where a query may look at a key, -inf elsewhere.
-
-    A token sees its prompt and its own answer, causally. Padding sees padding, for a softmax over
-    nothing is not a number.
-    """
-    length = segments.shape[1]
-    key = segments[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    seen = ((key == segments[:, :, None]) | (key == prompts[:, :, None])) & causal
-    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill_(~seen, float("-inf"))[:, None]
-
-
-def block_mask(segments: Tensor, prompts: Tensor) -> BlockMask:
-    """The same for FlexAttention, whose kernel never computes blocks that nobody sees."""
-
-    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        of_key = segments[row, key]
-        mine = (of_key == segments[row, query]) | (of_key == prompts[row, query])
-        return mine & (key <= query)
-
-    count, length = segments.shape
-    return create_block_mask(seen, count, None, length, length, str(segments.device), FLEX_BLOCK)
-
-
 class PackedForward:
     """The forward of a causal language model over packed rows, put in place of the model's own.
 
@@ -154,21 +124,14 @@ class PackedForward:
     ) -> Tensor:
         """Log-probability [N] of each answer token, float32; arguments as ``pack`` returns them."""
         backbone: Any = self._model.base_model
-        flex = backbone.config._attn_implementation == "flex_attention"
-        mask = block_mask(segments, prompts) if flex else attention_mask(segments, prompts, self._dtype())
         hidden = backbone(
             input_ids=input_ids,
             position_ids=position_ids,
-            attention_mask=mask,
+            attention_mask=layout(segments, prompts, backbone.config._attn_implementation),
             use_cache=False,
         ).last_hidden_state
         logprobs: Tensor = self._head(hidden.flatten(0, 1)[source], labels)
         return logprobs
-
-    def _dtype(self) -> torch.dtype:
-        return next(
-            parameter.dtype for parameter in self._model.parameters() if parameter.is_floating_point()
-        )
 
 
 def sum_per_answer(logprobs: Tensor, owner: Tensor, answers: int) -> Tensor:

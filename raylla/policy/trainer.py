@@ -24,17 +24,11 @@ from transformers import PrinterCallback, TrainerCallback
 
 from raylla.config import Dpo
 from raylla.policy import packing, schedule, zero
+from raylla.policy.attention import FLEX, FLEX_BLOCK
 from raylla.policy.groups import FILLER, TokenGroup
 from raylla.policy.jobs import Reference
 
 MODEL_INPUTS = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
-
-SDPA, FLEX = "sdpa", "flex_attention"
-
-
-def attention(dpo: Dpo) -> str:
-    """transformers' name of the attention that ``dpo.attention`` asks for."""
-    return FLEX if dpo.attention == "auto" and torch.cuda.is_available() else SDPA
 
 
 def arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
@@ -207,7 +201,7 @@ class PackedDPOTrainer(trl.DPOTrainer):
                 yield packed | {"reference": reference}
 
     def _packed(self, groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
-        multiple = packing.FLEX_BLOCK if self.model.config._attn_implementation == FLEX else 1
+        multiple = FLEX_BLOCK if self.model.config._attn_implementation == FLEX else 1
         return packing.pack(groups or [FILLER], self._dpo.row_tokens, multiple)
 
     def _answers(self, members: Sequence[int]) -> list[int]:

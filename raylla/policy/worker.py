@@ -30,9 +30,10 @@ from raylla.config import Dpo
 from raylla.engines.protocol import Probe, prompt_ids
 from raylla.errors import RunError
 from raylla.policy import saving, zero
+from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
-from raylla.policy.trainer import PackedDPOTrainer, arguments, attention
+from raylla.policy.trainer import PackedDPOTrainer, arguments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

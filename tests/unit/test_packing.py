@@ -14,8 +14,9 @@ from torch import Tensor
 
 from raylla.errors import RunError
 from raylla.policy import logprobs, packing, schedule
+from raylla.policy.attention import FLEX, FLEX_BLOCK, PARTS, by_parts, layout
 from raylla.policy.groups import FILLER, TokenGroup, token_group
-from raylla.policy.packing import attention_mask, pack
+from raylla.policy.packing import pack
 from raylla.records import Answer, PreferenceGroup
 
 BETA = 0.1
@@ -59,6 +60,7 @@ def packed(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-probability of every answer of one packed micro-batch."""
     rows = pack(groups, row_tokens, multiple)
+    model.set_attn_implementation(PARTS)
     names = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
     tokens = packing.PackedForward(model)(**{name: rows[name] for name in names})
     return packing.sum_per_answer(tokens, rows["owner"], sum(len(g.answers) for g in groups)), rows
@@ -176,9 +178,31 @@ def test_an_answer_sees_its_prompt_and_itself_only() -> None:
 
 
 def seen(rows: dict[str, Tensor]) -> list[list[int]]:
-    """Which keys each query of the first row sees."""
-    mask = attention_mask(rows["segments"], rows["prompts"], torch.float32)
-    return (mask[0, 0] == 0).int().tolist()
+    """Which keys each query of the first row sees: where attention over one-hot values looks."""
+    length = rows["segments"].shape[1]
+    query = torch.zeros(len(rows["segments"]), 1, length, 4)
+    value = torch.eye(length).expand(len(query), 1, length, length)
+    given = layout(rows["segments"], rows["prompts"], PARTS)
+    assert isinstance(given, Tensor)
+    found, _ = by_parts(torch.nn.Identity(), query, query, value, given)
+    looked: list[list[int]] = (found[0, :, 0] > 0).int().tolist()
+    return looked
+
+
+def test_heads_may_share_keys() -> None:
+    torch.manual_seed(0)
+    rows = pack(ragged(2, (3, 1)), 90)
+    query = torch.randn(len(rows["segments"]), 4, rows["segments"].shape[1], 8)
+    key, value = torch.randn(2, len(query), 2, query.shape[2], 8)
+    given = layout(rows["segments"], rows["prompts"], PARTS)
+    found, _ = by_parts(torch.nn.Identity(), query, key, value, given, scaling=0.3)  # type: ignore[arg-type]
+    key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+    segments, prompts = rows["segments"], rows["prompts"]
+    mine = (segments[:, None] == segments[..., None]) | (segments[:, None] == prompts[..., None])
+    weights = 0.3 * query @ key.transpose(2, 3)
+    weights = weights.masked_fill(~(mine.tril())[:, None], float("-inf")).softmax(-1)
+    there = (segments >= 0)[..., None, None]
+    torch.testing.assert_close(found, (weights @ value).transpose(1, 2) * there)
 
 
 def test_groups_share_a_row_up_to_the_budget_and_do_not_see_each_other() -> None:
@@ -205,19 +229,19 @@ def test_groups_share_a_row_up_to_the_budget_and_do_not_see_each_other() -> None
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_block_sparse_attention_is_the_whole_mask_s(tiny_model: Path, device: str) -> None:
+def test_block_sparse_attention_is_that_by_parts(tiny_model: Path, device: str) -> None:
     """On the CPU uncompiled and forward only, for want of a kernel: the mask and the model's path to it."""
     from transformers import AutoModelForCausalLM
 
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     groups = ragged(5, (2, 4, 1))
-    rows = {name: one.to(device) for name, one in pack(groups, 200, packing.FLEX_BLOCK).items()}
-    assert rows["input_ids"].shape[1] % packing.FLEX_BLOCK == 0
+    rows = {name: one.to(device) for name, one in pack(groups, 200, FLEX_BLOCK).items()}
+    assert rows["input_ids"].shape[1] % FLEX_BLOCK == 0
     names = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
     found = []
     with torch.compiler.set_stance("force_eager" if device == "cpu" else "default"):
-        for kind in ("sdpa", "flex_attention"):
+        for kind in (PARTS, FLEX):
             model = AutoModelForCausalLM.from_pretrained(
                 tiny_model, dtype=torch.float32, attn_implementation=kind
             ).to(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
 from raylla.observe import Observer
-from raylla.pocket import grammar
-from raylla.records import WeightVersion
+from raylla.records import Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
-from raylla.world import World, build
+from raylla.world import World
+from tests.worlds import asked_world
 
 PHASES = ("reward", "preference", "test")
 
@@ -86,9 +85,9 @@ class Scorer:
         self._log.append("update")
         return {"rows": 1.0}
 
-    def predict(self, rows: list[ClickRow]) -> list[float]:
+    def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
         self._log.append(f"predict {[row.sample_id for row in rows]}")
-        return [0.5] * len(rows)
+        return [Prediction(0.5, 0.4, 0.6)] * len(rows)
 
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
         self._log.append(f"evaluate {[row.sample_id for row in rows]}")
@@ -120,16 +119,7 @@ class Crew:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    settings = config().world
-    drawn = build.synthetic(settings, 0)
-    rng = random.Random(0)
-    splits = build.split(drawn.profiles, 0.25, 0)
-    queries = [
-        build.query_from_text(user, place, grammar.query(rng, user).text, splits[user.id])
-        for user in drawn.profiles
-        for place in range(5)
-    ]
-    return replace(drawn, queries=tuple(one for one in queries if one is not None))
+    return asked_world(config().world)
 
 
 def config(**irpo: object) -> Config:

@@ -28,7 +28,7 @@ def epoch(judge_from: float = 1.0, wait: float = 0.0) -> list[Span]:
         Span("judge[0]", "test", 10, 11),
         Span("reward-trainer[0]", "take", 3, 4),
         Span("reward-trainer[0]", "update", 8, 10),
-        Span("reward-trainer[0]", "predict", 10, 11),
+        Span("reward-trainer[0]", "predict_intervals", 10, 11),
         Span("policy-trainer[0]", "align", 12 + wait, 17 + wait),
     ]
     return spans
