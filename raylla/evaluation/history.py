@@ -47,8 +47,8 @@ def examples(desk: EvaluationDesk) -> list[dict[str, Any]]:
     run, world = desk.run, desk.world
     sampled = stages.read_tests(run, world)
     found = stages.examples(world, sampled[0], sampled[-1])
-    planned = {answer.text: one for one, answer in sampled[-1].of("test")}
-    after = [(planned[one["after"]], one["after"]) for one in found]
+    planned = {(one.query.text, answer.text): one for one, answer in sampled[-1].of("test")}
+    after = [(planned[one["query"], one["after"]], one["after"]) for one in found]
     for one, (auction, text), told in zip(
         found, after, desk.predict_intervals(after, run.config.irpo.epochs), strict=True
     ):

@@ -59,8 +59,8 @@ SAMPLERS: dict[str, Draw] = {
 }
 STAGES = (
     Stage("list", None, (("list", 0.9), ("repeat", 0.1)), 2000, 16, 0.04, 0.01, decay_from=0.7),
-    Stage("pick", "list", (("pick", 0.8), ("list", 0.2)), 400, 24, 0.03, 0.008, decay_from=1.0),
-    Stage("ad-llm", "pick", (("copy", 0.5), ("answer", 0.5)), 4000, 16, 0.03, 0.008, decay_from=0.4),
+    Stage("pick", "list", (("pick", 0.8), ("list", 0.2)), 200, 24, 0.03, 0.008, decay_from=1.0),
+    Stage("ad-llm", "pick", (("copy", 0.5), ("answer", 0.5)), 2400, 16, 0.03, 0.008, decay_from=0.4),
     Stage("user-llm", "list", (("judge", 0.9), ("ask", 0.1)), 3000, 16, 0.03, 0.008, decay_from=0.4),
 )
 MODEL = {
@@ -104,8 +104,10 @@ def _run(stage: Stage, out: Path, words: PreTrainedTokenizerFast, seed: int) -> 
         return
     torch.manual_seed(seed)
     model = _model(words)
+    bids = initial.Bids(words.convert_tokens_to_ids(list(tokenizer.BIDS)))
     if not stage.start_from:
         initial.copying(model, seed)
+        bids.start(model.model.embed_tokens.weight, seed)
     else:
         model.load_state_dict(load_file(out / stage.start_from / "model.safetensors"), strict=False)
     optimizers = _optimizers(model, stage)
@@ -135,6 +137,7 @@ def _run(stage: Stage, out: Path, words: PreTrainedTokenizerFast, seed: int) -> 
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        bids.keep(model.model.embed_tokens.weight)
         tokens += batch[0].numel()
         recent.append(loss.item())
         if (step + 1) % 10 == 0:

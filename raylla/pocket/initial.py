@@ -1,4 +1,4 @@
-"""Initial weights that already copy.
+"""Initial weights that already copy, and bids that are read by their size.
 
 An induction head (attend to what followed the last token where it stood before, and repeat it)
 needs two layers to find each other; from random weights that took our small models 2,000 steps.
@@ -12,8 +12,10 @@ initialization (Trockman and Kolter 2023, arXiv 2305.09828).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 STEEP = 2.0
@@ -24,6 +26,42 @@ MATCH_PAIRS = 7
 """How many of the slowest rotations, which hardly turn over a prompt, are used to match content."""
 ASIDE, COPIED = 0.2, 0.3
 """How strongly heads write: what they look back at, and what they copy."""
+
+BID_WAVES = 6
+"""Cosines of the bid, the longest a half wave over all of them, that its embedding is made of."""
+BID_SCALE = 0.15
+"""Size of the longest of them; the others fall with their number."""
+
+
+class Bids:
+    """Embeddings of bids that are, and under `keep` remain, smooth functions of the bid.
+
+    Learned one by one, each of a hundred bids is read a little too high or too low, and an answer
+    leaps from one bid to the next.  Here the rows of all bids are a few cosines of the bid; the
+    training moves these, for whatever else it does to a row is projected away.
+    """
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        """``rows``: token ids of the bids, evenly spaced, from the lowest to the highest."""
+        self._rows = torch.tensor(rows)
+        place = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
+        waves = torch.cos(math.pi * place[:, None] * torch.arange(BID_WAVES + 1))
+        self._basis = torch.linalg.qr(waves)[0].float()
+        self._waves = waves.float()
+
+    @torch.no_grad()
+    def start(self, embeddings: Tensor, seed: int) -> None:
+        """Overwrite the bids' rows of ``embeddings`` [vocabulary, width] in place."""
+        random = torch.Generator().manual_seed(seed)
+        sizes = BID_SCALE / torch.arange(1, BID_WAVES + 1)
+        drawn = torch.randn(BID_WAVES, embeddings.shape[1], generator=random) * sizes[:, None]
+        mean = embeddings[self._rows].mean(0)
+        embeddings[self._rows] = mean + self._waves[:, 1:] @ drawn
+
+    @torch.no_grad()
+    def keep(self, embeddings: Tensor) -> None:
+        """Put the bids' rows of ``embeddings`` [vocabulary, width] back on the cosines, in place."""
+        embeddings[self._rows] = self._basis @ (self._basis.T @ embeddings[self._rows])
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""The pocket tokenizer: byte-level BPE, digits in pairs, the ad markup in tokens of its own.
+"""The pocket tokenizer: byte-level BPE, digits in pairs, bids and the ad markup in tokens of their own.
 
 ``@[Ad-`` and `` @`` are kept apart from words, so that the id of an ad follows its title within
-one step of attention.
+one step of attention.  Bids share no token with ids, so that they can be read by size (see
+`initial.Bids`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from raylla.world.prompts import LARGEST_COMPACT_BID, compact_bid
+
 PAD, END, USER, ASSISTANT = "<|endoftext|>", "<|im_end|>", "<|user|>", "<|assistant|>"
 PIECES = (
     r"@\[Ad-|\[Ad-|\{\"Ad-|,\"Ad-|\":|\]|\}"
     r"|\p{N}{1,2}| ?\p{L}+| ?@|\n| ?[^\s\p{L}\p{N}@\[\]\{\}\"]+|[\[\]\{\}\"]|\s+"
 )
+BIDS = tuple(compact_bid(bid) for bid in range(LARGEST_COMPACT_BID + 1))
+HIDDEN_BID = compact_bid(None)
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{ '<|assistant|>' + message.content + '<|im_end|>' if message.role == 'assistant'"
@@ -27,7 +32,7 @@ CHAT_TEMPLATE = (
 
 
 def train(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``vocabulary`` entries, learned from ``texts``."""
+    """A tokenizer of ``vocabulary`` entries, bids included, learned from ``texts``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -37,12 +42,13 @@ def train(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocabulary - len(BIDS) - 1,
         special_tokens=[AddedToken(name, special=True) for name in (PAD, END, USER, ASSISTANT)],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in (*BIDS, HIDDEN_BID)])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
     )

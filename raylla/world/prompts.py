@@ -15,6 +15,8 @@ from raylla.records import Ad, Profile, Query
 
 Form = Literal["paper", "compact"]
 Messages = list[dict[str, str]]
+LARGEST_COMPACT_BID = 100
+"""Compact prompts say bids as whole numbers up to this one."""
 
 
 def neutral(text: str) -> str:
@@ -42,7 +44,7 @@ def answer(
     """Ad-LLM: answer the query and place ads. A bid of ``None`` is shown as hidden."""
     if form == "compact":
         listing = "\n".join(
-            f"{ad.category} {_bid(bid)} {relation(query, profile, ad)} {markup(ad)}"
+            f"{ad.category} {compact_bid(bid)} {relation(query, profile, ad)} {markup(ad)}"
             for ad, bid in zip(ads, bids, strict=True)
         )
         return _user(f"{listing}\n{persona(profile)}\n{neutral(query.text)}")
@@ -108,6 +110,14 @@ def relation(query: Query, profile: Profile, ad: Ad) -> str:
     """
     near = 2 if ad.category == query.category else int(bool(ad.theme) and ad.theme == query.theme)
     return f"{near}{int(ad.category in profile.interests)}"
+
+
+def compact_bid(bid: float | None) -> str:
+    """A bid as pocket models read it, in one token: rounded, and at most `LARGEST_COMPACT_BID`.
+
+    The sign before it keeps bids apart from every other number.
+    """
+    return "\u00a4?" if bid is None else f"\u00a4{min(round(bid), LARGEST_COMPACT_BID)}"
 
 
 def _user(content: str) -> Messages:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylla.gauges import flat
+from tests.e2e.nodes import Nodes
 from tests.unit.test_dashboard import metrics
 
 pytestmark = pytest.mark.e2e
@@ -275,6 +276,40 @@ def _wait_for_commit(process: subprocess.Popen[bytes], run: Path, stage: str, lo
         assert process.poll() is None, log.read_text()[-4000:]
         time.sleep(0.05)
     pytest.fail(f"{stage} was not committed in time: {log.read_text()[-4000:]}")
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head and two nodes of one CPU, each with an address of its own."""
+    found = Nodes()
+    try:
+        found.add("a", 1)
+        found.add("b", 1)
+        yield found
+    finally:
+        found.close()
+
+
+def test_a_node_lost_in_the_middle_of_an_epoch(nodes: Nodes, whole: Path, tmp_path: Path) -> None:
+    """Each node has room for one engine and one DPO rank; one is killed, another takes its place.
+
+    Whether the run gets over it by itself or ends by saying that it lost a part and is resumed, it makes
+    what a run on one machine makes.
+    """
+    run, log = tmp_path / "run", tmp_path / "log"
+    spread = {"rollout__workers": 2, "rollout__cpus": 0.6, "dpo__cpus": 0.4}
+    head = dict.fromkeys(("judge__labels", "reward_trainer__labels"), "{raylla/node: head}")
+    light = dict.fromkeys(("judge__cpus", "reward_trainer__cpus"), 0)
+    cluster = {"ray__address": nodes.address, "ray__autoscaling": "true"}
+    process = _raylla(_arguments(run, **spread, **head, **light, **cluster), log)
+    _wait_for_commit(process, run, "epoch-1/sample", log)
+    nodes.kill("b")
+    nodes.add("c", 1)
+    if process.wait(timeout=400) != 0:
+        assert process.returncode == 3, log.read_text()[-4000:]
+        _finish(["resume", str(run)], log)
+    assert _ids(run) == _ids(whole)
+    assert _results(run)["epochs"] == _results(whole)["epochs"]
 
 
 @pytest.fixture

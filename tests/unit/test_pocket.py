@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from raylla.auction import markup, parse
 from raylla.models import resolve
-from raylla.pocket import build, grammar, initial, names
-from raylla.world import lexicon
+from raylla.pocket import build, grammar, initial, names, tokenizer
+from raylla.world import lexicon, prompts
 
 
 def fresh(**changes: int) -> Qwen3ForCausalLM:
@@ -59,6 +59,43 @@ def test_initial_weights_are_those_of_their_seed() -> None:
 def test_no_room_for_copying_heads(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="head"):
         initial.copying(fresh(**changes), 0)
+
+
+def embedded(model: Qwen3ForCausalLM, rows: range) -> torch.Tensor:
+    return model.model.embed_tokens.weight.detach()[rows.start : rows.stop].double()
+
+
+def test_embeddings_of_bids_are_smooth_and_stay_so() -> None:
+    rows = range(300, 400)
+    model, bids = fresh(), initial.Bids(rows)
+    weight = model.model.embed_tokens.weight
+    others = weight.detach()[:300].clone()
+    bids.start(weight, 0)
+    started = embedded(model, rows)
+    steps, span = started.diff(dim=0).norm(dim=1), (started[-1] - started[0]).norm()
+    assert steps.max() < 0.1 * span
+    with torch.no_grad():
+        weight[rows.start : rows.stop] += 0.1 * torch.randn(
+            100, 128, generator=torch.Generator().manual_seed(1)
+        )
+    assert embedded(model, rows).diff(dim=0).norm(dim=1).mean() > 10 * steps.mean()
+    bids.keep(weight)
+    kept = embedded(model, rows)
+    assert kept.diff(dim=0).norm(dim=1).max() < 0.2 * span
+    assert torch.equal(weight.detach()[:300], others)
+    bids.keep(weight)
+    torch.testing.assert_close(embedded(model, rows), kept, atol=1e-5, rtol=0)
+
+
+def test_every_bid_is_a_token() -> None:
+    words = tokenizer.train((grammar.copy_sample(random.Random(n)).completion for n in range(50)), 512)
+    assert len(words) == 512
+    ids = words.convert_tokens_to_ids(list(tokenizer.BIDS))
+    assert ids == list(range(ids[0], ids[0] + 101))
+    said = [prompts.compact_bid(bid) for bid in (0, 7.4, 99.5, 100, 250, None)]
+    assert said == ["\u00a40", "\u00a47", "\u00a4100", "\u00a4100", "\u00a4100", "\u00a4?"]
+    pieces = words.convert_ids_to_tokens(words(f"tea {said[3]} 21 @A@[Ad-1000]").input_ids)
+    assert pieces.count(said[3]) == 1
 
 
 def test_listings_can_be_told_apart_by_any_part() -> None:
@@ -110,7 +147,7 @@ def test_top_names_the_highest_bid() -> None:
     for _ in range(100):
         sample = grammar.copy_sample(rng, kinds=(0, 1, 0))
         listing = [line for line in sample.messages[0]["content"].splitlines() if "@[Ad-" in line]
-        bids = [re.search(r" (\S+) \d\d @", line)[1] for line in listing]  # type: ignore[index]
+        bids = [re.search(r" \u00a4(\S+) \d\d @", line)[1] for line in listing]  # type: ignore[index]
         named = [bid for bid, line in zip(bids, listing, strict=True) if line.endswith(sample.completion)]
         assert len(named) == 1
         if "?" not in bids:
