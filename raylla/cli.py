@@ -233,20 +233,21 @@ def plan(
 @_told
 def bench(
     parts: Annotated[list[str] | None, typer.Argument(help="which parts; none: all")] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="also write the figures here")] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="write the figures here, too, beside those of other parts")
+    ] = None,
     repeats: Annotated[int | None, typer.Option(help="interleaved repeats of each comparison")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML overlay; none: the defaults")] = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Measure raylla side by side with what one would otherwise run: ratios, medians and spreads."""
-    from raylla.bench import run_parts
-    from raylla.irpo.state import write_json
+    from raylla.bench import merge, run_parts
 
     sets = [*set_, *([] if repeats is None else [f"bench.repeats={repeats}"])]
     loaded = settings.load(config, sets) if config else settings.changed(settings.Config(), None, sets)
     found = run_parts(parts or [], loaded, console)
     if json_ is not None:
-        write_json(json_, found)
+        merge(json_, found)
 
 
 @app.command()

@@ -173,6 +173,15 @@ class Dpo(Section):
         "policy",
         description="what the epoch's first policy reads as the reference: the prompt, or it without bids",
     )
+    reference_logprobs: Literal["rollout", "recomputed"] = Field(
+        "rollout",
+        description="rollout: engines return them with phase-2 answers; the trainer checks a sample",
+    )
+    reference_check: Positive = Field(16, description="groups of that sample")
+    reference_tolerance: NonNegative = Field(
+        0.1,
+        description="largest mean |difference| of an answer, nats; beyond it all are recomputed",
+    )
     winner_nll: Annotated[float, Field(ge=0)] = Field(
         0, description="weight of each pair's winner's negative log-likelihood per token"
     )
@@ -181,6 +190,15 @@ class Dpo(Section):
     passes: Positive = Field(1, description="passes over an epoch's preference groups")
     batch_groups: Positive = Field(16, description="preference groups per optimizer step, all ranks")
     micro_groups: Positive = Field(8, description="preference groups per forward pass of one rank")
+    row_tokens: Positive | None = Field(
+        None, description="groups of a forward pass share rows of up to these tokens; none: a row each"
+    )
+    max_length: Positive | None = Field(
+        None, description="tokens of a prompt and an answer, the answer's end cut off; none: all"
+    )
+    attention: Literal["auto", "parts"] = Field(
+        "auto", description="parts: SDPA for each prompt and answer; auto: FlexAttention's blocks on GPUs"
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[1, 2, 3] = 2
@@ -228,11 +246,6 @@ class Evaluation(Section):
         if len(bids) < 2 or any(a >= b for a, b in pairwise(bids)):
             raise ValueError("give two or more bids in increasing order")
         return bids
-
-
-NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "serving", "evaluation"}
-"""Sections that decide no result of a run, but for these of the evaluation's fields:"""
-OF_A_RUN = {"queries", "answers", "bootstrap"}
 
 
 class Online(Section):
@@ -353,6 +366,11 @@ class Bench(Section):
     """`raylla bench`."""
 
     repeats: Positive = Field(5, description="interleaved repeats of each comparison")
+
+
+NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "serving", "evaluation"}
+"""Sections that decide no result of a run, but for these of the evaluation's fields:"""
+OF_A_RUN = {"queries", "answers", "bootstrap"}
 
 
 class Config(Section):

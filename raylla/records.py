@@ -89,7 +89,8 @@ class Answer:
     """One sampled answer of the Ad-LLM.
 
     ``token_ids`` are the sampled tokens, end-of-text included where it was sampled;
-    ``logprob`` is their summed log-probability under the sampling policy, if it was asked for.
+    ``logprob`` is their summed log-probability under the sampling policy at temperature 1 and without
+    top-k and top-p, if it was asked for.
     """
 
     sample_id: str

@@ -82,8 +82,8 @@ def critical_seconds(spans: Sequence[Span]) -> float:
     encoded = sum(_busy(spans, actor, "take") for actor in _actors(spans, REWARD))
     updated = max(judged, answered["reward"], encoded) + _last(spans, REWARD, "take")
     updated += sum(_busy(spans, actor, "update") for actor in _actors(spans, REWARD))
-    predicting = sum(_busy(spans, actor, "predict") for actor in _actors(spans, REWARD))
-    scored = max(updated + predicting, answered["preference"] + _last(spans, REWARD, "predict"))
+    predicting = sum(_busy(spans, actor, "predict_intervals") for actor in _actors(spans, REWARD))
+    scored = max(updated + predicting, answered["preference"] + _last(spans, REWARD, "predict_intervals"))
     aligned = scored + sum(_busy(spans, actor, None) for actor in _actors(spans, TRAINER))
     return max(aligned, answered["test"], every) + _last(spans, ROLLOUT, LOAD)
 

@@ -31,7 +31,7 @@ WATCH = 1.0
 """Seconds between two looks of a waiting driver at the run that it waits for."""
 
 LEAVE = 10.0
-"""Seconds that `stop` gives the workers to leave; a group at work, or never placed, never does."""
+"""Seconds that `stop` gives the workers to leave; a group that was never placed never does."""
 
 Turn = tuple[int, list[ray.ObjectRef]]
 """A job's number and a reference to it, unresolved: every worker fetches the job once."""
@@ -139,6 +139,7 @@ class PolicyTrainer:
         self._fit: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._started = 0.0
+        self._unfinished = 0
 
     def start(self) -> None:
         """Bring the workers up in the background; returns at once."""
@@ -164,6 +165,7 @@ class PolicyTrainer:
         if self._hub is None:
             raise RunError(f"weight version {job.version}: the policy trainer was not started")
         begun = time.monotonic()
+        self._unfinished += 1
         submitted = self._hub.submit.remote([ray.put(job)])
         return Alignment(job, lambda: self._await(job, submitted, begun))
 
@@ -177,7 +179,8 @@ class PolicyTrainer:
             return
         try:
             ray.get(self._hub.stop.remote(), timeout=LEAVE)
-            self._fit.join(LEAVE)
+            # Workers in the midst of a job do not hear of it; they end with this driver.
+            self._fit.join(0 if self._unfinished else LEAVE)
             ray.kill(self._hub)
         except ray.exceptions.RayError:
             pass  # The cluster or the hub is gone, and the workers with it.
@@ -189,11 +192,13 @@ class PolicyTrainer:
             result = self._hub.result.remote(number)
             while not ray.wait([result], timeout=WATCH)[0]:
                 self._check(job, begun)
-            return ray.get(result)
+            found = ray.get(result)
         except ray.exceptions.RayError as error:
             raise LostError(
                 f"weight version {job.version}: the policy trainer's hub is gone: {error}"
             ) from error
+        self._unfinished -= 1
+        return found
 
     def _check(self, job: AlignJob, begun: float) -> None:
         """Raise where waiting on for ``job`` is pointless or has taken too long."""

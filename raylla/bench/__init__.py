@@ -17,7 +17,7 @@ and no fail: `docs/performance.md` says what each figure should be and what bind
 """
 
 from raylla.bench.measure import Measured, Row, Side, Spread, compare, interleave, ratio
-from raylla.bench.run import PARTS, Bench, run_parts
+from raylla.bench.run import PARTS, Bench, merge, run_parts
 
 __all__ = [
     "PARTS",
@@ -28,6 +28,7 @@ __all__ = [
     "Spread",
     "compare",
     "interleave",
+    "merge",
     "ratio",
     "run_parts",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import platform
 import tempfile
@@ -21,12 +22,19 @@ from rich.table import Table
 from raylla.bench.measure import Row, Spread
 from raylla.config import Config
 from raylla.errors import ConfigError
-from raylla.irpo.state import package_versions
+from raylla.irpo.state import package_versions, write_json
 
 PARTS = {
+    "rollout": "raylla.bench.rollout",
+    "dpo": "raylla.bench.dpo",
+    "reference": "raylla.bench.reference",
     "refresh": "raylla.bench.refresh",
     "retrieval": "raylla.bench.retrieval",
     "serve": "raylla.bench.serving",
+    "epoch": "raylla.bench.epoch",
+    "overlap": "raylla.bench.overlap",
+    "mechanisms": "raylla.bench.mechanisms",
+    "growth": "raylla.bench.growth",
 }
 """Module of each part, in the order in which they run; its function `rows` makes the rows."""
 
@@ -50,7 +58,7 @@ class Bench:
 
 
 def run_parts(names: Sequence[str], config: Config, console: Console) -> dict[str, Any]:
-    """Run the parts of these names (none: all), show each one's table, and return what is written.
+    """Run the parts of these names (none: all), show each one's table, and return what is written of each.
 
     Raises:
         ConfigError: there is no part of that name.
@@ -59,20 +67,36 @@ def run_parts(names: Sequence[str], config: Config, console: Console) -> dict[st
         if name not in PARTS:
             raise ConfigError(f"no benchmark named {name!r}; there are {', '.join(PARTS)}")
     parts: dict[str, Any] = {}
+    machine = {"processor": _processor(), "cores": psutil.cpu_count(), "system": platform.system()}
     for name in names or PARTS:
         started = time.monotonic()
         rows = _in_process(name, config)
         parts[name] = {
+            "repeats": config.bench.repeats,
             "seconds": round(time.monotonic() - started, 1),
+            "machine": machine,
+            "versions": package_versions(),
             "rows": [_plain(row) for row in rows],
         }
         console.print(table(name, rows))
-    return {
-        "repeats": config.bench.repeats,
-        "machine": {"processor": _processor(), "cores": psutil.cpu_count(), "system": platform.platform()},
-        "versions": package_versions(),
-        "parts": parts,
-    }
+    return parts
+
+
+def merge(path: Path, parts: dict[str, Any]) -> None:
+    """Write ``parts`` to ``path``; figures of other parts that it holds already stay.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    found: dict[str, Any] = {}
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"--json {path}: it is there and holds no figures ({error})") from None
+        if not isinstance(found, dict) or not found.keys() <= PARTS.keys():
+            raise ConfigError(f"--json {path}: it is there and holds something else than figures")
+    write_json(path, {name: (found | parts)[name] for name in PARTS if name in found | parts})
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:

@@ -15,17 +15,20 @@ Weights = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to answer ``n`` times. Draw d is sampled with ``seed + d`` and nothing else, so
-    that the same request gives the same texts on any worker in any company."""
+    that the same request gives the same texts on any worker in any company. ``logprobs`` asks for
+    the draws' log-probabilities, too."""
 
     id: str
     messages: list[dict[str, str]]
     n: int
     seed: int
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled text. ``finished`` is False where it ran into the token limit."""
+    """One sampled text. ``finished`` is False where it ran into the token limit; ``logprob`` is the sum
+    of its tokens' log-probabilities under the model itself, before temperature, top-k and top-p."""
 
     text: str
     token_ids: tuple[int, ...]

@@ -51,38 +51,11 @@ class VllmEngine:
     """
 
     def __init__(self, model_path: str, settings: Settings, seed: int) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        given = arguments(model_path, settings, seed)
         from vllm import LLM
-        from vllm.platforms import current_platform
 
-        memory: dict[str, Any] = (
-            {"kv_cache_memory_bytes": settings.kv_cache_mib * 2**20}
-            if current_platform.is_cpu()
-            else {"gpu_memory_utilization": settings.gpu_memory_utilization}
-        )
         self._settings = settings
-        self._llm = LLM(
-            model=model_path,
-            dtype=settings.dtype,
-            seed=seed,
-            load_format="safetensors",
-            trust_remote_code=False,
-            tensor_parallel_size=settings.tensor_parallel,
-            distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            block_size=settings.block_size,
-            enable_prefix_caching=True,
-            enforce_eager=settings.enforce_eager,
-            # A seeded request whose prefill is cut crashes the CPU sampler (a CPU generator cannot
-            # be rewound), so that no prompt may ever need two steps.
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=max(settings.max_model_len, BATCHED_TOKENS),
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **memory,
-        )
+        self._llm = LLM(**given)
         self._engine = self._llm.llm_engine
         self._tokenizer = self._llm.get_tokenizer()
         self._shapes = _shapes(model_path)
@@ -105,7 +78,7 @@ class VllmEngine:
                 if error is not None:
                     yield Generated(request.id, tuple(prompt), (), error)
                 else:
-                    running[self._submit(prompt, _params(request, sampling))] = request
+                    running[self._submit(prompt, sampling_params(request, sampling))] = request
             while running:
                 for output in self._engine.step():
                     yield self._generated(running.pop(output.request_id), output)
@@ -218,6 +191,7 @@ class VllmEngine:
                 self._tokenizer.decode(draw.token_ids, skip_special_tokens=True),
                 tuple(draw.token_ids),
                 draw.finish_reason == "stop",
+                draw.cumulative_logprob,
             )
             for draw in output.outputs
         )
@@ -235,7 +209,40 @@ class VllmEngine:
             raise RuntimeError(f"{what} was called while {count} requests are unfinished")
 
 
-def _params(request: Request, sampling: Sampling) -> Any:
+def arguments(model_path: str, settings: Settings, seed: int) -> dict[str, Any]:
+    """vLLM's own arguments for ``settings``; sets the environment that vllm must be imported in."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm.platforms import current_platform
+
+    memory: dict[str, Any] = (
+        {"kv_cache_memory_bytes": settings.kv_cache_mib * 2**20}
+        if current_platform.is_cpu()
+        else {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    )
+    return memory | {
+        "model": model_path,
+        "dtype": settings.dtype,
+        "seed": seed,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "block_size": settings.block_size,
+        "enable_prefix_caching": True,
+        "enforce_eager": settings.enforce_eager,
+        # A seeded request whose prefill is cut crashes the CPU sampler (a CPU generator cannot
+        # be rewound), so that no prompt may ever need two steps.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(settings.max_model_len, BATCHED_TOKENS),
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+
+
+def sampling_params(request: Request, sampling: Sampling) -> Any:
     """One request for all draws, so that the prompt is computed once; vLLM seeds draw d by seed + d."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -249,6 +256,9 @@ def _params(request: Request, sampling: Sampling) -> Any:
         max_tokens=sampling.max_tokens,
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,  # once at the end, not at each token
+        # The sampled tokens' own, of which only the sum is kept; flat: no object for every token.
+        logprobs=0 if request.logprobs else None,
+        flat_logprobs=True,
     )
 
 

@@ -24,7 +24,6 @@ from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
-from raylla.irpo.versions import Version
 from raylla.observe import Observer
 from raylla.stop import heeded
 from raylla.world import World
@@ -52,10 +51,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
             with heeded(f"the refresh to {version.name}"):
                 crew.refresh(version, probe)
         for epoch in range(version.epoch + 1, config.irpo.epochs + 1):
-            with watch.epoch(epoch):
-                version, probe = _epoch(run, crew, watch, world, epoch)
-                with heeded(f"the refresh to {version.name}"):
-                    crew.refresh(version, probe)
+            run_epoch(run, crew, watch, world, epoch)
         last = config.irpo.epochs + 1
         tested = Stream(config, world, crew, watch, auctions(config, world, last))
         stages.test(run, crew, watch, world, last, tested)
@@ -67,14 +63,17 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         watch.close()
 
 
-def _epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -> Version:
-    """π_{t-1} -> π_t."""
-    planned = auctions(run.config, world, epoch)
-    stream = Stream(run.config, world, crew, watch, stages.unanswered(run, epoch, planned))
-    served.hand_in(run, stream)
-    learner = Learner(run, crew, world, epoch, planned)
-    sampled = stages.sample(run, watch, epoch, planned, stream, learner)
-    groups = stages.learn(run, watch, epoch, sampled, learner)
-    alignment = stages.begin_align(run, crew, epoch, groups, sampled)
-    stages.test(run, crew, watch, world, epoch, stream)
-    return stages.align(run, watch, epoch, crew.version, alignment)
+def run_epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -> None:
+    """π_{t-1} -> π_t, live on every rollout engine of ``crew``."""
+    with watch.epoch(epoch):
+        planned = auctions(run.config, world, epoch)
+        stream = Stream(run.config, world, crew, watch, stages.unanswered(run, epoch, planned))
+        served.hand_in(run, stream)
+        learner = Learner(run, crew, world, epoch, planned)
+        sampled = stages.sample(run, watch, epoch, planned, stream, learner)
+        groups = stages.learn(run, watch, epoch, sampled, learner)
+        alignment = stages.begin_align(run, crew, epoch, groups, sampled)
+        stages.test(run, crew, watch, world, epoch, stream)
+        version, probe = stages.align(run, watch, epoch, crew.version, alignment)
+        with heeded(f"the refresh to {version.name}"):
+            crew.refresh(version, probe)

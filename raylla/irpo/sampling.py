@@ -188,12 +188,14 @@ class Stream:
         if not self._waves or self._rollouts or self._judges or any(self._queue.values()):
             return
         config, size = self._config, self._crew.rollouts.size
+        known = config.dpo.reference == "policy" and config.dpo.reference_logprobs == "rollout"
         requests = [
             Request(
                 item.auction.id,
                 prompts.answer(config.ad_llm.prompt, item.query, item.profile, item.ads, item.auction.bids),
                 item.n,
                 seed_of(config.seed, f"{self.version}/{item.auction.id}"),
+                known and item.phase == "preference",
             )
             for item in self._waves.popleft()
         ]

@@ -235,7 +235,10 @@ def begin_align(
     target = run.weights(name)
     target.parent.mkdir(exist_ok=True)
     seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
-    alignment = crew.policy.begin(AlignJob(name, crew.version.path, str(target), tuple(groups), seed, read))
+    live = crew.version
+    alignment = crew.policy.begin(
+        AlignJob(name, live.path, str(target), tuple(groups), seed, read, live.name)
+    )
     if not run.config.irpo.overlap:
         with heeded(f"epoch-{epoch}/align"):
             alignment.wait()
@@ -266,6 +269,7 @@ def align(
         "steps": result.steps,
         "pairs": result.pairs,
         "tokens": result.tokens,
+        "reference": asdict(result.reference),
         "losses": result.losses,
         "accuracies": result.accuracies,
         "margins": result.margins,
@@ -275,7 +279,7 @@ def align(
     watch.artifact(job.version, "weights", run.weights(job.version), points=True)
     watch.say(
         f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
-        f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}"
+        f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}; reference {result.reference}"
     )
     return WeightVersion(job.version, epoch, job.target, current.name), result.probe
 

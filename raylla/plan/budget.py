@@ -183,6 +183,21 @@ class _Work:
         """Tokens of a packed preference group: its prompt once, each answer once."""
         return self.lengths.prompt + self.config.irpo.preference_answers * self.lengths.answer
 
+    @property
+    def block_sparse(self) -> bool:
+        """Whether the trainer's attention skips what its mask hides."""
+        return self.config.dpo.attention == "auto" and self.config.dpo.gpus > 0
+
+    @property
+    def seen(self) -> float:
+        """Others that a token of such a row is multiplied with in attention, on average: of the prompt
+        and of its own answer those before it, or the whole row under a plain mask."""
+        if not self.block_sparse:
+            return self.row
+        prompt, answer = self.lengths.prompt, self.lengths.answer
+        answers = self.config.irpo.preference_answers * answer * (prompt + answer / 2)
+        return (prompt**2 / 2 + answers) / self.row
+
 
 def _queries(config: Config) -> tuple[int, int]:
     held_out = round(config.world.profiles * config.world.test_share)
@@ -270,13 +285,13 @@ def _learn(work: _Work, encoder: Architecture, device: Device, shares: Shares) -
 
 
 def _align(work: _Work, model: Architecture, device: Device, shares: Shares) -> Phase:
-    """DPO with a preference group from every query. A forward pass for the reference, then forward and
-    backward (twice a forward), and the forward again where activations are not kept. The mask hides
-    tokens from attention and saves none of its work."""
+    """DPO with a preference group from every query: forward and backward (twice a forward), the forward
+    again where activations are not kept, and one for the reference where the rollout did not give it."""
     dpo, row = work.config.dpo, work.row
     answers = work.config.irpo.preference_answers * work.lengths.answer
-    forward = model.flops(row, row, answers)
-    passes = 1 + dpo.passes * (4 if dpo.gradient_checkpointing else 3)
+    forward = model.flops(row, work.seen, answers)
+    given = dpo.reference == "policy" and dpo.reference_logprobs == "rollout"
+    passes = dpo.passes * (4 if dpo.gradient_checkpointing else 3) + (0 if given else 1)
     flops = work.asked * forward * passes
     steps = math.ceil(work.asked / dpo.batch_groups) * dpo.passes
     micro = steps * dpo.batch_groups / dpo.workers / dpo.micro_groups
@@ -334,7 +349,7 @@ def _trainer_memory(work: _Work, model: Architecture, device: Device) -> Memory:
     layer = tokens * width * (8 * model.hidden + 2 * heads + 4 * model.ffn)
     kept = tokens * width * model.hidden * model.layers
     activations = kept + layer if dpo.gradient_checkpointing else layer * model.layers
-    mask = dpo.micro_groups * work.row**2 * width
+    mask = 0 if work.block_sparse else dpo.micro_groups * work.row**2 * width
     parts = {
         "weights": weights,
         "gradients": gradients,

@@ -12,12 +12,14 @@ from raylla.records import PreferenceGroup
 class TokenGroup:
     """A preference group as tokens: ``answers[0]`` is the winner, the others are the losers.
 
-    ``reference_prompt`` is what the reference policy reads in place of ``prompt``, if anything else.
+    ``reference_prompt`` is what the reference policy reads in place of ``prompt``, if anything else;
+    ``reference`` its log-probability of each answer (nats), where that is known.
     """
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     reference_prompt: tuple[int, ...] | None = None
+    reference: tuple[float, ...] | None = None
 
     def for_reference(self) -> TokenGroup:
         """The same answers after the reference's prompt."""
@@ -38,16 +40,31 @@ FILLER = TokenGroup((0,), ((0,),))
 """A group without pairs: no weight in the loss, there so that every rank takes the same steps."""
 
 
-def token_group(group: PreferenceGroup, reference_prompt: tuple[int, ...] | None = None) -> TokenGroup:
-    """The tokens of ``group``.
+def token_group(
+    group: PreferenceGroup,
+    reference_prompt: tuple[int, ...] | None = None,
+    max_length: int | None = None,
+    reference_version: str | None = None,
+) -> TokenGroup:
+    """The tokens of ``group``; an answer that exceeds ``max_length`` with its prompt loses its end.
+
+    The answers' log-probabilities are the reference's where all were sampled by ``reference_version``
+    from the very tokens that it would read.
 
     Raises:
-        RunError: its prompt is empty, an answer holds no token, or its answers do not share a prompt.
+        RunError: its prompt is empty or fills ``max_length``, an answer holds no token, or its answers
+            do not share a prompt.
     """
     prompt = group.winner.prompt_token_ids
     if not prompt:
         raise RunError(f"preference group {group.auction_id}: its prompt holds no token")
-    for answer in (group.winner, *group.losers):
+    if max_length is not None and len(prompt) >= max_length:
+        raise RunError(
+            f"preference group {group.auction_id}: its prompt of {len(prompt)} tokens leaves nothing of "
+            f"its answers within dpo.max_length={max_length}; raise it"
+        )
+    members = (group.winner, *group.losers)
+    for answer in members:
         if answer.prompt_token_ids != prompt:
             raise RunError(
                 f"preference group {group.auction_id}: answer {answer.sample_id} has another prompt than "
@@ -55,5 +72,13 @@ def token_group(group: PreferenceGroup, reference_prompt: tuple[int, ...] | None
             )
         if not answer.token_ids:
             raise RunError(f"preference group {group.auction_id}: answer {answer.sample_id} holds no token")
-    answers = (group.winner.token_ids, *(loser.token_ids for loser in group.losers))
-    return TokenGroup(prompt, answers, reference_prompt)
+    room = None if max_length is None else max_length - len(prompt)
+    whole = room is None or all(len(answer.token_ids) <= room for answer in members)
+    known = [
+        answer.logprob
+        for answer in members
+        if answer.logprob is not None and answer.weight_version == reference_version
+    ]
+    given = whole and reference_prompt is None and len(known) == len(members)
+    answers = tuple(answer.token_ids[:room] for answer in members)
+    return TokenGroup(prompt, answers, reference_prompt, tuple(known) if given else None)

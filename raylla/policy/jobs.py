@@ -13,7 +13,9 @@ from raylla.world.prompts import Messages
 class AlignJob:
     """One epoch's DPO: from the weights in ``source`` (the reference, too) to those in ``target``.
 
-    ``reference_messages``, one for each group, are what the reference reads in place of the prompts.
+    ``parent`` is the version in ``source``: log-probabilities that came with answers of another are not
+    the reference's.  ``reference_messages``, one for each group, are what the reference reads in place of
+    the prompts.
     """
 
     version: str
@@ -22,6 +24,29 @@ class AlignJob:
     groups: tuple[PreferenceGroup, ...]
     seed: int
     reference_messages: tuple[Messages, ...] = ()
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where a job's reference log-probabilities came from, and why.
+
+    ``used`` is "rollout" or "recomputed"; ``checked`` the answers whose log-probability came with them and
+    was computed again, ``difference`` their mean |difference| in nats and ``largest`` the largest.
+    """
+
+    used: str
+    checked: int = 0
+    difference: float = 0.0
+    largest: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.checked:
+            return self.used
+        return (
+            f"{self.used}: the rollout's differs by {self.difference:.2g} nats on average, "
+            f"{self.largest:.2g} at most, over {self.checked} answers"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +70,7 @@ class AlignResult:
     probe: Probe
     seconds: float
     tokens: int
+    reference: Reference
     shifts: tuple[float, ...] = ()
     learning_rates: tuple[float, ...] = ()
     grad_norms: tuple[float, ...] = ()

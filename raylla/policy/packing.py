@@ -1,9 +1,9 @@
-"""One preference group, one row: the prompt once, each answer once, a mask that keeps them apart.
+"""Preference groups in rows: each prompt once, each answer once, a mask that keeps answers apart.
 
 A group's answers share their prompt, and its winner is in every one of its pairs. Written as one row
 (MECHANISMS, fact 7) the group costs one prompt and each answer once, where pairs cost two prompts
 and two answers each; mask and positions make every answer see exactly what it would see alone, so
-the gradients of all pairs are unchanged.
+the gradients of all pairs are unchanged. A row may hold several groups, which do not see each other.
 """
 
 from __future__ import annotations
@@ -15,61 +15,80 @@ import torch
 from torch import Tensor, nn
 
 from raylla.errors import RunError
+from raylla.policy.attention import PADDING, layout
 from raylla.policy.groups import TokenGroup
 from raylla.policy.logprobs import token_logprobs
 
-PROMPT, PADDING = 0, -1
 
+def pack(
+    groups: Sequence[TokenGroup], row_tokens: int | None = None, multiple: int = 1
+) -> dict[str, Tensor]:
+    """A micro-batch in B rows of L tokens; N answer tokens, A answers, P pairs.
 
-def pack(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
-    """A micro-batch of B groups in rows of L = the longest group; N answer tokens, A answers, P pairs.
+    A row holds one group, or as many as follow each other in ``row_tokens``; L is the longest row,
+    rounded up to a ``multiple``.
 
     Returns int64 tensors: ``input_ids``, ``position_ids`` [B, L] (positions restart after the prompt for
-    each answer); ``segments`` [B, L] (0 prompt, 1.. the answers, -1 padding); ``source`` [N], where in the
-    flattened [B * L] is the position that predicts each answer token; ``labels`` [N], these tokens;
-    ``owner`` [N], the answer of each; ``winner``, ``loser`` [P], answers of each pair.  ``owner`` counts
-    answers over the whole micro-batch, in order.  The first token of every answer of a group has the same
-    source: the prompt's last position.
+    each answer); ``segments`` [B, L], numbers of the prompts and answers of a row (-1: padding);
+    ``prompts`` [B, L], the segment of each token's prompt; ``source`` [N], where in the flattened [B * L]
+    is the position that predicts each answer token; ``labels`` [N], these tokens; ``owner`` [N], the
+    answer of each; ``winner``, ``loser`` [P], answers of each pair.  ``owner`` counts answers over the
+    whole micro-batch, in order.  The first token of every answer of a group has the same source: the
+    prompt's last position.
     """
-    width = max(group.length for group in groups)
-    rows: dict[str, list[int]] = {name: [] for name in ("input_ids", "position_ids", "segments")}
+    dealt = _deal(groups, row_tokens)
+    width = max(sum(group.length for group in row) for row in dealt)
+    width = -(-width // multiple) * multiple
+    rows: dict[str, list[int]] = {name: [] for name in ("input_ids", "position_ids", "segments", "prompts")}
     flat: dict[str, list[int]] = {name: [] for name in ("source", "labels", "owner", "winner", "loser")}
     answers = 0
-    for row, group in enumerate(groups):
-        size = len(group.prompt)
-        tokens, positions, segments = list(group.prompt), list(range(size)), [PROMPT] * size
-        flat["winner"] += [answers] * group.pairs
-        flat["loser"] += range(answers + 1, answers + 1 + group.pairs)
-        for segment, answer in enumerate(group.answers, start=1):
-            start = row * width + len(tokens)
-            flat["source"] += [row * width + size - 1, *range(start, start + len(answer) - 1)]
-            flat["labels"] += answer
-            flat["owner"] += [answers] * len(answer)
-            tokens += answer
-            positions += range(size, size + len(answer))
-            segments += [segment] * len(answer)
-            answers += 1
-        padding = width - len(tokens)
-        rows["input_ids"] += tokens + [0] * padding
-        rows["position_ids"] += positions + [0] * padding
-        rows["segments"] += segments + [PADDING] * padding
-    packed = {name: torch.tensor(values).view(len(groups), width) for name, values in rows.items()}
+    for number, row in enumerate(dealt):
+        segment = 0
+        for group in row:
+            size, start = len(group.prompt), len(rows["input_ids"])
+            _append(rows, group.prompt, 0, segment, segment)
+            flat["winner"] += [answers] * group.pairs
+            flat["loser"] += range(answers + 1, answers + 1 + group.pairs)
+            for place, answer in enumerate(group.answers, start=1):
+                first = len(rows["input_ids"])
+                _append(rows, answer, size, segment + place, segment)
+                flat["source"] += [start + size - 1, *range(first, first + len(answer) - 1)]
+                flat["labels"] += answer
+                flat["owner"] += [answers] * len(answer)
+                answers += 1
+            segment += 1 + len(group.answers)
+        padding = (number + 1) * width - len(rows["input_ids"])
+        for name, value in (
+            ("input_ids", 0),
+            ("position_ids", 0),
+            ("segments", PADDING),
+            ("prompts", PADDING),
+        ):
+            rows[name] += [value] * padding
+    packed = {name: torch.tensor(values).view(len(dealt), width) for name, values in rows.items()}
     return packed | {name: torch.tensor(values, dtype=torch.long) for name, values in flat.items()}
 
 
-def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, L, L] for SDPA: 0 where a query may look at a key, -inf elsewhere.
+def _deal(groups: Sequence[TokenGroup], row_tokens: int | None) -> list[list[TokenGroup]]:
+    """The groups of each row, in order."""
+    rows: list[list[TokenGroup]] = []
+    left = 0
+    for group in groups:
+        if row_tokens is None or group.length > left:
+            rows.append([])
+            left = row_tokens or 0
+        rows[-1].append(group)
+        left -= group.length
+    return rows
 
-    A token sees the prompt and its own answer, causally. Padding sees itself, for a softmax over
-    nothing is not a number.
-    """
-    length = segments.shape[1]
-    query, key = segments[:, :, None], segments[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=segments.device)
-    seen = (((key == PROMPT) | ((key == query) & (key != PADDING))) & causal) | itself
-    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill_(~seen, float("-inf"))[:, None]
+
+def _append(
+    rows: dict[str, list[int]], tokens: Sequence[int], position: int, segment: int, prompt: int
+) -> None:
+    rows["input_ids"] += tokens
+    rows["position_ids"] += range(position, position + len(tokens))
+    rows["segments"] += [segment] * len(tokens)
+    rows["prompts"] += [prompt] * len(tokens)
 
 
 class PackedForward:
@@ -99,6 +118,7 @@ class PackedForward:
         input_ids: Tensor,
         position_ids: Tensor,
         segments: Tensor,
+        prompts: Tensor,
         source: Tensor,
         labels: Tensor,
     ) -> Tensor:
@@ -107,16 +127,11 @@ class PackedForward:
         hidden = backbone(
             input_ids=input_ids,
             position_ids=position_ids,
-            attention_mask=attention_mask(segments, self._dtype()),
+            attention_mask=layout(segments, prompts, backbone.config._attn_implementation),
             use_cache=False,
         ).last_hidden_state
         logprobs: Tensor = self._head(hidden.flatten(0, 1)[source], labels)
         return logprobs
-
-    def _dtype(self) -> torch.dtype:
-        return next(
-            parameter.dtype for parameter in self._model.parameters() if parameter.is_floating_point()
-        )
 
 
 def sum_per_answer(logprobs: Tensor, owner: Tensor, answers: int) -> Tensor:

@@ -10,6 +10,7 @@ how to write them (Pang et al. 2024).
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,9 +24,11 @@ from transformers import PrinterCallback, TrainerCallback
 
 from raylla.config import Dpo
 from raylla.policy import packing, schedule, zero
+from raylla.policy.attention import FLEX, FLEX_BLOCK
 from raylla.policy.groups import FILLER, TokenGroup
+from raylla.policy.jobs import Reference
 
-MODEL_INPUTS = ("input_ids", "position_ids", "segments", "source", "labels")
+MODEL_INPUTS = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
 
 
 def arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
@@ -58,7 +61,7 @@ class PackedDPOTrainer(trl.DPOTrainer):
     """DPO on groups that are token ids already, one packed row each; ``train()`` once.
 
     ``curve`` has one row per optimizer step after ``train()``: loss, accuracy, margin, shift (see
-    ``AlignResult``), learning rate, gradient norm before clipping.
+    ``AlignResult``), learning rate, gradient norm before clipping; ``reference`` says what they refer to.
     """
 
     loss_is_scaled_for_ga = True
@@ -76,6 +79,7 @@ class PackedDPOTrainer(trl.DPOTrainer):
         for group in groups:
             self._offsets.append(self._offsets[-1] + len(group.answers))
         self._reference = torch.zeros(self._offsets[-1])
+        self.reference = Reference("recomputed")
         self._sums = torch.zeros(len(self.plan), 4, dtype=torch.float64)
         self._rates: list[tuple[float, float]] = []
         # TRL insists on a Dataset of its own columns; the rows that are trained come from the plan.
@@ -144,38 +148,63 @@ class PackedDPOTrainer(trl.DPOTrainer):
         if "learning_rate" in logs:
             self._rates.append((logs["learning_rate"], logs.get("grad_norm", math.nan)))
 
-    def measure_reference(self) -> None:
-        """Log-probability of every answer under the weights as they are; each rank does its share."""
-        size, micro = len(self._groups), self._dpo.micro_groups
-        count = schedule.micro_steps(size, micro, self._ranks)
-        dealt = schedule.deal(self._groups, range(size), micro, self._ranks, count)
+    def find_reference(self) -> None:
+        """The reference's log-probability of every answer, from the rollout where that can be relied on.
+
+        The weights as they are compute a sample of what came with the answers again; where the two differ
+        by more than ``dpo.reference_tolerance`` on average, or not all answers came with one, they compute
+        all. Every rank comes to the same decision.
+        """
+        members = range(len(self._groups))
+        given = [value for group in self._groups for value in group.reference or ()]
+        if len(given) == len(self._reference):
+            known = torch.tensor(given)
+            count = min(len(members), self._dpo.reference_check)
+            sample = sorted(random.Random(f"{self.args.seed}:reference").sample(members, count))
+            rows = self._answers(sample)
+            differences = (self._measured(sample) - known)[rows].abs()
+            mean, largest = differences.mean().item(), differences.max().item()
+            agree = mean <= self._dpo.reference_tolerance
+            self.reference = Reference("rollout" if agree else "recomputed", len(rows), mean, largest)
+            if agree:
+                self._reference = known
+                return
+        self._reference = self._measured(members)
+
+    def _measured(self, members: Sequence[int]) -> Tensor:
+        """Log-probability of the answers of ``members`` under the weights as they are, 0 of the others;
+        each rank does its share."""
+        micro = self._dpo.micro_groups
+        count = schedule.micro_steps(len(members), micro, self._ranks)
+        dealt = schedule.deal(self._groups, members, micro, self._ranks, count)
         engine = self.model_wrapped
         engine.eval()
         found = torch.zeros_like(self._reference)
         with torch.no_grad():
-            for members in dealt[self._rank]:
-                read = [self._groups[member].for_reference() for member in members]
-                inputs = self._prepare_inputs(packing.pack(read or [FILLER]))
+            for some in dealt[self._rank]:
+                read = [self._groups[member].for_reference() for member in some]
+                inputs = self._prepare_inputs(self._packed(read))
                 tokens = engine(**{name: inputs[name] for name in MODEL_INPUTS})
-                rows = self._answers(members)
+                rows = self._answers(some)
                 sums = packing.sum_per_answer(tokens, inputs["owner"], max(1, len(rows)))
                 found[rows] = sums[: len(rows)].cpu()
-        device = self.accelerator.device
-        everywhere = found.to(device)
+        everywhere = found.to(self.accelerator.device)
         torch.distributed.all_reduce(everywhere)
-        self._reference = everywhere.cpu()
+        return everywhere.cpu()
 
     def micro_batches(self) -> Iterator[dict[str, Tensor]]:
         """Packed tensors of this rank, micro-step by micro-step, with their reference log-probabilities."""
         for step in self.plan:
             for members in step.micros[self._rank]:
                 reference = self._reference[self._answers(members)] if members else torch.zeros(1)
-                yield self._packed(members) | {"reference": reference}
+                packed = self._packed([self._groups[member] for member in members])
+                yield packed | {"reference": reference}
 
-    def _packed(self, members: schedule.Micro) -> dict[str, Tensor]:
-        return packing.pack([self._groups[member] for member in members] or [FILLER])
+    def _packed(self, groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
+        multiple = FLEX_BLOCK if self.model.config._attn_implementation == FLEX else 1
+        return packing.pack(groups or [FILLER], self._dpo.row_tokens, multiple)
 
-    def _answers(self, members: schedule.Micro) -> list[int]:
+    def _answers(self, members: Sequence[int]) -> list[int]:
         return [row for m in members for row in range(self._offsets[m], self._offsets[m + 1])]
 
 
@@ -193,10 +222,10 @@ class _MicroBatches:
 
 
 class _ReferenceFirst(TrainerCallback):
-    """Measures the reference once the engine exists and before its first step."""
+    """Finds the reference once the engine exists and before its first step."""
 
     def __init__(self, trainer: PackedDPOTrainer) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.measure_reference()
+        self._trainer.find_reference()

@@ -30,8 +30,9 @@ from raylla.config import Dpo
 from raylla.engines.protocol import Probe, prompt_ids
 from raylla.errors import RunError
 from raylla.policy import saving, zero
+from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
-from raylla.policy.jobs import AlignJob, AlignResult
+from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.policy.trainer import PackedDPOTrainer, arguments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,13 +59,18 @@ def setup() -> None:
     """Once per process: process group, threads, and libraries that keep off the console."""
     if not torch.cuda.is_available():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    quiet()
+    with clean_slate():
+        zero.connect()
+
+
+def quiet() -> None:
+    """Keep libraries off the console."""
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 is about to drop, at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    with _clean_slate():
-        zero.connect()
 
 
 def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
@@ -75,16 +81,16 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
     """
     clock, started = time.time(), time.perf_counter()
     source, target = saving.local_directory(job.source), Path(job.target)
-    groups = _token_groups(job, source)
+    groups = _token_groups(job, source, dpo.max_length)
     staging = target.with_name(f".{target.name}.partial")
     main = torch.distributed.get_rank() == 0
-    with _clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
+    with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
         zero.name_ranks()
         trainer = _trainer(source, scratch, dpo, groups, job.seed)
         begun = time.perf_counter()
         trainer.train()
         trained = time.perf_counter() - begun
-        curve = trainer.curve
+        curve, reference = trainer.curve, trainer.reference
         weights = saving.gather(trainer.model, DTYPES[dpo.precision], keep=main)
         if main:
             saving.write(trainer.model, weights, source, staging)
@@ -94,17 +100,17 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
         return None
     probe = saving.probe(staging, groups[0])
     saving.publish(staging, target)
-    result = _result(job, dpo, groups, curve, probe, trained, time.perf_counter() - started)
+    result = _result(job, dpo, groups, curve, reference, probe, trained, time.perf_counter() - started)
     return replace(result, began=clock)
 
 
-def _token_groups(job: AlignJob, source: Path) -> list[TokenGroup]:
+def _token_groups(job: AlignJob, source: Path, max_length: int | None) -> list[TokenGroup]:
     prompts: list[tuple[int, ...] | None] = [None] * len(job.groups)
     if job.reference_messages:
         tokenizer = AutoTokenizer.from_pretrained(source)
         prompts = [tuple(prompt_ids(tokenizer, messages)) for messages in job.reference_messages]
     found = [
-        token_group(group, prompt)
+        token_group(group, prompt, max_length, job.parent)
         for group, prompt in zip(job.groups, prompts, strict=True)
         if group.losers
     ]
@@ -116,7 +122,7 @@ def _token_groups(job: AlignJob, source: Path) -> list[TokenGroup]:
 def _trainer(source: Path, scratch: str, dpo: Dpo, groups: list[TokenGroup], seed: int) -> PackedDPOTrainer:
     args = arguments(dpo, scratch, seed, torch.distributed.get_world_size())
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=DTYPES[dpo.precision], attn_implementation="sdpa"
+        source, dtype=DTYPES[dpo.precision], attn_implementation=attention(dpo)
     )
     return PackedDPOTrainer(model, AutoTokenizer.from_pretrained(source), args, dpo, groups)
 
@@ -126,6 +132,7 @@ def _result(
     dpo: Dpo,
     groups: list[TokenGroup],
     curve: list[tuple[float, ...]],
+    reference: Reference,
     probe: Probe,
     trained: float,
     seconds: float,
@@ -142,6 +149,7 @@ def _result(
         probe=probe,
         seconds=seconds,
         tokens=dpo.passes * sum(group.length for group in groups),
+        reference=reference,
         shifts=shifts,
         learning_rates=rates,
         grad_norms=norms,
@@ -150,7 +158,7 @@ def _result(
 
 
 @contextmanager
-def _clean_slate() -> Iterator[None]:
+def clean_slate() -> Iterator[None]:
     """Undo what a trainer leaves in the process: accelerate's singletons, transformers' DeepSpeed config
     and the environment variables by which they talk to each other."""
     before = dict(os.environ)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raylla.auction.markup import MARKUP
 from raylla.reward.cues import BUCKETS, Words
-from raylla.reward.encoder import MAX_WORDS, Encoder, Encodings
+from raylla.reward.encoder import MAX_WORDS, Encoder, Encodings, Span
 from raylla.reward.rows import ClickRow
 
 PLACED, RANKS, EARLIER = 5, 4, 3
@@ -25,18 +25,13 @@ def texts(groups: Sequence[str]) -> tuple[str, ...]:
 
 
 def encode(encoder: Encoder, rows: Sequence[ClickRow], names: Sequence[str]) -> dict[str, Encodings]:
-    """Encodings [N, dim] by name; the sentence is pooled within its answer, in context."""
-    found: dict[str, Encodings] = {}
-    for name in names:
-        if name == "query":
-            found[name] = encoder.encode([row.query_text for row in rows])
-        elif name == "answer":
-            found[name] = encoder.encode([row.answer_text for row in rows])
-        elif name == "ad_text":
-            found[name] = encoder.encode([ad_text(row) for row in rows])
-        else:
-            found[name] = encoder.encode_spans([_sentence_span(row) for row in rows])
-    return found
+    """Encodings [N, dim] by name; the sentence is pooled within its answer, in context.
+
+    All in one call of the encoder, so that an answer and its sentences are read once.
+    """
+    spans = [_span(name, row) for name in names for row in rows]
+    encoded = encoder.encode_spans(spans)
+    return {name: encoded[place * len(rows) : (place + 1) * len(rows)] for place, name in enumerate(names)}
 
 
 def buckets(encoder: Encoder, texts: Sequence[str]) -> Tensor:
@@ -113,7 +108,15 @@ def _cosine(left: Encodings, right: Encodings) -> Encodings:
     return cosine
 
 
-def _sentence_span(row: ClickRow) -> tuple[str, int, int]:
+def _span(name: str, row: ClickRow) -> Span:
+    """What of a row is encoded under ``name``."""
+    if name == "sentence":
+        return _sentence_span(row)
+    text = {"query": row.query_text, "answer": row.answer_text, "ad_text": ad_text(row)}[name]
+    return text, 0, len(text)
+
+
+def _sentence_span(row: ClickRow) -> Span:
     start = max(0, row.answer_text.find(row.sentence))
     return row.answer_text, start, start + len(row.sentence)
 

@@ -19,8 +19,8 @@ from raylla.serving.versions import Target, find
 
 NAME = "raylla"
 IMPORT_PATH = "raylla.serving.app:build"
-ENGINE_START = 300
-"""Seconds that Serve waits for a replica's health: large models load for minutes."""
+HEALTH_PERIOD, HEALTH_TIMEOUT = 5, 30
+"""Seconds between two questions for a replica's health, and for its answer."""
 SLACK = 2
 """Serve queues more than `serving.max_ongoing` allows, so that the endpoint itself refuses, and says when
 to come back."""
@@ -117,8 +117,8 @@ def build(args: dict[str, Any]) -> Any:
             max_ongoing_requests=options.pop("ongoing", SLACK * serving.max_ongoing),
             ray_actor_options={"num_cpus": group.cpus, "num_gpus": group.gpus * width},
             graceful_shutdown_timeout_s=serving.tmax + 5,
-            health_check_period_s=5,
-            health_check_timeout_s=ENGINE_START,
+            health_check_period_s=HEALTH_PERIOD,
+            health_check_timeout_s=HEALTH_TIMEOUT,
             **options,
         )
 

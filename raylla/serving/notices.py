@@ -20,6 +20,7 @@ import random
 from collections.abc import Callable
 
 import httpx
+from sqlalchemy.exc import SQLAlchemyError
 
 from raylla.config import Serving
 from raylla.serving.addresses import AddressError, target
@@ -56,9 +57,14 @@ class Sender:
         self._clock = clock
 
     async def run(self, every: float) -> None:
-        """Send what is due every ``every`` seconds, until cancelled."""
+        """Send what is due every ``every`` seconds, until cancelled; a store that is away is waited for."""
         while True:
-            if await self.send_due() < BATCH:
+            try:
+                tried = await self.send_due()
+            except SQLAlchemyError as error:
+                log.warning("notices wait for the store: %s", error)
+                tried = 0
+            if tried < BATCH:
                 await asyncio.sleep(every)
 
     async def send_due(self) -> int:

@@ -26,7 +26,7 @@ from raylla.records import Ad, Answer, Auction, Click, Phase, Profile, Query
 from raylla.serving import money
 from raylla.serving.records import Served, ServedAuction
 from raylla.serving.store import open_store
-from raylla.world import World, bids, build
+from raylla.world import World, bids, build, store
 from raylla.world.prompts import neutral
 
 ANSWERED: Final[Phase] = "reward"
@@ -54,15 +54,15 @@ def read(config: Config, simulated: World) -> OnlineData:
         StoreError: the database cannot be opened.
     """
     assert config.online.database is not None
-    store = open_store(config.online.database)
+    opened = open_store(config.online.database)
     try:
         since = config.online.since or dt.datetime.min.replace(tzinfo=dt.UTC)
         until = config.online.until or dt.datetime.now(dt.UTC)
         held_out = {user.id for user in held_out_users(config, simulated)}
         notes: Counter[str] = Counter()
-        kept = list(_usable(store.auctions(since, until), held_out, consumed(config), notes))
+        kept = list(_usable(opened.auctions(since, until), held_out, consumed(config), notes))
     finally:
-        store.close()
+        opened.close()
     if len(kept) < config.online.least_auctions:
         raise RunError(
             f"online.database: {len(kept)} auctions to learn from, fewer than online.least_auctions="
@@ -90,16 +90,20 @@ def consumed(config: Config) -> set[str]:
         if not (run / "run.json").is_file():
             return found
         before = Run.open(run)
-        if before.config.online.database is not None:
-            found |= set(_answered(before.ledger))
+        if before.committed("world") is not None:
+            found |= _answered(before, store.load(before.path / "world"))
         config = before.config
 
 
-def _answered(ledger: Path) -> Iterator[str]:
-    for line in ledger.read_text().splitlines():
-        _, phase, *rest = json.loads(line).get("sample_id", "//").split("/")
-        if phase == ANSWERED:
-            yield "/".join(rest[:-1])
+def _answered(run: Run, world: World) -> set[str]:
+    """Ids of the served auctions of a run's sampled epochs."""
+    epochs = range(1, run.config.irpo.epochs + 1)
+    sampled = [one for one in epochs if run.committed(f"epoch-{one}/sample") is not None]
+    return {
+        auction.query_id
+        for auction in world.auctions
+        if any(auction.id == bids.auction_id(one, ANSWERED, auction.query_id) for one in sampled)
+    }
 
 
 def _usable(

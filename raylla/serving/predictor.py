@@ -1,4 +1,7 @@
-"""Click predictions and text vectors: the pCTR model behind asyncio, batched over whoever asks.
+"""Click predictions and text vectors: the pCTR model behind asyncio.
+
+What is asked while the model works waits and is answered together: a pass over many rows costs little
+more than over one.
 
 `Oracle` is what the auctioneer asks; it is a `Predictor` in the same process or a handle to a Serve
 deployment of it (`raylla.serving.app`).
@@ -8,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,8 @@ from raylla.reward.rows import ClickRow
 from raylla.reward.trainer import RewardTrainer
 
 Vectors = NDArray[np.float32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,9 @@ class Predictor:
         self._model = RewardTrainer(self._encoder, config.pctr, config.seed)
         self._version = ""
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="pctr")
+        pool = ThreadPoolExecutor(1, thread_name_prefix="pctr")
+        self._rates = Together[ClickRow, tuple[str, Rate]](self._rate, pool)
+        self._vectors = Together[str, Vectors](self._encode, pool)
 
     @property
     def version(self) -> str:
@@ -78,15 +85,54 @@ class Predictor:
 
     async def rates(self, rows: Sequence[ClickRow]) -> tuple[str, list[Rate]]:
         """See `Oracle`."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.rate, rows)
+        found = await self._rates.ask(rows)
+        return (found[0][0] if found else self._version), [rate for _, rate in found]
 
     async def encode(self, texts: Sequence[str]) -> Vectors:
         """See `Oracle`."""
-        encode = self._model.encoder.encode
-        return await asyncio.get_running_loop().run_in_executor(self._pool, encode, list(texts))
+        return np.stack(await self._vectors.ask(texts))
 
-    def rate(self, rows: Sequence[ClickRow]) -> tuple[str, list[Rate]]:
-        """As `rates`, at once."""
+    def _rate(self, rows: Sequence[ClickRow]) -> list[tuple[str, Rate]]:
         with self._lock:
             model, version = self._model, self._version
-        return version, [Rate(one.mean, one.low, one.high) for one in model.predict_intervals(rows)]
+        return [(version, Rate(one.mean, one.low, one.high)) for one in model.predict_intervals(rows)]
+
+    def _encode(self, texts: Sequence[str]) -> list[Vectors]:
+        return list(self._model.encoder.encode(texts))
+
+
+class Together(Generic[Item, Result]):
+    """Calls of one function over many items, made in ``pool`` one after the other, for many askers."""
+
+    def __init__(self, call: Callable[[list[Item]], list[Result]], pool: Executor) -> None:
+        self._call = call
+        self._pool = pool
+        self._waiting: list[tuple[Sequence[Item], asyncio.Future[list[Result]]]] = []
+        self._working: asyncio.Task[None] | None = None
+
+    async def ask(self, items: Sequence[Item]) -> list[Result]:
+        """The result of each item, in order."""
+        if not items:
+            return []
+        answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((items, answer))
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+        return await answer
+
+    async def _work(self) -> None:
+        while self._waiting:
+            asked, self._waiting = self._waiting, []
+            together = [item for items, _ in asked for item in items]
+            try:
+                found = await asyncio.get_running_loop().run_in_executor(self._pool, self._call, together)
+            except Exception as error:  # it is the askers', whatever it is
+                for _, answer in asked:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            place = 0
+            for items, answer in asked:
+                if not answer.done():
+                    answer.set_result(found[place : place + len(items)])
+                place += len(items)

@@ -110,17 +110,11 @@ def price(rule: PriceRule, bid_micros: Micros, *, pctr: float, resampled: bool, 
     return bid_micros
 
 
-def settle(accrued_micros: Micros, carried_micros: Micros = 0) -> Settlement:
-    """Bill one advertiser's period: the sum of its accrued prices and of the rebates carried into it.
+def settle(accrued_micros: Micros) -> Settlement:
+    """Bill one advertiser's period: the sum of its accrued prices and of what earlier ones carried on.
 
     A single resampled click is worth 1/mu - 1 bids to the advertiser and says nothing about its
     price; over a period the sum does.  A period never pays out: a sum below 0 bills nothing and is
     carried on, so that over all periods nothing is lost or billed twice.
-
-    Raises:
-        ValueError: ``carried_micros`` is above 0.
     """
-    if carried_micros > 0:
-        raise ValueError(f"carried_micros={carried_micros}: only rebates are carried, as 0 or less")
-    total = accrued_micros + carried_micros
-    return Settlement(max(0, total), min(0, total))
+    return Settlement(max(0, accrued_micros), min(0, accrued_micros))

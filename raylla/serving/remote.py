@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from raylla.config import Sampling
 from raylla.errors import BusyError, EndpointError
@@ -15,6 +16,8 @@ from raylla.reward.rows import ClickRow
 from raylla.serving.engine import Piece
 from raylla.serving.predictor import Rate, Vectors
 
+LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, AioRpcError)
+"""What a handle raises where a replica died, or none is up."""
 AGAIN_SECONDS = 0.2
 """Between two tries of what a dead replica did not answer; Serve starts another meanwhile."""
 
@@ -44,7 +47,7 @@ class RemoteWriter:
                 return
             except BackPressureError as error:
                 raise BusyError(str(error)) from None
-            except (RayActorError, DeploymentUnavailableError) as error:
+            except LOST as error:
                 if begun:
                     raise EndpointError(
                         f"the engine was lost in the middle of the answer: {error}"
@@ -81,5 +84,5 @@ class RemoteOracle:
                 return await getattr(self._handle, method).remote(argument)
             except BackPressureError as error:
                 raise BusyError(str(error)) from None
-            except (RayActorError, DeploymentUnavailableError):
+            except LOST:
                 await asyncio.sleep(AGAIN_SECONDS)

@@ -82,11 +82,13 @@ def candidates(world: World, query: Query, count: int, seed: int) -> tuple[Ad, .
     """The ads that compete for ``query``, fixed by (seed, query id), without repeats, shuffled.
 
     Two that the data pairs with the query, or else two of its category; two others of its theme;
-    the rest from anywhere (from other topics, in a world that pairs queries with ads).  All of
-    the catalogue where it holds no more than ``count``; any at all for a query of no category.
+    the rest from anywhere (from other topics, in a world that pairs queries with ads); any at all for
+    a query of no category.  All of the catalogue, in its own order, where it holds no more than
+    ``count``: all prompts then begin alike, and an engine reads the list once.
     """
+    if count >= len(world.ads):
+        return tuple(world.ads)
     rng = random.Random(f"{seed}/candidates/{query.id}")
-    count = min(count, len(world.ads))
     chosen: dict[str, Ad] = {}
     paired = [world.ad_by_id[id] for id in world.related.get(query.id, ())]
     if query.category or paired:

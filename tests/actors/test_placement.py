@@ -44,3 +44,12 @@ def test_an_address_where_nothing_answers() -> None:
         ray.shutdown()
     with pytest.raises(PlacementError, match="no cluster could be joined"):
         connect(parse({"ray": {"address": "127.0.0.1:1"}}, "test"))
+
+
+def test_a_cluster_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(PlacementError, match=r"(?s)Ray: 2\.9\.0.*install the same requirements"):
+        connect(parse({"ray": {"address": "auto"}}, "test"))

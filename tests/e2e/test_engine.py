@@ -132,6 +132,20 @@ def test_the_end_token_is_kept_in_the_ids_and_out_of_the_text(engine: Any, token
         assert draw.text == tokenizer.decode(draw.token_ids, skip_special_tokens=True)
 
 
+def test_log_probabilities_are_the_model_s_own_whatever_is_sampled_from(
+    engine: Any, tiny_model: Path
+) -> None:
+    asked = [Request("asked", requests(1, 3)[0].messages, 3, 0, logprobs=True), *requests(1, 3)]
+    found = run(engine, asked, Sampling(max_tokens=40, temperature=0.7, top_k=10))
+    assert [draw.token_ids for draw in found["asked"].completions] == [
+        draw.token_ids for draw in found["q0"].completions
+    ]
+    assert all(draw.logprob is None for draw in found["q0"].completions)
+    for draw in found["asked"].completions:
+        expected = sum(probe(tiny_model, found["asked"].prompt_token_ids, draw.token_ids).logprobs)
+        assert draw.logprob == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_prompt_too_long_is_refused_alone(engine: Any, tokenizer: Any) -> None:
     room = SETTINGS.max_model_len - SAMPLING.max_tokens
     # One token each, and two of the template.

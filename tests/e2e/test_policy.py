@@ -22,6 +22,7 @@ from raylla.engines.protocol import prompt_ids
 from raylla.errors import DeadlineError, RunError
 from raylla.policy import AlignJob, AlignResult, schedule
 from raylla.policy.groups import TokenGroup, token_group
+from raylla.policy.jobs import Reference
 from raylla.records import Answer, PreferenceGroup
 
 pytestmark = pytest.mark.e2e
@@ -65,6 +66,24 @@ def logprob(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> tor
     tokens = torch.tensor([prompt + answer])
     chosen = model(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
     return chosen[len(prompt) - 1 :].sum()
+
+
+def with_logprobs(
+    model: Path, groups: tuple[PreferenceGroup, ...], shift: float
+) -> tuple[PreferenceGroup, ...]:
+    """``groups`` as an engine would return them, every log-probability ``shift`` off."""
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+    def known(answer: Answer) -> Answer:
+        with torch.no_grad():
+            found = float(logprob(policy, answer.prompt_token_ids, answer.token_ids))
+        return replace(answer, logprob=found + shift)
+
+    return tuple(
+        replace(one, winner=known(one.winner), losers=tuple(map(known, one.losers))) for one in groups
+    )
 
 
 def by_hand(source: Path, target: Path, groups: list[TokenGroup], dpo: Dpo, seed: int) -> list[float]:
@@ -127,11 +146,16 @@ def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) ->
     dpos.append(dpos[1].model_copy(update={"precision": "bfloat16", "gradient_checkpointing": True}))
     read = tuple([{"role": "user", "content": f"which tea {number}?"}] for number in range(len(groups)))
     jobs = [(dpo, job) for dpo in dpos] + [(dpos[1], replace(job, reference_messages=read))]
+    # Log-probabilities that came with the answers: right ones, in shared rows, and wrong ones.
+    shared = dpos[2].model_copy(update={"micro_groups": 2, "row_tokens": 120, "reference_check": 3})
+    for shift in (0.0, 5.0):
+        given = with_logprobs(tiny_model, groups, shift)
+        jobs.append((shared, replace(job, groups=given, parent="v0")))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     torch.multiprocessing.spawn(run_rank, (port, jobs, tmp_path), nprocs=2)
     expected = by_hand(tiny_model, tmp_path / "by-hand", [token_group(g) for g in groups], dpos[0], seed=5)
-    results: list[AlignResult] = [torch.load(tmp_path / f"result{n}", weights_only=False) for n in range(5)]
+    results: list[AlignResult] = [torch.load(tmp_path / f"result{n}", weights_only=False) for n in range(7)]
     for number, result in enumerate(results[:3]):
         assert result.losses[0] == pytest.approx(math.log(2), abs=1e-6)
         assert result.losses == pytest.approx(expected, abs=1e-4)
@@ -146,6 +170,15 @@ def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) ->
     assert distance(tmp_path / "by-hand", tiny_model) > 1e-3
     assert {w.dtype for w in weights(tmp_path / "v3").values()} == {torch.bfloat16}
     assert results[3].losses[-1] < results[3].losses[0]
+
+    assert results[0].reference == Reference("recomputed")
+    for number, used in ((5, "rollout"), (6, "recomputed")):
+        assert results[number].reference.used == used
+        assert results[number].losses == pytest.approx(expected, abs=1e-4)
+        assert distance(tmp_path / f"v{number}", tmp_path / "by-hand") < 1e-4
+    assert 0 < results[5].reference.largest < 1e-3
+    assert results[6].reference.difference == pytest.approx(5.0, abs=1e-3)
+    assert "rollout's differs by 5 nats" in str(results[6].reference)
 
     # A reference that reads another prompt is another reference.
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylla.gauges import flat
+from tests.e2e.nodes import Nodes
 from tests.unit.test_dashboard import metrics
 
 pytestmark = pytest.mark.e2e
@@ -74,6 +75,11 @@ def _ids(run: Path) -> list[str]:
     return [line["sample_id"] for line in lines if "sample_id" in line]
 
 
+def _commit(run: Path, stage: str) -> Any:
+    lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    return next(line["commit"] for line in lines if line["stage"] == stage and "commit" in line)
+
+
 def _results(run: Path) -> Any:
     return json.loads((run / "results.json").read_text())
 
@@ -109,6 +115,10 @@ def test_run_directory(whole: Path) -> None:
     assert (whole / "weights" / "v1" / "model.safetensors").exists()
     consumed = [name for name in _ids(whole) if "/" in name]
     assert len(set(consumed)) > 8 * 7
+    reference = _commit(whole, "epoch-1/align")["reference"]
+    assert reference["used"] == "rollout"
+    assert 0 < reference["largest"] < 1e-2
+    assert reference["checked"] > 0
 
 
 def test_the_dashboard_reads_what_a_run_writes(whole: Path) -> None:
@@ -266,6 +276,40 @@ def _wait_for_commit(process: subprocess.Popen[bytes], run: Path, stage: str, lo
         assert process.poll() is None, log.read_text()[-4000:]
         time.sleep(0.05)
     pytest.fail(f"{stage} was not committed in time: {log.read_text()[-4000:]}")
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head and two nodes of one CPU, each with an address of its own."""
+    found = Nodes()
+    try:
+        found.add("a", 1)
+        found.add("b", 1)
+        yield found
+    finally:
+        found.close()
+
+
+def test_a_node_lost_in_the_middle_of_an_epoch(nodes: Nodes, whole: Path, tmp_path: Path) -> None:
+    """Each node has room for one engine and one DPO rank; one is killed, another takes its place.
+
+    Whether the run gets over it by itself or ends by saying that it lost a part and is resumed, it makes
+    what a run on one machine makes.
+    """
+    run, log = tmp_path / "run", tmp_path / "log"
+    spread = {"rollout__workers": 2, "rollout__cpus": 0.6, "dpo__cpus": 0.4}
+    head = dict.fromkeys(("judge__labels", "reward_trainer__labels"), "{raylla/node: head}")
+    light = dict.fromkeys(("judge__cpus", "reward_trainer__cpus"), 0)
+    cluster = {"ray__address": nodes.address, "ray__autoscaling": "true"}
+    process = _raylla(_arguments(run, **spread, **head, **light, **cluster), log)
+    _wait_for_commit(process, run, "epoch-1/sample", log)
+    nodes.kill("b")
+    nodes.add("c", 1)
+    if process.wait(timeout=400) != 0:
+        assert process.returncode == 3, log.read_text()[-4000:]
+        _finish(["resume", str(run)], log)
+    assert _ids(run) == _ids(whole)
+    assert _results(run)["epochs"] == _results(whole)["epochs"]
 
 
 @pytest.fixture

@@ -264,8 +264,12 @@ def test_a_version_comes_in_beside_is_compared_and_promoted_without_a_lost_reque
         stop, found = asyncio.Event(), []
         driving = asyncio.ensure_future(traffic(stop, found))
         await asyncio.to_thread(deploy.canary, running.at, running.run, "v1", 0.5)
-        await asyncio.sleep(4)
-        compared = await asyncio.to_thread(deploy.status, running.at)
+        deadline = time.monotonic() + 60
+        while True:
+            compared = await asyncio.to_thread(deploy.status, running.at)
+            if compared.figures or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.5)
         await asyncio.to_thread(deploy.promote, running.at)
         await asyncio.sleep(1)
         stop.set()

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from raylla.cli import app
+from raylla.errors import DeadlineError, PlacementError, RayllaError, StoppedError, WorkerLostError
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "pocket.yaml")
 
@@ -63,3 +64,24 @@ def test_help_names_every_command() -> None:
     text = CliRunner().invoke(app, ["--help"]).output
     for command in ("train", "resume", "evaluate", "check", "world", "pocket"):
         assert command in text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (PlacementError("no room"), 2),
+        (DeadlineError("nobody came"), 3),
+        (WorkerLostError("gone", "rollout", 0), 3),
+        (StoppedError("stopped", 143), 143),
+    ],
+)
+def test_the_exit_status_says_whether_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RayllaError, status: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("raylla.irpo.loop.train", fail)
+    result = CliRunner().invoke(app, ["train", CONFIG, "--run", str(tmp_path / "run")])
+    assert result.exit_code == status
+    assert f"{type(error).__name__}: {error}" in result.output

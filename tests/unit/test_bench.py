@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from raylla.bench import PARTS, Measured, Row, Side, Spread, compare, run_parts
+from raylla.bench import PARTS, Measured, Row, Side, Spread, compare, merge, run_parts
 from raylla.bench.run import table
 from raylla.config import Config
 from raylla.errors import ConfigError
@@ -50,7 +51,7 @@ def test_an_unknown_part_is_named_before_anything_runs() -> None:
 def test_a_part_runs_apart_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PARTS, "threads", "tests.unit.bench_part")
     found = run_parts(["threads"], Config.model_validate({"bench": {"repeats": 2}}), Console())
-    row, plain = found["parts"]["threads"]["rows"]
+    row, plain = found["threads"]["rows"]
     assert row["values"] == [1.0, 1.0]
     assert row["notes"]["elsewhere"] == "yes"
     assert plain["sides"][0] == {
@@ -62,3 +63,22 @@ def test_a_part_runs_apart_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
         "values": [1.0],
     }
     json.dumps(found)
+
+
+def test_figures_of_other_parts_stay_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    merge(path, {"refresh": {"rows": [1]}, "dpo": {"rows": [2]}})
+    merge(path, {"refresh": {"rows": [3]}})
+    assert json.loads(path.read_text()) == {"dpo": {"rows": [2]}, "refresh": {"rows": [3]}}
+    for other in ('{"epochs": []}', "[1]", "name: pocket"):
+        path.write_text(other)
+        with pytest.raises(ConfigError, match=r"bench\.json: it is there"):
+            merge(path, {"refresh": {}})
+        assert path.read_text() == other
+
+
+def test_an_exponent_is_the_slope_of_logarithms() -> None:
+    from raylla.bench.growth import exponent
+
+    assert exponent([1, 2, 4, 8], [3 * size**1.5 for size in (1, 2, 4, 8)]) == pytest.approx(1.5)
+    assert exponent([5, 10, 20], [7.0, 7.0, 7.0]) == pytest.approx(0)

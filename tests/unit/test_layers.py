@@ -1,4 +1,4 @@
-"""Layers point one way: the mechanism and the driver load no model library."""
+"""Layers point one way: the mechanism, the store and the driver load no model library."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ LIGHT = (
     "raylla.mechanisms",
     "raylla.evaluation.intervals",
     "raylla.plan.show",
+    "raylla.serving.audit",
+    "raylla.serving.campaigns",
+    "raylla.serving.clicks",
+    "raylla.serving.eligibility",
+    "raylla.serving.importing",
+    "raylla.serving.notices",
     "raylla.world.build",
     "raylla.world.webis",
 )
@@ -28,8 +34,12 @@ DRIVER = (
 
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
-    [(LIGHT, ("ray", "torch", "vllm", "transformers")), (DRIVER, ("torch", "vllm", "deepspeed", "trl"))],
-    ids=["mechanism", "driver"],
+    [
+        (LIGHT, ("ray", "torch", "vllm", "transformers")),
+        (DRIVER, ("torch", "vllm", "deepspeed", "trl")),
+        (("raylla.serving.records",), ("ray", "torch", "vllm", "sqlalchemy", "fastapi")),
+    ],
+    ids=["mechanism", "driver", "records"],
 )
 def test_imports(modules: tuple[str, ...], forbidden: tuple[str, ...]) -> None:
     code = f"import sys, {', '.join(modules)}; print([m for m in {forbidden!r} if m in sys.modules])"

@@ -24,6 +24,8 @@ from raylla import config
 from raylla.actors.placement import needs
 from raylla.cli import app
 from raylla.irpo.state import Run
+from raylla.serving import keyring
+from raylla.serving.cluster import environment
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -256,6 +258,15 @@ def test_the_service_serves_what_raylla_serve_writes(
     replicas = serving.ingress.max_replicas + serving.engine.max_replicas
     per_node = int(group["rayStartParams"].get("num-gpus", 0)) or 2
     assert replicas <= group["maxReplicas"] * per_node
+    for pod in pods(service):
+        (container,) = pod["containers"]
+        given = {one["name"]: one.get("value") for one in container["env"]}
+        wanted = environment()
+        wanted.pop("RAY_AUTH_MODE")  # KubeRay sets it
+        assert wanted.items() <= given.items()
+        assert {keyring.TOKEN_KEYS, keyring.ADMIN_KEY} <= given.keys()
+    others = [pod for one in built[overlay] if one["kind"] != "RayService" for pod in pods(one)]
+    assert "RAYLLA_" not in str(others)
 
 
 def trained(path: Path, chosen: config.Config) -> Path:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from raylla.errors import RunError
 from raylla.policy import logprobs, packing, schedule
+from raylla.policy.attention import FLEX, FLEX_BLOCK, PARTS, by_parts, layout
 from raylla.policy.groups import FILLER, TokenGroup, token_group
-from raylla.policy.packing import attention_mask, pack
+from raylla.policy.packing import pack
 from raylla.records import Answer, PreferenceGroup
 
 BETA = 0.1
@@ -54,20 +55,25 @@ def plain(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Tenso
     return chosen[len(prompt) - 1 :].sum()
 
 
-def packed(model: Any, groups: list[TokenGroup]) -> tuple[Tensor, dict[str, Tensor]]:
+def packed(
+    model: Any, groups: list[TokenGroup], row_tokens: int | None = None, multiple: int = 1
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-probability of every answer of one packed micro-batch."""
-    rows = pack(groups)
-    names = ("input_ids", "position_ids", "segments", "source", "labels")
+    rows = pack(groups, row_tokens, multiple)
+    model.set_attn_implementation(PARTS)
+    names = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
     tokens = packing.PackedForward(model)(**{name: rows[name] for name in names})
     return packing.sum_per_answer(tokens, rows["owner"], sum(len(g.answers) for g in groups)), rows
 
 
-def packed_gradients(policy: Any, reference: Any, groups: list[TokenGroup]) -> dict[str, Tensor]:
+def packed_gradients(
+    policy: Any, reference: Any, groups: list[TokenGroup], *shape: int | None
+) -> dict[str, Tensor]:
     """Gradients of the mean pair loss by packed rows; the models are left as they were."""
     policy, reference = copy.deepcopy(policy), copy.deepcopy(reference)
     with torch.no_grad():
-        base, _ = packed(reference, groups)
-    found, rows = packed(policy, groups)
+        base, _ = packed(reference, groups, *shape)
+    found, rows = packed(policy, groups, *shape)
     margins = packing.pair_margins(found, base, rows["winner"], rows["loser"], BETA)
     (packing.pair_loss(margins) / len(margins)).backward()
     return gradients(policy)
@@ -83,11 +89,14 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return (difference / sum(float(g.square().sum()) for g in expected.values())) ** 0.5
 
 
+@pytest.mark.parametrize("row_tokens", [None, 90])
 @pytest.mark.parametrize("losers", [(1,), (4,), (1, 2, 3, 4), (4, 1, 4)])
-def test_gradients_are_those_of_all_pairs(models: tuple[Any, Any], losers: tuple[int, ...]) -> None:
+def test_gradients_are_those_of_all_pairs(
+    models: tuple[Any, Any], losers: tuple[int, ...], row_tokens: int | None
+) -> None:
     policy, reference = models
     groups = ragged(len(losers), losers)
-    found = packed_gradients(policy, reference, groups)
+    found = packed_gradients(policy, reference, groups, row_tokens)
     total = torch.zeros(())
     for group in groups:
         for loser in group.answers[1:]:
@@ -110,14 +119,19 @@ def accelerate_reset() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("accelerate_reset")
-def test_gradients_are_those_of_trl(models: tuple[Any, Any], tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_length", [None, 24])
+def test_gradients_are_those_of_trl(
+    models: tuple[Any, Any], tiny_model: Path, tmp_path: Path, max_length: int | None
+) -> None:
     import trl
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     policy, reference = models
     groups = ragged(7, (3, 1, 4, 2))
-    found = packed_gradients(policy, reference, groups)
+    cut = [token_group(record(group), max_length=max_length) for group in groups]
+    assert (max_length is None) == (cut == groups)
+    found = packed_gradients(policy, reference, cut, 90)
     pairs = [
         {"prompt_ids": list(g.prompt), "chosen_ids": list(g.answers[0]), "rejected_ids": list(loser)}
         for g in groups
@@ -137,7 +151,7 @@ def test_gradients_are_those_of_trl(models: tuple[Any, Any], tiny_model: Path, t
             bf16=False,
             beta=BETA,
             gradient_checkpointing=False,
-            max_length=None,
+            max_length=max_length,
             report_to="none",
         ),
         train_dataset=Dataset.from_list(pairs),
@@ -151,11 +165,93 @@ def test_an_answer_sees_its_prompt_and_itself_only() -> None:
     rows = pack([TokenGroup((5, 6), ((7, 8), (9,)))])
     assert rows["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert rows["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
-    seen = (attention_mask(rows["segments"], torch.float32)[0, 0] == 0).int().tolist()
-    assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    assert seen(rows) == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
     assert rows["source"].tolist() == [1, 2, 1]
     assert rows["labels"].tolist() == [7, 8, 9]
     assert (rows["winner"].tolist(), rows["loser"].tolist()) == ([0], [1])
+
+
+def seen(rows: dict[str, Tensor]) -> list[list[int]]:
+    """Which keys each query of the first row sees: where attention over one-hot values looks."""
+    length = rows["segments"].shape[1]
+    query = torch.zeros(len(rows["segments"]), 1, length, 4)
+    value = torch.eye(length).expand(len(query), 1, length, length)
+    given = layout(rows["segments"], rows["prompts"], PARTS)
+    assert isinstance(given, Tensor)
+    found, _ = by_parts(torch.nn.Identity(), query, query, value, given)
+    looked: list[list[int]] = (found[0, :, 0] > 0).int().tolist()
+    return looked
+
+
+def test_heads_may_share_keys() -> None:
+    torch.manual_seed(0)
+    rows = pack(ragged(2, (3, 1)), 90)
+    query = torch.randn(len(rows["segments"]), 4, rows["segments"].shape[1], 8)
+    key, value = torch.randn(2, len(query), 2, query.shape[2], 8)
+    given = layout(rows["segments"], rows["prompts"], PARTS)
+    found, _ = by_parts(torch.nn.Identity(), query, key, value, given, scaling=0.3)  # type: ignore[arg-type]
+    key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+    segments, prompts = rows["segments"], rows["prompts"]
+    mine = (segments[:, None] == segments[..., None]) | (segments[:, None] == prompts[..., None])
+    weights = 0.3 * query @ key.transpose(2, 3)
+    weights = weights.masked_fill(~(mine.tril())[:, None], float("-inf")).softmax(-1)
+    there = (segments >= 0)[..., None, None]
+    torch.testing.assert_close(found, (weights @ value).transpose(1, 2) * there)
+
+
+def test_groups_share_a_row_up_to_the_budget_and_do_not_see_each_other() -> None:
+    groups = [
+        TokenGroup((5,), ((7,), (8,))),
+        TokenGroup((1, 2), ((3,),)),
+        TokenGroup((4,), ((6, 6), (9, 9))),
+    ]
+    rows = pack(groups, row_tokens=6, multiple=4)
+    assert rows["input_ids"].tolist() == [[5, 7, 8, 1, 2, 3, 0, 0], [4, 6, 6, 9, 9, 0, 0, 0]]
+    assert rows["position_ids"].tolist() == [[0, 1, 1, 0, 1, 2, 0, 0], [0, 1, 2, 1, 2, 0, 0, 0]]
+    assert [row[:6] for row in seen(rows)[:6]] == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 1, 1, 1],
+    ]
+    assert rows["source"].tolist() == [0, 0, 4, 8, 9, 8, 11]
+    assert rows["owner"].tolist() == [0, 1, 2, 3, 3, 4, 4]
+    assert (rows["winner"].tolist(), rows["loser"].tolist()) == ([0, 3], [1, 4])
+    assert pack(groups)["input_ids"].shape == (3, 5)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_block_sparse_attention_is_that_by_parts(tiny_model: Path, device: str) -> None:
+    """On the CPU uncompiled and forward only, for want of a kernel: the mask and the model's path to it."""
+    from transformers import AutoModelForCausalLM
+
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    groups = ragged(5, (2, 4, 1))
+    rows = {name: one.to(device) for name, one in pack(groups, 200, FLEX_BLOCK).items()}
+    assert rows["input_ids"].shape[1] % FLEX_BLOCK == 0
+    names = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
+    found = []
+    with torch.compiler.set_stance("force_eager" if device == "cpu" else "default"):
+        for kind in (PARTS, FLEX):
+            model = AutoModelForCausalLM.from_pretrained(
+                tiny_model, dtype=torch.float32, attn_implementation=kind
+            ).to(device)
+            with torch.set_grad_enabled(device == "cuda"):
+                logprobs = packing.PackedForward(model)(**{name: rows[name] for name in names})
+            if device == "cuda":
+                logprobs.sum().backward()
+            found.append((logprobs.detach(), gradients(model)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-4)
+    assert device == "cpu" or relative(found[1][1], found[0][1]) < 1e-3
 
 
 def test_padding_and_company_change_nothing(models: tuple[Any, Any]) -> None:
@@ -204,8 +300,27 @@ def test_every_rank_takes_the_same_steps(size: int, ranks: int, batch: int, micr
     assert size <= batch or members[:half] != members[half:]
 
 
-def answer(prompt: tuple[int, ...], tokens: tuple[int, ...], name: str = "s") -> Answer:
-    return Answer(name, "a", 0, "v0", "", prompt, tokens)
+def answer(
+    prompt: tuple[int, ...], tokens: tuple[int, ...], name: str = "s", logprob: float | None = None
+) -> Answer:
+    return Answer(name, "a", 0, "v0", "", prompt, tokens, logprob)
+
+
+def record(group: TokenGroup) -> PreferenceGroup:
+    winner, *losers = [answer(group.prompt, tokens) for tokens in group.answers]
+    return PreferenceGroup("a", winner, tuple(losers), 0.0)
+
+
+def test_log_probabilities_are_the_reference_s_only_where_it_read_the_same() -> None:
+    known = [answer((1, 2), (3, 4), logprob=-1.5), answer((1, 2), (5,), logprob=-2.5)]
+    group = PreferenceGroup("a", known[0], (known[1],), 0.0)
+    assert token_group(group, reference_version="v0").reference == (-1.5, -2.5)
+    assert token_group(group, max_length=4, reference_version="v0").reference == (-1.5, -2.5)
+    assert token_group(group, max_length=3, reference_version="v0").reference is None
+    assert token_group(group, reference_version="v1").reference is None
+    assert token_group(group, (9,), reference_version="v0").reference is None
+    unknown = PreferenceGroup("a", known[0], (answer((1, 2), (5,)),), 0.0)
+    assert token_group(unknown, reference_version="v0").reference is None
 
 
 @pytest.mark.parametrize(
@@ -217,8 +332,9 @@ def answer(prompt: tuple[int, ...], tokens: tuple[int, ...], name: str = "s") ->
             "odd has another prompt",
         ),
         (PreferenceGroup("a3", answer((1,), ()), (), 0.0), "answer s holds no token"),
+        (PreferenceGroup("a4", answer((1,) * 9, (1,)), (), 0.0), "prompt of 9 tokens .* dpo.max_length=9"),
     ],
 )
 def test_malformed_groups_are_named(group: PreferenceGroup, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        token_group(group)
+        token_group(group, max_length=9)

@@ -92,14 +92,28 @@ def test_tokens_and_flops_of_the_paper_s_epoch() -> None:
     assert found.phase("rollout").tokens == 27_000 * 3900 + (12_000 * 15 + 3000 * 4) * 400
     assert found.phase("judge").tokens == 132_000 * 790
     align = found.phase("align")
-    # A row of 3900 + 5 x 400; reference, forward, forward again and backward (twice): 5 forward passes.
-    row = 5900 * (7_266_631_680 + 589_824 * 5900) + 2000 * 777_912_320
-    assert align.flops == 12_000 * row * 5
+    # A row of 3900 + 5 x 400; forward, forward again and backward (twice): 4 forward passes. A token of the
+    # prompt sees half of it, one of an answer all of it and half of the answer.
+    seen = 3900**2 / 2 + 5 * 400 * (3900 + 200)
+    row = 5900 * 7_266_631_680 + 589_824 * seen + 2000 * 777_912_320
+    assert align.flops == pytest.approx(12_000 * row * 4)
     assert align.times["compute"] == pytest.approx(align.flops / (2 * 989e12))
     # 750 steps, in each half of 8.04 GB out and half in.
     assert align.times["link"] == pytest.approx(750 * 2 * 4_022_468_096 * 2 * 0.5 / 450e9)
     assert align.bound == "compute"
     assert found.gpus == 8
+
+
+def test_what_alignment_saves() -> None:
+    def flops(**changed: object) -> float:
+        dpo = ONE.dpo.model_copy(update=changed)
+        return budget(ONE.model_copy(update={"dpo": dpo}), H100, Lengths.of(ONE)).phase("align").flops
+
+    assert flops(reference_logprobs="recomputed") == pytest.approx(flops() * 5 / 4)
+    assert flops(reference="bid_masked") == flops(reference_logprobs="recomputed")
+    assert flops(gradient_checkpointing=False) == pytest.approx(flops() * 3 / 4)
+    plain = 5900 * (7_266_631_680 + 589_824 * 5900) + 2000 * 777_912_320
+    assert flops(attention="sdpa") == pytest.approx(12_000 * plain * 4)
 
 
 def test_an_epoch_is_the_longer_of_rollout_and_judge_and_the_rest() -> None:
@@ -123,10 +137,11 @@ def test_memory_of_a_trainer_by_zero_stage() -> None:
         assert (found["weights"], found["gradients"]) == (weights * size, gradients * size)
         assert found["optimizer"] == 16 * size / 4
     assert parts(offload=True)["optimizer"] == 0
-    # Kept: the input of each of 36 layers, 5900 x 2560 in bfloat16; one layer anew; the mask 5900 x 5900.
+    # Kept: the input of each of 36 layers, 5900 x 2560 in bfloat16, and one layer anew; a plain mask too.
     layer = 5900 * 2 * (8 * 2560 + 2 * (32 + 16) * 128 + 4 * 9728)
-    assert found["activations"] == 5900 * 2560 * 2 * 36 + layer + 5900**2 * 2
-    assert parts(gradient_checkpointing=False)["activations"] == 36 * layer + 5900**2 * 2
+    assert found["activations"] == 5900 * 2560 * 2 * 36 + layer
+    assert parts(gradient_checkpointing=False)["activations"] == 36 * layer
+    assert parts(attention="sdpa")["activations"] == found["activations"] + 5900**2 * 2
 
 
 def test_what_does_not_fit_is_said() -> None:
@@ -156,3 +171,19 @@ def test_one_more_node() -> None:
         assert budget(grown, H100, Lengths.of(two)).epoch_seconds < before
     assert [name for name, _ in more(ONE, 8)] == ["rollout (13 workers)"]  # 10 ranks do not share 16 groups
     assert more(config.load(CONFIGS / "pocket.yaml"), 8) == []
+
+
+def test_the_documented_figures_are_the_plan_s() -> None:
+    text = (CONFIGS.parent / "docs" / "scaling.md").read_text()
+    for name, gpus in (("qwen3-4b-1node", 8), ("qwen3-4b-multinode", 16)):
+        chosen = config.load(CONFIGS / f"{name}.yaml")
+        found = budget(chosen, H100, Lengths.of(chosen))
+        whole = found.epochs * found.epoch_seconds / 3600
+        assert f"{found.epoch_seconds / 3600:.1f} h" in text
+        assert f"{whole:.1f} h, {whole * gpus:.0f} GPU hours" in text
+        for phase in ("rollout", "align"):
+            one = found.phase(phase)
+            assert f"{one.seconds / 60:.0f} min on {one.workers}" in text
+    for _, grown in more(chosen, 8):
+        gain = found.epoch_seconds / budget(grown, H100, Lengths.of(chosen)).epoch_seconds
+        assert f"{gain:.2f} times" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 from ray.job_submission import JobStatus
+from typer.testing import CliRunner
 
 from raylla import submit
+from raylla.cli import app
 from raylla.config import Config, parse
 from raylla.errors import ConfigError, LostError, PlacementError
 
@@ -82,6 +85,16 @@ def test_what_is_sent_is_the_code_and_the_resolved_config(tmp_path: Path) -> Non
     sent = parse(yaml.safe_load((tmp_path / "config.yaml").read_text()), "sent")
     assert sent.digest() == config.digest()
     assert sent.ray.address is None
+
+
+@pytest.mark.parametrize("job", [job for job in submit.JOBS if job != "serve"])
+def test_entry_scripts_take_what_the_commands_take(job: str) -> None:
+    script = submit.ROOT / "jobs" / f"{job}.py"
+    found = subprocess.run(
+        [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True
+    )
+    command = CliRunner().invoke(app, [job, "--help"])
+    assert found.stdout.split()[2:] == command.output.split()[2:]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 "use strict";
 
 const byId = (id) => document.getElementById(id);
-const state = { key: "", start: null, bids: new Map(), last: null, running: null, candidates: [] };
+const state = { key: "", start: null, bids: new Map(), own: new Map(), last: null, running: null, candidates: [] };
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -158,11 +158,15 @@ function show(found) {
   state.last = found;
   showAnswer(found);
   showFacts(found);
-  if (found.detail.candidates) state.candidates = found.detail.candidates;
-  else state.candidates = found.detail.ads.map((ad, place) => ({
+  const candidates = found.detail.candidates ?? found.detail.ads.map((ad, place) => ({
     ad_id: ad.ad_id, title: found.annotations[place].url_citation.title, category: ad.cat.join(", "),
     bid_micros: ad.bid_micros,
   }));
+  // Prompts list their ads in another order each time; rows that were there stay where they were.
+  const before = new Map(state.candidates.map((one, place) => [one.ad_id, place]));
+  const place = (one) => before.get(one.ad_id) ?? before.size;
+  state.candidates = [...candidates].sort((a, b) => place(a) - place(b));
+  for (const one of candidates) if (!state.bids.has(one.ad_id)) state.own.set(one.ad_id, one.bid_micros);
   showCandidates(found);
   if (found.detail.price_rule === "expected") watchCharges(found.detail, null);
 }
@@ -235,18 +239,19 @@ function candidate(one, ad) {
   const row = byId("candidate").content.firstElementChild.cloneNode(true);
   const part = (name) => row.querySelector(`.${name}`);
   const unit = state.start.micros_per_unit;
+  const own = state.own.get(one.ad_id) ?? one.bid_micros;
   row.dataset.ad = one.ad_id;
   part("title").textContent = one.title;
   part("category").textContent = one.category;
   const slider = part("slider");
   slider.max = String(state.start.max_bid);
-  slider.value = String(Math.round((state.bids.get(one.ad_id) ?? one.bid_micros) / unit));
+  slider.value = String(Math.round((state.bids.get(one.ad_id) ?? own) / unit));
   slider.setAttribute("aria-label", `Bid of ${one.title}`);
   const say = () => {
     const micros = Number(slider.value) * unit;
     part("bid").textContent = money(micros);
     slider.setAttribute("aria-valuetext", `${money(micros)} per click`);
-    part("was").textContent = micros === one.bid_micros ? "" : `was ${money(one.bid_micros)}`;
+    part("was").textContent = micros === own ? "" : `own bid ${money(own)}`;
   };
   slider.addEventListener("input", () => {
     state.bids.set(one.ad_id, Number(slider.value) * unit);

@@ -51,10 +51,9 @@ class Store:
             StoreError: it names an ad or campaign that is not listed, or another price than its rule's.
         """
         check(auction)
-        record = RECORD.dump_python(auction, mode="json")
         try:
             with self.database.writing() as session:
-                if _known(session, auction, record):
+                if _known(session, auction):
                     return
                 row = models.Auction(
                     id=auction.id,
@@ -66,7 +65,7 @@ class Store:
                     resample_share=auction.resample_share,
                     canary=auction.canary,
                     test=auction.test,
-                    record=record,
+                    record=RECORD.dump_python(auction, mode="json"),
                 )
                 session.add(row)
                 session.flush()
@@ -76,7 +75,7 @@ class Store:
                     billing.lose(session, auction)
         except (IntegrityError, DataError) as error:
             with self.database.reading() as session:
-                if _known(session, auction, record):  # another thread was faster
+                if _known(session, auction):  # another thread was faster
                     return
             raise StoreError(f"auction {auction.id}: the database refuses it: {error.orig}") from None
 
@@ -216,6 +215,10 @@ def check(auction: ServedAuction) -> None:
             f"auction {auction.id}: resample_share={auction.resample_share} under {auction.price_rule}: "
             "it belongs to the rule `resampled`, and to no other"
         )
+    if auction.created.tzinfo is None:
+        raise StoreError(
+            f"auction {auction.id}: created={auction.created} has no time zone; give it in UTC"
+        )
     numbers = {"reward_value": auction.reward_value, "reward_penalty": auction.reward_penalty}
     for name, value in (numbers | dict(auction.latency_ms)).items():
         if not math.isfinite(value):
@@ -252,14 +255,14 @@ def check(auction: ServedAuction) -> None:
             )
 
 
-def _known(session: Session, auction: ServedAuction, record: object) -> bool:
+def _known(session: Session, auction: ServedAuction) -> bool:
     """Whether this very auction is in the store.
 
     Raises:
         ClashError: another one has its id.
     """
     row = session.get(models.Auction, auction.id)
-    if row is not None and row.record != record:
+    if row is not None and RECORD.validate_python(row.record) != auction:
         raise ClashError(f"auction {auction.id!r} is already recorded with other content")
     return row is not None
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from raylla.config import Config, Sampling
 from raylla.errors import EndpointError
 from raylla.models import POCKET
+from raylla.records import Profile
 from raylla.reward.rows import ClickRow
 from raylla.serving import web
 from raylla.serving.api import Health, create
@@ -109,10 +110,16 @@ class Endpoint:
         self.auctioneer.retrieval = retrieval
 
 
-def endpoint(store: Store, text: str = "Nothing to say.", **serving: object) -> Endpoint:
-    """An endpoint over ``store`` that answers ``text``."""
+def endpoint(
+    store: Store,
+    text: str = "Nothing to say.",
+    writer: Script | None = None,
+    users: Sequence[Profile] = (),
+    **serving: object,
+) -> Endpoint:
+    """An endpoint over ``store`` that answers ``text``, or what ``writer`` says."""
     config = Config.model_validate({"serving": serving})
-    writer, oracle = Script(text), Fixed()
+    writer, oracle = writer or Script(text), Fixed()
     traffic = Traffic(writer)
     eligibility = Eligibility(store, config.serving)
     keys = TokenKeys(KEYS)
@@ -127,7 +134,7 @@ def endpoint(store: Store, text: str = "Nothing to say.", **serving: object) -> 
     async def check() -> Health:
         return made.health
 
-    app = create(config, auctioneer, services, reports, check, [])
+    app = create(config, auctioneer, services, reports, check, users)
     made = Endpoint(store, config, writer, oracle, traffic, auctioneer, app, eligibility, health)
     made.refresh()
     return made

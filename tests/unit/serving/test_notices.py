@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from raylla.config import Serving
 from raylla.serving.addresses import AddressError, public, target
@@ -247,6 +248,31 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(AddressError, match=r"10\.0\.0\.1"):
         asyncio.run(look())
+
+
+def test_the_sender_goes_on_when_the_store_is_back(
+    market: Market, store: Store, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billed(market, hook.url)
+    take, away = store.outbox.take, [True, True]
+
+    def taken(*arguments: Any) -> Any:
+        if away:
+            away.pop()
+            raise OperationalError("SELECT 1", {}, Exception("database is locked"))
+        return take(*arguments)
+
+    monkeypatch.setattr(store.outbox, "take", taken)
+
+    async def until_told() -> None:
+        running = asyncio.create_task(Post(store, market.now).sender.run(0.01))
+        async with asyncio.timeout(60):
+            while not hook.got:
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+    asyncio.run(until_told())
+    assert len(hook.got) == 1
 
 
 def test_an_unsent_notice_survives_in_the_store(market: Market, store: Store) -> None:

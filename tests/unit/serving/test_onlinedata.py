@@ -178,8 +178,10 @@ def test_an_auction_is_consumed_once_along_a_line_of_weights(
 ) -> None:
     first = [_serve(market, listings, number) for number in range(2)]
     run = Run.create(tmp_path / "first", _config(market))
+    world = _taken(run)
+    run.commit("world", [], {})
     for epoch in (1, 2):
-        begun = _begun(run, _taken(run), epoch)
+        begun = _begun(run, world, epoch)
         run.commit(f"epoch-{epoch}/sample", [one.sample_id for one in begun.answers], {})
     later = _serve(market, listings, 2)
     on_top = _config(market)
@@ -191,6 +193,14 @@ def test_an_auction_is_consumed_once_along_a_line_of_weights(
     assert [query.id for query in data.world.queries] == [later.id]
     assert dict(data.world.notes) == {"consumed before": 2}
     assert onlinedata.consumed(_config(market)) == set()
+    half = Run.create(tmp_path / "half", _config(market))
+    _taken(half)
+    half.commit("world", [], {})
+    half.commit("epoch-1/sample", [], {})
+    on_half = on_top.model_copy(
+        update={"ad_llm": on_top.ad_llm.model_copy(update={"path": str(half.weights("v1"))})}
+    )
+    assert onlinedata.consumed(on_half) == {one.id for one in first}, "the later one was not sampled"
 
 
 def test_a_run_without_served_auctions_begins_with_no_answers(tmp_path: Path) -> None:

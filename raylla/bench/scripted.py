@@ -1,0 +1,204 @@
+"""Measurement apparatus: actors that sleep for as long as real ones were measured to work.
+
+With them an epoch needs no core, so that its wall time is what it would be with a core for each actor.
+The loop, the pools, Ray and the records are the real ones; only the engines and trainers are scripted.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raylla.actors import JudgeItem, Judgement, Pool, WeightStore
+from raylla.actors.policy import Alignment
+from raylla.actors.pool import gather
+from raylla.auction.markup import MARKUP
+from raylla.config import Actors, Config
+from raylla.engines import Completion, Generated, Probe, Request
+from raylla.irpo.crew import Crew
+from raylla.observe import Observer
+from raylla.policy.jobs import AlignJob, AlignResult, Reference
+from raylla.records import Prediction, WeightVersion
+from raylla.reward.rows import ClickRow
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds of work of one actor: for each answer, judgement, row and group, and of one load."""
+
+    answer: float
+    judgement: float
+    take: float
+    update: float
+    predict: float
+    group: float
+    load: float
+
+
+class ScriptedRollout:
+    """Answers in order, at the measured rate."""
+
+    def __init__(self, latencies: Latencies) -> None:
+        self._latencies = latencies
+
+    def ready(self) -> None:
+        """At once."""
+
+    def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
+        """Each draw places one of the prompt's ads, so that the judge has something to read."""
+        for request in requests:
+            time.sleep(self._latencies.answer * request.n)
+            ads = [found.group(0) for found in re.finditer(MARKUP, request.messages[-1]["content"])]
+            draws = (f"Take {ads[draw % len(ads)]}, choice {draw}." for draw in range(request.n))
+            yield Generated(request.id, (1,), tuple(Completion(text, (2,), True) for text in draws))
+
+    def load(self, weights: Any, probe: Probe | None, version: str) -> float:
+        """A refresh in place."""
+        time.sleep(self._latencies.load)
+        return 0.0
+
+
+class ScriptedJudge:
+    """Clicks on what the seed says."""
+
+    def __init__(self, latencies: Latencies) -> None:
+        self._latencies = latencies
+
+    def ready(self) -> None:
+        """At once."""
+
+    def judge(self, items: list[JudgeItem]) -> Iterator[Judgement]:
+        """One judgement after another."""
+        for item in items:
+            time.sleep(self._latencies.judgement)
+            rng = random.Random(item.seed)
+            yield Judgement(item.sample_id, {ad: rng.random() < 0.3 for ad in item.ad_ids}, 1)
+
+
+class ScriptedReward:
+    """Predicts what a row's name says."""
+
+    def __init__(self, latencies: Latencies) -> None:
+        self._latencies = latencies
+        self._taken = 0
+
+    def ready(self) -> None:
+        """At once."""
+
+    def take(self, rows: list[ClickRow]) -> None:
+        """Encode."""
+        self._taken += len(rows)
+        time.sleep(self._latencies.take * len(rows))
+
+    def update(self) -> dict[str, float]:
+        """Train on what was taken."""
+        rows, self._taken = self._taken, 0
+        time.sleep(self._latencies.update * rows)
+        return {"rows": float(rows)}
+
+    def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
+        """Encode and predict."""
+        time.sleep(self._latencies.predict * len(rows))
+        rates = (random.Random(f"{row.sample_id}/{row.ad_id}").random() for row in rows)
+        return [Prediction(rate, rate, rate) for rate in rates]
+
+    def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
+        """As long as predicting, and no figures."""
+        time.sleep(self._latencies.predict * len(rows))
+        return dict.fromkeys(("auc", "log_loss", "calibration_error", "base_rate", "rows"), 0.0)
+
+    def save(self, directory: Path) -> None:
+        """A directory to find again."""
+        directory.mkdir(exist_ok=True)
+
+    def load(self, directory: Path) -> None:
+        """Nothing to load."""
+
+
+class ScriptedAlign:
+    """The DPO trainer of a whole group of workers."""
+
+    def __init__(self, latencies: Latencies) -> None:
+        self._latencies = latencies
+
+    def ready(self) -> None:
+        """At once."""
+
+    def align(self, job: AlignJob) -> AlignResult:
+        """The base weights again, under the new name."""
+        began = time.time()
+        time.sleep(self._latencies.group * len(job.groups))
+        shutil.copytree(job.source, job.target, dirs_exist_ok=True)
+        pairs = sum(len(group.losers) for group in job.groups)
+        probe = Probe((1,), (2,), (0.0,))
+        once = (0.0,)
+        return AlignResult(
+            job.version,
+            job.target,
+            1,
+            pairs,
+            once,
+            once,
+            once,
+            probe,
+            time.time() - began,
+            0,
+            Reference("rollout"),
+            began=began,
+        )
+
+
+class ScriptedPolicy:
+    """Stands in for `actors.policy.PolicyTrainer`."""
+
+    def __init__(self, latencies: Latencies, deadline: float) -> None:
+        self._deadline = deadline
+        self._pool = Pool("policy-trainer", ScriptedAlign, (latencies,), Actors(cpus=0))
+
+    def start(self) -> None:
+        """Begin to start."""
+        self._pool.start(self._deadline)
+
+    def begin(self, job: AlignJob) -> Alignment:
+        """Sleep in the background."""
+        call = self._pool.call(0, "align", job)
+        what = f"weight version {job.version}"
+
+        def wait() -> AlignResult:
+            result: AlignResult = gather([call], self._deadline, what)[0]
+            return result
+
+        return Alignment(job, wait)
+
+    def stop(self) -> None:
+        """End the actor."""
+        self._pool.stop()
+
+
+class ScriptedCrew(Crew):
+    """A crew of sleepers, as many as the config has actors; they reserve no CPU."""
+
+    def __init__(
+        self, config: Config, version: WeightVersion, latencies: Latencies, watch: Observer
+    ) -> None:
+        self.config = config
+        self.version = self._first = version
+        self._probe = None
+        self._watch = watch
+
+        def pool(name: str, kind: type, workers: int) -> Pool:
+            return Pool(
+                name, kind, (latencies,), Actors(workers=workers, cpus=0), record=watch.timeline.add
+            )
+
+        self.rollouts = pool("rollout", ScriptedRollout, config.rollout.workers)
+        self.judges = pool("judge", ScriptedJudge, config.judge.workers)
+        self.reward = pool("reward-trainer", ScriptedReward, 1)
+        self.store = Pool("weight-store", WeightStore, (), Actors(cpus=0))
+        self.policy: Any = ScriptedPolicy(latencies, config.deadlines.start)

@@ -1,0 +1,58 @@
+"""The loop itself on sleeping actors, as `raylla bench overlap` measures it: in both orders the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from raylla.bench.overlap import measure, scripted_epoch
+from raylla.bench.scripted import Latencies
+from raylla.config import Config, parse
+from raylla.irpo.state import Run
+from raylla.models import resolve
+from raylla.records import WeightVersion
+from tests.worlds import asked_world
+
+LATENCIES = Latencies(
+    answer=0.001, judgement=0.001, take=0.001, update=0.001, predict=0.001, group=0.005, load=0.01
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def config(overlap: bool) -> Config:
+    irpo = {"epochs": 1, "reward_answers": 4, "preference_answers": 3, "overlap": overlap}
+    return parse({"world": {"profiles": 12}, "irpo": irpo, "wandb": {"mode": "disabled"}}, "test")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_epoch_of_sleepers(tmp_path: Path) -> None:
+    world = asked_world(config(True).world)
+    version = WeightVersion("v0", 0, resolve("pocket:ad-llm", "test"))
+    told, ids = [], []
+    for overlap in (True, False):
+        run = tmp_path / str(overlap)
+        told.append(scripted_epoch(config(overlap), run, world, version, LATENCIES))
+        lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+        ids.append([line["sample_id"] for line in lines if "sample_id" in line])
+        assert set(Run.open(run).commits) == {
+            f"epoch-1/{stage}" for stage in ("sample", "learn", "test", "align")
+        }
+    assert ids[0] == ids[1]
+    for one in told:
+        assert 0 < one["critical_seconds"] <= one["wall_seconds"]
+    # What was slept is what is found out again.
+    found = measure(tmp_path / "False")
+    for name in ("answer", "judgement", "take", "update", "group", "load"):
+        assert getattr(found, name) >= getattr(LATENCIES, name)

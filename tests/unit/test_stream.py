@@ -1,0 +1,229 @@
+"""Answers and judgements as they come in: phases, repeated texts, losses, what the learner gets when."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylla.actors.judge import JudgeItem, Judgement
+from raylla.actors.pool import Pool, gather
+from raylla.config import Actors, Config, parse
+from raylla.engines.protocol import Completion, Generated, Request
+from raylla.errors import BudgetError
+from raylla.irpo.learning import CHUNK, Learner
+from raylla.irpo.sampling import Sampled, Stream
+from raylla.irpo.schedule import auctions
+from raylla.irpo.state import Run
+from raylla.observe import Observer
+from raylla.records import Prediction, WeightVersion
+from raylla.reward.rows import ClickRow
+from raylla.world import World
+from tests.worlds import asked_world
+
+PHASES = ("reward", "preference", "test")
+
+
+class Writer:
+    """Answers each request with texts drawn by its seed, some of them alike; refuses some requests."""
+
+    def __init__(self, log: list[str], refused: str = "") -> None:
+        self._log = log
+        self._refused = refused
+
+    def ready(self) -> None: ...
+
+    def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
+        for request in sorted(requests, key=lambda one: (one.id.split("/")[1] == "test", one.seed)):
+            self._log.append(f"write {request.id}")
+            if self._refused and self._refused in request.id:
+                yield Generated(request.id, (1,), (), "too long")
+                continue
+            rng = random.Random(request.seed)
+            lines = request.messages[0]["content"].splitlines()[:2]
+            ads = [line[line.index("@") :] for line in lines]
+            texts = [
+                rng.choice([f"Take {ads[0]}.", f"Or {ads[1]} now.", "None."]) for _ in range(request.n)
+            ]
+            yield Generated(request.id, (1,), tuple(Completion(text, (2, 3), True) for text in texts))
+
+
+class Reader:
+    """Clicks by the item's seed; cannot read some."""
+
+    def __init__(self, log: list[str], unread: str = "") -> None:
+        self._log = log
+        self._unread = unread
+
+    def ready(self) -> None: ...
+
+    def judge(self, items: list[JudgeItem]) -> Iterator[Judgement]:
+        for item in reversed(items):
+            self._log.append(f"read {item.sample_id}")
+            rng = random.Random(item.seed)
+            clicks = {ad: rng.random() < 0.5 for ad in item.ad_ids}
+            unread = bool(self._unread) and self._unread in item.sample_id
+            yield Judgement(item.sample_id, None if unread else clicks, 1)
+
+
+class Scorer:
+    """Keeps the order of its calls."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def ready(self) -> None: ...
+
+    def take(self, rows: list[ClickRow]) -> None:
+        self._log.append(f"take {[row.sample_id for row in rows]}")
+
+    def update(self) -> dict[str, float]:
+        self._log.append("update")
+        return {"rows": 1.0}
+
+    def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
+        self._log.append(f"predict {[row.sample_id for row in rows]}")
+        return [Prediction(0.5, 0.4, 0.6)] * len(rows)
+
+    def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
+        self._log.append(f"evaluate {[row.sample_id for row in rows]}")
+        return {"auc": 0.5}
+
+    def save(self, directory: Path) -> None:
+        self._log.append("save")
+
+
+class Crew:
+    """Pools in this process."""
+
+    def __init__(self, refused: str = "", unread: str = "") -> None:
+        self.log: list[str] = []
+        self.calls: list[str] = []
+        self.version = WeightVersion("v0", 0, "")
+        self.rollouts = self._pool("rollout", Writer, (self.log, refused), 2)
+        self.judges = self._pool("judge", Reader, (self.log, unread), 1)
+        self.reward = self._pool("reward-trainer", Scorer, (self.calls,), 1)
+
+    def _pool(self, name: str, kind: type, args: tuple[Any, ...], workers: int) -> Pool:
+        pool = Pool(name, kind, args, Actors(workers=workers), in_process=True)
+        pool.start(1)
+        return pool
+
+    def reward_answer(self, call: Any) -> Any:
+        return gather([call], 1, "the reward trainer")[0]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return asked_world(config().world)
+
+
+def config(**irpo: object) -> Config:
+    tree = {"world": {"profiles": 12}, "irpo": {"reward_answers": 4, "preference_answers": 3, **irpo}}
+    return parse(tree, "test")
+
+
+def stream(settings: Config, world: World, crew: Crew) -> Stream:
+    watch = Observer(settings, None)
+    return Stream(settings, world, crew, watch, auctions(settings, world, 1))  # type: ignore[arg-type]
+
+
+def everything(settings: Config, world: World, crew: Crew) -> Sampled:
+    found = stream(settings, world, crew)
+    found.until(PHASES)
+    return found.result(*PHASES)
+
+
+def test_the_order_of_work_changes_nothing_that_comes_of_it(world: World) -> None:
+    crews = Crew(), Crew()
+    overlapped, apart = (
+        everything(config(overlap=overlap), world, crew)
+        for overlap, crew in zip((True, False), crews, strict=True)
+    )
+    assert overlapped.answers == apart.answers
+    assert list(overlapped.clicks.items()) == list(apart.clicks.items())
+    # One after another, no phase begins before the one before is answered and then judged.
+    kinds = [f"{line.split()[0]} {line.split('/')[1]}" for line in crews[1].log]
+    assert list(dict.fromkeys(kinds)) == [
+        "write reward", "read reward", "write preference", "write test", "read test"
+    ]  # fmt: skip
+    assert kinds == sorted(kinds, key=list(dict.fromkeys(kinds)).index)
+    assert crews[0].log != crews[1].log
+
+
+def test_a_text_that_repeats_is_judged_once_for_all_its_draws(world: World) -> None:
+    crew = Crew()
+    found = everything(config(), world, crew)
+    read = [line.removeprefix("read ") for line in crew.log if line.startswith("read")]
+    texts: dict[tuple[str, str], list[str]] = {}
+    for phase in ("reward", "test"):
+        for _, answer in found.of(phase):  # type: ignore[arg-type]
+            texts.setdefault((answer.auction_id, answer.text), []).append(answer.sample_id)
+    placing = {key: names for key, names in texts.items() if "@" in key[1]}
+    assert sorted(read) == sorted(names[0] for names in placing.values())
+    assert any(len(names) > 1 for names in placing.values())
+    for names in texts.values():
+        assert all(found.clicks[name] == found.clicks[names[0]] for name in names)
+
+
+def test_until_waits_for_nothing_else(world: World) -> None:
+    crew = Crew()
+    found = stream(config(), world, crew)
+    found.until(["reward", "preference"])
+    assert found.due("preference") == 0
+    assert found.due("test") > 0
+    assert len(list(found.result("reward", "preference").of("test"))) == 0
+    found.until(["test"])
+    assert found.due("test") == 0
+
+
+@pytest.mark.parametrize(
+    ("refused", "unread", "message"),
+    [("reward", "", r"\d+ of \d+ answers under v0"), ("", "reward", r"\d+ of \d+ judgements under v0")],
+)
+def test_losses_are_counted_by_draw_and_bounded(
+    world: World, refused: str, unread: str, message: str
+) -> None:
+    found = stream(config(), world, Crew(refused, unread))
+    found.until(PHASES)
+    assert found.result("test").dropped.total() == 0
+    with pytest.raises(BudgetError, match=message):
+        found.result("reward", "preference")
+    lenient = everything(config(max_drop_share=1.0), world, Crew(refused, unread))
+    asked = sum(one.n for one in lenient.plan.values() if one.phase == "reward")
+    lost = lenient.dropped["answer"] + lenient.dropped["judgement"]
+    assert lost == asked - sum(1 for _ in lenient.judged("reward"))
+
+
+def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World, tmp_path: Path) -> None:
+    settings = config()
+    run = Run(tmp_path, settings)
+    planned = auctions(settings, world, 1)
+    assert len([one for one in planned if one.phase == "reward"]) > 2 * CHUNK
+    calls = []
+    for as_they_come in (True, False):
+        crew = Crew()
+        source = stream(settings, world, crew)
+        learner = Learner(run, crew, world, 1, planned)  # type: ignore[arg-type]
+        early = 0
+        if as_they_come:
+            source.until(["reward", "preference"], partial(learner.advance, source))
+            early = len(learner._calls)
+        source.until(PHASES)
+        result = source.result(*PHASES)
+        learned = learner.finish(result)
+        assert learned.fit == {"rows": 1.0}
+        assert learned.rates.keys() == {
+            answer.sample_id for _, answer in source.result(*PHASES).of("preference")
+        }
+        assert (early > 4) == as_they_come
+        calls.append(crew.calls)
+    assert calls[0] == calls[1]
+    assert [line.split()[0] for line in calls[0]][-2:] == ["evaluate", "save"]
+    held = set(calls[0][-2].split("'")[1::2])
+    assert held
+    assert not any(name in line for name in held for line in calls[0] if line.startswith("take"))
