@@ -232,11 +232,15 @@ class Evaluation(Section):
         (0, 1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100), description="grid of the sweeps over one bid"
     )
     sweep_answers: Positive = Field(4, description="answers per query and bid of the monotonicity sweep")
-    curve_answers: Positive = Field(200, description="answers per bid of the continuity curves")
-    curve_queries: Positive = Field(40, description="queries of the averaged continuity curve")
-    incentive_queries: Positive = Field(50, description="queries of the sweeps that look for regret")
+    curve_answers: Positive = Field(
+        200, description="answers per bid of the continuity curves, the averaged one's over all seeds"
+    )
+    curve_queries: Positive = Field(40, description="queries of each seed in the averaged curve")
+    incentive_queries: Positive = Field(50, description="queries of each seed in the search for regret")
     incentive_answers: Positive = Field(8, description="answers per query and bid of those sweeps")
-    equilibrium_queries: Annotated[int, Field(ge=0)] = Field(6, description="auctions of best responses")
+    equilibrium_queries: Annotated[int, Field(ge=0)] = Field(
+        6, description="auctions of best responses, each seed"
+    )
     equilibrium_bids: tuple[NonNegative, ...] = (1, 20, 40, 60, 80, 100)
     validation_queries: Positive = Field(60, description="training queries to tune mechanisms on")
 

@@ -18,12 +18,19 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from raylla.actors.spans import Span, Stamped
+from raylla.actors.spans import Batch, Span, Stamped
 from raylla.config import Actors
 from raylla.errors import DeadlineError, RayllaError, RunError, WorkerLostError
 
 WORKER = "RAYLLA_WORKER"
 """Environment variable that tells an operator which worker a process is, e.g. ``rollout[0]``."""
+
+
+START = "start"
+"""The one method that is the host's own; no worker's may have this name."""
+
+HOLD = 0.1
+"""Seconds within which a worker's items travel together: each message costs about a millisecond."""
 
 
 class _Done:
@@ -44,20 +51,36 @@ class Host:
     def __init__(self) -> None:
         self._worker: Any = None
 
-    def start(self, kind: type, args: tuple[Any, ...]) -> Iterator[Stamped]:
-        """Make the worker; yields once, when it is ready."""
-        began = time.time()
+    def start(self, kind: type, args: tuple[Any, ...]) -> None:
+        """Make the worker; returns when it is ready."""
         self._worker = kind(*args)
         self._worker.ready()
-        yield Stamped(None, began, time.time())
 
     def run(self, method: str, *args: Any) -> Iterator[Stamped]:
-        """The items of one call; arguments that are items of another call come without their stamps."""
+        """The items of one call; an argument that is the one item of another call comes bare."""
         began = time.time()
-        given = [one.item if isinstance(one, Stamped) else one for one in args]
-        found = getattr(self._worker, method)(*given)
+        given = [one.items[0].item if isinstance(one, Batch) else one for one in args]
+        work: Callable[..., Any] = self.start if method == START else getattr(self._worker, method)
+        found = work(*given)
         for item in found if isinstance(found, Iterator) else (found,):
             yield Stamped(item, began, time.time())
+
+    def stream(self, method: str, *args: Any) -> Iterator[Batch]:
+        """`run`, with items that come within `HOLD` of each other sent together."""
+        held: list[Stamped] = []
+        sent = 0.0
+        try:
+            for item in self.run(method, *args):
+                held.append(item)
+                if item.made - sent >= HOLD:
+                    yield Batch(tuple(held))
+                    held, sent = [], item.made
+        except Exception:
+            if held:
+                yield Batch(tuple(held))
+            raise
+        if held:
+            yield Batch(tuple(held))
 
 
 class Call(ABC):
@@ -118,16 +141,19 @@ class RayCall(Call):
     def __init__(self, pool: str, index: int, method: str, record: Record | None, stream: Any) -> None:
         super().__init__(pool, index, method, record)
         self.stream = stream
+        self.arrived: deque[Stamped] = deque()
 
     def take(self) -> Any:
+        if self.arrived:
+            return self._unwrap(self.arrived.popleft())
         try:
-            stamped = ray.get(next(self.stream))
+            self.arrived.extend(ray.get(next(self.stream)).items)
         except StopIteration:
             return self._end()
         except RayError as error:
             self.done = True
             raise self._typed(error) from None
-        return self._unwrap(stamped)
+        return self._unwrap(self.arrived.popleft())
 
     def reference(self) -> Any:
         """An object reference: this process never holds what it refers to."""
@@ -232,9 +258,7 @@ class Pool:
         """Begin to make all workers, side by side; `wait_ready` waits for them."""
         self._hosts = [Host() if self._in_process else self._actor(index) for index in range(self.size)]
         self._queues = [deque() for _ in range(self.size)]
-        self._starting = [
-            self._submit(index, "start", self._kind, self._args) for index in range(self.size)
-        ]
+        self._starting = [self._submit(index, START, self._kind, self._args) for index in range(self.size)]
 
     def wait_ready(self, deadline: float) -> None:
         """Wait until every worker is ready; stops them all where one is not.
@@ -271,12 +295,12 @@ class Pool:
         self.restarts += 1
         ray.kill(self._hosts[lost.worker])
         self._hosts[lost.worker] = self._actor(lost.worker)
-        starting = self._submit(lost.worker, "start", self._kind, self._args)
+        starting = self._submit(lost.worker, START, self._kind, self._args)
         gather([starting], deadline, f"{starting.worker} to be ready again")
 
     def call(self, worker: int, method: str, *args: Any) -> Call:
         """Ask one worker for ``method(*args)``, without waiting; it gets the values of references."""
-        return self._submit(worker, "run", method, *args)
+        return self._submit(worker, method, *args)
 
     def broadcast(self, method: str, *args: Any, deadline: float, what: str) -> list[Any]:
         """What ``method(*args)`` returns on each worker, in their order; not for methods that yield.
@@ -293,12 +317,12 @@ class Pool:
                 ray.kill(host)
         self._hosts, self._queues, self._starting = [], [], []
 
-    def _submit(self, worker: int, entry: str, *args: Any) -> Call:
-        method = str(args[0]) if entry == "run" else entry
-        bound = getattr(self._hosts[worker], entry)
+    def _submit(self, worker: int, method: str, *args: Any) -> Call:
+        host = self._hosts[worker]
         if self._in_process:
-            return LocalCall(self.name, worker, method, self._record, bound(*args), self._queues[worker])
-        stream = bound.options(num_returns="streaming").remote(*args)
+            items = host.run(method, *args)
+            return LocalCall(self.name, worker, method, self._record, items, self._queues[worker])
+        stream = host.stream.options(num_returns="streaming").remote(method, *args)
         return RayCall(self.name, worker, method, self._record, stream)
 
     def _actor(self, index: int) -> Any:
@@ -349,7 +373,10 @@ def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
     local = [call for call in ordered if isinstance(call, LocalCall)]
     if local:
         return next(call for call in itertools.cycle(local) if call.poll())
-    streams = [call.stream for call in ordered if isinstance(call, RayCall)]
+    remote = [call for call in ordered if isinstance(call, RayCall)]
+    if arrived := next((call for call in remote if call.arrived), None):
+        return arrived
+    streams = [call.stream for call in remote]
     ready, _ = ray.wait(streams, num_returns=1, timeout=max(deadline, 0), fetch_local=False)
     if not ready:
         names = ", ".join(str(call) for call in ordered)
@@ -357,7 +384,7 @@ def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
             f"{what}: nothing came from {names} in time ({max(deadline, 0):.3g} s were left); look at the "
             "workers' logs and at `ray status` for what they wait for, or raise the deadline"
         )
-    return next(call for call in ordered if isinstance(call, RayCall) and call.stream is ready[0])
+    return next(call for call in remote if call.stream is ready[0])
 
 
 def gather(calls: Sequence[Call], deadline: float, what: str) -> list[Any]:

@@ -23,3 +23,10 @@ class Stamped:
     item: Any
     began: float
     made: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items that travel together, in the order in which they were made."""
+
+    items: tuple[Stamped, ...]

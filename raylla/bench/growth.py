@@ -19,10 +19,11 @@ from raylla.bench.run import Bench
 from raylla.config import Engine, Sampling
 from raylla.engines.vllm import arguments, sampling_params
 
-QUERIES = (16, 32, 64, 128)
+QUERIES = (32, 64, 128, 256)
+"""The least of them fill the engine's batch: below, more work fills what is empty."""
 CANDIDATES = (8, 20, 50, 100)
 SAMPLES = (5, 10, 20)
-BASE = {"queries": 16, "candidates": 8, "samples": 5}
+BASE = {"queries": 32, "candidates": 8, "samples": 5}
 ENGINE = Engine(max_model_len=4096, kv_cache_mib=512)
 SAMPLING = Sampling(temperature=0.7, top_k=10, max_tokens=32)
 

@@ -103,16 +103,16 @@ def table(title: str, rows: Sequence[Row]) -> Table:
     """Median, spread and sides of each row."""
     found = Table("what", "median", "spread", "sides", "notes", title=title, title_justify="left")
     for row in rows:
-        sides = [f"{one.name} {_figure(one.spread.median)} {row.side_unit}" for one in row.sides]
+        sides = [f"{one.name} {figure(one.spread.median)} {row.side_unit}" for one in row.sides]
         notes = [
-            f"{name} {value if isinstance(value, str) else _figure(value)}"
+            f"{name} {value if isinstance(value, str) else figure(value)}"
             for name, value in row.notes.items()
         ]
         unit = "x" if row.unit == "x" else f" {row.unit}"
         found.add_row(
             row.name,
-            f"{_figure(row.value.median)}{unit}",
-            f"{_figure(row.value.low)} to {_figure(row.value.high)}",
+            f"{figure(row.value.median)}{unit}",
+            f"{figure(row.value.low)} to {figure(row.value.high)}",
             "\n".join(sides),
             "\n".join(notes),
         )
@@ -157,7 +157,8 @@ def _spread(spread: Spread) -> dict[str, Any]:
     }
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """Three digits, or all before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

@@ -63,29 +63,30 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         with watch.stage("start engines"):
             crew.start(trainer=False)
         seen: list[Seen] = []
+        seeds = sum(run.config.name == main.name for run in runs)
         for run in runs:
             desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.path / "world"))
             own = run.config.name == main.name
-            seen.append(_seed(desk, mechanisms, watch) if own else _variant(desk, watch))
+            seen.append(_seed(desk, mechanisms, seeds, watch) if own else _variant(desk, watch))
     finally:
         if crew is not None:
             crew.stop()
         disconnect(main)
         watch.close()
-    seeds = [one for one in seen if one.run.config.name == main.name]
-    return _compared(seen, seeds, settings) | {
+    mains = [one for one in seen if one.run.config.name == main.name]
+    return _compared(seen, mains, settings) | {
         "name": main.name,
         "runs": [history.provenance(run) for run in runs],
-        "curves": _curves(seen, seeds, settings),
-        "incentives": _prices(seeds, settings),
-        "pctr": drift.drift([one.told for one in seeds]),
+        "curves": _curves(seen, mains, settings),
+        "incentives": _prices(mains, settings),
+        "pctr": drift.drift([one.told for one in mains]),
         "search": {
-            name: [one.search[name] for one in seeds]
-            for name, first in seeds[0].search.items()
+            name: [one.search[name] for one in mains]
+            for name, first in mains[0].search.items()
             if first["tried"]
         },
-        "epochs": history.epochs([one.run for one in seeds]),
-        "examples": seeds[0].examples,
+        "epochs": history.epochs([one.run for one in mains]),
+        "examples": mains[0].examples,
         "config": _with(runs[0], settings).model_dump(mode="json"),
         "wall_seconds": dict(watch.wall),
         "versions": package_versions(),
@@ -96,8 +97,8 @@ def _with(run: Run, settings: Evaluation) -> Config:
     return run.config.model_copy(update={"evaluation": settings})
 
 
-def _seed(desk: EvaluationDesk, mechanisms: Sequence[Mechanism], watch: Observer) -> Seen:
-    """Every mechanism on one training seed of the main config, and its curves."""
+def _seed(desk: EvaluationDesk, mechanisms: Sequence[Mechanism], seeds: int, watch: Observer) -> Seen:
+    """Every mechanism on one of the training seeds of the main config, and its curves."""
     seen, config = Seen(desk.run), desk.config.evaluation
     for mechanism in mechanisms:
         _hold(desk, mechanism, seen, watch)
@@ -105,7 +106,7 @@ def _seed(desk: EvaluationDesk, mechanisms: Sequence[Mechanism], watch: Observer
     seen.sweep = _sweep(desk, list(desk.versions), watch)
     with watch.stage(f"{desk.run.path.name}: continuity"):
         some = efficiency.test_auctions(desk.config, desk.world)[: config.curve_queries]
-        each = max(1, config.curve_answers // len(some))
+        each = max(1, round(config.curve_answers / (seeds * len(some))))
         seen.fine = properties.fine(desk, some, _steps(desk.config), config.curve_answers, each)
     seen.told = drift.told(desk)
     seen.examples = history.examples(desk)

@@ -58,7 +58,7 @@ def arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
 
 
 class PackedDPOTrainer(trl.DPOTrainer):
-    """DPO on groups that are token ids already, one packed row each; ``train()`` once.
+    """DPO on groups that are token ids already, in packed rows; ``train()`` once.
 
     ``curve`` has one row per optimizer step after ``train()``: loss, accuracy, margin, shift (see
     ``AlignResult``), learning rate, gradient norm before clipping; ``reference`` says what they refer to.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sqlalchemy import select, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from raylla.serving import pricing
 from raylla.serving.money import Micros
@@ -102,6 +102,7 @@ def _ledger(session: Session, found: Audit, books: _Books) -> None:
         .outerjoin(models.Auction, models.Auction.id == entry.auction_id)
         .outerjoin(models.Click, models.Click.id == entry.click_id)
         .outerjoin(models.Campaign, models.Campaign.id == entry.campaign_id)
+        .options(defer(models.Auction.record))
         .order_by(entry.id)
     )
     for row in session.execute(query.execution_options(yield_per=_BATCH)):

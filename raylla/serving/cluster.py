@@ -52,9 +52,7 @@ def start() -> str:
     """Start Ray in this process's machine for serving; the address of its dashboard."""
     for name, value in environment().items():
         os.environ.setdefault(name, value)
-    context = ray.init(
-        include_dashboard=True, dashboard_port=0, log_to_driver=False, object_store_memory=256 * 2**20
-    )
+    context = ray.init(include_dashboard=True, log_to_driver=False, object_store_memory=256 * 2**20)
     return f"http://{context.dashboard_url}"
 
 

@@ -116,16 +116,13 @@ class Retrieval:
         """Rows of the ``k`` most relevant ads that ``mask`` [rows] allows, the most relevant first.
 
         ``vector`` [dim] is the encoder's of the query's text.  Fewer than ``k`` where fewer are allowed.
-        ``exact`` compares every allowed row, however many they are.
-
-        Raises:
-            ValueError: the mask is not of this catalogue.
+        ``exact`` compares every allowed row, however many they are.  A mask may be of a catalogue that
+        has grown since, or that `refresh` has still to take over: rows that only one of both knows
+        are not found.
         """
         with self._lock:
-            if mask is not None and mask.shape != (len(self._texts),):
-                raise ValueError(
-                    f"mask has shape {mask.shape}, the catalogue {len(self._texts)} rows; refresh first"
-                )
+            if mask is not None:
+                mask = _fitted(mask, len(self._texts))
             allowed = len(self._texts) if mask is None else int(np.count_nonzero(mask))
             k = min(k, allowed)
             if k < 1:
@@ -178,6 +175,13 @@ class Retrieval:
                 self._index.remove_ids(faiss.IDSelectorBatch(np.concatenate([moved, gone])))
                 self._index.add_with_ids(vectors, moved)
             self._texts = texts
+
+
+def _fitted(mask: Mask, rows: int) -> Mask:
+    """``mask`` over ``rows`` rows, false where it has none."""
+    if len(mask) >= rows:
+        return mask[:rows]
+    return np.concatenate([mask, np.zeros(rows - len(mask), dtype=bool)])
 
 
 def _encoded(texts: list[str], encode: Encode, dim: int) -> Vectors:

@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from raylla.actors import DONE, Call, Pool, next_item, next_reference
+from raylla.actors.pool import Host
 from raylla.config import Actors
 from raylla.errors import ConfigError, DeadlineError, RunError, WeightError, WorkerLostError
 
@@ -216,3 +217,16 @@ def test_starts_that_fail_are_typed(cluster: None) -> None:
         pool(False, 1, "slow").start(2)
     with pytest.raises(DeadlineError, match=r"99 CPUs"):
         pool(False, 1, cpus=99).start(1)
+
+
+def test_items_travel_together_and_before_the_error_that_ends_them() -> None:
+    host = Host()
+    host.start(Scripted, ())
+    sent = [[one.item for one in batch.items] for batch in host.stream("count", 0, 500)]
+    assert [item for batch in sent for item in batch] == list(range(500))
+    assert len(sent) < 250
+    failing = host.stream("fails_after", 3)
+    assert [one.item for one in next(failing).items] == [0]
+    assert [one.item for one in next(failing).items] == [1, 2]
+    with pytest.raises(WeightError, match="holds v1"):
+        next(failing)

@@ -17,6 +17,7 @@ from raylla.auction import parse as parse_answer
 from raylla.auction.markup import markup
 from raylla.config import Config, parse
 from raylla.irpo.state import Run
+from raylla.pocket import grammar
 from raylla.records import Query
 from raylla.reward.rows import ClickRow, rows
 from raylla.reward.trainer import RewardTrainer
@@ -78,10 +79,12 @@ async def until_listed(client: httpx.AsyncClient) -> None:
 
 def _asked(draft: World, config: Config) -> World:
     splits = build.split(draft.profiles, config.world.test_share, config.seed)
+    rng = random.Random(0)
     asked: list[Query] = []
     for user in draft.profiles:
-        for place, interest in enumerate(user.interests):
-            query = build.query_from_text(user, place, f"which {interest} would you get?", splits[user.id])
+        for place in range(config.world.queries_per_profile):
+            text = grammar.ask_sample(rng).completion
+            query = build.query_from_text(user, place, text, splits[user.id])
             asked += [query] if query else []
     return replace(draft, queries=tuple(asked))
 

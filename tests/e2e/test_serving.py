@@ -331,5 +331,6 @@ def test_a_short_soak_with_an_engine_killed_midway(running: Running, store: Stor
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_a_long_soak(running: Running, store: Store) -> None:
     _soak(running, store, float(os.environ.get("RAYLLA_SOAK_SECONDS", "600")))

@@ -82,3 +82,14 @@ def test_an_exponent_is_the_slope_of_logarithms() -> None:
 
     assert exponent([1, 2, 4, 8], [3 * size**1.5 for size in (1, 2, 4, 8)]) == pytest.approx(1.5)
     assert exponent([5, 10, 20], [7.0, 7.0, 7.0]) == pytest.approx(0)
+
+
+def test_the_page_of_figures_is_that_of_the_file(tmp_path: Path) -> None:
+    from raylla.bench.page import write
+
+    docs = Path(__file__).parents[2] / "docs"
+    page = tmp_path / "performance.md"
+    page.write_text((docs / "performance.md").read_text())
+    write(docs / "results" / "bench.json", page)
+    assert page.read_text() == (docs / "performance.md").read_text()
+    assert "| ≥ 7 |" in page.read_text()

@@ -29,6 +29,9 @@ DRIVER = (
     "raylla.irpo.loop",
     "raylla.irpo.stages",
     "raylla.evaluation.evidence",
+    "raylla.serving.app",
+    "raylla.serving.cluster",
+    "raylla.serving.deploy",
 )
 
 

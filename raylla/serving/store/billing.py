@@ -10,7 +10,7 @@ import datetime as dt
 from dataclasses import dataclass
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from raylla.errors import UnknownError
 from raylla.serving import pricing
@@ -87,7 +87,8 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
     if impression is None or not _describes(claims, impression):
         raise UnknownError(f"impression {claims.impression_id!r} of this token is not in the store")
     advertiser = locked(session, impression.advertiser_id)
-    auction = session.get_one(models.Auction, impression.auction_id)
+    terms = [defer(models.Auction.record)]  # the record is long and not needed here
+    auction = session.get_one(models.Auction, impression.auction_id, options=terms)
     url = session.get_one(models.Ad, impression.ad_id).url
     counted = (models.Click.impression_id == impression.id) & models.Click.outcome.notin_(REPEATED)
     first = session.scalar(select(models.Click).where(counted))

@@ -74,10 +74,13 @@ class Database:
         config = Alembic()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         head = ScriptDirectory.from_config(config).get_current_head()
+        with self.engine.connect() as connection:  # most often there is nothing to do, and nothing to lock
+            if _revision(connection) == head:
+                return
         with self._writer.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            if _revision(connection) != head:
+            if _revision(connection) != head:  # nobody else was faster
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -169,12 +169,13 @@ class Parties:
         try:
             with self._database.writing() as session:
                 found(session, models.Campaign, campaign_id)
-                ads = put_ads(session, campaign_id, news, now)
+                last = put_ads(session, campaign_id, news, now)
+                rows = models.Ad.row.between(last - len(news), last - 1)
+                return list(session.scalars(select(models.Ad).where(rows).order_by(models.Ad.row)))
         except IntegrityError:
             raise ClashError(
                 "ads: one of these ids is already listed; leave ids out to be given free ones"
             ) from None
-        return ads
 
     def change_ad(self, id: str, changes: Mapping[str, Any]) -> models.Ad:
         """Set ``changes`` of url, labels, bid_micros and paused.
@@ -333,17 +334,31 @@ def put_campaign(
     return campaign
 
 
-def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.datetime) -> list[models.Ad]:
-    """Write new ads, on the rows behind the last."""
+def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.datetime) -> int:
+    """Write new ads on the rows behind the last, and return how many rows there are then."""
     version = bumped(session, "catalogue")
     last = bumped(session, "row", len(news))
-    ads = [
-        _ad(new, new.ad.id or _next_ad_id(session), row, campaign_id, version, now)
-        for row, new in enumerate(news, start=last - len(news))
-    ]
-    session.add_all(ads)
-    session.flush()
-    return ads
+    session.execute(
+        insert(models.Ad),
+        [
+            {
+                "id": new.ad.id or _next_ad_id(session),
+                "row": row,
+                "campaign_id": campaign_id,
+                "title": new.ad.title,
+                "category": new.ad.category,
+                "theme": new.ad.theme,
+                "url": new.url,
+                "labels": list(new.labels),
+                "bid_micros": new.bid_micros,
+                "paused": new.paused,
+                "created": now,
+                "version": version,
+            }
+            for row, new in enumerate(news, start=last - len(news))
+        ],
+    )
+    return last
 
 
 def _next_ad_id(session: Session) -> str:
@@ -351,23 +366,6 @@ def _next_ad_id(session: Session) -> str:
         id = str(bumped(session, "ad"))
         if session.get(models.Ad, id) is None:
             return id
-
-
-def _ad(new: NewAd, id: str, row: int, campaign_id: str, version: int, now: dt.datetime) -> models.Ad:
-    return models.Ad(
-        id=id,
-        row=row,
-        campaign_id=campaign_id,
-        title=new.ad.title,
-        category=new.ad.category,
-        theme=new.ad.theme,
-        url=new.url,
-        labels=list(new.labels),
-        bid_micros=new.bid_micros,
-        paused=new.paused,
-        created=now,
-        version=version,
-    )
 
 
 def _budget(campaign: models.Campaign, now: dt.datetime) -> models.Budget:

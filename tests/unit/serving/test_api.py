@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from raylla.serving import web
@@ -271,8 +273,6 @@ def test_a_forged_or_foreign_token_redirects_nowhere(
 def test_outcomes_are_told_to_metrics(
     client: TestClient, market: Market, services: web.Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dataclasses
-
     told: list[str] = []
     client.app.state.services = dataclasses.replace(services, clicked=told.append)  # type: ignore[attr-defined]
     market.now = web.now()
@@ -285,12 +285,10 @@ def test_outcomes_are_told_to_metrics(
 def test_a_busy_store_is_a_typed_503(
     client: TestClient, services: web.Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sqlalchemy.exc import OperationalError
-
-    def busy(_: object) -> None:
+    def busy() -> None:
         raise OperationalError("SELECT 1", {}, Exception("database is locked"))
 
-    monkeypatch.setattr(services.store.parties, "floors", lambda: busy(None))
+    monkeypatch.setattr(services.store.parties, "floors", busy)
     answer = client.get("/v1/floors", headers={"Authorization": f"Bearer {ADMIN_KEY}"})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert answer.json()["error"]["code"] == "store_unavailable"

@@ -222,6 +222,28 @@ def test_clicks_at_once_do_not_pass_the_budget(market: Market, store: Store) -> 
     assert clean(store)
 
 
+def test_auctions_of_the_same_advertisers_at_once_do_not_wait_for_each_other_in_a_circle(
+    market: Market, store: Store
+) -> None:
+    seats = [market.seat(f"Seat{number}") for number in range(3)]
+    listings = [market.listing(seat, bid=10, lurl="https://x.example/") for seat in seats]
+    orders = [(0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1)] * 4
+    auctions = [
+        market.auction(listings[a], listings[b], rule=PriceRule.EXPECTED, pctr=0.5, lost=(listings[c],))
+        for a, b, c in orders
+    ]
+    clicks = [market.claims(market.served(one)) for one in listings for _ in range(4)]
+    with ThreadPoolExecutor(6) as threads:
+        recorded = threads.map(store.record, auctions)
+        charged = threads.map(lambda one: store.click(one, market.now), clicks)
+        assert [one.outcome for one in charged] == [Outcome.CHARGED] * 12
+        list(recorded)
+    places = [one for order in orders for one in order[:2]]
+    for number, seat in enumerate(seats):
+        assert balance(store, seat) == -(places.count(number) * 5 + 4 * 10) * UNIT
+    assert clean(store)
+
+
 def test_auctions_come_back_whole_with_clicks_and_conversions(market: Market, store: Store) -> None:
     listing = market.listing(market.seat())
     first = market.served(listing, now=market.now)

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
-from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from raylla.errors import StoreError
 from raylla.serving.audit import audit
 from raylla.serving.store import Store, models, open_store
 from tests.unit.serving.market import Market
@@ -96,9 +96,7 @@ def test_the_books_are_append_only_here_too(store: Store, market: Market, table:
     assert audit(store).discrepancies == []
 
 
-def test_another_password_is_not_shown(server: str, tmp_path: Path) -> None:
-    from raylla.errors import StoreError
-
+def test_another_password_is_not_shown(server: str) -> None:
     url = server.format("nothing").replace(f"{USER}@", f"{USER}:secret@")
     with pytest.raises(StoreError, match="cannot be opened") as caught:
         open_store(url)

@@ -153,8 +153,22 @@ def test_search_during_refresh() -> None:
     assert not failures
 
 
-def test_a_mask_of_another_catalogue_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"mask has shape \(3,\), the catalogue 400 rows"):
-        SHARED.search(_query(0), np.ones(3, dtype=bool), 2)
+@pytest.mark.parametrize("flat", [50, 20_000])
+def test_a_mask_may_be_ahead_or_behind(monkeypatch: pytest.MonkeyPatch, flat: int) -> None:
+    """Eligibility and retrieval take over a catalogue one after the other; requests come between."""
+    monkeypatch.setattr(retrieval, "FLAT", flat)
+    found, encode = _built(_ads(398))
+    ahead = np.ones(400, dtype=bool)
+    assert set(found.search(_query(39), ahead, 12)) >= {39, 79, 119, 159, 199, 239, 279, 319, 359}
+    assert max(found.search(_query(38), ahead, 398)) == 397
+    found.refresh(_ads(400), encode)
+    behind = np.ones(398, dtype=bool)
+    rows = found.search(_query(39), behind, 398)
+    assert len(rows) >= 9
+    assert max(rows) <= 397
+    assert found.search(_query(39), np.ones(0, dtype=bool), 3) == []
+
+
+def test_retrieval_wants_queries() -> None:
     with pytest.raises(ValueError, match="at least one query"):
         Retrieval(np.zeros((0, DIM), dtype=np.float32))

@@ -9,7 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from raylla.cli import app as cli
 from raylla.config import Config
 from raylla.errors import DeadlineError, DeployError, RunError, WeightError
 from raylla.irpo.state import Run
@@ -174,3 +177,33 @@ def test_a_failed_deployment_says_why(serve: Serve, at: Dashboard, run: Path) ->
 def test_no_dashboard_is_named() -> None:
     with pytest.raises(DeployError, match="--address"):
         Dashboard("http://127.0.0.1:1").deployed()
+
+
+def test_the_serve_config_can_be_written_instead_of_deployed(run: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("serving:\n  colocate: false\n  engine:\n    max_replicas: 4\n")
+    out = tmp_path / "serve.yaml"
+    arguments = ["serve", str(config), "--run", str(run), "--version", "v2", "--write", str(out)]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    tree = yaml.safe_load(out.read_text())
+    (application,) = tree["applications"]
+    assert application["import_path"] == "raylla.serving.app:build"
+    told = {one["name"]: one["user_config"] for one in application["deployments"]}
+    assert told["Engine"]["version"] == {"run": str(run), "version": "v2"}
+    assert Config.model_validate(application["args"]).serving.engine.max_replicas == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["deploy"], "give a run directory, or one of"),
+        (["deploy", "--promote", "--rollback"], "give a run directory, or one of"),
+        (["deploy", "--status", "--address", "http://127.0.0.1:1"], "--address"),
+        (["serve", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_commands_say_what_is_missing(arguments: list[str], named: str) -> None:
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert named in " ".join(done.output.split())

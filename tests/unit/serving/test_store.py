@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -123,9 +125,6 @@ print(json.dumps([store.click(Claims(*one), now).outcome for one in json.loads(s
 
 
 def test_processes_share_the_store_without_a_double_charge(store: Store, market: Market) -> None:
-    import dataclasses
-    import json
-
     seat = market.seat()
     listing = market.listing(seat, bid=10, budget=50 * UNIT)
     claims = [dataclasses.astuple(market.claims(market.served(listing))) for _ in range(8)]

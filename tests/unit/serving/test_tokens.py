@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import json
 
@@ -61,8 +62,6 @@ def test_no_text_of_ones_own_verifies(text: str) -> None:
 def test_a_token_of_another_purpose_does_not_verify() -> None:
     keys = TokenKeys(KEYS)
     key_id, payload, _ = TOKEN.split(".")
-    import base64
-
     for purpose in ("click", f"click\n{key_id}.{payload}", f"{key_id}.{payload}"):
         mac = base64.urlsafe_b64encode(keys.derive(purpose)[1]).rstrip(b"=").decode()
         with pytest.raises(TokenError):
