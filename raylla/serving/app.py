@@ -76,7 +76,7 @@ def manifest(config: Config, target: Target) -> dict[str, Any]:
                 "name": NAME,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
-                "args": config.model_dump(mode="json"),
+                "args": config.model_dump(mode="json", exclude={"evaluation", "bench"}),
                 "deployments": deployments,
             }
         ],

@@ -35,13 +35,17 @@ class Nodes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Sockets have short names: not in pytest's deep directories.
         self._directory = tempfile.TemporaryDirectory(prefix="rn", dir="/tmp", ignore_cleanup_errors=True)
-        self._start("head", 1, ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"])
+        self._start(
+            "head",
+            1,
+            ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false"],
+        )
         self._wait_for_head(port)
 
-    def add(self, name: str, cpus: int) -> None:
-        """Start one more node; it joins by itself."""
+    def add(self, name: str) -> None:
+        """Start one more node of a CPU and, so Ray is told, a GPU; it joins by itself."""
         number = len(self._running) + 1
-        self._start(name, number, [f"--address={self.address}", f"--num-cpus={cpus}"])
+        self._start(name, number, [f"--address={self.address}", "--num-cpus=1", "--num-gpus=1"])
 
     def kill(self, name: str) -> None:
         """End a node with everything on it, at once."""
