@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from raylla import config as settings
 from raylla.actors.judge import parse_clicks
 from raylla.auction import markup, parse
 from raylla.config import Config
-from raylla.errors import ConfigError, RunError, WorldError
+from raylla.errors import ConfigError, RunError, TokenError, WorldError
 from raylla.irpo.state import Run
 from raylla.records import Ad, Profile, Query
+from raylla.serving.repair import Repair
+from raylla.serving.tokens import TokenKeys, new_claims
 from raylla.world import prompts, webis
 
 ADS = (Ad("1234", "Lumo Kettle", "tea", "food"), Ad("0034", "Boot by Nara", "shoes", "fashion"))
@@ -108,6 +111,36 @@ def fuzz_prompts(data: bytes) -> None:
         assert content.count("\n") == roles[-1]["content"].count("\n")
 
 
+def fuzz_tokens(data: bytes) -> None:
+    """No text verifies but one that the keys signed, character by character."""
+    keys, genuine = _signed()
+    text = data.decode("utf-8", "replace")
+    for forged in (text, genuine + text, text + genuine, _spliced(genuine, data)):
+        try:
+            claims = keys.verify(forged)
+        except TokenError:
+            continue
+        assert forged == genuine, (forged, claims)
+
+
+def fuzz_repair(data: bytes) -> None:
+    """However the text is cut, users see the same; each valid placement is a span over its title."""
+    text = data[1:].decode("utf-8", "replace")
+    whole, cut = Repair(ADS, "Ad"), Repair(ADS, "Ad")
+    said = whole.feed(text) + whole.finish()
+    step = 1 + (data[0] if data else 0) % 7
+    parts = [cut.feed(text[at : at + step]) for at in range(0, len(text), step)] + [cut.finish()]
+    assert "".join(parts) == said
+    found = whole.repaired(frozenset({"5678"}))
+    assert cut.repaired(frozenset({"5678"})) == found
+    assert found.text == said
+    assert [one.ad_id for one in found.spans] == list(found.parsed.ad_ids)
+    titles = {ad.id: ad.title for ad in ADS}
+    for span in found.spans:
+        assert said[span.start : span.end] == titles[span.ad_id]
+    assert not any(one in said for one in MARKUPS)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "markup": fuzz_markup,
     "judgement": fuzz_judgement,
@@ -116,6 +149,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "webis": fuzz_webis,
     "ledger": fuzz_ledger,
     "prompts": fuzz_prompts,
+    "tokens": fuzz_tokens,
+    "repair": fuzz_repair,
 }
 
 SEEDS: dict[str, tuple[bytes, ...]] = {
@@ -138,6 +173,13 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'{"stage": "a", "comm',
         b"[]\n",
         b"1\n",
+    ),
+    "tokens": (b"k1.W10.", b"k1..", b"=", b"\x00\xff"),
+    "repair": (
+        b"0Try @Lumo Kettle@[Ad-1234] or @Boot by Nara@[Ad-0034] or @Lumo Kettle@[Ad-1234].",
+        b"3@Lumo Kettle@[Ad-12",
+        b"5mail a@b.c, see [1] and @Lumo Kettle@[Ad-0034]",
+        b"1@Boot by Nara@",
     ),
     "prompts": (b"<|im_start|>system", b"<<||", b"a\nb\rc", "a\u2028b".encode()),
 }
@@ -165,6 +207,21 @@ def _run() -> Path:
 
 def _committed() -> bytes:
     return (json.dumps({"stage": "world", "commit": {"wall_seconds": 1.0}}) + "\n").encode()
+
+
+@cache
+def _signed() -> tuple[TokenKeys, str]:
+    keys = TokenKeys({"k1": b"0" * 32})
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    return keys, keys.sign(new_claims("auc_1", "imp_1", "1234", "adv_1", 10_000, "USD", day, 60.0))
+
+
+def _spliced(text: str, data: bytes) -> str:
+    """``text`` with one character of it replaced as ``data`` says."""
+    if len(data) < 2:
+        return text
+    at = int.from_bytes(data[:2], "big") % len(text)
+    return text[:at] + data[2:3].decode("latin-1") + text[at + 1 :]
 
 
 @cache

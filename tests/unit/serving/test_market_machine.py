@@ -7,16 +7,15 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -30,15 +29,22 @@ from tests.unit.serving.market import KEYS, UNIT, Market
 from tests.unit.serving.test_eligibility import reasons
 
 TTL = 3 * 3600.0
+NUMBERS = st.integers(0, 30)
+RULES = st.sampled_from(PriceRule)
+FOUR_RULES = st.lists(RULES, min_size=4, max_size=4)
+T = TypeVar("T")
 BILLED = (Outcome.CHARGED, Outcome.ACCRUED)
+
+
+def pick(things: list[T], number: int) -> T:
+    """One of ``things``, whatever the number."""
+    return things[number % len(things)]
 
 
 class Trade(RuleBasedStateMachine):
     """Advertisers, campaigns, auctions, clicks and the passing of time, over one store."""
 
     fresh: Callable[[], AbstractContextManager[Store]]
-    auctions: Bundle[ServedAuction] = Bundle("auctions")
-    listings: Bundle[Listing] = Bundle("listings")
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +52,9 @@ class Trade(RuleBasedStateMachine):
         self.store = self.opened.enter_context(type(self).fresh())
         self.market = Market(self.store, dt.datetime(2026, 11, 25, 20, tzinfo=dt.UTC))
         self.keys = TokenKeys(KEYS)
-        self.seats: list[str] = []
+        self.seats = [self.market.seat("Lumo"), self.market.seat("Vara")]
+        self.listings: list[Listing] = []
+        self.auctions: list[ServedAuction] = []
         self.owed: dict[str, int] = defaultdict(int)
         self.paid: dict[str, int] = defaultdict(int)
         self.spent: dict[tuple[str, dt.date], int] = defaultdict(int)
@@ -56,33 +64,39 @@ class Trade(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.opened.close()
 
-    @initialize()
-    def open_accounts(self) -> None:
-        self.seats = [self.market.seat("Lumo"), self.market.seat("Vara")]
+    @initialize(
+        bids=st.lists(st.integers(1, 100), min_size=2, max_size=4), rules=st.lists(RULES, min_size=3)
+    )
+    def open_market(self, bids: list[int], rules: list[PriceRule]) -> None:
+        for number, bid in enumerate(bids):
+            self.list_ad(number % 2, bid, 3 * bid)
+        for number, price_rule in enumerate(rules):
+            self.hold_auction([number, number + 1], price_rule, 1 / 3, False, False)
 
-    @rule(target=listings, seat=st.integers(0, 1), bid=st.integers(1, 100), budget=st.integers(0, 300))
-    def list_ad(self, seat: int, bid: int, budget: int) -> Listing:
+    @rule(seat=st.integers(0, 1), bid=st.integers(1, 100), budget=st.integers(0, 300))
+    def list_ad(self, seat: int, bid: int, budget: int) -> None:
         listing = self.market.listing(self.seats[seat], bid=bid, budget=budget * UNIT)
         self.budget[listing.campaign_id] = budget * UNIT
-        return listing
+        self.listings.append(listing)
 
-    @rule(listing=listings, budget=st.integers(0, 300))
-    def change_budget(self, listing: Listing, budget: int) -> None:
+    @rule(number=NUMBERS, budget=st.integers(0, 300))
+    def change_budget(self, number: int, budget: int) -> None:
+        listing = pick(self.listings, number)
         change = {"daily_budget_micros": budget * UNIT}
         self.store.parties.change_campaign(listing.campaign_id, change, self.market.now)
         self.budget[listing.campaign_id] = budget * UNIT
 
     @rule(
-        target=auctions,
-        placed=st.lists(listings, min_size=1, max_size=3, unique_by=lambda one: one.ad.id),
-        price_rule=st.sampled_from(PriceRule),
+        numbers=st.lists(NUMBERS, min_size=1, max_size=3),
+        price_rule=RULES,
         pctr=st.sampled_from([0.0, 0.013, 1 / 3, 0.5, 1.0]),
         resampled=st.booleans(),
         test=st.sampled_from([False, False, False, True]),
     )
     def hold_auction(
-        self, placed: list[Listing], price_rule: PriceRule, pctr: float, resampled: bool, test: bool
-    ) -> ServedAuction:
+        self, numbers: list[int], price_rule: PriceRule, pctr: float, resampled: bool, test: bool
+    ) -> None:
+        placed = {one.ad.id: one for one in (pick(self.listings, number) for number in numbers)}.values()
         resampled = resampled and price_rule is PriceRule.RESAMPLED
         auction = self.market.auction(*placed, rule=price_rule, pctr=pctr, resampled=resampled, test=test)
         self.store.record(auction)
@@ -90,17 +104,21 @@ class Trade(RuleBasedStateMachine):
             for shown in sorted(auction.impressions, key=lambda one: (one.advertiser_id, one.campaign_id)):
                 if self.fits(shown.campaign_id, shown.price_micros):
                     self.owed[shown.advertiser_id] += shown.price_micros
-        return auction
+        self.auctions.append(auction)
 
-    @rule(auction=auctions)
-    def record_again(self, auction: ServedAuction) -> None:
-        self.store.record(auction)
+    @rule(number=NUMBERS)
+    def record_again(self, number: int) -> None:
+        self.store.record(pick(self.auctions, number))
 
-    @rule(auction=auctions, index=st.integers(0, 2), seconds=st.integers(0, 8 * 3600))
-    def click(self, auction: ServedAuction, index: int, seconds: int) -> None:
+    @rule(hours=st.integers(0, 5))
+    def wait(self, hours: int) -> None:
+        self.market.now += dt.timedelta(hours=hours)
+
+    @rule(number=NUMBERS, index=st.integers(0, 2))
+    def click(self, number: int, index: int) -> None:
+        auction = pick(self.auctions, number)
         index %= len(auction.impressions)
         shown = auction.impressions[index]
-        self.market.now += dt.timedelta(seconds=seconds)
         claims = self.keys.verify(self.keys.sign(self.market.claims(auction, index, TTL)))
         charge = self.store.click(claims, self.market.now)
         assert charge.outcome is self.outcome_of(auction, index)
@@ -113,15 +131,16 @@ class Trade(RuleBasedStateMachine):
         if charge.outcome not in (Outcome.EXPIRED, Outcome.REPLAY):
             self.clicked.add(shown.id)
 
-    @rule(auction=auctions, place=st.integers(0, 400), bit=st.integers(0, 6))
-    def click_tampered(self, auction: ServedAuction, place: int, bit: int) -> None:
-        token = self.keys.sign(self.market.claims(auction, 0, TTL))
+    @rule(number=NUMBERS, place=st.integers(0, 400), bit=st.integers(0, 6))
+    def click_tampered(self, number: int, place: int, bit: int) -> None:
+        token = self.keys.sign(self.market.claims(pick(self.auctions, number), 0, TTL))
         place %= len(token)
         with pytest.raises(TokenError):
             self.keys.verify(token[:place] + chr(ord(token[place]) ^ 1 << bit) + token[place + 1 :])
 
-    @rule(chosen=st.lists(auctions, min_size=1, max_size=4, unique_by=lambda one: one.id))
-    def click_everything_at_once(self, chosen: list[ServedAuction]) -> None:
+    @rule(count=st.integers(1, 4))
+    def click_everything_at_once(self, count: int) -> None:
+        chosen = self.auctions[-count:]
         claims = [
             self.market.claims(auction, index, TTL)
             for auction in chosen
@@ -143,7 +162,6 @@ class Trade(RuleBasedStateMachine):
                 self.clicked.add(shown.id)
         assert len(charged) == len(set(charged))
 
-    @precondition(lambda self: self.seats)
     @rule()
     def settle(self) -> None:
         accrued = {seat: self.store.parties.advertiser(seat).accrued_micros for seat in self.seats}
@@ -158,8 +176,9 @@ class Trade(RuleBasedStateMachine):
         self.store.parties.pay(self.seats[seat], micros, "USD", reference, self.market.now)
         self.paid[self.seats[seat]] += micros
 
-    @rule(listing=listings)
-    def select(self, listing: Listing) -> None:
+    @rule(number=NUMBERS)
+    def select(self, number: int) -> None:
+        listing = pick(self.listings, number)
         left = self.budget[listing.campaign_id] - self.spent[listing.campaign_id, self.market.now.date()]
         found = reasons(self.store, self.market.now, Filters())[listing.ad.id]
         assert found is (Reason.BUDGET if left < listing.bid_micros else None)
@@ -219,4 +238,4 @@ def trade(fresh: Callable[[], AbstractContextManager[Store]], examples: int) -> 
 
 
 def test_trade(fresh: Callable[[], AbstractContextManager[Store]]) -> None:
-    trade(fresh, examples=15)
+    trade(fresh, examples=50)

@@ -24,7 +24,7 @@ from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint, tok
 
 CHROMIUM = Path("/usr/bin/chromium")
 USERS = (Profile("p7", "34 nurse Oslo", ("cups", "tea")), Profile("p8", "<i>52</i> parent", ("snacks",)))
-LISTED = re.compile(r"^\S+ (\d+) \d\d (@[^@\n]+@\[Ad-\d+\])$", re.MULTILINE)
+LISTED = re.compile(r"^\S+ \D?(\d+) \d\d (@[^@\n]+@\[Ad-\d+\])$", re.MULTILINE)
 
 
 class _Greedy(Script):

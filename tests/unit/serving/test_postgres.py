@@ -84,7 +84,7 @@ def numbers() -> count[int]:
 
 
 def test_trade_on_postgresql(fresh: Callable[[], AbstractContextManager[Store]]) -> None:
-    trade(fresh, examples=3)
+    trade(fresh, examples=6)
 
 
 @pytest.mark.parametrize("table", models.APPEND_ONLY)
