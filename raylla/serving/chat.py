@@ -246,11 +246,15 @@ def _usage(end: Answered) -> dict[str, int]:
 
 async def _whole(answer: AsyncGenerator[str | Answered, None], form: _Form) -> Response:
     texts: list[str] = []
-    async for part in answer:
+    end: Answered | None = None
+    async for part in answer:  # to its end: an answer that is left before counts as dropped
         if isinstance(part, Answered):
-            return JSONResponse(form.whole("".join(texts), part))
-        texts.append(part)
-    raise EndpointError("the answer had no end")
+            end = part
+        else:
+            texts.append(part)
+    if end is None:
+        raise EndpointError("the answer had no end")
+    return JSONResponse(form.whole("".join(texts), end))
 
 
 async def _begun(answer: AsyncGenerator[str | Answered, None], form: _Form) -> Response:

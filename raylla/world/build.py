@@ -16,6 +16,7 @@ from raylla.world.prompts import neutral
 from raylla.world.world import World
 
 IDS = range(1000, 10000)
+STRIDE = 3989
 MAX_QUERY = 300
 """Longest query text, in characters."""
 RELEVANT, KINDRED = 2, 2
@@ -44,6 +45,14 @@ def catalogue(settings: config.World, seed: int) -> tuple[Ad, ...]:
     names = _interleaved_categories()
     wanted = [names[index % len(names)] for index in range(settings.ads)]
     return tuple(grammar.catalogue(random.Random(f"{seed}/catalogue"), wanted))
+
+
+def scattered_id(index: int) -> str:
+    """The ``index``-th ad id: four digits in steps that meet none twice, then longer ones.
+
+    Ids that follow each other would begin alike, and a small model that copies one takes its neighbour's.
+    """
+    return str(IDS.start + (index * STRIDE % len(IDS) if index < len(IDS) else index))
 
 
 def split(users: Sequence[Profile], test_share: float, seed: int) -> dict[str, Split]:

@@ -36,8 +36,6 @@ TOPICS = (
 )
 UNLISTED = frozenset({("gaming", "Sega")})
 """Ads that the published pairs name and no published list holds: such pairs are dropped."""
-FIRST_ID, IDS, STRIDE = 1000, 9000, 3989
-"""Four-digit ids in steps that meet no id twice, so that ads of one topic do not all begin alike."""
 INTERESTS = 3
 
 
@@ -67,7 +65,7 @@ def import_world(path: Path, out: Path | None, settings: config.World, seed: int
     """
     source = _read(path)
     ads = {
-        title: Ad(str(FIRST_ID + index * STRIDE % IDS), title, _words(topic), _words(topic))
+        title: Ad(build.scattered_id(index), title, _words(topic), _words(topic))
         for index, (title, topic) in enumerate(source.topic_of.items())
     }
     profiles = _profiles(settings.profiles, seed)

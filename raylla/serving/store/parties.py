@@ -22,8 +22,11 @@ from raylla.serving import keys
 from raylla.serving.money import Micros
 from raylla.serving.store import models
 from raylla.serving.store.database import Database
+from raylla.world.build import scattered_id
 
 Row = TypeVar("Row", bound=models.Base)
+FIRST_COUNT = 1001
+"""What the counter of ads says at the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +366,7 @@ def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.d
 
 def _next_ad_id(session: Session) -> str:
     while True:
-        id = str(bumped(session, "ad"))
+        id = scattered_id(bumped(session, "ad") - FIRST_COUNT)
         if session.get(models.Ad, id) is None:
             return id
 

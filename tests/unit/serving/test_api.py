@@ -63,7 +63,7 @@ def test_an_advertiser_runs_its_campaign(admin: Caller) -> None:
     seat, own = new_seat(admin)
     campaign = new_campaign(own, seat, frequency_cap={"impressions": 3, "hours": 24})
     ad = new_ad(own, campaign, labels=["new"])
-    assert (ad["id"], new_ad(own, new_campaign(own, seat))["id"]) == ("1001", "1002")
+    assert (ad["id"], new_ad(own, new_campaign(own, seat))["id"]) == ("1000", "4989")
     changed = own("PATCH", f"/v1/campaigns/{campaign}", 200, {"paused": True, "frequency_cap": None})
     assert (changed["paused"], changed["frequency_cap"], changed["name"]) == (True, None, "Winter")
     assert own("PATCH", f"/v1/campaigns/{campaign}", 200, {"paused": False})["paused"] is False

@@ -121,6 +121,8 @@ def test_broken_ads_are_not_clickable_and_counted(
     metrics = client(one).get("/metrics").text
     assert f'raylla_violations_total{{type="{kind}"}} 1.0' in metrics
     assert 'raylla_auctions_total{canary="false",weight_version="v1"} 1.0' in metrics
+    assert 'raylla_requests_total{outcome="answered"} 1.0' in metrics
+    assert 'outcome="client_gone"' not in metrics
 
 
 def test_a_second_mention_is_text_and_counted(store: Store, cup: Listing) -> None:
