@@ -25,6 +25,7 @@ from raylla.serving.eligibility import Eligibility
 from raylla.serving.importing import import_world
 from raylla.serving.store import NewCampaign, Store, models, open_store
 from raylla.world import World
+from raylla.world.build import scattered_id
 from raylla.world.store import save
 from tests.unit.serving.market import UNIT, Market
 
@@ -159,9 +160,9 @@ def test_a_world_comes_in_whole_with_bids_fixed_by_the_seed(store: Store, tmp_pa
 
 
 def test_ids_given_by_the_store_avoid_those_of_the_world(store: Store, market: Market) -> None:
-    ads = tuple(Ad(str(1001 + one), f"Cup {one}", "c", "t") for one in range(3))
+    ads = tuple(Ad(scattered_id(one), f"Cup {one}", "c", "t") for one in range(3))
     import_world(store, World("near", 0, (), ads), Serving(), 100, 0, NOW)
-    assert market.listing(market.seat()).ad.id == "1004"
+    assert market.listing(market.seat()).ad.id == scattered_id(3)
 
 
 def test_the_import_command_takes_a_world_or_a_run(tmp_path: Path) -> None:
