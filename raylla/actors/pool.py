@@ -18,19 +18,13 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from raylla.actors.spans import Batch, Span, Stamped
+from raylla.actors.host import START, Host
+from raylla.actors.spans import Span, Stamped
 from raylla.config import Actors
 from raylla.errors import DeadlineError, RayllaError, RunError, WorkerLostError
 
 WORKER = "RAYLLA_WORKER"
 """Environment variable that tells an operator which worker a process is, e.g. ``rollout[0]``."""
-
-
-START = "start"
-"""The one method that is the host's own; no worker's may have this name."""
-
-HOLD = 0.1
-"""Seconds within which a worker's items travel together: each message costs about a millisecond."""
 
 
 class _Done:
@@ -43,44 +37,6 @@ DONE: Final = _Done()
 
 Record = Callable[[Span], None]
 """Takes what a worker did, when a call of it has ended."""
-
-
-class Host:
-    """Where a worker lives. Made empty, so that what a worker's constructor raises can be read."""
-
-    def __init__(self) -> None:
-        self._worker: Any = None
-
-    def start(self, kind: type, args: tuple[Any, ...]) -> None:
-        """Make the worker; returns when it is ready."""
-        self._worker = kind(*args)
-        self._worker.ready()
-
-    def run(self, method: str, *args: Any) -> Iterator[Stamped]:
-        """The items of one call; an argument that is the one item of another call comes bare."""
-        began = time.time()
-        given = [one.items[0].item if isinstance(one, Batch) else one for one in args]
-        work: Callable[..., Any] = self.start if method == START else getattr(self._worker, method)
-        found = work(*given)
-        for item in found if isinstance(found, Iterator) else (found,):
-            yield Stamped(item, began, time.time())
-
-    def stream(self, method: str, *args: Any) -> Iterator[Batch]:
-        """`run`, with items that come within `HOLD` of each other sent together."""
-        held: list[Stamped] = []
-        sent = 0.0
-        try:
-            for item in self.run(method, *args):
-                held.append(item)
-                if item.made - sent >= HOLD:
-                    yield Batch(tuple(held))
-                    held, sent = [], item.made
-        except Exception:
-            if held:
-                yield Batch(tuple(held))
-            raise
-        if held:
-            yield Batch(tuple(held))
 
 
 class Call(ABC):

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from raylla.actors import DONE, Call, Pool, next_item, next_reference
-from raylla.actors.pool import Host
+from raylla.actors.host import Host
 from raylla.config import Actors
 from raylla.errors import ConfigError, DeadlineError, RunError, WeightError, WorkerLostError
 
