@@ -32,10 +32,6 @@ class RewardWorker:
         """Train on all rows taken since the last update."""
         return self._trainer.update()
 
-    def predict(self, rows: list[ClickRow]) -> list[float]:
-        """Click probability of each row."""
-        return self._trainer.predict(rows)
-
     def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
         """Click probability of each row, with its interval."""
         return self._trainer.predict_intervals(rows)

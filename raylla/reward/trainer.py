@@ -122,12 +122,11 @@ class RewardTrainer:
             "seconds": time.monotonic() - started,
         }
 
-    def predict(self, rows: Sequence[ClickRow]) -> list[float]:
-        """Click probability of each row, in [0, 1]; users and ads never met share one embedding."""
-        return [one.mean for one in self.predict_intervals(rows)]
-
     def predict_intervals(self, rows: Sequence[ClickRow]) -> list[Prediction]:
-        """Click probability of each row with its interval; [0, 1] before there were clicks enough."""
+        """Click probability of each row with its interval; [0, 1] before there were clicks enough.
+
+        Users and ads never met share one embedding.
+        """
         if not rows:
             return []
         inputs = self._inputs(rows, features.encode(self.encoder, rows, self._names))
