@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
 
 from raylla import config as settings
-from raylla.errors import ConfigError, RayllaError
+from raylla.errors import ConfigError
+from raylla.serving import commands as serving
+from raylla.terminal import ConfigPath, Overrides, RunPath, console, told
 
 app = typer.Typer(
     help="Teach a language model to run an ad auction inside its own answers.",
@@ -25,40 +23,13 @@ app = typer.Typer(
 )
 world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
 pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds.", no_args_is_help=True)
+app.add_typer(serving.app)
 app.add_typer(world_app, name="world")
-campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
 app.add_typer(pocket_app, name="pocket")
-app.add_typer(campaigns_app, name="campaigns")
-console = Console()
-if not console.is_terminal:
-    console = Console(width=200)  # A table in a log file is not squeezed into 80 columns.
-
-Result = TypeVar("Result")
-ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
-RunPath = Annotated[Path, typer.Argument(help="run directory")]
-DATABASE = settings.Serving().database
-Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's store")]
-Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
-
-
-def _told(command: Callable[..., Result]) -> Callable[..., Result]:
-    """Turn a RayllaError into its sentence and its exit status."""
-
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Result:
-        try:
-            return command(*args, **kwargs)
-        except RayllaError as error:
-            Console(stderr=True).print(
-                f"[bold red]{type(error).__name__}[/bold red]: {error}", highlight=False, soft_wrap=True
-            )
-            raise typer.Exit(error.status) from None
-
-    return wrapper
 
 
 @app.command()
-@_told
+@told
 def train(
     config: ConfigPath,
     run: Annotated[Path, typer.Option(help="run directory to make, or to continue")] = Path("runs/latest"),
@@ -71,7 +42,7 @@ def train(
 
 
 @app.command()
-@_told
+@told
 def resume(run: RunPath) -> None:
     """Continue a run after its last committed stage."""
     from raylla.irpo.state import Run
@@ -80,7 +51,7 @@ def resume(run: RunPath) -> None:
 
 
 @app.command()
-@_told
+@told
 def evaluate(
     what: Annotated[
         list[Path],
@@ -121,7 +92,7 @@ def evaluate(
 
 
 @app.command()
-@_told
+@told
 def report(
     run: RunPath,
     out: Annotated[Path | None, typer.Option(help="default: report/ in the run")] = None,
@@ -140,7 +111,7 @@ def report(
 
 
 @app.command()
-@_told
+@told
 def submit(
     config: ConfigPath,
     address: Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="http://HOST:8265")],
@@ -176,7 +147,7 @@ def submit(
 
 
 @app.command()
-@_told
+@told
 def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
     """Dry run: config, models, world, placement, disk and versions; loads no model."""
     from raylla import models
@@ -211,7 +182,7 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
 
 
 @app.command()
-@_told
+@told
 def plan(
     config: ConfigPath,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, b200 or l40s")] = "h100",
@@ -230,7 +201,7 @@ def plan(
 
 
 @app.command()
-@_told
+@told
 def bench(
     parts: Annotated[list[str] | None, typer.Argument(help="which parts; none: all")] = None,
     json_: Annotated[
@@ -250,86 +221,8 @@ def bench(
         merge(json_, found)
 
 
-@app.command()
-@_told
-def serve(
-    config: ConfigPath,
-    run: Annotated[Path | None, typer.Option(help="run to serve; default: serving.run")] = None,
-    version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="dashboard of a running cluster; none: start Ray here and stay")
-    ] = None,
-    write: Annotated[
-        Path | None, typer.Option(help="only write the Serve config (serveConfigV2), deploy nothing")
-    ] = None,
-    set_: Overrides = [],  # noqa: B006
-) -> None:
-    """Serve a trained run: the auction endpoint, its campaigns, clicks, metrics and playground."""
-    from raylla.serving import app as application
-    from raylla.serving import cluster
-
-    chosen, target = application.effective(settings.load(config, set_), run, version)
-    manifest = application.manifest(chosen, target)
-    if write is not None:
-        write.write_text(yaml.safe_dump(manifest, sort_keys=False))
-        return
-    if address is not None:
-        cluster.Dashboard(address).apply(manifest, chosen.deadlines.start)
-        return
-    cluster.serve_here(chosen, manifest, lambda text: console.print(text, highlight=False, soft_wrap=True))
-
-
-@app.command()
-@_told
-def deploy(
-    run: Annotated[Path | None, typer.Argument(help="run of the version to try")] = None,
-    version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
-    share: Annotated[float, typer.Option(min=0, max=1, help="of requests for the canary")] = 0.1,
-    promote: Annotated[bool, typer.Option("--promote", help="the canary answers all")] = False,
-    rollback: Annotated[bool, typer.Option("--rollback", help="the canary answers none")] = False,
-    status: Annotated[bool, typer.Option("--status", help="compare, change nothing")] = False,
-    address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
-) -> None:
-    """Bring a weight version in beside the one that serves, compare them, then promote or roll back."""
-    from raylla.serving import deploy as deployment
-    from raylla.serving.cluster import Dashboard
-
-    at = Dashboard(address)
-    if sum((run is not None, promote, rollback, status)) != 1:
-        raise ConfigError("deploy: give a run directory, or one of --promote, --rollback and --status")
-    if run is not None:
-        deployment.canary(at, run, version, share)
-    elif promote:
-        deployment.promote(at)
-    elif rollback:
-        deployment.roll_back(at)
-    deployment.show(console, deployment.status(at))
-
-
-@app.command()
-@_told
-def simulate(
-    run: Annotated[Path, typer.Argument(help="run directory: its users, User-LLM and ads")],
-    url: Annotated[str, typer.Option(help="the endpoint")] = "http://127.0.0.1:8000",
-    asks: Annotated[int, typer.Option(min=1, help="questions")] = 200,
-    concurrency: Annotated[int, typer.Option(min=1, help="questions at once")] = 8,
-    seed: Annotated[int, typer.Option(help="another seed asks other questions")] = 0,
-    key: Annotated[
-        str | None,
-        typer.Option(envvar="RAYLLA_ADMIN_KEY", help="API key; none: the one that `raylla serve` has made"),
-    ] = None,
-) -> None:
-    """Have simulated users ask a running endpoint, read its answers and click its ads."""
-    from raylla.irpo.state import Run
-    from raylla.serving import keyring, simulation
-
-    key = key or keyring.read(settings.Serving().database).admin_key
-    traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
-    console.print_json(json.dumps(traffic.figures()))
-
-
 @world_app.command("import")
-@_told
+@told
 def world_import(
     kind: Annotated[str, typer.Argument(help="webis")],
     path: Annotated[Path, typer.Argument(help="directory of the data set")],
@@ -347,57 +240,8 @@ def world_import(
     console.print(f"{out}: {len(world.ads)} ads, {len(world.queries)} queries; {dict(world.notes)}")
 
 
-@campaigns_app.command("import")
-@_told
-def campaigns_import(
-    source: Annotated[Path, typer.Argument(help="a run's or a world's directory")],
-    database: Database = DATABASE,
-    seed: Annotated[int, typer.Option(help="the bids follow from it")] = 0,
-    daily_budget: Annotated[int | None, typer.Option(help="of each campaign, in micros")] = None,
-    set_: Overrides = [],  # noqa: B006
-) -> None:
-    """List a world's ads with bids: an advertiser per theme, a campaign per category."""
-    from datetime import UTC, datetime
-
-    from raylla.serving.importing import import_world, read
-    from raylla.serving.store import open_store
-
-    config = settings.changed(settings.Config(), "serving", set_)
-    world, store = read(source), open_store(database)
-    done = import_world(
-        store, world, config.serving, config.world.max_bid, seed, datetime.now(UTC), daily_budget
-    )
-    console.print(
-        f"{database}: {done.ads} ads in {done.campaigns} campaigns of {done.advertisers} advertisers",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-@app.command()
-@_told
-def audit(
-    database: Database = DATABASE,
-    show: Annotated[int, typer.Option(help="discrepancies to name")] = 20,
-) -> None:
-    """Recompute every balance, budget and charge from the ledger; status 1 if one does not add up."""
-    from raylla.serving.audit import audit as recompute
-    from raylla.serving.money import decimal
-    from raylla.serving.store import open_store
-
-    found = recompute(open_store(database, must_exist=True))
-    read = ", ".join(f"{number} {name}" for name, number in found.counts.items())
-    console.print(f"{read or 'empty'}; billed {decimal(found.billed_micros)}", highlight=False)
-    for one in found.discrepancies[:show]:
-        console.print(f"{one}", highlight=False, soft_wrap=True, markup=False)
-    if found.discrepancies:
-        console.print(f"{len(found.discrepancies)} discrepancies", highlight=False)
-        raise typer.Exit(1)
-    console.print("everything adds up", highlight=False)
-
-
 @pocket_app.command("build")
-@_told
+@told
 def pocket_build(
     out: Annotated[Path, typer.Option(help="working directory; an interrupted build continues")] = Path(
         "runs/pocket-build"
@@ -417,7 +261,7 @@ def pocket_build(
 
 
 @pocket_app.command("evaluate")
-@_told
+@told
 def pocket_evaluate(
     ad_llm: str = "pocket:ad-llm",
     user_llm: str = "pocket:user-llm",

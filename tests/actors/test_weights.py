@@ -129,7 +129,7 @@ def test_a_version_is_live_on_all_workers_or_answers_nothing(
 
     assert roll_out(pool, store, versions[0], Probe((1,), (2,), (9.75,)), 20) == [0.25, 0.25]
     assert text(pool, "v1") == "10"
-    with pytest.raises(WeightError, match=r"asked for answers of weight version v0, but holds v1"):
+    with pytest.raises(WeightError, match=r"asked for weight version v0, but holds v1"):
         text(pool, "v0")
 
     with pytest.raises(WeightError, match=r"v2 is not live: (rollout\[.\]: differs by 20(; )?){2}$"):

@@ -1,0 +1,54 @@
+"""One strict tree of settings: the only home of defaults. Imports no torch, ray or vllm.
+
+A config file is a thin YAML overlay over these defaults; `--set a.b=c` overrides one value.
+Unknown keys are errors that name the nearest valid key.
+"""
+
+from raylla.config.reading import changed, keys, load, parse
+from raylla.config.sections import (
+    Actors,
+    Bench,
+    Deadlines,
+    Dpo,
+    Engine,
+    Evaluation,
+    Irpo,
+    Model,
+    Online,
+    Pctr,
+    Penalty,
+    Ray,
+    Replicas,
+    Sampling,
+    Section,
+    Serving,
+    Wandb,
+    World,
+)
+from raylla.config.tree import Config
+
+__all__ = [
+    "Actors",
+    "Bench",
+    "Config",
+    "Deadlines",
+    "Dpo",
+    "Engine",
+    "Evaluation",
+    "Irpo",
+    "Model",
+    "Online",
+    "Pctr",
+    "Penalty",
+    "Ray",
+    "Replicas",
+    "Sampling",
+    "Section",
+    "Serving",
+    "Wandb",
+    "World",
+    "changed",
+    "keys",
+    "load",
+    "parse",
+]

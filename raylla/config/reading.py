@@ -1,0 +1,96 @@
+"""From files and overrides to a tree, with messages that name the field and the nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from raylla.config.sections import Section
+from raylla.config.tree import Config
+from raylla.errors import ConfigError
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML overlay and apply ``a.b=c`` overrides.
+
+    Raises:
+        ConfigError: unreadable file, unknown key or unusable value; names the field.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"config {path}: {error.strerror or error}; give the path of a YAML file"
+        ) from None
+    tree = _yaml(text, f"config {path}") or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings")
+    for override in overrides:
+        _set(tree, override)
+    return parse(tree, str(path))
+
+
+def changed(config: Config, section: str | None, overrides: Sequence[str], source: str = "--set") -> Config:
+    """``config`` with overrides of one section, or of any; ``source`` is named in errors.
+
+    Raises:
+        ConfigError: an override of another section, an unknown key or an unusable value.
+    """
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        if section is not None and not override.startswith(f"{section}."):
+            raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
+        _set(tree, override)
+    return parse(tree, source)
+
+
+def parse(tree: dict[str, Any], source: str) -> Config:
+    """A validated Config from nested mappings."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(source, one) for one in error.errors())) from None
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: write it as section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
+    tree[last] = _yaml(value, f"--set {override!r}: the value")
+
+
+def _yaml(text: str | bytes, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise ConfigError(f"{what} is not YAML: {error}") from None
+
+
+def _explain(source: str, error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"]) or "(whole config)"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location, list(keys()), n=1, cutoff=0.0)
+        return f"{source}: unknown key {location}; the nearest valid key is {near[0]}"
+    shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"{source}: {location}: {error['msg']}{shown}"
+
+
+def keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all settings, sections included."""
+    found: list[str] = []
+    for name, info in section.model_fields.items():
+        found.append(prefix + name)
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found += keys(kind, f"{prefix}{name}.")
+    return found

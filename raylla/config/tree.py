@@ -1,0 +1,86 @@
+"""The whole tree, what of it decides a run, and what must agree between sections."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from raylla.config.sections import (
+    Actors,
+    Bench,
+    Deadlines,
+    Dpo,
+    Engine,
+    Evaluation,
+    Irpo,
+    Model,
+    Online,
+    Pctr,
+    Penalty,
+    Ray,
+    Section,
+    Serving,
+    Wandb,
+    World,
+)
+
+NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "serving", "evaluation"}
+"""Sections that decide no result of a run, but for these of the evaluation's fields:"""
+OF_A_RUN = {"queries", "answers", "bootstrap"}
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    name: str = "raylla"
+    seed: Annotated[int, Field(ge=0)] = 0
+    world: World = World()
+    ad_llm: Model = Model(path="pocket:ad-llm")
+    user_llm: Model = Model(path="pocket:user-llm")
+    engine: Engine = Engine()
+    rollout: Actors = Actors()
+    judge: Actors = Actors()
+    reward_trainer: Actors = Actors()
+    pctr: Pctr = Pctr()
+    penalty: Penalty = Penalty()
+    irpo: Irpo = Irpo()
+    dpo: Dpo = Dpo()
+    evaluation: Evaluation = Evaluation()
+    online: Online = Online()
+    deadlines: Deadlines = Deadlines()
+    ray: Ray = Ray()
+    wandb: Wandb = Wandb()
+    serving: Serving = Serving()
+    bench: Bench = Bench()
+
+    @model_validator(mode="after")
+    def _risk_of_predictions(self) -> Config:
+        if self.irpo.risk and self.irpo.reward == "judge":
+            raise ValueError(
+                f"irpo.risk={self.irpo.risk} lowers predicted click rates, but irpo.reward=judge scores by "
+                "the judge's own clicks; set irpo.risk=0 or irpo.reward=pctr"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.world.candidates > self.world.ads and self.world.path is None:
+            raise ValueError(
+                f"world.candidates={self.world.candidates} exceeds world.ads={self.world.ads}; "
+                "lower the first or raise the second"
+            )
+        if self.dpo.batch_groups % self.dpo.workers:
+            raise ValueError(
+                f"dpo.batch_groups={self.dpo.batch_groups} is not a multiple of "
+                f"dpo.workers={self.dpo.workers}"
+            )
+        return self
+
+    def digest(self) -> str:
+        """A short hash of everything that decides the run's results."""
+        decisive = self.model_dump(mode="json", exclude=NOT_OF_A_RUN)
+        decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=OF_A_RUN)
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,147 @@
+"""The commands around the endpoint: serve, deploy, simulate, campaigns, audit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from raylla import config as settings
+from raylla.errors import ConfigError
+from raylla.terminal import ConfigPath, Overrides, console, told
+
+app = typer.Typer()
+campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
+app.add_typer(campaigns_app, name="campaigns")
+DATABASE = settings.Serving().database
+Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's store")]
+
+
+@app.command()
+@told
+def serve(
+    config: ConfigPath,
+    run: Annotated[Path | None, typer.Option(help="run to serve; default: serving.run")] = None,
+    version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="dashboard of a running cluster; none: start Ray here and stay")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="only write the Serve config (serveConfigV2), deploy nothing")
+    ] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Serve a trained run: the auction endpoint, its campaigns, clicks, metrics and playground."""
+    from raylla.serving import app as application
+    from raylla.serving import cluster
+
+    chosen, target = application.effective(settings.load(config, set_), run, version)
+    manifest = application.manifest(chosen, target)
+    if write is not None:
+        write.write_text(yaml.safe_dump(manifest, sort_keys=False))
+        return
+    if address is not None:
+        cluster.Dashboard(address).apply(manifest, chosen.deadlines.start)
+        return
+    cluster.serve_here(chosen, manifest, lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+
+@app.command()
+@told
+def deploy(
+    run: Annotated[Path | None, typer.Argument(help="run of the version to try")] = None,
+    version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="of requests for the canary")] = 0.1,
+    promote: Annotated[bool, typer.Option("--promote", help="the canary answers all")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="the canary answers none")] = False,
+    status: Annotated[bool, typer.Option("--status", help="compare, change nothing")] = False,
+    address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
+) -> None:
+    """Bring a weight version in beside the one that serves, compare them, then promote or roll back."""
+    from raylla.serving import deploy as deployment
+    from raylla.serving.cluster import Dashboard
+
+    at = Dashboard(address)
+    if sum((run is not None, promote, rollback, status)) != 1:
+        raise ConfigError("deploy: give a run directory, or one of --promote, --rollback and --status")
+    if run is not None:
+        deployment.canary(at, run, version, share)
+    elif promote:
+        deployment.promote(at)
+    elif rollback:
+        deployment.roll_back(at)
+    deployment.show(console, deployment.status(at))
+
+
+@app.command()
+@told
+def simulate(
+    run: Annotated[Path, typer.Argument(help="run directory: its users, User-LLM and ads")],
+    url: Annotated[str, typer.Option(help="the endpoint")] = "http://127.0.0.1:8000",
+    asks: Annotated[int, typer.Option(min=1, help="questions")] = 200,
+    concurrency: Annotated[int, typer.Option(min=1, help="questions at once")] = 8,
+    seed: Annotated[int, typer.Option(help="another seed asks other questions")] = 0,
+    key: Annotated[
+        str | None,
+        typer.Option(envvar="RAYLLA_ADMIN_KEY", help="API key; none: the one that `raylla serve` has made"),
+    ] = None,
+) -> None:
+    """Have simulated users ask a running endpoint, read its answers and click its ads."""
+    from raylla.irpo.state import Run
+    from raylla.serving import keyring, simulation
+
+    key = key or keyring.read(settings.Serving().database).admin_key
+    traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
+    console.print_json(json.dumps(traffic.figures()))
+
+
+@campaigns_app.command("import")
+@told
+def campaigns_import(
+    source: Annotated[Path, typer.Argument(help="a run's or a world's directory")],
+    database: Database = DATABASE,
+    seed: Annotated[int, typer.Option(help="the bids follow from it")] = 0,
+    daily_budget: Annotated[int | None, typer.Option(help="of each campaign, in micros")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """List a world's ads with bids: an advertiser per theme, a campaign per category."""
+    from datetime import UTC, datetime
+
+    from raylla.serving.importing import import_world, read
+    from raylla.serving.store import open_store
+
+    config = settings.changed(settings.Config(), "serving", set_)
+    world, store = read(source), open_store(database)
+    done = import_world(
+        store, world, config.serving, config.world.max_bid, seed, datetime.now(UTC), daily_budget
+    )
+    console.print(
+        f"{database}: {done.ads} ads in {done.campaigns} campaigns of {done.advertisers} advertisers",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command()
+@told
+def audit(
+    database: Database = DATABASE,
+    show: Annotated[int, typer.Option(help="discrepancies to name")] = 20,
+) -> None:
+    """Recompute every balance, budget and charge from the ledger; status 1 if one does not add up."""
+    from raylla.serving.audit import audit as recompute
+    from raylla.serving.money import decimal
+    from raylla.serving.store import open_store
+
+    found = recompute(open_store(database, must_exist=True))
+    read = ", ".join(f"{number} {name}" for name, number in found.counts.items())
+    console.print(f"{read or 'empty'}; billed {decimal(found.billed_micros)}", highlight=False)
+    for one in found.discrepancies[:show]:
+        console.print(f"{one}", highlight=False, soft_wrap=True, markup=False)
+    if found.discrepancies:
+        console.print(f"{len(found.discrepancies)} discrepancies", highlight=False)
+        raise typer.Exit(1)
+    console.print("everything adds up", highlight=False)
