@@ -155,7 +155,8 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     shutil.copytree(alone, tmp_path / "seed-0")
     ledger = (alone / "ledger.jsonl").read_text()
     settings = {f"evaluation__{name}": value for name, value in small.items()}
-    _, config, _, _, *sets = _arguments(alone, ray__in_process="true", **settings)
+    settings |= {"ray__in_process": "true", "irpo__overlap": "false"}
+    _, config, _, _, *sets = _arguments(alone, **settings)
     _finish(["evaluate", config, "--runs", str(tmp_path), *sets], tmp_path / "evaluate.log")
     assert (tmp_path / "seed-0" / "ledger.jsonl").read_text() == ledger
     assert _results(tmp_path / "judged")["name"] == "judged"
