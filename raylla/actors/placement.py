@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import ray
 
 from raylla.config import Config
 from raylla.errors import PlacementError
+
+SLOW = "timed out during startup"
+"""What Ray says of a node that did not come up in its time."""
 
 PROBE_SECONDS = 10
 """How long a cluster's head node may take to accept a connection."""
@@ -62,7 +66,7 @@ def connect(config: Config) -> None:
             _probe(address)
             ray.init(address, log_to_driver=False)
         else:
-            ray.init(include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
+            _start_here(config.deadlines.start)
     except (OSError, ValueError, RuntimeError) as error:
         way_out = "start one with `ray start --head` or leave ray.address out to start one here"
         if "Version mismatch" in str(error):
@@ -70,6 +74,25 @@ def connect(config: Config) -> None:
         raise PlacementError(
             f"ray.address={address or 'local'}: no cluster could be joined ({error}); {way_out}"
         ) from None
+
+
+def _start_here(deadline: float) -> None:
+    """Start Ray on this machine. Ray gives a node 30 s to come up; a busy machine may need another try."""
+    end = time.monotonic() + deadline
+    while True:
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
+        except Exception as error:  # Ray has no type for it
+            if SLOW not in str(error):
+                raise
+            ray.shutdown()
+            if time.monotonic() > end:
+                raise PlacementError(
+                    f"no Ray node came up on this machine within deadlines.start={deadline:g} s; it is too "
+                    "busy: end other work, or raise the deadline"
+                ) from None
+        else:
+            return
 
 
 def _probe(address: str) -> None:
