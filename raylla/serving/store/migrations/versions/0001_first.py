@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from raylla.errors import StoreError
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -28,7 +30,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """The first tables are not taken away: they hold the books."""
-    raise NotImplementedError("the store's books are not deleted; drop the database itself")
+    raise StoreError("the store's books are not taken away by a downgrade; drop the database itself")
 
 
 def _triggers_sqlite() -> None:
