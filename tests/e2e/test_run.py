@@ -43,6 +43,8 @@ TINY = {
 STAGES = ("world", "epoch-1/sample", "epoch-1/learn", "epoch-1/test", "epoch-1/align", "epoch-2/test")
 ON_RAY = ("epoch-1/sample", "epoch-1/align")
 """Stages that are interrupted on Ray; the others in one process, which starts in half the time."""
+ALWAYS = ("world", "epoch-1/test", "epoch-1/align")
+"""Stages that every test run interrupts: a stop, a kill in one process, a kill on Ray."""
 
 
 def _arguments(run: Path, **changed: object) -> list[str]:
@@ -234,7 +236,9 @@ def test_the_timeline_tells_who_worked_when(whole: Path) -> None:
     assert all(event["dur"] >= 0 for event in spans)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(one, marks=[] if one in ALWAYS else pytest.mark.soak) for one in STAGES]
+)
 def test_killed_or_stopped_after_a_stage_and_resumed(
     request: pytest.FixtureRequest, tmp_path: Path, stage: str
 ) -> None:
