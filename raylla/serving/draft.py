@@ -12,10 +12,10 @@ from tokenizers.decoders import DecodeStream
 
 from raylla.records import Ad, Query
 from raylla.serving.eligibility import Selection
-from raylla.serving.engine import Piece
 from raylla.serving.exchange import Answered, Asked, Clock, Shown
 from raylla.serving.records import Candidate, Reason, ServedAuction
 from raylla.serving.repair import Repair, Repaired
+from raylla.serving.wire import Piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,116 +1,64 @@
-"""An engine with an asyncio face: one thread steps it, requests come and go while it runs.
+"""An engine with an asyncio face: it is stepped in a process of its own (`raylla.serving.stepping`).
 
-    submit ──▶ inbox ──▶ [stepping thread: admit, step, step, ...] ──▶ one call into each event loop a step
+    generate ──▶ pipe ──▶ [process: admit, step, step, ...] ──▶ pipe ──▶ event loop: each request its pieces
 
-A new weight version is taken over between two steps: what runs is finished under the old version,
-what comes in meanwhile waits for the new one, and nothing is dropped.  A version that fails leaves
-the old one in place.
+Whoever asks is one event loop; it reads the pipe itself, without a thread between.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
-import logging
-import threading
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from pathlib import Path
+import multiprocessing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from multiprocessing.connection import Connection
 
-from raylla.actors.weights import read_weights
+from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines.live import Finish, Live, Step
 from raylla.engines.protocol import Probe
-from raylla.errors import EndpointError, WeightError
+from raylla.errors import DeadlineError, EndpointError, WeightError
 from raylla.records import WeightVersion
+from raylla.serving.stepping import work
+from raylla.serving.wire import Abort, Ask, Asked, Failed, Heard, Load, Loaded, Piece, Refused, Told
 
-log = logging.getLogger("raylla.serving")
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """More tokens of an answer; ``version`` is the weight version that all of it is written by."""
-
-    token_ids: tuple[int, ...]
-    finish: Finish | None
-    version: str
-
-
-@dataclass(slots=True, eq=False)
-class _Asked:
-    name: str
-    prompt: Sequence[int]
-    sampling: Sampling
-    stream: bool
-    loop: asyncio.AbstractEventLoop
-    pieces: asyncio.Queue[Piece | EndpointError]
-    version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    version: WeightVersion
-    probe: Probe | None
-    done: Future[float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    name: str
-
-
-@dataclass(slots=True)
-class _Inbox:
-    """What the event loops put in and the stepping thread takes out."""
-
-    items: deque[_Asked | _Load | _Abort] = field(default_factory=deque)
-    ready: threading.Event = field(default_factory=threading.Event)
-
-    def put(self, item: _Asked | _Load | _Abort) -> None:
-        self.items.append(item)
-        self.ready.set()
+END_SECONDS = 10.0
+"""How long a process that is told to end may take."""
+ENDED = "the engine's process has ended"
 
 
 class AsyncEngine:
-    """A `Live` engine for many callers.
+    """An engine for many callers of one event loop.
 
     Args:
-        engine: stepped by a thread of this object from now on, and by nobody else.
-        version: the weights that it holds.
+        pipe: to a `Stepper` that is ready.
+        version: the weights that its engine holds.
+        alive: whether it still steps.
     """
 
-    def __init__(self, engine: Live, version: WeightVersion) -> None:
-        self._engine = engine
+    def __init__(self, pipe: Connection, version: WeightVersion, alive: Callable[[], bool]) -> None:
+        self._pipe = pipe
         self._held = version
-        self._inbox = _Inbox()
-        self._running: dict[str, _Asked] = {}
-        self._waiting: deque[_Asked | _Load] = deque()
+        self._alive = alive
         self._names = itertools.count()
+        self._answers: dict[str, asyncio.Queue[Piece | EndpointError]] = {}
+        self._loads: dict[str, asyncio.Future[float]] = {}
         self._failed: EndpointError | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="stepping", daemon=True)
-        self._thread.start()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def version(self) -> str:
         """Name of the weights that new requests are answered by."""
         return self._held.name
 
-    @property
-    def load_of_work(self) -> int:
-        """Requests that run or wait."""
-        return len(self._running) + len(self._waiting) + len(self._inbox.items)
-
     def check(self) -> None:
         """Returns while the engine can answer.
 
         Raises:
-            EndpointError: its stepping thread has failed; start another engine.
+            EndpointError: it has failed; start another.
         """
-        if self._failed or not self._thread.is_alive():
-            raise self._failed or EndpointError("the engine's stepping thread has ended")
+        if self._failed or not self._alive():
+            raise self._failed or EndpointError(ENDED)
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, stream: bool
@@ -120,128 +68,121 @@ class AsyncEngine:
         Raises:
             EndpointError: the engine refuses the prompt, or has failed.
         """
-        self.check()
         name = str(next(self._names))
-        loop = asyncio.get_running_loop()
-        asked = _Asked(name, prompt, sampling, stream, loop, asyncio.Queue())
-        self._inbox.put(asked)
-        self.check()  # it may have failed in between, and then nobody reads the inbox
+        pieces: asyncio.Queue[Piece | EndpointError] = asyncio.Queue()
+        self._answers[name] = pieces
         finished = False
         try:
+            self._ask(Ask(name, prompt, sampling, stream))
             while not finished:
-                piece = await asked.pieces.get()
+                piece = await pieces.get()
                 if isinstance(piece, EndpointError):
                     finished = True
                     raise piece
                 finished = piece.finish is not None
                 yield piece
         finally:
-            if not finished:
-                self._inbox.put(_Abort(name))
+            del self._answers[name]
+            if not finished and not self._failed:
+                self._ask(Abort(name))
 
     async def load(self, version: WeightVersion, probe: Probe | None) -> float:
         """Take over ``version`` between two requests; the mean |difference| to the probe (nats).
 
         Raises:
             WeightError: unreadable weights, another model's, or not the probe's; the old ones stand.
+            EndpointError: the engine has failed.
         """
-        self.check()
-        done: Future[float] = Future()
-        self._inbox.put(_Load(version, probe, done))
-        return await asyncio.wrap_future(done)
-
-    def close(self) -> None:
-        """End the stepping thread; what runs is dropped."""
-        self._closed = True
-        self._inbox.ready.set()
-        self._thread.join()
-
-    def _serve(self) -> None:
+        name = str(next(self._names))
+        done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._loads[name] = done
         try:
-            while not self._closed:
-                if not self._running and not self._waiting:
-                    self._inbox.ready.wait()
-                self._inbox.ready.clear()
-                self._take()
-                self._admit()
-                if self._running:
-                    self._deliver(self._engine.step())
-        except Exception as error:  # whatever it was, nobody may wait for this engine any longer
-            log.exception("the stepping thread failed")
-            self._fail(EndpointError(f"the engine has failed: {error}"))
+            self._ask(Load(name, version, probe))
+            difference = await done
+        finally:
+            del self._loads[name]
+        self._held = version
+        return difference
 
-    def _take(self) -> None:
-        while self._inbox.items:
-            item = self._inbox.items.popleft()
-            if not isinstance(item, _Abort):
-                self._waiting.append(item)
-            elif item.name in self._running:
-                del self._running[item.name]
-                self._engine.abort([item.name])
-            else:
-                self._waiting = deque(
-                    one for one in self._waiting if isinstance(one, _Load) or one.name != item.name
-                )
-
-    def _admit(self) -> None:
-        """Begin what waits, in order; a load waits for what runs, and what is behind it for the load."""
-        while self._waiting:
-            first = self._waiting[0]
-            if isinstance(first, _Load):
-                if self._running:
-                    return
-                self._take_over(first)
-            else:
-                first.version = self._held.name
-                try:
-                    self._engine.submit(first.name, first.prompt, first.sampling, first.stream)
-                except ValueError as error:
-                    _hand([(first, EndpointError(str(error)))])
-                else:
-                    self._running[first.name] = first
-            self._waiting.popleft()
-
-    def _take_over(self, wanted: _Load) -> None:
+    def _ask(self, asked: Asked) -> None:
+        if self._failed:
+            raise self._failed
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            loop.add_reader(self._pipe.fileno(), self._read)
+            self._loop = loop
         try:
-            difference = self._engine.load(read_weights(Path(wanted.version.path)), wanted.probe)
-        except WeightError as error:
-            log.error("weight version %s is refused: %s", wanted.version.name, error)
-            self._engine.load(read_weights(Path(self._held.path)), None)
-            wanted.done.set_exception(error)
-        else:
-            self._held = wanted.version
-            wanted.done.set_result(difference)
+            self._pipe.send(asked)
+        except OSError:
+            raise self._fail(ENDED) from None
 
-    def _deliver(self, steps: Sequence[Step]) -> None:
-        found: list[tuple[_Asked, Piece | EndpointError]] = []
-        for step in steps:
-            asked = self._running.get(step.name)
-            if asked is None:
-                continue
-            found.append((asked, Piece(step.token_ids, step.finish, asked.version)))
-            if step.finish is not None:
-                del self._running[step.name]
-        _hand(found)
+    def _read(self) -> None:
+        try:
+            while self._pipe.poll():
+                self._hear(self._pipe.recv())
+        except (EOFError, OSError):
+            self._fail(ENDED)
 
-    def _fail(self, error: EndpointError) -> None:
-        self._failed = error
-        left = [*self._running.values(), *self._waiting, *self._inbox.items]
-        _hand([(one, error) for one in left if isinstance(one, _Asked)])
-        for one in left:
-            if isinstance(one, _Load):
-                one.done.set_exception(error)
+    def _hear(self, heard: Heard) -> None:
+        if isinstance(heard, Told):
+            for name, piece in heard.pieces:
+                if name in self._answers:
+                    self._answers[name].put_nowait(piece)
+        elif isinstance(heard, Refused):
+            if heard.name in self._answers:
+                self._answers[heard.name].put_nowait(EndpointError(heard.reason))
+        elif isinstance(heard, Loaded):
+            done = self._loads.get(heard.name)
+            if done is None or done.done():
+                return
+            if heard.refusal is None:
+                done.set_result(heard.difference)
+            else:
+                done.set_exception(WeightError(heard.refusal))
+        elif isinstance(heard, Failed):
+            self._fail(f"the engine has failed: {heard.reason}")
+
+    def _fail(self, reason: str) -> EndpointError:
+        """It is everybody's error who waits, and will be everybody's who comes."""
+        if self._failed is None:
+            self._failed = EndpointError(reason)
+            if self._loop and not self._loop.is_closed():
+                self._loop.remove_reader(self._pipe.fileno())
+            for pieces in self._answers.values():
+                pieces.put_nowait(self._failed)
+            for done in self._loads.values():
+                if not done.done():
+                    done.set_exception(self._failed)
+        return self._failed
 
 
-def _hand(found: Sequence[tuple[_Asked, Piece | EndpointError]]) -> None:
-    """Wake each event loop once for all that is its own."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Asked, Piece | EndpointError]]] = defaultdict(list)
-    for asked, piece in found:
-        by_loop[asked.loop].append((asked, piece))
-    for loop, own in by_loop.items():
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_put, own)
+def start(model: str, settings: Settings, seed: int, seconds: float) -> AsyncEngine:
+    """An engine on ``model`` in a process of its own, which ends with this one.
 
+    Raises:
+        DeadlineError: it was not ready within ``seconds``.
+        EndpointError: it does not start.
+    """
+    version = WeightVersion("v0", 0, model)
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=work, args=(theirs, model, settings, seed, version), name="engine")
+    process.start()
+    theirs.close()
 
-def _put(own: Sequence[tuple[_Asked, Piece | EndpointError]]) -> None:
-    for asked, piece in own:
-        asked.pieces.put_nowait(piece)
+    def end() -> None:
+        ours.close()  # which ends it
+        process.join(END_SECONDS)
+        if process.is_alive():
+            process.kill()
+
+    atexit.register(end)  # before multiprocessing's own, which waits for the process without end
+    try:
+        if not ours.poll(seconds):
+            raise DeadlineError(f"the engine on {model} was not ready within {seconds:g} s")
+        first = ours.recv()
+    except EOFError:
+        raise EndpointError(f"{ENDED} before it was ready") from None
+    if isinstance(first, Failed):
+        raise EndpointError(f"the engine on {model}: {first.reason}")
+    return AsyncEngine(ours, version, process.is_alive)

@@ -12,9 +12,9 @@ from typing import Protocol, TypeVar
 from raylla.config import Sampling
 from raylla.errors import BusyError
 from raylla.records import Profile
-from raylla.serving.engine import Piece
 from raylla.serving.money import Micros
 from raylla.serving.records import Filters, Impression, ServedAuction
+from raylla.serving.wire import Piece
 
 T = TypeVar("T")
 

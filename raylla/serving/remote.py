@@ -13,8 +13,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from raylla.config import Sampling
 from raylla.errors import BusyError, EndpointError
 from raylla.reward.rows import ClickRow
-from raylla.serving.engine import Piece
 from raylla.serving.predictor import Rate, Vectors
+from raylla.serving.wire import Piece
 
 LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, AioRpcError)
 """What a handle raises where a replica died, or none is up."""

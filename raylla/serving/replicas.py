@@ -22,16 +22,14 @@ from transformers import AutoTokenizer
 
 from raylla import models
 from raylla.config import Config, Sampling, parse
-from raylla.engines.live import LiveVllm
 from raylla.errors import RayllaError, RunError
 from raylla.irpo.state import Run
-from raylla.records import WeightVersion
 from raylla.reward.rows import ClickRow
 from raylla.serving import keyring, web
 from raylla.serving.api import Health, create
 from raylla.serving.auctioneer import Auctioneer
 from raylla.serving.eligibility import Eligibility
-from raylla.serving.engine import AsyncEngine, Piece
+from raylla.serving.engine import start
 from raylla.serving.exchange import Traffic, Writer
 from raylla.serving.keys import Access
 from raylla.serving.notices import Sender
@@ -42,6 +40,7 @@ from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import open_store
 from raylla.serving.tokens import TokenKeys
 from raylla.serving.versions import Holding, Target, load_pctr
+from raylla.serving.wire import Piece
 from raylla.world import store as worlds
 
 log = logging.getLogger("raylla.serving")
@@ -57,8 +56,7 @@ HEALTH_SECONDS = 5.0
 def open_engine(config: Config) -> Holding:
     """An engine with the base model's weights; a run's version comes with `Holding.want`."""
     path = models.resolve(config.ad_llm.path, "ad_llm.path")
-    engine = AsyncEngine(LiveVllm(path, config.engine, config.seed), WeightVersion("v0", 0, path))
-    return Holding(engine, Target("", "v0"))
+    return Holding(start(path, config.engine, config.seed, config.deadlines.start), Target("", "v0"))
 
 
 class EngineReplica:

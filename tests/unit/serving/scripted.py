@@ -23,7 +23,6 @@ from raylla.serving import web
 from raylla.serving.api import Health, create
 from raylla.serving.auctioneer import Auctioneer
 from raylla.serving.eligibility import Eligibility
-from raylla.serving.engine import Piece
 from raylla.serving.exchange import Traffic
 from raylla.serving.keys import Access
 from raylla.serving.predictor import Rate, Vectors
@@ -31,6 +30,7 @@ from raylla.serving.reports import Reports
 from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import Store
 from raylla.serving.tokens import TokenKeys
+from raylla.serving.wire import Piece
 from tests.unit.serving.market import ADMIN_KEY, KEYS
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}

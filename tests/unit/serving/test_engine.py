@@ -1,10 +1,11 @@
-"""The stepping thread: streams, aborts, weights between requests, and failures that nobody waits for."""
+"""The engine behind its pipe: streams, aborts, weights between requests, failures nobody waits for."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from raylla.engines.protocol import Probe, Weights
 from raylla.errors import EndpointError, WeightError
 from raylla.records import WeightVersion
 from raylla.serving.engine import AsyncEngine
+from raylla.serving.stepping import Stepper
+from raylla.serving.wire import Ready
 
 SAMPLING = Sampling(max_tokens=5)
 
@@ -81,20 +84,27 @@ async def tokens(engine: AsyncEngine, count: int, stream: bool = True) -> tuple[
 
 
 def run(tmp_path: Path, body: Callable[[AsyncEngine, Counting], Awaitable[Any]]) -> None:
-    live = Counting()
-    engine = AsyncEngine(live, saved(tmp_path / "v0", 0))
+    """``body`` beside a stepping thread, which ends once the engine's end of the pipe is closed."""
+    live, version = Counting(), saved(tmp_path / "v0", 0)
+    ours, theirs = Pipe()
+    thread = threading.Thread(target=Stepper(live, version, theirs).run)
+    thread.start()
     try:
-        asyncio.run(asyncio.wait_for(body(engine, live), 30))
+        assert ours.recv() == Ready()
+        asyncio.run(asyncio.wait_for(body(AsyncEngine(ours, version, thread.is_alive), live), 30))
     finally:
         live.gate.set()
-        engine.close()
+        ours.close()
+        thread.join(30)
+        theirs.close()
+    assert not thread.is_alive()
 
 
 def test_many_are_answered_together_whole_and_streamed(tmp_path: Path) -> None:
     async def body(engine: AsyncEngine, live: Counting) -> None:
         found = await asyncio.gather(*(tokens(engine, 1 + n, n % 2 == 0) for n in range(20)))
         assert [len(one) for one, _ in found] == list(range(1, 21))
-        assert engine.load_of_work == 0
+        assert not live.left
 
     run(tmp_path, body)
 
@@ -177,3 +187,27 @@ def test_a_broken_engine_is_everyones_error_at_once(tmp_path: Path) -> None:
             await tokens(engine, 1)
 
     run(tmp_path, body)
+
+
+def test_a_process_that_dies_is_everyones_error_at_once(tmp_path: Path) -> None:
+    ours, theirs = Pipe()
+    living = True
+
+    async def body() -> None:
+        nonlocal living
+        version = saved(tmp_path / "v0", 0)
+        engine = AsyncEngine(ours, version, lambda: living)
+        engine.check()
+        waiting = [asyncio.ensure_future(tokens(engine, 3)) for _ in range(5)]
+        loading = asyncio.ensure_future(engine.load(version, None))
+        await asyncio.sleep(0.05)
+        living = False
+        theirs.close()
+        for one in (*waiting, loading):
+            with pytest.raises(EndpointError, match="ended"):
+                await one
+        with pytest.raises(EndpointError, match="ended"):
+            engine.check()
+
+    asyncio.run(asyncio.wait_for(body(), 30))
+    ours.close()
