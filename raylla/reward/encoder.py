@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -57,6 +58,7 @@ class Encoder:
         )
         self._batch_tokens = batch_tokens
         self._capacity = capacity
+        self._lock = threading.Lock()
         self._cache: OrderedDict[Span, Encodings] = OrderedDict()
         self._words: dict[str, tuple[int, ...]] = {}
         self.dim = 2 * int(self._model.config.hidden_size)
@@ -69,16 +71,18 @@ class Encoder:
         """Mean over the tokens that touch each range, [len(spans), dim].
 
         The whole text goes through the model, so that a sentence is read in its context; a range
-        of no tokens (beyond ``max_tokens``) gets the mean of its text.
+        of no tokens (beyond ``max_tokens``) gets the mean of its text.  Safe to call from several threads.
         """
         wanted = OrderedDict.fromkeys(spans)
-        vectors = {span: self._cache[span] for span in wanted if span in self._cache}
+        with self._lock:
+            vectors = {span: self._cache[span] for span in wanted if span in self._cache}
         vectors.update(self._compute([span for span in wanted if span not in vectors]))
-        for span in wanted:
-            self._cache[span] = vectors[span]
-            self._cache.move_to_end(span)
-        while len(self._cache) > self._capacity:
-            self._cache.popitem(last=False)
+        with self._lock:
+            for span in wanted:
+                self._cache[span] = vectors[span]
+                self._cache.move_to_end(span)
+            while len(self._cache) > self._capacity:
+                self._cache.popitem(last=False)
         if not spans:
             return np.zeros((0, self.dim), dtype=np.float32)
         return np.stack([vectors[span] for span in spans])
@@ -86,7 +90,8 @@ class Encoder:
     def forget(self) -> None:
         """Drop the vectors: with which texts one is computed shows in its last bits, and a model that was
         loaded goes on the same whatever was encoded before."""
-        self._cache.clear()
+        with self._lock:
+            self._cache.clear()
 
     def words(self, text: str) -> tuple[int, ...]:
         """The first `MAX_WORDS` token ids of ``text`` in lower case, words tokenized alike anywhere."""

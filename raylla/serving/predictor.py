@@ -50,7 +50,7 @@ class Oracle(Protocol):
 
 
 class Predictor:
-    """An `Oracle` over one reward model; a thread of its own keeps the event loop free."""
+    """An `Oracle` over one reward model; threads of its own keep the event loop free."""
 
     def __init__(self, config: Config) -> None:
         """The encoder of ``config`` without a trained model: `load` comes first.
@@ -63,9 +63,11 @@ class Predictor:
         self._model = RewardTrainer(self._encoder, config.pctr, config.seed)
         self._version = ""
         self._lock = threading.Lock()
-        pool = ThreadPoolExecutor(1, thread_name_prefix="pctr")
-        self._rates = Together[ClickRow, tuple[str, Rate]](self._rate, pool)
-        self._vectors = Together[str, Vectors](self._encode, pool)
+        # A thread for each: a query's vector is waited for before the first token, and would otherwise
+        # stand behind the predictions for everybody whose answer has just ended.
+        rating, encoding = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("pctr", "vectors"))
+        self._rates = Together[ClickRow, tuple[str, Rate]](self._rate, rating)
+        self._vectors = Together[str, Vectors](self._encode, encoding)
 
     @property
     def version(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -116,7 +116,7 @@ def now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:  # async: a plain one is called in a thread
     """The services that `install` put there."""
     found: Services = request.app.state.services
     return found
@@ -145,8 +145,8 @@ def principal(
 Caller = Annotated[Principal, Depends(principal)]
 
 
-def _role(*roles: Role) -> Callable[[Principal], Principal]:
-    def check(caller: Caller) -> Principal:
+def _role(*roles: Role) -> Callable[[Principal], Awaitable[Principal]]:
+    async def check(caller: Caller) -> Principal:
         if caller.role not in roles:
             wanted = " or ".join(roles)
             raise HttpError(403, "forbidden", f"this needs a key of role {wanted}; yours is {caller.role}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,17 @@ def test_encodings_do_not_depend_on_company(tiny_model: Path) -> None:
     np.testing.assert_array_equal(together[0], together[3])
     for row, text in enumerate(texts):
         np.testing.assert_allclose(other.encode([text])[0], together[row], atol=1e-5)
+
+
+def test_threads_encode_beside_each_other(tiny_model: Path) -> None:
+    encoder = Encoder(str(tiny_model), capacity=3)
+    texts = [f"which kettle for {count} cups?" for count in range(8)]
+    alone = Encoder(str(tiny_model)).encode(texts)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [random.Random(draw).sample(range(len(texts)), 4) for draw in range(40)]
+        found = pool.map(lambda places: encoder.encode([texts[place] for place in places]), asked)
+        for places, vectors in zip(asked, found, strict=True):
+            np.testing.assert_allclose(vectors, alone[places], atol=1e-5)
 
 
 def test_a_span_is_read_in_its_context(tiny_model: Path) -> None:
