@@ -6,6 +6,7 @@ from pathlib import Path
 
 from raylla.config import Config
 from raylla.errors import ConfigError
+from raylla.storage import exists
 
 POCKET = Path(__file__).parent / "pocket" / "weights"
 
@@ -47,6 +48,6 @@ def check(config: Config) -> dict[str, str]:
         "pctr.encoder": config.pctr.encoder,
     }
     start = config.pctr.start
-    if start is not None and not start.is_dir():
-        raise ConfigError(f"pctr.start={str(start)!r}: no such directory; give RUN/reward/epoch-N of a run")
+    if start is not None and not exists(start):
+        raise ConfigError(f"pctr.start={start!r}: no such directory; give RUN/reward/epoch-N of a run")
     return {field: resolve(path, field) for field, path in named.items()}

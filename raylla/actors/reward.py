@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,10 +42,10 @@ class RewardWorker:
         """The text encoder's vectors, [len(texts), dim]."""
         return self._trainer.encoder.encode(texts)
 
-    def save(self, directory: Path) -> None:
-        """Write the model."""
-        self._trainer.save(directory)
+    def save(self, place: str) -> None:
+        """Write the model, on a path or behind a URL."""
+        self._trainer.save(place)
 
-    def load(self, directory: Path) -> None:
+    def load(self, place: str) -> None:
         """Go on from what `save` wrote."""
-        self._trainer.load(directory)
+        self._trainer.load(place)

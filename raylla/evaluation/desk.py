@@ -23,7 +23,7 @@ from raylla.errors import BudgetError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
-from raylla.irpo.versions import committed
+from raylla.irpo.versions import committed, named
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.records import Ad, Planned, Prediction
 from raylla.reward.rows import rows
@@ -147,7 +147,7 @@ class EvaluationDesk:
                 asked += [(key, row) for row in impressions]
         if asked:
             if self._epoch != epoch:
-                self._crew.ask_reward("load", self.run.path / "reward" / f"epoch-{epoch}")
+                self._crew.ask_reward("load", self.run.reward(epoch))
                 self._epoch = epoch
             chances = self._crew.ask_reward("predict_intervals", [row for _, row in asked])
             for (key, row), chance in zip(asked, chances, strict=True):
@@ -200,7 +200,7 @@ class EvaluationDesk:
         return self._mean
 
     def _load(self, name: str) -> None:
-        weights, probe = self.versions[name]
+        weights, probe = self.versions.get(name) or named(self.run, name)
         if self._crew.version != weights:
             self._crew.refresh(weights, probe)
 

@@ -91,7 +91,7 @@ def consumed(config: Config) -> set[str]:
             return found
         before = Run.open(run)
         if before.committed("world") is not None:
-            found |= _answered(before, store.load(before.path / "world"))
+            found |= _answered(before, store.load(before.part("world")))
         config = before.config
 
 

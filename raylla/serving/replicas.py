@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -132,7 +131,7 @@ class Ingress:
     ) -> None:
         log_json()
         self._config = config = parse(tree, "serve config")
-        self._world = worlds.load(Run.open(_run(config)).path / "world")
+        self._world = worlds.load(Run.open(_run(config)).part("world"))
         self._store = open_store(config.serving.database)
         self._canary = canary
         self._holding = open_engine(config) if engine is None else None
@@ -271,6 +270,6 @@ class Ingress:
         return sum(self._store.spending(datetime.now(UTC).date()).values())
 
 
-def _run(config: Config) -> Path:
+def _run(config: Config) -> str:
     assert config.serving.run is not None  # `app.effective` has seen to it
     return config.serving.run
