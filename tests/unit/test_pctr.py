@@ -237,14 +237,14 @@ def test_save_and_load_go_on_alike(make: Make, judged: list[ClickRow], tmp_path:
 
 
 def test_a_worker_reads_the_models_of_other_settings_too(
-    make: Make, judged: list[ClickRow], tmp_path: Path
+    make: Make, judged: list[ClickRow], tiny_model: Path, tmp_path: Path
 ) -> None:
     blind = SETTINGS.model_copy(update={"features": ()})
     trainers = {"own": make(), "variant": make(features=())}
     for name, trainer in trainers.items():
         trainer.update(judged[:100])
         trainer.save(tmp_path / name)
-    worker = RewardWorker(SETTINGS.encoder, SETTINGS, 0)
+    worker = RewardWorker(str(tiny_model), SETTINGS, 0)
     for name, settings in (("variant", blind), ("own", SETTINGS), ("variant", blind)):
         worker.load(str(tmp_path / name), settings)
         expected = rates(trainers[name], judged[100:150])
