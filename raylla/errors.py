@@ -56,6 +56,10 @@ class DeadlineError(RayllaError):
     status = 3
 
 
+class WorkerHungError(WorkerLostError, DeadlineError):
+    """A worker said nothing within the deadline: as good as lost, and handled like that."""
+
+
 class StoppedError(RayllaError):
     """The run was asked to stop by a signal, and did."""
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from raylla.config import Config
@@ -22,6 +23,9 @@ from raylla.storage import remote
 
 IDENTITY = "wandb-id"
 """The file in a run directory that names its W&B run."""
+
+SERVICE = "wandb-core"
+"""The name of the process that W&B sends from."""
 
 
 class Tracker:
@@ -63,10 +67,14 @@ class Tracker:
         self._put(keep)
 
     def close(self) -> None:
-        """Finish what is queued, within the timeout."""
+        """Finish what is queued, within the timeout; what is not sent by then stays in the run directory,
+        from where `wandb sync` sends it.
+        """
         if self._thread:
             self._queue.put(None)
             self._thread.join(self._timeout)
+            if self._thread.is_alive():
+                _end_service()
 
     def _put(self, act: Callable[[Any, Any], None]) -> None:
         if self._thread:
@@ -93,6 +101,13 @@ class Tracker:
             run.finish()
         except Exception as error:
             Console(stderr=True).print(f"[dim]W&B is off from here on: {error}[/dim]")
+
+
+def _end_service() -> None:
+    """Kill the process that W&B keeps below this one: its hooks at exit wait for it without a deadline."""
+    for child in psutil.Process().children():
+        if child.name() == SERVICE:
+            child.kill()
 
 
 def _identity(directory: Path) -> str:

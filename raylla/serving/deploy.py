@@ -198,8 +198,12 @@ def _measures(one: Served, unit: int) -> list[float]:
 
 
 def _serve(at: Dashboard, deployed: dict[str, Any], config: Config, target: Target) -> None:
-    """Have ``target`` answer everything, without a canary."""
-    _set(deployed, "Canary", {"version": None}, canary_scale(config.serving, 0))
+    """Have ``target`` answer everything, without a canary.
+
+    The canary's replicas keep the version that they were given until they are gone: one that Serve starts
+    meanwhile would else come up with the base model, and may still be asked.
+    """
+    _set(deployed, "Canary", _told(deployed, "Canary"), canary_scale(config.serving, 0))
     wish = {"stable": target.plain(), "canary": None, "share": 0.0, "since": None}
     _set(deployed, "Ingress", wish)
     if not config.serving.colocate:

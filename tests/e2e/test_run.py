@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from raylla.gauges import flat
+from tests.chaos.processes import hit, kill_tree, workers
 from tests.e2e.nodes import Nodes
 from tests.unit.test_dashboard import metrics
 
@@ -45,6 +45,10 @@ ON_RAY = ("epoch-1/sample", "epoch-1/align")
 """Stages that are interrupted on Ray; the others in one process, which starts in half the time."""
 IN_A_BUCKET = ("epoch-1/align",)
 """Stages of runs behind a URL, of which no process has another's disk."""
+ALWAYS = ("world", "epoch-1/test", "epoch-1/align")
+"""Stages that every test run interrupts: a stop, a kill in one process, a kill on Ray."""
+BROKEN = ("rollout", "judge", "reward-trainer")
+"""Workers that are killed in the epoch of which the last stage on Ray is interrupted, too."""
 
 
 def _arguments(run: Path | str, **changed: object) -> list[str]:
@@ -242,38 +246,39 @@ def test_the_timeline_tells_who_worked_when(whole: Path) -> None:
     assert all(event["dur"] >= 0 for event in spans)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    "stage", [pytest.param(one, marks=[] if one in ALWAYS else pytest.mark.soak) for one in STAGES]
+)
 def test_killed_or_stopped_after_a_stage_and_resumed(
     request: pytest.FixtureRequest, tmp_path: Path, stage: str
 ) -> None:
-    """Stopped by SIGTERM in the first sampling, killed by SIGKILL elsewhere."""
+    """Stopped by SIGTERM in the first sampling, killed by SIGKILL elsewhere; where the alignment is the
+    last thing that is done, a worker of each kind was killed at work before.
+    """
     on_ray = stage in ON_RAY
     uninterrupted: Path = request.getfixturevalue("whole" if on_ray else "alone")
     run, log = tmp_path / "run", tmp_path / "log"
     place = f"file://{run}" if stage in IN_A_BUCKET else str(run)
     process = _raylla(_arguments(place, ray__in_process=str(not on_ray).lower()), log)
+    if stage == "epoch-1/align":
+        _wait_for_commit(process, run, "world", log)
+        for kind in BROKEN:
+            (worker,) = workers(process.pid, kind)
+            hit(worker)
     _wait_for_commit(process, run, stage, log)
+    if stage == "epoch-1/align":
+        assert all(f"{kind}: a worker was lost and started anew" in log.read_text() for kind in BROKEN)
     if stage == "world":
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 143
         assert "StoppedError: stopped by SIGTERM at: epoch-1/sample" in " ".join(log.read_text().split())
     else:
-        tree = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
+        kill_tree(process.pid)
         process.wait(timeout=30)
-        for child in tree:
-            _kill(child)
     _finish(["resume", place], log)
     assert _ids(run) == _ids(uninterrupted)
     assert _results(run)["epochs"] == _results(uninterrupted)["epochs"]
-
-
-def _kill(process: psutil.Process) -> None:
-    """End a process that may be gone already."""
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
 
 
 def _wait_for_commit(process: subprocess.Popen[bytes], run: Path, stage: str, log: Path) -> None:
