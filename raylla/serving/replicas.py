@@ -41,6 +41,7 @@ from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import open_store
 from raylla.serving.tokens import TokenKeys
 from raylla.serving.versions import Holding, Target, load_pctr
+from raylla.storage import here
 from raylla.world import store as worlds
 
 log = logging.getLogger("raylla.serving")
@@ -56,7 +57,8 @@ HEALTH_SECONDS = 5.0
 def open_engine(config: Config) -> Holding:
     """An engine with the base model's weights; a run's version comes with `Holding.want`."""
     path = models.resolve(config.ad_llm.path, "ad_llm.path")
-    engine = AsyncEngine(LiveVllm(path, config.engine, config.seed), WeightVersion("v0", 0, path))
+    with here(path) as found:
+        engine = AsyncEngine(LiveVllm(str(found), config.engine, config.seed), WeightVersion("v0", 0, path))
     return Holding(engine, Target("", "v0"))
 
 
@@ -173,6 +175,8 @@ class Ingress:
     def _create(self) -> FastAPI:
         config = self._config
         keys = keyring.read(config.serving.database)
+        with here(models.resolve(config.ad_llm.path, "ad_llm.path")) as found:
+            tokenizer = AutoTokenizer.from_pretrained(found)
         self._auctioneer = Auctioneer(
             config,
             self._traffic,
@@ -180,7 +184,7 @@ class Ingress:
             self._store,
             self._eligibility,
             self._tokens,
-            AutoTokenizer.from_pretrained(models.resolve(config.ad_llm.path, "ad_llm.path")),
+            tokenizer,
             self._threads,
         )
         reports = Reports(self._spent_today, lambda: self._auctioneer.ongoing)

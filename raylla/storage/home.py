@@ -17,12 +17,12 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from raylla.errors import DeadlineError, RayllaError, RunError, StorageError
-from raylla.storage.places import asked, folder, names, opened, put, remote, writing
+from raylla.storage.places import asked, folder, names, opened, put, remote, scratch, writing
 
 Result = TypeVar("Result")
 LEDGER = "ledger.jsonl"
@@ -169,9 +169,9 @@ class Bucket:
         self._sent: dict[str, tuple[int, int]] = {}
         self._commits = 0
         self._claimed = False
-        working = tempfile.mkdtemp(prefix="raylla-run-")
-        weakref.finalize(self, shutil.rmtree, working, True)
-        self.path = Path(working).resolve() / (self.place.rpartition("/")[2] or "run")
+        held = ExitStack()
+        weakref.finalize(self, held.close)
+        self.path = held.enter_context(scratch()).resolve() / (self.place.rpartition("/")[2] or "run")
         self.path.mkdir()
         self._within("opening the run", self._open)
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,11 @@ def within(place: Place, *parts: str) -> str:
     return "/".join((str(place).rstrip("/"), *parts)) if remote(place) else str(Path(place, *parts))
 
 
+def above(place: Place) -> str:
+    """The place that another is in."""
+    return str(place).rstrip("/").rpartition("/")[0] if remote(place) else str(Path(place).parent)
+
+
 def absolute(place: Place) -> str:
     """The same place for processes that work in other directories."""
     return str(place) if remote(place) else str(Path(place).resolve())
@@ -57,6 +63,19 @@ def exists(place: Place) -> bool:
     with asked(place, "looking for it"):
         files.invalidate_cache()
         return bool(files.exists(root))
+
+
+def read_text(place: Place) -> str:
+    """A small file.
+
+    Raises:
+        StorageError: it is not there, or the bucket does not answer.
+    """
+    if not remote(place):
+        return Path(place).read_text()
+    files, path = opened(place)
+    with asked(place, "reading it"):
+        return bytes(files.cat_file(path)).decode()
 
 
 @contextmanager
@@ -101,14 +120,14 @@ def making(place: Place) -> Iterator[Path]:
         StorageError: the place cannot be written to; what was there stays.
     """
     if remote(place):
-        with tempfile.TemporaryDirectory(prefix="raylla-making-") as scratch:
-            yield Path(scratch)
+        with scratch() as fresh:
+            yield fresh
             files, root = opened(place)
             with asked(place, "writing it"):
                 if files.exists(root):
                     files.rm(root, recursive=True)
-                for name in names(Path(scratch)):
-                    put(files, Path(scratch, name), f"{root}/{name}")
+                for name in names(fresh):
+                    put(files, fresh / name, f"{root}/{name}")
         return
     target = Path(place)
     fresh = target.with_name(f".{target.name}.partial")
@@ -192,6 +211,20 @@ def folder(files: AbstractFileSystem, path: str) -> None:
         files.makedirs(path, exist_ok=True)
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory of this process beside the copies, gone with it even where it is killed."""
+    _sweep()
+    own = _copies() / uuid.uuid4().hex
+    try:
+        with _locked(own, "reading", fcntl.LOCK_SH):
+            own.mkdir()
+            yield own
+    finally:
+        _forget(own)
+        own.with_suffix(".reading").unlink(missing_ok=True)
+
+
 def _bring(files: AbstractFileSystem, root: str, found: Mapping[str, Any], copy: Path) -> None:
     fresh = copy.with_suffix(FRESH)
     for name in found:
@@ -216,12 +249,12 @@ def _locked(copy: Path, what: str, how: int) -> Iterator[None]:
 
 
 def _forget(copy: Path) -> None:
-    """Remove a copy that nobody reads, or waits for."""
+    """Remove a copy that nobody reads, or waits for; its locks stay, for they may be asked for."""
     try:
         with _locked(copy, "reading", fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(copy, ignore_errors=True)
             shutil.rmtree(copy.with_suffix(FRESH), ignore_errors=True)
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):  # somebody reads it; or a machine's clean-up took all
         return
 
 

@@ -16,12 +16,15 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from typer.testing import CliRunner
 
+from raylla import models
+from raylla.actors import read_weights
 from raylla.cli import app
 from raylla.config import Config, parse
-from raylla.errors import DeadlineError, RunError, StorageError
+from raylla.errors import ConfigError, DeadlineError, RunError, StorageError
 from raylla.irpo import versions
 from raylla.irpo.crew import Crew
 from raylla.irpo.state import Run, load_records, save_records
+from raylla.plan.architecture import architecture
 from raylla.records import Answer
 from raylla.storage import exists, here, making, places, within
 
@@ -225,6 +228,22 @@ def test_readers_of_a_machine_share_a_copy(
     with here(place) as one:
         assert [file.name for file in one.iterdir()] == ["config.json"]
         assert (one / "config.json").read_text() == "2"
+
+
+def test_a_model_may_lie_behind_a_url(faulty: str) -> None:
+    pocket = models.POCKET / "ad-llm"
+    place = within(faulty, "model")
+    with pytest.raises(ConfigError, match=r"ad_llm\.path='faulty:.*: there is no config\.json at the URL"):
+        models.check(parse({"ad_llm": {"path": place}}, "x"))
+    with making(place) as fresh:
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            shutil.copy(pocket / name, fresh / name)
+    config = parse({"ad_llm": {"path": place}}, "x")
+    assert models.check(config)["ad_llm.path"] == place
+    assert architecture(place, "ad_llm.path") == architecture("pocket:ad-llm", "ad_llm.path")
+    ours, theirs = read_weights(place), read_weights(pocket)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
 class Hands:
