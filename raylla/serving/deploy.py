@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class Comparison:
     """Measure -> "stable", "canary" and "difference" -> mean, low, high; empty with too few auctions."""
 
 
-def canary(at: Dashboard, run: Path, version: str | None, share: float) -> None:
+def canary(at: Dashboard, run: str, version: str | None, share: float) -> None:
     """Give ``share`` of the requests to a version of ``run``; returns when it answers.
 
     Raises:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines.protocol import Probe
-from raylla.errors import DeadlineError, EndpointError, WeightError
+from raylla.errors import DeadlineError, EndpointError
 from raylla.records import WeightVersion
 from raylla.serving.stepping import work
 from raylla.serving.wire import Abort, Ask, Asked, Failed, Heard, Load, Loaded, Piece, Refused, Told
@@ -91,6 +91,7 @@ class AsyncEngine:
 
         Raises:
             WeightError: unreadable weights, another model's, or not the probe's; the old ones stand.
+            StorageError: they cannot be brought here; the old ones stand.
             EndpointError: the engine has failed.
         """
         name = str(next(self._names))
@@ -138,7 +139,7 @@ class AsyncEngine:
             if heard.refusal is None:
                 done.set_result(heard.difference)
             else:
-                done.set_exception(WeightError(heard.refusal))
+                done.set_exception(heard.refusal)
         elif isinstance(heard, Failed):
             self._fail(f"the engine has failed: {heard.reason}")
 
@@ -156,14 +157,13 @@ class AsyncEngine:
         return self._failed
 
 
-def start(model: str, settings: Settings, seed: int, seconds: float) -> AsyncEngine:
-    """An engine on ``model`` in a process of its own, which ends with this one.
+def start(model: str, settings: Settings, seed: int, version: WeightVersion, seconds: float) -> AsyncEngine:
+    """An engine on ``model`` (the files of ``version`` on this machine), in a process that ends with this.
 
     Raises:
         DeadlineError: it was not ready within ``seconds``.
         EndpointError: it does not start.
     """
-    version = WeightVersion("v0", 0, model)
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=work, args=(theirs, model, settings, seed, version), name="engine")

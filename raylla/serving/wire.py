@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from raylla.config import Sampling
 from raylla.engines.live import Finish
 from raylla.engines.protocol import Probe
+from raylla.errors import StorageError, WeightError
 from raylla.records import WeightVersion
 
 
@@ -67,7 +68,7 @@ class Loaded:
 
     name: str
     difference: float
-    refusal: str | None = None
+    refusal: WeightError | StorageError | None = None
 
 
 @dataclass(frozen=True, slots=True)
