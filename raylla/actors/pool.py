@@ -243,16 +243,23 @@ class Pool:
         """End a lost or hung worker and make it anew, in the state that its constructor gives it.
 
         Raises:
-            WorkerLostError: ``lost`` itself, where the pool has made ``actors.max_restarts`` already.
+            WorkerLostError: the pool has made ``actors.max_restarts`` already.
             WorkerHungError: the new worker is not ready within ``deadline`` seconds.
         """
-        if self.restarts >= self._actors.max_restarts:
-            raise lost
-        self.restarts += 1
-        ray.kill(self._hosts[lost.worker])
-        self._hosts[lost.worker] = self._actor(lost.worker)
-        starting = self._submit(lost.worker, START, self._kind, self._args)
-        gather([starting], deadline, f"{starting.worker} to be ready again")
+        while True:
+            if self.restarts >= self._actors.max_restarts:
+                raise lost
+            self.restarts += 1
+            ray.kill(self._hosts[lost.worker])
+            self._hosts[lost.worker] = self._actor(lost.worker)
+            starting = self._submit(lost.worker, START, self._kind, self._args)
+            try:
+                gather([starting], deadline, f"{starting.worker} to be ready again")
+                return
+            except WorkerHungError:
+                raise
+            except WorkerLostError as again:
+                lost = again
 
     def call(self, worker: int, method: str, *args: Any) -> Call:
         """Ask one worker for ``method(*args)``, without waiting; it gets the values of references."""
