@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=0, help="nodes killed or cut off, in a run of its own")
     parser.add_argument("--epochs", type=int, default=5, help="of each run")
     parser.add_argument("--scripted", action="store_true", help="sleeping engines: many kills in minutes")
+    parser.add_argument("--alone", type=Path, help="the run left alone by an earlier campaign, if alike")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--minutes", type=float, default=60, help="after which no more processes are struck"
@@ -29,7 +30,7 @@ def main() -> int:
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="raylla-chaos-"))
     sys.stdout.write(f"runs and logs in {place}\n")
-    campaign = Campaign(place, given.epochs, given.seed, given.minutes, given.scripted)
+    campaign = Campaign(place, given.epochs, given.seed, given.minutes, given.scripted, given.alone)
 
     def note() -> dict[str, Any]:
         found = campaign.report()

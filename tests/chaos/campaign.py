@@ -33,7 +33,7 @@ WEIGHTS = {
 }
 """How often each kind is drawn: the dear ones less."""
 
-AT_START = 0.02
+AT_START = 0.002
 """Chance of a strike, whenever one is due, while a run is still starting its engines."""
 
 PAUSE = 3.0
@@ -89,9 +89,11 @@ class Tally:
 
 
 class Campaign:
-    """Runs in directories under ``place``, each compared with one that was left alone."""
+    """Runs in directories under ``place``, each compared with one that was (or is now) left ``alone``."""
 
-    def __init__(self, place: Path, epochs: int, seed: int, minutes: float, scripted: bool) -> None:
+    def __init__(
+        self, place: Path, epochs: int, seed: int, minutes: float, scripted: bool, alone: Path | None
+    ) -> None:
         self._place, self._epochs = place, epochs
         self._world = place / "world" if scripted else None
         if self._world is not None:
@@ -103,9 +105,12 @@ class Campaign:
         self._runs = 0
         self.tallies = {kind: Tally() for kind in (*WEIGHTS, NODE, CUT)}
         self.samples: list[dict[str, Any]] = []
-        alone = Driver(place / "alone", epochs, self._world)
-        self._finish(alone)
-        self._alone = alone.run
+        self._alone = alone or self._left_alone()
+
+    def _left_alone(self) -> Path:
+        driver = Driver(self._place / "alone", self._epochs, self._world)
+        self._finish(driver)
+        return driver.run
 
     def over(self, kills: int) -> bool:
         """Whether ``kills`` strikes were made or the time is up."""
