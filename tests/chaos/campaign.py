@@ -39,8 +39,9 @@ AT_START = 0.002
 PAUSE = 3.0
 """Seconds for which a slow worker stands still."""
 
-RECOVERY = 180.0
-"""Seconds without any progress after which a run that was struck counts as hanging."""
+RECOVERY = 360.0
+"""Seconds without any progress after which a run that was struck counts as hanging: more than a new start
+of the driver may take, `deadlines.start` included."""
 
 INFRASTRUCTURE = 3
 """The exit status of a run that lost a part and can be resumed."""
