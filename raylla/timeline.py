@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raylla.actors.spans import Span
+from raylla.storage import writing
 
 ROLLOUT, JUDGE, REWARD, TRAINER = "rollout", "judge", "reward-trainer", "policy-trainer"
 LOAD = "load"
@@ -48,10 +49,11 @@ class Timeline:
         }
         self.epochs.append(found)
         if self._directory is not None:
-            with (self._directory / "timeline.jsonl").open("a") as file:
-                for line in (*({"epoch": epoch} | asdict(span) for span in self._spans), found):
-                    file.write(json.dumps(line) + "\n")
-            write_trace(self._directory)
+            with writing(self._directory / "timeline.jsonl"):
+                with (self._directory / "timeline.jsonl").open("a") as file:
+                    for line in (*({"epoch": epoch} | asdict(span) for span in self._spans), found):
+                        file.write(json.dumps(line) + "\n")
+                write_trace(self._directory)
 
 
 def idle(spans: Sequence[Span], began: float, ended: float) -> dict[str, float]:

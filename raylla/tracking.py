@@ -19,6 +19,7 @@ import psutil
 from rich.console import Console
 
 from raylla.config import Config
+from raylla.storage import remote
 
 IDENTITY = "wandb-id"
 """The file in a run directory that names its W&B run."""
@@ -52,13 +53,13 @@ class Tracker:
             lambda wandb, run: run.log({"epoch": epoch, name: wandb.Table(columns=columns, data=data)})
         )
 
-    def artifact(self, name: str, kind: str, path: Path, points: bool = False) -> None:
+    def artifact(self, name: str, kind: str, path: Path | str, points: bool = False) -> None:
         """A directory as an artifact: its files, or where it ``points`` a reference to their place."""
 
         def keep(wandb: Any, run: Any) -> None:
             made = wandb.Artifact(f"{run.id}-{name}", type=kind)
             if points:
-                made.add_reference(f"file://{path}", checksum=False)
+                made.add_reference(str(path) if remote(str(path)) else f"file://{path}", checksum=False)
             else:
                 made.add_dir(str(path))
             run.log_artifact(made)

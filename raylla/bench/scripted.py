@@ -116,11 +116,11 @@ class ScriptedReward:
         time.sleep(self._latencies.predict * len(rows))
         return dict.fromkeys(REPORTED, 0.0)
 
-    def save(self, directory: Path) -> None:
+    def save(self, place: str) -> None:
         """A directory to find again."""
-        directory.mkdir(exist_ok=True)
+        Path(place).mkdir(parents=True, exist_ok=True)
 
-    def load(self, directory: Path) -> None:
+    def load(self, place: str) -> None:
         """Nothing to load."""
 
 

@@ -23,7 +23,7 @@ from raylla.errors import BudgetError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
-from raylla.irpo.versions import committed
+from raylla.irpo.versions import committed, named
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.records import Ad, Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
@@ -205,13 +205,13 @@ class EvaluationDesk:
         """What the pCTR model of ``epoch`` says; a reward trainer that was started anew holds none yet."""
         held = (epoch, self._crew.reward.restarts)
         if self._held != held:
-            self._crew.ask_reward("load", self.run.path / "reward" / f"epoch-{epoch}")
+            self._crew.ask_reward("load", self.run.reward(epoch), self.config.pctr)
             self._held = held
         found: list[Prediction] = self._crew.ask_reward("predict_intervals", list(wanted))
         return found
 
     def _load(self, name: str) -> None:
-        weights, probe = self.versions[name]
+        weights, probe = self.versions.get(name) or named(self.run, name)
         if self._crew.version != weights:
             self._crew.refresh(weights, probe)
 

@@ -28,6 +28,7 @@ from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt
 from raylla.records import Ad, Prediction, Profile, Query
+from raylla.storage import home
 from raylla.world import World
 
 ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
@@ -115,7 +116,7 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         ask_reward=ask_reward,
         persistently=lambda work: work(),
     )
-    desk = EvaluationDesk(Run(path, settings), settings, crew, world)
+    desk = EvaluationDesk(Run(home(path), settings), settings, crew, world)
     return SimpleNamespace(desk=desk, writer=writer, reader=reader)
 
 
