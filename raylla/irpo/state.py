@@ -63,7 +63,7 @@ class Run:
                     f"{config.digest()}); choose another --run, or continue that one with `raylla resume`"
                 )
             return run
-        if found.path.exists() and any(found.path.iterdir()):
+        if found.foreign():
             raise RunError(f"{where} is not empty and not a run directory; choose another --run")
         found.check()
         run = cls(found, config)

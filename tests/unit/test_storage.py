@@ -105,6 +105,8 @@ def test_a_driver_on_an_empty_machine_finds_every_commit(where: str) -> None:
         Run.create(where, parse({"seed": 1}, "x"))
     with pytest.raises(RunError, match="not a run directory"):
         Run.open(within(where, "else"))
+    with pytest.raises(RunError, match="not empty and not a run directory"):
+        Run.create(within(where, "weights"), Config())
 
 
 def test_a_driver_killed_within_a_commit_has_not_committed(faulty: str, tmp_path: Path) -> None:
@@ -192,16 +194,17 @@ def test_what_cannot_be_written_is_told_before_models_load(faulty: str, tmp_path
 
 
 def test_a_bucket_that_hangs_is_a_deadline(faulty: str) -> None:
-    run = Run.create(faulty, parse({"deadlines": {"storage": 0.3}}, "x"))
+    run = Run.create(faulty, parse({"deadlines": {"storage": 99}}, "x"))
     woken = threading.Event()
     with run.alone():
-        Faulty.fault = lambda path: woken.wait(30)
-        with pytest.raises(
-            DeadlineError, match=r"committing was not done within deadlines\.storage=0\.3 s"
-        ):
-            run.home.append(b"")
-        Faulty.fault = None
+        assert run.home.deadline == 99
+        run.home.deadline = 0.3
+        Faulty.fault = lambda path: woken.wait(60)
+        with pytest.raises(DeadlineError, match=r"was not done within 0\.3 s \(deadlines\.storage\)"):
+            run.commit("world", ["a"], {"wall_seconds": 1.0})
+        Faulty.fault, run.home.deadline = None, 99
         woken.set()
+    assert not run.commits
 
 
 def test_readers_of_a_machine_share_a_copy(
