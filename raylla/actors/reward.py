@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +19,9 @@ class RewardWorker:
         # Imported here, so that the driver, which names this class, loads no torch.
         from raylla.reward.trainer import RewardTrainer
 
-        self._trainer = RewardTrainer(encoder, settings, seed)
+        self._make = partial(RewardTrainer, encoder, seed=seed)
+        self._settings = settings
+        self._trainer = self._make(settings)
 
     def ready(self) -> None:
         """Returns when the encoder is loaded."""
@@ -46,6 +50,8 @@ class RewardWorker:
         """Write the model, on a path or behind a URL."""
         self._trainer.save(place)
 
-    def load(self, place: str) -> None:
-        """Go on from what `save` wrote."""
+    def load(self, place: str, settings: Pctr) -> None:
+        """Go on from what `save` wrote under ``settings``; those of a variant may be others."""
+        if settings != self._settings:
+            self._trainer, self._settings = self._make(settings), settings
         self._trainer.load(place)

@@ -205,7 +205,7 @@ class EvaluationDesk:
         """What the pCTR model of ``epoch`` says; a reward trainer that was started anew holds none yet."""
         held = (epoch, self._crew.reward.restarts)
         if self._held != held:
-            self._crew.ask_reward("load", self.run.reward(epoch))
+            self._crew.ask_reward("load", self.run.reward(epoch), self.config.pctr)
             self._held = held
         found: list[Prediction] = self._crew.ask_reward("predict_intervals", list(wanted))
         return found

@@ -254,6 +254,10 @@ def _check(runs: Sequence[Run], settings: Evaluation) -> None:
                 raise RunError(
                     f"run {run.place} has another {field_name} than {first.place}; evaluate it by itself"
                 )
+        if run.config.pctr.encoder != first.config.pctr.encoder:
+            raise RunError(
+                f"run {run.place} has another pctr.encoder than {first.place}; evaluate it by itself"
+            )
         same = first.config.model_copy(update={"seed": run.config.seed})
         if run.config.name == first.config.name and run.config.digest() != same.digest():
             raise RunError(

@@ -74,7 +74,7 @@ class Learner:
         config = self._run.config
         start = self._run.reward(self._epoch - 1) if self._epoch > 1 else config.pctr.start
         if start is not None:
-            self._ask("load", absolute(start))
+            self._ask("load", absolute(start), config.pctr)
 
     def advance(self, source: Source) -> None:
         """Hand over everything of ``source`` that is whole and whose turn it is."""

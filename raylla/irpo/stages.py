@@ -88,7 +88,7 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
 
 
 def _predicted(run: Run, crew: Crew, epoch: int, rows: list[ClickRow]) -> dict[str, float]:
-    crew.ask_reward("load", run.reward(min(epoch, run.config.irpo.epochs)))
+    crew.ask_reward("load", run.reward(min(epoch, run.config.irpo.epochs)), run.config.pctr)
     found: dict[str, float] = crew.ask_reward("evaluate", rows)
     return found
 

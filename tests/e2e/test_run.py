@@ -153,7 +153,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
 ) -> None:
     small = {
         "seeds": "[0]",
-        "variants": "{judged: [irpo.reward=judge]}",
+        "variants": "{judged: [irpo.reward=judge, 'pctr.features=[]']}",
         "bids": "[0,50,100]",
         "sweep_answers": 1,
         "curve_answers": 4,
