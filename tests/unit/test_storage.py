@@ -26,6 +26,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.state import Run, load_records, save_records
 from raylla.plan.architecture import architecture
 from raylla.records import Answer
+from raylla.serving.versions import Target, find
 from raylla.storage import exists, here, making, places, within
 
 ANSWERS = [Answer("s/0", "s", 0, "v0", "hi @", (1, 2), (3,), None)]
@@ -267,7 +268,7 @@ def test_old_versions_are_collected_and_never_one_in_use(where: str) -> None:
             work(run, epoch)
             collect(run, f"v{epoch}", "v1")  # v1 is what this process began with
         assert versions.collected(run) == []
-        versions.note_served(Run.open(where), "v2")
+        assert find(where, "v2") == Target(run.place, "v2")  # `raylla serve` and `raylla deploy` ask so
         for epoch in (4, 5):
             work(run, epoch)
             collect(run, f"v{epoch}", "v1")
@@ -284,7 +285,7 @@ def test_old_versions_are_collected_and_never_one_in_use(where: str) -> None:
     ):
         versions.named(again, "v1")
     with pytest.raises(RunError, match="no weight version 'v9'; there are v0, v2"):
-        versions.named(again, "v9")
+        find(where, "v9")
     # A removal that was killed half way goes on.
     with making(again.weights("v3")) as fresh:
         (fresh / "half").touch()
