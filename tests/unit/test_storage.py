@@ -34,7 +34,7 @@ PROBE = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-0.5]}
 
 
 class Faulty(LocalFileSystem):  # type: ignore[misc]
-    """A bucket on a directory: no folders to make, and it can refuse, hang or be gone."""
+    """A bucket on a directory: no folders to make, nothing replaced, and it can refuse, hang or be gone."""
 
     protocol = "faulty"
     fault: Any = None
@@ -50,6 +50,8 @@ class Faulty(LocalFileSystem):  # type: ignore[misc]
     def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
         if Faulty.fault:
             Faulty.fault(rpath)
+        if self.exists(rpath):
+            raise FileExistsError(rpath)
         super().put_file(lpath, rpath, **options)
 
     @classmethod
