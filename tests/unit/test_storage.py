@@ -98,8 +98,11 @@ def test_a_driver_on_an_empty_machine_finds_every_commit(where: str) -> None:
     assert load_records(again.part("records/epoch-1/sample") / "answers.parquet", Answer) == ANSWERS
     assert (again.path / "metrics.jsonl").read_text() == "1\n"
     with again.alone():
+        with (again.path / "metrics.jsonl").open("a") as file:
+            file.write("2\n")
         work(again, 2)
     third = Run.open(where)
+    assert (third.path / "metrics.jsonl").read_text() == "1\n2\n"
     assert list(third.commits) == [f"epoch-{n}/{s}" for n in (1, 2) for s in ("sample", "align")]
     assert [version.name for version, _ in versions.committed(third)] == ["v0", "v1", "v2"]
     with here(third.weights("v2")) as found:
