@@ -9,6 +9,7 @@ as they become ready. Imports neither vllm nor torch: whoever drives a pool stay
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -20,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raylla.actors.host import START, Host
 from raylla.actors.spans import Span, Stamped
-from raylla.config import Actors
+from raylla.config import Actors, Engines
 from raylla.errors import DeadlineError, RayllaError, RunError, WorkerLostError
 
 WORKER = "RAYLLA_WORKER"
@@ -173,13 +174,14 @@ class LocalCall(Call):
 
 
 class Pool:
-    """``actors.workers`` workers made by ``kind(*args)``.
+    """Workers made by ``kind(*args)``: ``actors.least`` of them at first, ``actors.workers`` at most.
 
     Args:
         name: what errors call it.
         kind: the worker's class; its constructor runs where the worker lives.
         args: of the constructor, alike for all workers.
-        actors: how many workers, and the CPUs and GPUs that each one reserves.
+        actors: how many workers, and the CPUs and GPUs that each one reserves; one for which there is
+            no room yet waits for it, which is what makes an autoscaler add a node.
         in_process: no Ray, and no deadlines, so that one can sit on a breakpoint; what is not an
             error of raylla's own comes as it was raised.
         record: is told the spans of every call that ends.
@@ -200,21 +202,63 @@ class Pool:
         self._actors = actors
         self._in_process = in_process
         self._record = record
-        self._hosts: list[Any] = []
-        self._queues: list[deque[LocalCall]] = []
-        self._starting: list[Call] = []
+        self._hosts: dict[int, Any] = {}
+        self._queues: dict[int, deque[LocalCall]] = {}
+        self._starting: dict[int, Call] = {}
         self.restarts = 0
 
     @property
-    def size(self) -> int:
-        """Number of workers."""
+    def least(self) -> int:
+        """Workers that stay where there is nothing to do."""
+        return self._actors.least
+
+    @property
+    def most(self) -> int:
+        """Workers that there may be."""
         return self._actors.workers
 
-    def create(self) -> None:
-        """Begin to make all workers, side by side; `wait_ready` waits for them."""
-        self._hosts = [Host() if self._in_process else self._actor(index) for index in range(self.size)]
-        self._queues = [deque() for _ in range(self.size)]
-        self._starting = [self._submit(index, START, self._kind, self._args) for index in range(self.size)]
+    @property
+    def idle_seconds(self) -> float:
+        """How long a worker above the least may have nothing to do."""
+        return self._actors.idle_seconds if isinstance(self._actors, Engines) else math.inf
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The workers that take calls, by number."""
+        return tuple(sorted(self._hosts.keys() - self._starting.keys()))
+
+    @property
+    def size(self) -> int:
+        """Number of workers that take calls."""
+        return len(self._hosts) - len(self._starting)
+
+    def create(self, workers: int | None = None) -> None:
+        """Begin to make ``workers`` (none: the least), side by side; `wait_ready` waits for them."""
+        for _ in range(self.least if workers is None else workers):
+            self.begin()
+
+    def begin(self) -> Call:
+        """Begin to make one more worker, under the lowest number that is free; does not wait.
+
+        Returns the call whose end says that it is ready. It is a member after `admit`, or `wait_ready`.
+        """
+        index = next(number for number in itertools.count() if number not in self._hosts)
+        self._hosts[index] = Host() if self._in_process else self._actor(index)
+        self._queues[index] = deque()
+        self._starting[index] = self._submit(index, START, self._kind, self._args)
+        return self._starting[index]
+
+    def admit(self, worker: int) -> None:
+        """Count a worker that has begun, and is ready, among the members."""
+        del self._starting[worker]
+
+    def end(self, worker: int) -> None:
+        """End a worker that has nothing to do, or that is not ready yet; what it reserved is free again."""
+        host = self._hosts.pop(worker)
+        self._starting.pop(worker, None)
+        del self._queues[worker]
+        if not self._in_process:
+            ray.kill(host)
 
     def wait_ready(self, deadline: float) -> None:
         """Wait until every worker is ready; stops them all where one is not.
@@ -225,11 +269,12 @@ class Pool:
                 their type.
         """
         what = (
-            f"pool {self.name}: {self.size} x {self._kind.__name__} to be ready "
+            f"pool {self.name}: {len(self._starting)} x {self._kind.__name__} to be ready "
             f"({self._actors.cpus:g} CPUs and {self._actors.gpus:g} GPUs each)"
         )
         try:
-            gather(self._starting, deadline, what)
+            gather(list(self._starting.values()), deadline, what)
+            self._starting.clear()
         except RayllaError:
             self.stop()
             raise
@@ -246,13 +291,21 @@ class Pool:
             WorkerLostError: ``lost`` itself, where the pool has made ``actors.max_restarts`` already.
             DeadlineError: the new worker is not ready within ``deadline`` seconds.
         """
-        if self.restarts >= self._actors.max_restarts:
-            raise lost
-        self.restarts += 1
+        self.count(lost)
         ray.kill(self._hosts[lost.worker])
         self._hosts[lost.worker] = self._actor(lost.worker)
         starting = self._submit(lost.worker, START, self._kind, self._args)
         gather([starting], deadline, f"{starting.worker} to be ready again")
+
+    def count(self, lost: WorkerLostError) -> None:
+        """Count the loss of a worker that is to be replaced.
+
+        Raises:
+            WorkerLostError: ``lost`` itself, where the pool has replaced ``actors.max_restarts`` already.
+        """
+        if self.restarts >= self._actors.max_restarts:
+            raise lost
+        self.restarts += 1
 
     def call(self, worker: int, method: str, *args: Any) -> Call:
         """Ask one worker for ``method(*args)``, without waiting; it gets the values of references."""
@@ -264,14 +317,14 @@ class Pool:
         Raises:
             DeadlineError: not all have answered within ``deadline`` seconds; names ``what``.
         """
-        return gather([self.call(index, method, *args) for index in range(self.size)], deadline, what)
+        return gather([self.call(index, method, *args) for index in self.members], deadline, what)
 
     def stop(self) -> None:
         """End all workers, whatever they are doing; does nothing where none was started."""
         if not self._in_process:
-            for host in self._hosts:
+            for host in self._hosts.values():
                 ray.kill(host)
-        self._hosts, self._queues, self._starting = [], [], []
+        self._hosts, self._queues, self._starting = {}, {}, {}
 
     def _submit(self, worker: int, method: str, *args: Any) -> Call:
         host = self._hosts[worker]
@@ -312,6 +365,12 @@ def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, 
     return call, call.take()
 
 
+def soon(calls: Sequence[Call], seconds: float) -> tuple[Call, Any] | None:
+    """`next_item`, or none where nothing is ready within ``seconds``."""
+    call = _ready(calls, seconds)
+    return None if call is None else (call, call.take())
+
+
 def next_reference(call: Call, deadline: float, what: str) -> Any:
     """The next item of ``call`` as an argument for other calls, without fetching it.
 
@@ -324,6 +383,18 @@ def next_reference(call: Call, deadline: float, what: str) -> Any:
 def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
     if not calls or any(call.done for call in calls):
         raise RuntimeError(f"{what}: waiting for {list(calls)}, of which none is left or one has ended")
+    call = _ready(calls, deadline)
+    if call is None:
+        names = ", ".join(str(call) for call in calls)
+        raise DeadlineError(
+            f"{what}: nothing came from {names} in time ({max(deadline, 0):.3g} s were left); look at the "
+            "workers' logs and at `ray status` for what they wait for, or raise the deadline"
+        )
+    return call
+
+
+def _ready(calls: Sequence[Call], seconds: float) -> Call | None:
+    """One of ``calls`` whose next item is there within ``seconds``."""
     # The least served first, or else a quick worker could keep a slow one's items from being seen.
     ordered = sorted(calls, key=lambda call: call.taken)
     local = [call for call in ordered if isinstance(call, LocalCall)]
@@ -333,14 +404,8 @@ def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
     if arrived := next((call for call in remote if call.arrived), None):
         return arrived
     streams = [call.stream for call in remote]
-    ready, _ = ray.wait(streams, num_returns=1, timeout=max(deadline, 0), fetch_local=False)
-    if not ready:
-        names = ", ".join(str(call) for call in ordered)
-        raise DeadlineError(
-            f"{what}: nothing came from {names} in time ({max(deadline, 0):.3g} s were left); look at the "
-            "workers' logs and at `ray status` for what they wait for, or raise the deadline"
-        )
-    return next(call for call in remote if call.stream is ready[0])
+    ready, _ = ray.wait(streams, num_returns=1, timeout=max(seconds, 0), fetch_local=False)
+    return next((call for call in remote if ready and call.stream is ready[0]), None)
 
 
 def gather(calls: Sequence[Call], deadline: float, what: str) -> list[Any]:

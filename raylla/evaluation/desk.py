@@ -207,8 +207,8 @@ class EvaluationDesk:
     def _ask(self, pool: Pool, method: str, items: Sequence[Any], *args: Any) -> Iterator[Any]:
         """What the workers of ``pool`` yield for ``items``, dealt out evenly."""
         calls = [
-            pool.call(worker, method, list(items[worker :: pool.size]), *args)
-            for worker in range(min(pool.size, len(items)))
+            pool.call(worker, method, list(items[place :: pool.size]), *args)
+            for place, worker in enumerate(pool.members[: len(items)])
         ]
         while calls:
             call, item = next_item(calls, self._deadline, f"the next item of {pool.name}.{method}")
