@@ -99,11 +99,14 @@ class RayCall(Call):
         super().__init__(pool, index, method, record)
         self.stream = stream
         self.arrived: deque[Stamped] = deque()
+        self.there = False
+        """Whether something of the stream is known to be there."""
 
     def take(self) -> Any:
         if self.arrived:
             return self._unwrap(self.arrived.popleft())
         try:
+            self.there = False
             self.arrived.extend(ray.get(next(self.stream)).items)
         except StopIteration:
             return self._end()
@@ -331,8 +334,12 @@ class Pool:
         if self._in_process:
             items = host.run(method, *args)
             return LocalCall(self.name, worker, method, self._record, items, self._queues[worker])
-        stream = host.stream.options(num_returns="streaming").remote(method, *args)
+        stream = self._stream(worker, method, *args)
         return RayCall(self.name, worker, method, self._record, stream)
+
+    def _stream(self, worker: int, method: str, *args: Any) -> Any:
+        """What a worker on Ray gives, as it comes."""
+        return self._hosts[worker].stream.options(num_returns="streaming").remote(method, *args)
 
     def _actor(self, index: int) -> Any:
         environment = {
@@ -395,17 +402,30 @@ def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
 
 def _ready(calls: Sequence[Call], seconds: float) -> Call | None:
     """One of ``calls`` whose next item is there within ``seconds``."""
-    # The least served first, or else a quick worker could keep a slow one's items from being seen.
-    ordered = sorted(calls, key=lambda call: call.taken)
-    local = [call for call in ordered if isinstance(call, LocalCall)]
+    local = [call for call in calls if isinstance(call, LocalCall)]
     if local:
+        # The least served first, or else a quick worker could keep a slow one's items from being seen.
+        local.sort(key=lambda call: call.taken)
         return next(call for call in itertools.cycle(local) if call.poll())
-    remote = [call for call in ordered if isinstance(call, RayCall)]
-    if arrived := next((call for call in remote if call.arrived), None):
-        return arrived
-    streams = [call.stream for call in remote]
-    ready, _ = ray.wait(streams, num_returns=1, timeout=max(seconds, 0), fetch_local=False)
-    return next((call for call in remote if ready and call.stream is ready[0]), None)
+    remote = [call for call in calls if isinstance(call, RayCall)]
+    if not any(call.there or call.arrived for call in remote):
+        _look(remote, seconds)
+    return next((call for call in remote if call.there or call.arrived), None)
+
+
+def _look(calls: Sequence[RayCall], seconds: float) -> None:
+    """Mark every call of which something is there, if within ``seconds`` it is of any.
+
+    Looking costs about as much for one as for all, and what is marked is taken before the next look: so
+    that no worker keeps another's items from being seen, and hundreds of them cost few looks.
+    """
+    streams = [call.stream for call in calls]
+    ready, rest = ray.wait(streams, num_returns=1, timeout=max(seconds, 0), fetch_local=False)
+    if ready and rest:
+        ready += ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0]
+    there = {id(stream) for stream in ready}
+    for call in calls:
+        call.there = id(call.stream) in there
 
 
 def gather(calls: Sequence[Call], deadline: float, what: str) -> list[Any]:
