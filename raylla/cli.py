@@ -13,6 +13,7 @@ import typer
 from raylla import config as settings
 from raylla.errors import ConfigError
 from raylla.serving import commands as serving
+from raylla.storage import home, within
 from raylla.terminal import ConfigPath, Overrides, RunPath, console, told
 
 app = typer.Typer(
@@ -32,7 +33,9 @@ app.add_typer(pocket_app, name="pocket")
 @told
 def train(
     config: ConfigPath,
-    run: Annotated[Path, typer.Option(help="run directory to make, or to continue")] = Path("runs/latest"),
+    run: Annotated[
+        str, typer.Option(help="run to make, or to continue: a directory, or a URL such as s3://BUCKET/RUN")
+    ] = "runs/latest",
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Run IRPO: answer, judge, learn, align, epoch by epoch; ends with the table of every epoch."""
@@ -54,11 +57,11 @@ def resume(run: RunPath) -> None:
 @told
 def evaluate(
     what: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(help="a config file, or finished runs: training seeds, then variants"),
     ],
     runs: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="where a config's runs are or are made; default: runs/NAME-evaluation"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="default: evaluation.json in the first run")] = None,
@@ -77,9 +80,9 @@ def evaluate(
     from raylla.stop import heeded, listen
 
     with listen(), heeded("the evaluation, which commits nothing before its end"):
-        if len(what) == 1 and what[0].is_file():
-            chosen = settings.load(what[0], set_)
-            directory = runs or Path("runs") / f"{chosen.name}-evaluation"
+        if len(what) == 1 and Path(what[0]).is_file():
+            chosen = settings.load(Path(what[0]), set_)
+            directory = runs or f"runs/{chosen.name}-evaluation"
             opened = campaign.runs(chosen, directory, lambda one, path: Observer(one, path, console))
         elif runs is not None:
             raise ConfigError(f"--runs {runs} goes with one config file; {what[0]} is none")
@@ -88,6 +91,7 @@ def evaluate(
             chosen = settings.changed(opened[0].config, "evaluation", set_)
         found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
     write_json(out or opened[0].path / "evaluation.json", found)
+    opened[0].home.save()
     show_evaluation(console, found)
 
 
@@ -103,11 +107,13 @@ def report(
     from raylla.observe import Observer
 
     opened = Run.open(run)
-    page = write(run / "evaluation.json", out or run / "report")
+    page = write(opened.path / "evaluation.json", out or opened.path / "report")
     watch = Observer(opened.config, opened.path, console)
     watch.artifact("report", "report", page.parent.resolve())
     watch.close()
-    console.print(f"{page}", highlight=False, soft_wrap=True)
+    opened.home.save()
+    shown = page if out else within(opened.place, "report", page.name)
+    console.print(f"{shown}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -116,7 +122,10 @@ def submit(
     config: ConfigPath,
     address: Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="http://HOST:8265")],
     storage: Annotated[
-        Path, typer.Option(envvar="RAYLLA_STORAGE", help="directory of run directories that all nodes see")
+        str,
+        typer.Option(
+            envvar="RAYLLA_STORAGE", help="where runs are: a directory that all nodes see, or a URL"
+        ),
     ],
     job: Annotated[str, typer.Option(help="train, evaluate, report or serve")] = "train",
     run_id: Annotated[
@@ -148,8 +157,12 @@ def submit(
 
 @app.command()
 @told
-def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
-    """Dry run: config, models, world, placement, disk and versions; loads no model."""
+def check(
+    config: ConfigPath,
+    run: Annotated[str | None, typer.Option(help="where the run is to be: is it writable?")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Dry run: config, models, world, storage, placement, disk and versions; loads no model."""
     from raylla import models
     from raylla.actors.placement import check_placement, connect, disconnect, needs
     from raylla.irpo.state import package_versions
@@ -166,6 +179,12 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:  # noqa: B006
     else:
         world = build.synthetic(loaded.world, loaded.seed)
     console.print(f"world      {world.name}: {len(world.ads)} ads, {len(world.profiles)} profiles")
+    if run is not None:
+        place = home(run)
+        place.check()
+        console.print(f"storage    {place.place}: writable", highlight=False, soft_wrap=True)
+    kept = loaded.storage.keep_versions
+    console.print(f"weights    {'every version is' if kept is None else f'the last {kept} are'} kept")
     connect(loaded)
     try:
         spare = check_placement(loaded)

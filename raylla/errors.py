@@ -34,6 +34,12 @@ class LostError(RunError):
     status = 3
 
 
+class StorageError(RunError):
+    """A disk or bucket that a run is on is full, refuses, or is gone; its last commit stands."""
+
+    status = 3
+
+
 class WorkerLostError(LostError):
     """A worker's process or node died at work: nobody's fault in the data or the code, so that it may be
     started anew. ``worker`` is its place in the pool named ``pool``."""
@@ -48,6 +54,10 @@ class DeadlineError(RayllaError):
     """A wait ran past its deadline; the message names what was waited for and who owns it."""
 
     status = 3
+
+
+class WorkerHungError(WorkerLostError, DeadlineError):
+    """A worker said nothing within the deadline: as good as lost, and handled like that."""
 
 
 class StoppedError(RayllaError):

@@ -1,4 +1,4 @@
-"""Where a model is: `pocket:NAME` in this package, a local directory, or a Hugging Face name."""
+"""Where a model is: `pocket:NAME` in this package, a directory, a URL, or a Hugging Face name."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from pathlib import Path
 
 from raylla.config import Config
 from raylla.errors import ConfigError
+from raylla.storage import exists, remote, within
 
 POCKET = Path(__file__).parent / "pocket" / "weights"
 
 
 def resolve(path: str, field: str) -> str:
-    """The directory of a model, or its Hugging Face name where that is what ``path`` is.
+    """The place of a model, or its Hugging Face name where that is what ``path`` is.
 
     Raises:
-        ConfigError: a pocket name or directory that does not exist; names ``field``.
+        ConfigError: a pocket name, directory or URL that does not exist; names ``field``.
     """
     if path.startswith("pocket:"):
         directory = POCKET / path.removeprefix("pocket:")
@@ -24,13 +25,17 @@ def resolve(path: str, field: str) -> str:
                 f"{field}={path!r}: no such pocket model; there are {', '.join(names) or 'none'}"
             )
         return str(directory)
+    if remote(path):
+        if not exists(within(path, "config.json")):
+            raise ConfigError(f"{field}={path!r}: there is no config.json at the URL")
+        return path
     if Path(path).is_dir():
         if not (Path(path) / "config.json").exists():
             raise ConfigError(f"{field}={path!r}: the directory holds no config.json")
         return str(Path(path).resolve())
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ConfigError(
-            f"{field}={path!r}: no such directory; give pocket:NAME, a directory or a hub name"
+            f"{field}={path!r}: no such directory; give pocket:NAME, a directory, a URL or a hub name"
         )
     return path
 
@@ -47,6 +52,6 @@ def check(config: Config) -> dict[str, str]:
         "pctr.encoder": config.pctr.encoder,
     }
     start = config.pctr.start
-    if start is not None and not start.is_dir():
-        raise ConfigError(f"pctr.start={str(start)!r}: no such directory; give RUN/reward/epoch-N of a run")
+    if start is not None and not exists(start):
+        raise ConfigError(f"pctr.start={start!r}: no such directory; give RUN/reward/epoch-N of a run")
     return {field: resolve(path, field) for field, path in named.items()}

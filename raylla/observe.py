@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from raylla.actors.spans import Size
 from raylla.config import Config
 from raylla.gauges import Gauges
+from raylla.storage import writing
 from raylla.timeline import Timeline
 from raylla.tracking import Tracker
 
@@ -119,7 +120,7 @@ class Observer:
         """Append one line of metrics; hand it to W&B, with ``epoch`` as the step, and to Prometheus."""
         if self.metrics_path:
             line = {"time": time.time(), "epoch": epoch, **values}
-            with self.metrics_path.open("a") as file:
+            with writing(self.metrics_path), self.metrics_path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         self._gauges.epoch(epoch, values)
         if self._tracker:
@@ -130,8 +131,9 @@ class Observer:
         if self._tracker:
             self._tracker.table(epoch, name, rows)
 
-    def artifact(self, name: str, kind: str, path: Path, points: bool = False) -> None:
-        """A directory that the run has made, for W&B; where it ``points``, by its place alone."""
+    def artifact(self, name: str, kind: str, path: Path | str, points: bool = False) -> None:
+        """A directory that the run has made, for W&B; where it ``points``, by its place alone, which may
+        be a URL."""
         if self._tracker:
             self._tracker.artifact(name, kind, path, points)
 

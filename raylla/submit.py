@@ -25,6 +25,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raylla.config import Config
 from raylla.errors import ConfigError, DeadlineError, LostError, PlacementError
+from raylla.storage import remote, within
 
 Answer = TypeVar("Answer")
 JOBS = ("train", "evaluate", "report", "serve")
@@ -50,28 +51,28 @@ STOPPED = 143
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One job of one run. ``storage`` is a directory that every node of the cluster sees."""
+    """One job of one run. ``storage`` is a directory that every node of the cluster sees, or a URL."""
 
     job: str
     config: Config
-    storage: Path
+    storage: str
     run_id: str
     python: str = "python"
 
     @property
-    def run(self) -> Path:
-        """The run directory, on the cluster."""
-        return self.storage / self.run_id
+    def run(self) -> str:
+        """The run's place, as the cluster sees it."""
+        return within(self.storage, self.run_id)
 
     @property
     def entrypoint(self) -> str:
         """The job's command line, in the directory that `stage` fills."""
         script = [self.python, f"jobs/{self.job}.py"]
         config = ["config.yaml", "--run"] if self.job in ("train", "serve") else []
-        return shlex.join([*script, *config, str(self.run)])
+        return shlex.join([*script, *config, self.run])
 
 
-def plan(job: str, config: Config, storage: Path, run_id: str | None, python: str) -> Submission:
+def plan(job: str, config: Config, storage: str, run_id: str | None, python: str) -> Submission:
     """A submission whose run id is the given one, or follows from the config alone.
 
     Raises:
@@ -79,10 +80,10 @@ def plan(job: str, config: Config, storage: Path, run_id: str | None, python: st
     """
     if job not in JOBS:
         raise ConfigError(f"--job {job}: there is {', '.join(JOBS)}")
-    if not storage.is_absolute():
+    if not remote(storage) and not Path(storage).is_absolute():
         raise ConfigError(
-            f"--storage {storage}: give an absolute path that every node of the cluster sees; a job's "
-            "working directory is thrown away with the job"
+            f"--storage {storage}: give an absolute path that every node of the cluster sees, or a URL; a "
+            "job's working directory is thrown away with the job"
         )
     named = run_id or re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{config.name}-{config.digest()[:8]}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", named):
@@ -269,4 +270,4 @@ def stage(planned: Submission, directory: Path) -> None:
 
 
 def _metadata(planned: Submission) -> dict[str, str]:
-    return {"raylla.job": planned.job, "raylla.run": str(planned.run)}
+    return {"raylla.job": planned.job, "raylla.run": planned.run}

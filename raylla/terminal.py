@@ -18,7 +18,7 @@ if not console.is_terminal:
 
 Result = TypeVar("Result")
 ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
-RunPath = Annotated[Path, typer.Argument(help="run directory")]
+RunPath = Annotated[str, typer.Argument(help="run directory, or URL of one in a bucket")]
 Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
 
 

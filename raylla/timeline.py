@@ -18,6 +18,7 @@ from typing import Any
 
 from raylla.actors.host import START
 from raylla.actors.spans import Size, Span
+from raylla.storage import writing
 
 ROLLOUT, JUDGE, REWARD, TRAINER = "rollout", "judge", "reward-trainer", "policy-trainer"
 LOAD = "load"
@@ -56,11 +57,12 @@ class Timeline:
         }
         self.epochs.append(found)
         if self._directory is not None:
-            with (self._directory / "timeline.jsonl").open("a") as file:
-                events = [*map(asdict, self._spans), *map(asdict, self._sizes)]
-                for line in (*({"epoch": epoch} | event for event in events), found):
-                    file.write(json.dumps(line) + "\n")
-            write_trace(self._directory)
+            with writing(self._directory / "timeline.jsonl"):
+                with (self._directory / "timeline.jsonl").open("a") as file:
+                    events = [*map(asdict, self._spans), *map(asdict, self._sizes)]
+                    for line in (*({"epoch": epoch} | event for event in events), found):
+                        file.write(json.dumps(line) + "\n")
+                write_trace(self._directory)
 
 
 def idle(spans: Sequence[Span], began: float, ended: float) -> dict[str, float]:

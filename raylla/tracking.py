@@ -15,12 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from raylla.config import Config
+from raylla.storage import remote
 
 IDENTITY = "wandb-id"
 """The file in a run directory that names its W&B run."""
+
+SERVICE = "wandb-core"
+"""The name of the process that W&B sends from."""
 
 
 class Tracker:
@@ -48,13 +53,13 @@ class Tracker:
             lambda wandb, run: run.log({"epoch": epoch, name: wandb.Table(columns=columns, data=data)})
         )
 
-    def artifact(self, name: str, kind: str, path: Path, points: bool = False) -> None:
+    def artifact(self, name: str, kind: str, path: Path | str, points: bool = False) -> None:
         """A directory as an artifact: its files, or where it ``points`` a reference to their place."""
 
         def keep(wandb: Any, run: Any) -> None:
             made = wandb.Artifact(f"{run.id}-{name}", type=kind)
             if points:
-                made.add_reference(f"file://{path}", checksum=False)
+                made.add_reference(str(path) if remote(str(path)) else f"file://{path}", checksum=False)
             else:
                 made.add_dir(str(path))
             run.log_artifact(made)
@@ -62,10 +67,14 @@ class Tracker:
         self._put(keep)
 
     def close(self) -> None:
-        """Finish what is queued, within the timeout."""
+        """Finish what is queued, within the timeout; what is not sent by then stays in the run directory,
+        from where `wandb sync` sends it.
+        """
         if self._thread:
             self._queue.put(None)
             self._thread.join(self._timeout)
+            if self._thread.is_alive():
+                _end_service()
 
     def _put(self, act: Callable[[Any, Any], None]) -> None:
         if self._thread:
@@ -92,6 +101,13 @@ class Tracker:
             run.finish()
         except Exception as error:
             Console(stderr=True).print(f"[dim]W&B is off from here on: {error}[/dim]")
+
+
+def _end_service() -> None:
+    """Kill the process that W&B keeps below this one: its hooks at exit wait for it without a deadline."""
+    for child in psutil.Process().children():
+        if child.name() == SERVICE:
+            child.kill()
 
 
 def _identity(directory: Path) -> str:

@@ -114,6 +114,7 @@ class Alignment:
         """The result, as soon as it is there.
 
         Raises:
+            LostError: workers or their nodes died once more than they are brought up anew.
             RunError: the training failed; names the cause.
             DeadlineError: workers not up within ``deadlines.start``, or no result within
                 ``deadlines.align``.
@@ -203,7 +204,8 @@ class PolicyTrainer:
     def _check(self, job: AlignJob, begun: float) -> None:
         """Raise where waiting on for ``job`` is pointless or has taken too long."""
         if self._fit is None or not self._fit.is_alive():
-            raise RunError(
+            kind = LostError if _lost(self._failure) else RunError
+            raise kind(
                 f"weight version {job.version}: the policy trainer failed and was restarted up to "
                 f"{MAX_FAILURES} times: {self._failure or 'its workers left without a result'}"
             ) from self._failure
@@ -268,6 +270,19 @@ class PolicyTrainer:
             # Whatever ended the run belongs to the caller of align, who is in another thread; a Ray that is
             # shut down raises SystemExit in its waiters.
             self._failure = error
+
+
+def _lost(failure: BaseException | None) -> bool:
+    """Whether it was processes or nodes that failed: Ray's own errors. A worker's error keeps its type."""
+    from ray.train import ControllerError, WorkerGroupError
+
+    found = [failure]
+    if isinstance(failure, WorkerGroupError):
+        # A rank whose peer died fails with an error of the process group.
+        found = list(failure.worker_failures.values())
+    elif isinstance(failure, ControllerError):
+        found = [failure.controller_failure]
+    return any(type(one).__module__.startswith("ray.") for one in found)
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from raylla.actors.host import START, Host
 from raylla.actors.spans import Span, Stamped
 from raylla.config import Actors, Engines
-from raylla.errors import DeadlineError, RayllaError, RunError, WorkerLostError
+from raylla.errors import RayllaError, RunError, WorkerHungError, WorkerLostError
 
 WORKER = "RAYLLA_WORKER"
 """Environment variable that tells an operator which worker a process is, e.g. ``rollout[0]``."""
@@ -288,11 +288,11 @@ class Pool:
         self.wait_ready(deadline)
 
     def restart(self, lost: WorkerLostError, deadline: float) -> None:
-        """Make a lost worker anew, in the state that its constructor gives it.
+        """End a lost or hung worker and make it anew, in the state that its constructor gives it.
 
         Raises:
             WorkerLostError: ``lost`` itself, where the pool has made ``actors.max_restarts`` already.
-            DeadlineError: the new worker is not ready within ``deadline`` seconds.
+            WorkerHungError: the new worker is not ready within ``deadline`` seconds.
         """
         self.count(lost)
         ray.kill(self._hosts[lost.worker])
@@ -318,7 +318,7 @@ class Pool:
         """What ``method(*args)`` returns on each worker, in their order; not for methods that yield.
 
         Raises:
-            DeadlineError: not all have answered within ``deadline`` seconds; names ``what``.
+            WorkerHungError: not all have answered within ``deadline`` seconds; names ``what``.
         """
         return gather([self.call(index, method, *args) for index in self.members], deadline, what)
 
@@ -364,7 +364,8 @@ def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, 
     """The next item that is ready of any of ``calls`` (none of them ended), or `DONE` for one's end.
 
     Raises:
-        DeadlineError: nothing came within ``deadline`` seconds; names ``what`` and the workers.
+        WorkerHungError: nothing came within ``deadline`` seconds; names ``what`` and the workers, and
+            blames one of them.
         WorkerLostError: the call's worker is dead.
         RunError: the call failed. Errors of raylla's own keep their type.
     """
@@ -382,7 +383,7 @@ def next_reference(call: Call, deadline: float, what: str) -> Any:
     """The next item of ``call`` as an argument for other calls, without fetching it.
 
     Raises:
-        DeadlineError: it is not there within ``deadline`` seconds; names ``what``.
+        WorkerHungError: it is not there within ``deadline`` seconds; names ``what``.
     """
     return _wait([call], deadline, what).reference()
 
@@ -392,10 +393,15 @@ def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
         raise RuntimeError(f"{what}: waiting for {list(calls)}, of which none is left or one has ended")
     call = _ready(calls, deadline)
     if call is None:
+        # The least served; whoever of them hung for a shorter time is found out after the next deadline.
+        hung = min(calls, key=lambda call: call.taken)
+        hung.done = True
         names = ", ".join(str(call) for call in calls)
-        raise DeadlineError(
+        raise WorkerHungError(
             f"{what}: nothing came from {names} in time ({max(deadline, 0):.3g} s were left); look at the "
-            "workers' logs and at `ray status` for what they wait for, or raise the deadline"
+            "workers' logs and at `ray status` for what they wait for, or raise the deadline",
+            hung.pool,
+            hung.index,
         )
     return call
 
@@ -432,7 +438,7 @@ def gather(calls: Sequence[Call], deadline: float, what: str) -> list[Any]:
     """The one item of each call; ``deadline`` seconds for all of them.
 
     Raises:
-        DeadlineError: not all came in time; names ``what``.
+        WorkerHungError: not all came in time; names ``what``.
     """
     end = time.monotonic() + deadline
     found: dict[Call, Any] = {}

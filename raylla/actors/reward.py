@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ class RewardWorker:
         # Imported here, so that the driver, which names this class, loads no torch.
         from raylla.reward.trainer import RewardTrainer
 
-        self._trainer = RewardTrainer(encoder, settings, seed)
+        self._make = partial(RewardTrainer, encoder, seed=seed)
+        self._settings = settings
+        self._trainer = self._make(settings)
 
     def ready(self) -> None:
         """Returns when the encoder is loaded."""
@@ -44,10 +46,12 @@ class RewardWorker:
         """The text encoder's vectors, [len(texts), dim]."""
         return self._trainer.encoder.encode(texts)
 
-    def save(self, directory: Path) -> None:
-        """Write the model."""
-        self._trainer.save(directory)
+    def save(self, place: str) -> None:
+        """Write the model, on a path or behind a URL."""
+        self._trainer.save(place)
 
-    def load(self, directory: Path) -> None:
-        """Go on from what `save` wrote."""
-        self._trainer.load(directory)
+    def load(self, place: str, settings: Pctr) -> None:
+        """Go on from what `save` wrote under ``settings``; those of a variant may be others."""
+        if settings != self._settings:
+            self._trainer, self._settings = self._make(settings), settings
+        self._trainer.load(place)

@@ -9,6 +9,7 @@ from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines import Engine, Generated, Given, Probe, Request, Scored, Weights, open_engine
 from raylla.errors import WeightError
+from raylla.storage import here
 
 OpenEngine = Callable[[str, Settings, int], Engine]
 
@@ -17,7 +18,7 @@ class RolloutWorker:
     """A worker of a `Pool`.
 
     Args:
-        model_path: directory or hub name of the weights that it starts with.
+        model_path: place or hub name of the weights that it starts with.
         version: name of these weights.
         engine: makes the engine of a path, settings and seed.
     """
@@ -32,7 +33,8 @@ class RolloutWorker:
         engine: OpenEngine = open_engine,
     ) -> None:
         self._sampling = sampling
-        self._engine = engine(model_path, settings, seed)
+        with here(model_path) as path:
+            self._engine = engine(str(path), settings, seed)
         self._version: str | None = version
         self._meter = Meter()
 

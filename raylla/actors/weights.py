@@ -19,6 +19,7 @@ from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
 from raylla.engines import Probe, Weights
 from raylla.errors import WeightError
 from raylla.records import WeightVersion
+from raylla.storage import here
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -45,7 +46,7 @@ class WeightStore:
         """
         if version == self._version:
             return
-        self._weights = read_weights(Path(version.path))
+        self._weights = read_weights(version.path)
         self._version = version
 
     def current(self) -> tuple[str, Weights]:
@@ -70,12 +71,18 @@ class WeightStore:
         return weights
 
 
-def read_weights(path: Path) -> Weights:
-    """Every tensor of the safetensors in directory ``path`` as float32, a tied head included.
+def read_weights(place: str | Path) -> Weights:
+    """Every tensor of the safetensors in the directory at ``place`` as float32, a tied head included.
 
     Raises:
         WeightError: no safetensors there, or unreadable ones; names the file.
+        StorageError: they cannot be brought here.
     """
+    with here(place) as path:
+        return _read(path)
+
+
+def _read(path: Path) -> Weights:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise WeightError(

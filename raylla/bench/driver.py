@@ -88,7 +88,7 @@ def rows(bench: Bench) -> list[Row]:
 
 def shape(directory: Path) -> tuple[float, ...]:
     """Tokens of a real run's answers ÷ their mean."""
-    answers = load_records(Run.open(directory).records("epoch-1/sample") / "answers.parquet", Answer)
+    answers = load_records(Run.open(directory).part("records/epoch-1/sample") / "answers.parquet", Answer)
     lengths = [len(answer.token_ids) for answer in answers]
     mean = statistics.fmean(lengths)
     return tuple(length / mean for length in lengths)

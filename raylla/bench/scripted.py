@@ -174,11 +174,11 @@ class ScriptedReward:
         time.sleep(self._latencies.predict * len(rows))
         return dict.fromkeys(("auc", "log_loss", "calibration_error", "base_rate", "rows"), 0.0)
 
-    def save(self, directory: Path) -> None:
+    def save(self, place: str) -> None:
         """A directory to find again."""
-        directory.mkdir(exist_ok=True)
+        Path(place).mkdir(parents=True, exist_ok=True)
 
-    def load(self, directory: Path) -> None:
+    def load(self, place: str) -> None:
         """Nothing to load."""
 
 

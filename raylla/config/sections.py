@@ -120,7 +120,7 @@ class Pctr(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     batch: Positive = 256
     passes: Positive = Field(5, description="passes over an epoch's clicks")
-    start: Path | None = Field(None, description="a run's pCTR model to go on from, RUN/reward/epoch-N")
+    start: str | None = Field(None, description="a run's pCTR model to go on from, RUN/reward/epoch-N")
     members: Annotated[int, Field(ge=2)] = Field(
         5,
         description="networks beside it that each leave out a share of the queries: they make intervals",
@@ -280,6 +280,17 @@ class Deadlines(Section):
     reward: Seconds = Field(1800, description="a pCTR update or scoring")
     align: Seconds = Field(7200, description="one epoch's DPO")
     sync: Seconds = Field(300, description="a weight version to be live on every engine")
+    storage: Seconds = Field(600, description="a stage's files to be in the bucket, or here from it")
+
+
+class Storage(Section):
+    """What a run keeps. Where it is, a path or any fsspec URL, is said by `--run`."""
+
+    keep_versions: Positive | None = Field(
+        None,
+        description="newest weight versions that a run keeps, beside those in use and those that were ever "
+        "served; none: all",
+    )
 
 
 class Ray(Section):
@@ -324,7 +335,7 @@ class Replicas(Section):
 class Serving(Section):
     """`raylla serve`: the auction endpoint. Money is in micros, millionths of the currency."""
 
-    run: Path | None = Field(None, description="run directory whose weights and pCTR model are served")
+    run: str | None = Field(None, description="run, a path or URL, whose weights and pCTR model are served")
     version: str | None = Field(None, description="weight version; none: the run's last")
     database: str = Field(
         "sqlite:///runs/serving/raylla.db", description="SQLAlchemy URL; postgresql+psycopg://... too"

@@ -24,11 +24,12 @@ from raylla.config.sections import (
     Ray,
     Section,
     Serving,
+    Storage,
     Wandb,
     World,
 )
 
-NOT_OF_A_RUN = {"wandb", "deadlines", "ray", "bench", "serving", "evaluation"}
+NOT_OF_A_RUN = {"wandb", "deadlines", "storage", "ray", "bench", "serving", "evaluation"}
 """Sections that decide no result of a run, but for these of the evaluation's fields:"""
 OF_A_RUN = {"queries", "answers", "bootstrap"}
 POOLS = ("rollout", "judge", "reward_trainer")
@@ -54,6 +55,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     online: Online = Online()
     deadlines: Deadlines = Deadlines()
+    storage: Storage = Storage()
     ray: Ray = Ray()
     wandb: Wandb = Wandb()
     serving: Serving = Serving()

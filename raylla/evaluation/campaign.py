@@ -12,6 +12,7 @@ from raylla.evaluation.evidence import check_settings
 from raylla.irpo import loop
 from raylla.irpo.state import Run
 from raylla.observe import Observer
+from raylla.storage import within
 
 Watch = Callable[[Config, Path], Observer]
 
@@ -37,7 +38,7 @@ def planned(config: Config) -> dict[str, Config]:
     return found
 
 
-def runs(config: Config, directory: Path, watch: Watch) -> list[Run]:
+def runs(config: Config, directory: str | Path, watch: Watch) -> list[Run]:
     """Train what is missing of `planned` in ``directory``, or go on with it; all of it, finished.
 
     Raises:
@@ -48,8 +49,9 @@ def runs(config: Config, directory: Path, watch: Watch) -> list[Run]:
     check_settings(config)
     found = []
     for name, wanted in planned(config).items():
-        run = Run.create(directory / name, wanted)
+        run = Run.create(within(directory, name), wanted)
         if run.committed("conclude") is None:
-            loop.train(run, watch(wanted, run.path))
-        found.append(Run.open(run.path))
+            with run.alone():
+                loop.train(run, watch(wanted, run.path))
+        found.append(Run.open(run.place))
     return found

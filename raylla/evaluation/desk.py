@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.actors.judge import JudgeItem
-from raylla.actors.pool import DONE, Pool, next_item
+from raylla.actors.pool import DONE, Call, Pool, next_item
 from raylla.auction import parse
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request
-from raylla.errors import BudgetError
+from raylla.errors import BudgetError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
-from raylla.irpo.versions import committed
+from raylla.irpo.versions import committed, named
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.records import Ad, Planned, Prediction
-from raylla.reward.rows import rows
+from raylla.reward.rows import ClickRow, rows
 from raylla.world import World, prompts
 
 SLACK = 10
@@ -53,7 +53,7 @@ class EvaluationDesk:
         self._written: dict[tuple[str, str], Generated] = {}
         self._judged: dict[tuple[str, int, str], dict[str, bool] | None] = {}
         self._predicted: dict[tuple[int, str, str], dict[str, Prediction]] = {}
-        self._epoch: int | None = None
+        self._held: tuple[int, int] | None = None
         self._mean: NDArray[np.float32] | None = None
         self._scored: dict[tuple[str, str, tuple[int, ...]], float] = {}
         self._lost: Counter[str] = Counter()
@@ -146,10 +146,7 @@ class EvaluationDesk:
                 impressions = rows("", planned.query, planned.profile, text, placed, ads, None)
                 asked += [(key, row) for row in impressions]
         if asked:
-            if self._epoch != epoch:
-                self._crew.ask_reward("load", self.run.path / "reward" / f"epoch-{epoch}")
-                self._epoch = epoch
-            chances = self._crew.ask_reward("predict_intervals", [row for _, row in asked])
+            chances = self._crew.persistently(lambda: self._chances(epoch, [row for _, row in asked]))
             for (key, row), chance in zip(asked, chances, strict=True):
                 self._predicted[key][row.ad_id] = chance
         return [self._predicted[key] for key in keys]
@@ -161,7 +158,7 @@ class EvaluationDesk:
         """
         queries = [planned.query.text for planned in auctions]
         ads = list(dict.fromkeys(ad for planned in auctions for ad in planned.ads))
-        vectors = self._crew.ask_reward("encode", [*queries, *map(_said, ads)]) - self._center()
+        vectors = self._encode([*queries, *map(_said, ads)]) - self._center()
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         place = {ad: len(queries) + index for index, ad in enumerate(ads)}
         return [
@@ -195,25 +192,53 @@ class EvaluationDesk:
     def _center(self) -> NDArray[np.float32]:
         if self._mean is None:
             queries = [query.text for query in self.world.of("train")]
-            texts = [*queries, *map(_said, self.world.ads)]
-            self._mean = self._crew.ask_reward("encode", texts).mean(axis=0)
+            self._mean = self._encode([*queries, *map(_said, self.world.ads)]).mean(axis=0)
         return self._mean
 
+    def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = self._crew.persistently(
+            lambda: self._crew.ask_reward("encode", list(texts))
+        )
+        return vectors
+
+    def _chances(self, epoch: int, wanted: Sequence[ClickRow]) -> list[Prediction]:
+        """What the pCTR model of ``epoch`` says; a reward trainer that was started anew holds none yet."""
+        held = (epoch, self._crew.reward.restarts)
+        if self._held != held:
+            self._crew.ask_reward("load", self.run.reward(epoch), self.config.pctr)
+            self._held = held
+        found: list[Prediction] = self._crew.ask_reward("predict_intervals", list(wanted))
+        return found
+
     def _load(self, name: str) -> None:
-        weights, probe = self.versions[name]
+        weights, probe = self.versions.get(name) or named(self.run, name)
         if self._crew.version != weights:
             self._crew.refresh(weights, probe)
 
     def _ask(self, pool: Pool, method: str, items: Sequence[Any], *args: Any) -> Iterator[Any]:
-        """What the workers of ``pool`` yield for ``items``, dealt out evenly."""
-        calls = [
-            pool.call(worker, method, list(items[place :: pool.size]), *args)
-            for place, worker in enumerate(pool.members[: len(items)])
-        ]
+        """What the workers of ``pool`` yield for ``items``, dealt out evenly.
+
+        A lost worker is started anew and gets its whole share again, so that some things are said twice,
+        alike both times.
+        """
+        what = f"the next item of {pool.name}.{method}"
+        calls: dict[Call, list[Any]] = {}
+
+        def ask(worker: int, share: list[Any]) -> None:
+            calls[pool.call(worker, method, share, *args)] = share
+
+        for place, worker in enumerate(pool.members[: len(items)]):
+            ask(worker, list(items[place :: pool.size]))
         while calls:
-            call, item = next_item(calls, self._deadline, f"the next item of {pool.name}.{method}")
+            try:
+                call, item = next_item(list(calls), self._deadline, what)
+            except WorkerLostError as lost:
+                self._crew.restart(lost)
+                for call in [call for call in calls if call.done]:
+                    ask(call.index, calls.pop(call))
+                continue
             if item is DONE:
-                calls.remove(call)
+                del calls[call]
             else:
                 yield item
 

@@ -65,7 +65,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         seen: list[Seen] = []
         seeds = sum(run.config.name == main.name for run in runs)
         for run in runs:
-            desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.path / "world"))
+            desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.part("world")))
             own = run.config.name == main.name
             seen.append(_seed(desk, mechanisms, seeds, watch) if own else _variant(desk, watch))
     finally:
@@ -246,22 +246,26 @@ def _check(runs: Sequence[Run], settings: Evaluation) -> None:
         if run.committed("conclude") is None:
             done = list(run.commits)[-1] if run.commits else "nothing"
             raise RunError(
-                f"run {run.path} is not finished (last committed: {done}); `raylla resume` it first"
+                f"run {run.place} is not finished (last committed: {done}); `raylla resume` it first"
             )
         committed(run)
         for field_name in ("ad_llm", "user_llm", "engine"):
             if getattr(run.config, field_name) != getattr(first.config, field_name):
                 raise RunError(
-                    f"run {run.path} has another {field_name} than {first.path}; evaluate it by itself"
+                    f"run {run.place} has another {field_name} than {first.place}; evaluate it by itself"
                 )
+        if run.config.pctr.encoder != first.config.pctr.encoder:
+            raise RunError(
+                f"run {run.place} has another pctr.encoder than {first.place}; evaluate it by itself"
+            )
         same = first.config.model_copy(update={"seed": run.config.seed})
         if run.config.name == first.config.name and run.config.digest() != same.digest():
             raise RunError(
-                f"run {run.path} has the name of {first.path}, {first.config.name!r}, but other settings; "
-                "a training seed differs in its seed alone, and a variant has a name of its own"
+                f"run {run.place} has the name of {first.place}, {first.config.name!r}, but other "
+                "settings; a training seed differs in its seed alone, and a variant has a name of its own"
             )
         check_settings(_with(run, settings))
-        efficiency.test_auctions(_with(run, settings), store.load(run.path / "world"))
+        efficiency.test_auctions(_with(run, settings), store.load(run.part("world")))
     if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
         raise RunError("two of the runs have the same name and seed; give each once")
 

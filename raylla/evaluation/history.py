@@ -11,7 +11,7 @@ from raylla.auction import parse
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.irpo import stages
 from raylla.irpo.state import Run
-from raylla.irpo.versions import committed
+from raylla.irpo.versions import collected, committed
 from raylla.world import store
 
 
@@ -21,7 +21,7 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ``pctr`` holds the means over seeds of what each epoch's pCTR model was found to be on the
     version's answers, ``seconds`` those of the stages that made and tested it.
     """
-    worlds = [store.load(run.path / "world") for run in runs]
+    worlds = [store.load(run.part("world")) for run in runs]
     samples = [stages.read_tests(run, world) for run, world in zip(runs, worlds, strict=True)]
     config = runs[0].config
     rows: list[dict[str, Any]] = []
@@ -68,6 +68,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         "digest": run.config.digest(),
         "weights": committed(run)[-1][0].name,
+        "collected": collected(run),
         "seconds": sum(report.get("wall_seconds", 0.0) for report in run.commits.values()),
     }
 

@@ -76,13 +76,13 @@ def sweep(
 def monotonicity(
     sweeps: Sequence[Sweep], bids: Sequence[float], resamples: int, seed: int
 ) -> dict[str, Any]:
-    """What the sweeps of all training seeds show together, for every weight version.
+    """What the sweeps of all training seeds show together, for every weight version that all have kept.
 
     ``trend`` is the rank correlation of the mean curve with the bids, its interval over seeds and
     queries; ``control`` the same where each query's bids were shuffled among its prompts.
     """
     versions: dict[str, Any] = {}
-    for name in sweeps[0].rates:
+    for name in (one for one in sweeps[0].rates if all(one in sweep.rates for sweep in sweeps)):
         groups = [one.rates[name] for one in sweeps]
         rng = np.random.default_rng(seed)
         shuffled = [rng.permuted(group, axis=1) for group in groups]

@@ -16,6 +16,7 @@ from raylla.irpo.state import Run
 from raylla.observe import Observer
 from raylla.records import Profile, Split
 from raylla.stop import heeded
+from raylla.storage import writing
 from raylla.world import World, build, prompts, store
 
 
@@ -27,7 +28,7 @@ def draft_world(run: Run) -> World:
         WorldError: the world is unusable; names the file, the field and the value.
     """
     if run.committed("world") is not None:
-        return store.load(run.path / "world")
+        return store.load(run.part("world"))
     simulated = _simulated(run.config)
     return served.take(run, simulated) if run.config.online.database else simulated
 
@@ -53,7 +54,8 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
             world = crew.persistently(lambda: _asked(run, crew, watch, draft, askers))
         wall = watch.wall["ask queries"]
     store.check(world)
-    store.save(world, run.path / "world")
+    with writing(run.path / "world"):
+        store.save(world, run.path / "world")
     run.commit(
         "world",
         [query.id for query in world.queries],

@@ -64,6 +64,11 @@ class Crew:
         self.store = Pool("weight-store", WeightStore, (), beside, here)
         self.policy = PolicyTrainer(config.dpo, config.seed, here, storage / "trainer", config.deadlines)
 
+    @property
+    def needs(self) -> set[str]:
+        """Names of the weight versions that are live, or that a worker started anew begins with."""
+        return {self.version.name, self._first.name}
+
     def start(self, trainer: bool = True) -> None:
         """Start every actor side by side, the DPO trainer if it is wanted, and wait for the engines.
 

@@ -23,6 +23,7 @@ from raylla.irpo.scoring import careful_rate, rows_of
 from raylla.irpo.state import Run
 from raylla.records import Phase, Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
+from raylla.storage import absolute
 from raylla.world import World
 
 CHUNK = 16
@@ -71,10 +72,9 @@ class Learner:
         self._calls: list[tuple[Call, Callable[[Any], None]]] = []
         self._learned = Learned()
         config = self._run.config
-        before = self._run.path / "reward" / f"epoch-{self._epoch - 1}"
-        start = before if self._epoch > 1 else config.pctr.start
+        start = self._run.reward(self._epoch - 1) if self._epoch > 1 else config.pctr.start
         if start is not None:
-            self._ask("load", start.resolve())  # actors work in directories of their own
+            self._ask("load", absolute(start), config.pctr)
 
     def advance(self, source: Source) -> None:
         """Hand over everything of ``source`` that is whole and whose turn it is."""
@@ -97,13 +97,11 @@ class Learner:
         Raises:
             DeadlineError: a call took longer than ``deadlines.reward``.
         """
-        state = self._run.path / "reward" / f"epoch-{self._epoch}"
-        state.parent.mkdir(exist_ok=True)
 
         def rest() -> None:
             self.advance(source)
             self._ask("evaluate", self._held_rows, then=self._evaluated)
-            self._ask("save", state)
+            self._ask("save", self._run.reward(self._epoch))
 
         self._wait(rest)
         return self._learned

@@ -4,7 +4,7 @@
                         learn    the pCTR model on the clicks; score phase 2; winners and losers
                         align    π_{t-1} -> π_t by DPO on the preference groups
                         test     π_{t-1}, while π_t is trained
-                        deploy   π_t to every rollout engine
+                        deploy   π_t to every rollout engine; old versions go, where a policy says so
     test                π_T
 
 Phase 1 of a run that learns online (`online`) is what users of the endpoint were answered and clicked.
@@ -50,6 +50,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         if probe is not None:
             with heeded(f"the refresh to {version.name}"):
                 crew.refresh(version, probe)
+            versions.collect(run, crew)
         for epoch in range(version.epoch + 1, config.irpo.epochs + 1):
             run_epoch(run, crew, watch, world, epoch)
         last = config.irpo.epochs + 1
@@ -77,3 +78,4 @@ def run_epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -
         version, probe = stages.align(run, watch, epoch, crew.version, alignment)
         with heeded(f"the refresh to {version.name}"):
             crew.refresh(version, probe)
+        versions.collect(run, crew)

@@ -25,7 +25,7 @@ def take(run: Run, simulated: World) -> World:
 
 def hand_in(run: Run, stream: Stream) -> None:
     """Give ``stream`` the answers and clicks of those of its auctions that were served."""
-    directory = run.records("served")
+    directory = run.part("records/served")
     if not directory.exists():
         return
     clicks: dict[str, dict[str, bool]] = {}

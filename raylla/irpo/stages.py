@@ -88,8 +88,7 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
 
 
 def _predicted(run: Run, crew: Crew, epoch: int, rows: list[ClickRow]) -> dict[str, float]:
-    model = f"epoch-{min(epoch, run.config.irpo.epochs)}"
-    crew.ask_reward("load", run.path / "reward" / model)
+    crew.ask_reward("load", run.reward(min(epoch, run.config.irpo.epochs)), run.config.pctr)
     found: dict[str, float] = crew.ask_reward("evaluate", rows)
     return found
 
@@ -119,7 +118,7 @@ def _commit_sampled(
 
 def read_sampled(run: Run, stage: str, planned: Sequence[Planned]) -> Sampled:
     """What a committed sampling stage brought in of the ``planned`` auctions."""
-    directory = run.records(stage)
+    directory = run.part(f"records/{stage}")
     plan = {item.auction.id: item for item in planned}
     report = run.committed(stage) or {}
     sampled = Sampled(plan, report["weight_version"])
@@ -209,7 +208,7 @@ def _read_groups(run: Run, stage: str, sampled: Sampled) -> list[PreferenceGroup
             one["winner_reward"],
             tuple(one["loser_rewards"]),
         )
-        for one in json.loads((run.records(stage) / "groups.json").read_text())
+        for one in json.loads((run.part(f"records/{stage}") / "groups.json").read_text())
     ]
 
 
@@ -232,12 +231,10 @@ def begin_align(
             "irpo.preference_answers or the sampling temperature"
         )
     name = f"v{epoch}"
-    target = run.weights(name)
-    target.parent.mkdir(exist_ok=True)
     seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
     live = crew.version
     alignment = crew.policy.begin(
-        AlignJob(name, live.path, str(target), tuple(groups), seed, read, live.name)
+        AlignJob(name, live.path, run.weights(name), tuple(groups), seed, read, live.name)
     )
     if not run.config.irpo.overlap:
         with heeded(f"epoch-{epoch}/align"):

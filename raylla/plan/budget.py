@@ -315,6 +315,12 @@ def _deploy(work: _Work, model: Architecture) -> Phase:
     return Phase("deploy", work.config.rollout.workers, 0, 0, times)
 
 
+def stored(config: Config) -> tuple[float, int]:
+    """Bytes of a weight version as it is stored, and how many a finished run keeps."""
+    size = architecture(config.ad_llm.path, "ad_llm.path").parameters * WIDTH[config.dpo.precision]
+    return float(size), min(config.irpo.epochs, config.storage.keep_versions or config.irpo.epochs)
+
+
 def _cache(config: Config, model: Architecture, device: Device) -> float:
     """Bytes of one engine's KV cache, over all its devices."""
     wide = config.engine.tensor_parallel

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raylla.config import Config
-from raylla.plan.budget import Budget, Lengths, budget
+from raylla.plan.budget import Budget, Lengths, budget, stored
 from raylla.plan.hardware import Device
 
 
@@ -25,6 +25,11 @@ def show(console: Console, config: Config, device: Device, lengths: Lengths, nod
     console.print(
         f"epoch {duration(found.epoch_seconds)}, {found.epochs} epochs {duration(whole)}, "
         f"{whole * found.gpus / 3600:.1f} GPU hours; engines and trainers wait {found.idle:.0%} of it",
+        highlight=False,
+    )
+    size, versions = stored(config)
+    console.print(
+        f"storage: {size / 1e9:.3g} GB a weight version, {versions} kept (storage.keep_versions)",
         highlight=False,
     )
     for group, grown in more(config, node):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from raylla.engines.protocol import Probe
 from raylla.policy.groups import TokenGroup
+from raylla.storage import writing
 
 WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 
@@ -40,19 +40,16 @@ def gather(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor
 
 
 def write(model: Any, weights: dict[str, Tensor], source: Path, staging: Path) -> None:
-    """Write config, tokenizer and ``model.safetensors`` into the new directory ``staging``."""
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHTS):
-            shutil.copyfile(file, staging / file.name)
-    model.save_pretrained(staging, state_dict=weights, max_shard_size="1TB")
+    """Write config, tokenizer and ``model.safetensors`` into the empty directory ``staging``.
 
-
-def publish(staging: Path, target: Path) -> None:
-    """Give a complete directory its name, in place of what an interrupted job may have left there."""
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(staging, target)
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    with writing(staging):
+        for file in source.iterdir():
+            if file.is_file() and not file.name.endswith(WEIGHTS):
+                shutil.copyfile(file, staging / file.name)
+        model.save_pretrained(staging, state_dict=weights, max_shard_size="1TB")
 
 
 def probe(directory: Path, group: TokenGroup) -> Probe:

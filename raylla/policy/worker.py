@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.policy.trainer import PackedDPOTrainer, arguments
+from raylla.storage import here, making
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -78,28 +79,28 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
 
     Raises:
         RunError: no group holds a pair, or a group is malformed.
+        StorageError: the new version cannot be written, or the old one not be brought here.
     """
     clock, started = time.time(), time.perf_counter()
-    source, target = saving.local_directory(job.source), Path(job.target)
-    groups = _token_groups(job, source, dpo.max_length)
-    staging = target.with_name(f".{target.name}.partial")
     main = torch.distributed.get_rank() == 0
-    with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
-        zero.name_ranks()
-        trainer = _trainer(source, scratch, dpo, groups, job.seed)
-        begun = time.perf_counter()
-        trainer.train()
-        trained = time.perf_counter() - begun
-        curve, reference = trainer.curve, trainer.reference
-        weights = saving.gather(trainer.model, DTYPES[dpo.precision], keep=main)
-        if main:
-            saving.write(trainer.model, weights, source, staging)
-        trainer.model_wrapped.destroy()
-        del trainer, weights
-    if not main:
+    with here(job.source) as found, making(job.target) if main else nullcontext(Path()) as staging:
+        source = saving.local_directory(str(found))
+        groups = _token_groups(job, source, dpo.max_length)
+        with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
+            zero.name_ranks()
+            trainer = _trainer(source, scratch, dpo, groups, job.seed)
+            begun = time.perf_counter()
+            trainer.train()
+            trained = time.perf_counter() - begun
+            curve, reference = trainer.curve, trainer.reference
+            weights = saving.gather(trainer.model, DTYPES[dpo.precision], keep=main)
+            if main:
+                saving.write(trainer.model, weights, source, staging)
+            trainer.model_wrapped.destroy()
+            del trainer, weights
+        probe = saving.probe(staging, groups[0]) if main else None
+    if probe is None:
         return None
-    probe = saving.probe(staging, groups[0])
-    saving.publish(staging, target)
     result = _result(job, dpo, groups, curve, reference, probe, trained, time.perf_counter() - started)
     return replace(result, began=clock)
 

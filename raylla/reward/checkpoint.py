@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +11,35 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raylla.errors import RunError
+from raylla.storage import here, making, writing
 
 
-def save(directory: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write both files to ``directory``: readers see the old pair or the new one."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+def save(place: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write both files to ``place``: readers see the old pair or the new one.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    with making(place) as fresh, writing(fresh):
         save_file({name: value.contiguous() for name, value in tensors.items()}, fresh / "pctr.safetensors")
         (fresh / "pctr.json").write_text(json.dumps(about, indent=2) + "\n")
-        fresh.chmod(0o755)
-        if directory.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-            os.replace(directory, old)
-            os.replace(fresh, directory)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, directory)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(place: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save` wrote.
 
     Raises:
         RunError: a file is missing or unreadable.
     """
     try:
-        about = json.loads((directory / "pctr.json").read_text())
-        return load_file(directory / "pctr.safetensors"), about
+        with here(place) as directory:
+            about = json.loads((directory / "pctr.json").read_text())
+            return load_file(directory / "pctr.safetensors"), about
     except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(
-            f"{directory} holds no whole reward model: {error}; use an earlier epoch's"
-        ) from None
+        raise RunError(f"{place} holds no whole reward model: {error}; use an earlier epoch's") from None
 
 
-def agree(directory: Path, about: dict[str, Any], wanted: dict[str, Any]) -> None:
+def agree(place: str | Path, about: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse a reward model that was saved under other settings.
 
     Raises:
@@ -59,12 +48,12 @@ def agree(directory: Path, about: dict[str, Any], wanted: dict[str, Any]) -> Non
     for name, value in wanted.items():
         if about.get(name) != value:
             raise RunError(
-                f"{directory}: {name}={about.get(name)!r}, this config makes it {value!r}; "
+                f"{place}: {name}={about.get(name)!r}, this config makes it {value!r}; "
                 "use the pctr section of the run that saved it"
             )
 
 
-def apply(directory: Path, network: nn.Module, weights: dict[str, Tensor]) -> None:
+def apply(place: str | Path, network: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load ``weights`` into ``network``.
 
     Raises:
@@ -73,4 +62,4 @@ def apply(directory: Path, network: nn.Module, weights: dict[str, Tensor]) -> No
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"{directory} does not fit this config's network: {error}") from None
+        raise RunError(f"{place} does not fit this config's network: {error}") from None

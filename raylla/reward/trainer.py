@@ -23,6 +23,7 @@ from raylla.reward.cues import Words
 from raylla.reward.encoder import Encoder, Encodings
 from raylla.reward.network import UNSEEN, PctrNetwork
 from raylla.reward.rows import ClickRow
+from raylla.storage import here
 
 PREDICT_BATCH = 4096
 CUE_RATE = 10
@@ -55,14 +56,15 @@ class RewardTrainer:
     """
 
     def __init__(self, encoder: str, settings: config.Pctr, seed: int) -> None:
-        """``encoder`` is `pocket:NAME`, a directory or a hub name.
+        """``encoder`` is `pocket:NAME`, a directory, a URL or a hub name.
 
         Raises:
             ConfigError: the encoder cannot be found or loaded.
         """
         self._settings = settings
         self._seed = seed
-        self.encoder = Encoder(models.resolve(encoder, "pctr.encoder"))
+        with here(models.resolve(encoder, "pctr.encoder")) as path:
+            self.encoder = Encoder(str(path))
         self._names = features.texts(settings.features)
         self._moments = {name: features.Moments.empty(self.encoder.dim) for name in self._names}
         self._users: dict[str, int] = {}
@@ -148,8 +150,8 @@ class RewardTrainer:
             **intervals.coverage(found, clicked),
         }
 
-    def save(self, directory: Path) -> None:
-        """Write weights, moments and id tables to ``directory`` (safetensors and JSON) in one step."""
+    def save(self, place: str | Path) -> None:
+        """Write weights, moments and id tables to ``place`` (safetensors and JSON) in one step."""
         tensors = {
             f"network.{member}.{name}": value
             for member, network in enumerate((self._network, *self._members))
@@ -169,9 +171,9 @@ class RewardTrainer:
             "interval_quantile": self._quantile if math.isfinite(self._quantile) else None,
             "members": len(self._members),
         }
-        checkpoint.save(directory, tensors, about)
+        checkpoint.save(place, tensors, about)
 
-    def load(self, directory: Path) -> None:
+    def load(self, place: str | Path) -> None:
         """Go on from what `save` wrote.
 
         Raises:
@@ -179,9 +181,9 @@ class RewardTrainer:
                 width, other features or another number of members.
         """
         self.encoder.forget()
-        tensors, about = checkpoint.load(directory)
+        tensors, about = checkpoint.load(place)
         wanted = {"texts": list(self._names), "dim": self.encoder.dim, "members": len(self._members)}
-        checkpoint.agree(directory, about, wanted)
+        checkpoint.agree(place, about, wanted)
         self._users = {id: row for row, id in enumerate(about["users"], start=UNSEEN + 1)}
         self._ads = {id: row for row, id in enumerate(about["ads"], start=UNSEEN + 1)}
         self._updates = int(about["updates"])
@@ -199,7 +201,7 @@ class RewardTrainer:
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
-            checkpoint.apply(directory, network, weights)
+            checkpoint.apply(place, network, weights)
 
     def _fresh_networks(self) -> list[PctrNetwork]:
         sizes = (self.encoder.dim, len(self._users) + 1, len(self._ads) + 1)

@@ -26,7 +26,7 @@ SLACK = 2
 to come back."""
 
 
-def effective(config: Config, run: Path | None, version: str | None) -> tuple[Config, Target]:
+def effective(config: Config, run: str | Path | None, version: str | None) -> tuple[Config, Target]:
     """The run's config with sections ``serving``, ``engine`` and ``ray`` of ``config``; what to serve.
 
     Raises:

@@ -24,7 +24,9 @@ Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's st
 @told
 def serve(
     config: ConfigPath,
-    run: Annotated[Path | None, typer.Option(help="run to serve; default: serving.run")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="run to serve, a path or URL; default: serving.run")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
     address: Annotated[
         str | None, typer.Option(help="dashboard of a running cluster; none: start Ray here and stay")
@@ -52,7 +54,7 @@ def serve(
 @app.command()
 @told
 def deploy(
-    run: Annotated[Path | None, typer.Argument(help="run of the version to try")] = None,
+    run: Annotated[str | None, typer.Argument(help="run of the version to try")] = None,
     version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
     share: Annotated[float, typer.Option(min=0, max=1, help="of requests for the canary")] = 0.1,
     promote: Annotated[bool, typer.Option("--promote", help="the canary answers all")] = False,
@@ -79,7 +81,7 @@ def deploy(
 @app.command()
 @told
 def simulate(
-    run: Annotated[Path, typer.Argument(help="run directory: its users, User-LLM and ads")],
+    run: Annotated[str, typer.Argument(help="a run: its users, User-LLM and ads")],
     url: Annotated[str, typer.Option(help="the endpoint")] = "http://127.0.0.1:8000",
     asks: Annotated[int, typer.Option(min=1, help="questions")] = 200,
     concurrency: Annotated[int, typer.Option(min=1, help="questions at once")] = 8,
@@ -101,7 +103,7 @@ def simulate(
 @campaigns_app.command("import")
 @told
 def campaigns_import(
-    source: Annotated[Path, typer.Argument(help="a run's or a world's directory")],
+    source: Annotated[str, typer.Argument(help="a run's or a world's directory or URL")],
     database: Database = DATABASE,
     seed: Annotated[int, typer.Option(help="the bids follow from it")] = 0,
     daily_budget: Annotated[int | None, typer.Option(help="of each campaign, in micros")] = None,

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class Comparison:
     """Measure -> "stable", "canary" and "difference" -> mean, low, high; empty with too few auctions."""
 
 
-def canary(at: Dashboard, run: Path, version: str | None, share: float) -> None:
+def canary(at: Dashboard, run: str, version: str | None, share: float) -> None:
     """Give ``share`` of the requests to a version of ``run``; returns when it answers.
 
     Raises:
@@ -199,8 +198,12 @@ def _measures(one: Served, unit: int) -> list[float]:
 
 
 def _serve(at: Dashboard, deployed: dict[str, Any], config: Config, target: Target) -> None:
-    """Have ``target`` answer everything, without a canary."""
-    _set(deployed, "Canary", {"version": None}, canary_scale(config.serving, 0))
+    """Have ``target`` answer everything, without a canary.
+
+    The canary's replicas keep the version that they were given until they are gone: one that Serve starts
+    meanwhile would else come up with the base model, and may still be asked.
+    """
+    _set(deployed, "Canary", _told(deployed, "Canary"), canary_scale(config.serving, 0))
     wish = {"stable": target.plain(), "canary": None, "share": 0.0, "since": None}
     _set(deployed, "Ingress", wish)
     if not config.serving.colocate:

@@ -17,13 +17,12 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from raylla.actors.weights import read_weights
 from raylla.config import Sampling
 from raylla.engines.live import Finish, Live, Step
 from raylla.engines.protocol import Probe
-from raylla.errors import EndpointError, WeightError
+from raylla.errors import EndpointError, StorageError, WeightError
 from raylla.records import WeightVersion
 
 log = logging.getLogger("raylla.serving")
@@ -203,10 +202,12 @@ class AsyncEngine:
 
     def _take_over(self, wanted: _Load) -> None:
         try:
-            difference = self._engine.load(read_weights(Path(wanted.version.path)), wanted.probe)
+            difference = self._engine.load(read_weights(wanted.version.path), wanted.probe)
         except WeightError as error:
             log.error("weight version %s is refused: %s", wanted.version.name, error)
-            self._engine.load(read_weights(Path(self._held.path)), None)
+            self._engine.load(read_weights(self._held.path), None)
+            wanted.done.set_exception(error)
+        except StorageError as error:  # nothing was loaded
             wanted.done.set_exception(error)
         else:
             self._held = wanted.version

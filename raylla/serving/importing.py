@@ -6,7 +6,6 @@ import datetime as dt
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy.exc import IntegrityError
 
@@ -14,6 +13,7 @@ from raylla.config import Serving
 from raylla.errors import ClashError
 from raylla.serving.store import NewAd, NewCampaign, Store
 from raylla.serving.store.parties import put_ads, put_advertiser, put_campaign
+from raylla.storage import exists, here, within
 from raylla.world import World, bids
 from raylla.world.store import load
 
@@ -30,13 +30,15 @@ class Imported:
     ads: int
 
 
-def read(path: Path) -> World:
+def read(source: str) -> World:
     """The world of a directory: a saved world, or a run's.
 
     Raises:
         WorldError: neither is there.
     """
-    return load(path / "world" if (path / "world").is_dir() else path)
+    inside = within(source, "world")
+    with here(inside if exists(inside) else source) as directory:
+        return load(directory)
 
 
 def import_world(

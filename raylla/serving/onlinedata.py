@@ -15,7 +15,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from raylla.auction import parse
@@ -26,6 +25,7 @@ from raylla.records import Ad, Answer, Auction, Click, Phase, Profile, Query
 from raylla.serving import money
 from raylla.serving.records import Served, ServedAuction
 from raylla.serving.store import open_store
+from raylla.storage import above, exists, within
 from raylla.world import World, bids, build, store
 from raylla.world.prompts import neutral
 
@@ -86,12 +86,12 @@ def consumed(config: Config) -> set[str]:
     """Ids of the served auctions behind the weights that ``config`` starts from."""
     found: set[str] = set()
     while True:
-        run = Path(config.ad_llm.path).parent.parent
-        if not (run / "run.json").is_file():
+        run = above(above(config.ad_llm.path))
+        if not exists(within(run, "run.json")):
             return found
         before = Run.open(run)
         if before.committed("world") is not None:
-            found |= _answered(before, store.load(before.path / "world"))
+            found |= _answered(before, store.load(before.part("world")))
         config = before.config
 
 

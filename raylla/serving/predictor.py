@@ -72,14 +72,14 @@ class Predictor:
         """Name of the model that predicts; empty before the first `load`."""
         return self._version
 
-    def load(self, directory: Path, version: str) -> None:
-        """Predict with the model that `RewardTrainer.save` wrote to ``directory`` from now on.
+    def load(self, place: str | Path, version: str) -> None:
+        """Predict with the model that `RewardTrainer.save` wrote to ``place`` from now on.
 
         Raises:
             RunError: it is missing, partial or of other settings; the old one stands.
         """
         model = RewardTrainer(self._encoder, self._config.pctr, self._config.seed)
-        model.load(directory)
+        model.load(place)
         with self._lock:
             self._model, self._version = model, version
 

@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -42,6 +41,7 @@ from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import open_store
 from raylla.serving.tokens import TokenKeys
 from raylla.serving.versions import Holding, Target, load_pctr
+from raylla.storage import here
 from raylla.world import store as worlds
 
 log = logging.getLogger("raylla.serving")
@@ -57,7 +57,8 @@ HEALTH_SECONDS = 5.0
 def open_engine(config: Config) -> Holding:
     """An engine with the base model's weights; a run's version comes with `Holding.want`."""
     path = models.resolve(config.ad_llm.path, "ad_llm.path")
-    engine = AsyncEngine(LiveVllm(path, config.engine, config.seed), WeightVersion("v0", 0, path))
+    with here(path) as found:
+        engine = AsyncEngine(LiveVllm(str(found), config.engine, config.seed), WeightVersion("v0", 0, path))
     return Holding(engine, Target("", "v0"))
 
 
@@ -132,7 +133,7 @@ class Ingress:
     ) -> None:
         log_json()
         self._config = config = parse(tree, "serve config")
-        self._world = worlds.load(Run.open(_run(config)).path / "world")
+        self._world = worlds.load(Run.open(_run(config)).part("world"))
         self._store = open_store(config.serving.database)
         self._canary = canary
         self._holding = open_engine(config) if engine is None else None
@@ -174,6 +175,8 @@ class Ingress:
     def _create(self) -> FastAPI:
         config = self._config
         keys = keyring.read(config.serving.database)
+        with here(models.resolve(config.ad_llm.path, "ad_llm.path")) as found:
+            tokenizer = AutoTokenizer.from_pretrained(found)
         self._auctioneer = Auctioneer(
             config,
             self._traffic,
@@ -181,7 +184,7 @@ class Ingress:
             self._store,
             self._eligibility,
             self._tokens,
-            AutoTokenizer.from_pretrained(models.resolve(config.ad_llm.path, "ad_llm.path")),
+            tokenizer,
             self._threads,
         )
         reports = Reports(self._spent_today, lambda: self._auctioneer.ongoing)
@@ -271,6 +274,6 @@ class Ingress:
         return sum(self._store.spending(datetime.now(UTC).date()).values())
 
 
-def _run(config: Config) -> Path:
+def _run(config: Config) -> str:
     assert config.serving.run is not None  # `app.effective` has seen to it
     return config.serving.run

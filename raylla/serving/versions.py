@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from raylla.engines.protocol import Probe
 from raylla.errors import RayllaError, RunError
 from raylla.irpo.state import Run
-from raylla.irpo.versions import committed
+from raylla.irpo.versions import committed, named, note_served
 from raylla.records import WeightVersion
 from raylla.serving.engine import AsyncEngine
 
@@ -45,20 +45,18 @@ class Target:
         return asdict(self)
 
 
-def find(run: Path, version: str | None) -> Target:
+def find(run: str | Path, version: str | None) -> Target:
     """The target of a run's version; none: its last.
 
     Raises:
         RunError: it has no such version, or no trained pCTR model yet; names those that there are.
     """
     opened = Run.open(run)
-    known = [one.name for one, _ in committed(opened)]
-    name = version or known[-1]
-    if name not in known:
-        raise RunError(f"{run} has no weight version {name!r}; there are {', '.join(known)}")
+    name = named(opened, version or committed(opened)[-1][0].name)[0].name
     if newest_pctr(opened) == 0:
         raise RunError(f"{run} has no trained pCTR model yet; train at least one epoch")
-    return Target(str(opened.path), name)
+    note_served(opened, name)
+    return Target(opened.place, name)
 
 
 def weights(target: Target) -> tuple[WeightVersion, Probe | None]:
@@ -67,16 +65,13 @@ def weights(target: Target) -> tuple[WeightVersion, Probe | None]:
     Raises:
         RunError: the run or the version is not there.
     """
-    for version, probe in committed(Run.open(Path(target.run))):
-        if version.name == target.version:
-            return version, probe
-    raise RunError(f"{target.run} has no weight version {target.version!r}")
+    return named(Run.open(target.run), target.version)
 
 
 def newest_pctr(run: Run) -> int:
-    """The last epoch whose pCTR model is on disk; 0: none."""
+    """The last epoch whose pCTR model is there; 0: none."""
     epochs = range(run.config.irpo.epochs, 0, -1)
-    return next((one for one in epochs if (run.path / "reward" / f"epoch-{one}").is_dir()), 0)
+    return next((one for one in epochs if run.home.holds(f"reward/epoch-{one}")), 0)
 
 
 def load_pctr(predictor: Predictor, target: Target) -> None:
@@ -85,9 +80,9 @@ def load_pctr(predictor: Predictor, target: Target) -> None:
     Raises:
         RunError: there is none, or it cannot be read.
     """
-    run = Run.open(Path(target.run))
+    run = Run.open(target.run)
     epoch = newest_pctr(run)
-    predictor.load(run.path / "reward" / f"epoch-{epoch}", f"{run.path.name}/epoch-{epoch}")
+    predictor.load(run.reward(epoch), f"{run.path.name}/epoch-{epoch}")
 
 
 class Holding:

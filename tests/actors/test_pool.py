@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
 from raylla.actors import DONE, Call, Pool, next_item, next_reference
 from raylla.actors.host import Host
 from raylla.config import Actors
-from raylla.errors import ConfigError, DeadlineError, RunError, WeightError, WorkerLostError
+from raylla.errors import (
+    ConfigError,
+    DeadlineError,
+    RunError,
+    WeightError,
+    WorkerHungError,
+    WorkerLostError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +75,15 @@ class Scripted:
         yield from range(n)
         time.sleep(0.5)
         os._exit(1)
+
+    def hangs_after(self, n: int) -> Iterator[int]:
+        yield from range(n)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        yield n
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def bug(self) -> None:
         raise KeyError("weights")
@@ -197,6 +215,26 @@ def test_a_dead_worker_is_started_anew_a_bounded_number_of_times(cluster: None) 
     with pytest.raises(WorkerLostError, match=r"scripted\[0\]"):
         workers.restart(last.value, 60)
     assert workers.restarts == 2
+    workers.stop()
+
+
+def test_a_hung_worker_is_a_lost_worker_after_its_deadline(cluster: None) -> None:
+    workers = Pool("scripted", Scripted, ("good",), Actors(workers=2, cpus=0.5, max_restarts=1))
+    workers.start(60)
+    before = workers.broadcast("pid", deadline=20, what="process ids")
+    call = workers.call(1, "hangs_after", 1)
+    assert next_item([call], 20, "numbers")[1] == 0
+    with pytest.raises(WorkerHungError, match=r"numbers: nothing came from scripted\[1\]") as hung:
+        next_item([call], 2, "numbers")
+    assert call.done
+    workers.restart(hung.value, 60)
+    after = workers.broadcast("pid", deadline=20, what="process ids")
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    if psutil.pid_exists(before[1]):
+        psutil.Process(before[1]).wait(60)
+    with pytest.raises(DeadlineError):
+        workers.restart(hung.value, 60)
     workers.stop()
 
 

@@ -232,7 +232,7 @@ def test_every_operation_survives_what_its_schema_allows(running: Running) -> No
     assert len(operations) > 20
     started = time.monotonic()
     for operation in operations:
-        if time.monotonic() - started > 30:
+        if time.monotonic() - started > 15:
             break  # on a slow machine the last operations are left to the tests over ASGI
 
         @given(case=operation.as_strategy())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,17 +17,18 @@ import pytest
 
 from raylla import config
 from raylla.actors.judge import JudgeItem, Judgement
-from raylla.actors.pool import Pool
+from raylla.actors.pool import Call, Pool, next_item
 from raylla.config import Actors
 from raylla.engines.protocol import Completion, Generated, Given, Request, Scored
-from raylla.errors import BudgetError
-from raylla.evaluation import efficiency, incentives, properties
+from raylla.errors import BudgetError, WorkerLostError
+from raylla.evaluation import desk, efficiency, incentives, properties
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.irpo.state import Run
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt
 from raylla.records import Ad, Prediction, Profile, Query
+from raylla.storage import home
 from raylla.world import World
 
 ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
@@ -105,9 +108,15 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         return [Prediction(0.5, 0.3, 0.6)] * len(args[0]) if method == "predict_intervals" else None
 
     crew: Any = SimpleNamespace(
-        rollouts=pools[0], judges=pools[1], version=None, refresh=lambda *_: [], ask_reward=ask_reward
+        rollouts=pools[0],
+        judges=pools[1],
+        reward=SimpleNamespace(restarts=0),
+        version=None,
+        refresh=lambda *_: [],
+        ask_reward=ask_reward,
+        persistently=lambda work: work(),
     )
-    desk = EvaluationDesk(Run(path, settings), settings, crew, world)
+    desk = EvaluationDesk(Run(home(path), settings), settings, crew, world)
     return SimpleNamespace(desk=desk, writer=writer, reader=reader)
 
 
@@ -254,3 +263,40 @@ def test_pairs_of_mechanisms_share_their_queries(tmp_path: Path) -> None:
     assert costs["generations"] == {"mean": 1, "low": 1, "high": 1}
     assert costs["sampled_tokens"]["mean"] == 2
     assert 0 < costs["seconds"]["low"] <= costs["seconds"]["mean"] <= costs["seconds"]["high"]
+
+
+def test_a_lost_worker_is_started_anew_and_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = (make(tmp_path, lambda bid: bid / 100) for _ in range(2))
+    planned = efficiency.test_auctions(whole.desk.config, whole.desk.world)
+    prompts = [Prompt(one, one.ads, one.auction.bids, 4) for one in planned]
+    wanted = whole.desk.write(BASE, prompts)
+    taken, restarted = itertools.count(), []
+
+    def dies_once(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, Any]:
+        if next(taken) == 3:
+            calls[0].done = True
+            raise WorkerLostError("killed", "rollout", 0)
+        return next_item(calls, deadline, what)
+
+    monkeypatch.setattr(desk, "next_item", dies_once)
+    broken.desk._crew.restart = restarted.append
+    assert broken.desk.write(BASE, prompts) == wanted
+    assert [(lost.pool, lost.worker) for lost in restarted] == [("rollout", 0)]
+    asked = Counter(request.id for request in broken.writer.asked)
+    assert asked.keys() == {request.id for request in whole.writer.asked}
+    assert set(asked.values()) == {2}
+
+
+def test_a_reward_trainer_started_anew_loads_its_model_again(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100).desk
+    planned = efficiency.test_auctions(made.config, made.world)
+    answers = [(one, f"Try @{one.ads[0].title}@[Ad-{one.ads[0].id}].") for one in planned]
+    asked, told, crew = [], made._crew.ask_reward, made._crew
+    crew.ask_reward = lambda method, *args: (asked.append(method), told(method, *args))[1]
+    made.predict(answers[:1], 1)
+    made.predict(answers[1:2], 1)
+    crew.reward.restarts = 1
+    made.predict(answers[2:3], 1)
+    assert asked == ["load", "predict_intervals", "predict_intervals", "load", "predict_intervals"]

@@ -39,8 +39,8 @@ def finished(path: Path, tree: dict[str, Any]) -> Run:
     )
     store.save(replace(world, queries=queries), run.path / "world")
     run.commit("world", [], {"wall_seconds": 1.0})
-    run.weights("v1").mkdir(parents=True)
-    (run.weights("v1") / "config.json").write_text("{}")
+    Path(run.weights("v1")).mkdir(parents=True)
+    (Path(run.weights("v1")) / "config.json").write_text("{}")
     run.commit("epoch-1/align", [], {"weight_version": "v1", "wall_seconds": 1.0} | PROBE)
     run.commit("conclude", [], {"wall_seconds": 0.0})
     return run
@@ -63,7 +63,7 @@ def test_settings_that_measure_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_runs_that_lack_something_are_refused(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", TREE)
-    (run.weights("v1") / "config.json").unlink()
+    (Path(run.weights("v1")) / "config.json").unlink()
     assert "v1 is missing although the ledger commits it" in refused([run])
     unfinished = Run.create(tmp_path / "b", config.parse(TREE, "test"))
     assert "not finished (last committed: nothing); `raylla resume` it" in refused([unfinished])

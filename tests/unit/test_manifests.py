@@ -276,8 +276,8 @@ def trained(path: Path, chosen: config.Config) -> Path:
     probe = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-1.0]}
     for epoch in range(1, 4):
         (run.path / "reward" / f"epoch-{epoch}").mkdir(parents=True)
-        run.weights(f"v{epoch}").mkdir(parents=True)
-        (run.weights(f"v{epoch}") / "config.json").write_text("{}")
+        Path(run.weights(f"v{epoch}")).mkdir(parents=True)
+        (Path(run.weights(f"v{epoch}")) / "config.json").write_text("{}")
         run.commit(f"epoch-{epoch}/align", [], {"weight_version": f"v{epoch}", "probe": probe})
     return run.path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 import types
@@ -37,6 +38,35 @@ def test_metrics_go_on_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert line["test/revenue"] == 3.0
     assert line["epoch"] == 1
     assert watch.wall["epoch 1: sample"] >= 0
+
+
+STOPPED = """
+import signal, sys, time
+from pathlib import Path
+import psutil
+from raylla.config import parse
+from raylla.observe import Observer
+from raylla.tracking import SERVICE
+
+run = Path(sys.argv[1])
+watch = Observer(parse({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), run)
+while not list(run.glob("wandb/offline-run-*/*.wandb")):
+    time.sleep(0.1)
+(service,) = [one for one in psutil.Process().children() if one.name() == SERVICE]
+service.send_signal(signal.SIGSTOP)
+for epoch in range(100):
+    watch.metrics(epoch, {"test/revenue": 3.0})
+watch.close()
+"""
+
+
+def test_a_wandb_that_stops_answering_keeps_no_process_from_its_end(tmp_path: Path) -> None:
+    """The real one: its hooks at exit used to wait for ever."""
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED, str(tmp_path)], timeout=240, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 100
 
 
 class ScriptedWandb(types.SimpleNamespace):

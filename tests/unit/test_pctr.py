@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from raylla import config
+from raylla.actors.reward import RewardWorker
 from raylla.auction import markup, parse
 from raylla.errors import ConfigError, RunError
 from raylla.pocket import grammar
@@ -233,6 +234,22 @@ def test_save_and_load_go_on_alike(make: Make, judged: list[ClickRow], tmp_path:
     trainer.update(later)
     other.update(later)
     assert other.predict_intervals(later) == trainer.predict_intervals(later)
+
+
+def test_a_worker_reads_the_models_of_other_settings_too(
+    make: Make, judged: list[ClickRow], tiny_model: Path, tmp_path: Path
+) -> None:
+    blind = SETTINGS.model_copy(update={"features": ()})
+    trainers = {"own": make(), "variant": make(features=())}
+    for name, trainer in trainers.items():
+        trainer.update(judged[:100])
+        trainer.save(tmp_path / name)
+    worker = RewardWorker(str(tiny_model), SETTINGS, 0)
+    for name, settings in (("variant", blind), ("own", SETTINGS), ("variant", blind)):
+        worker.load(str(tmp_path / name), settings)
+        expected = rates(trainers[name], judged[100:150])
+        found = [one.mean for one in worker.predict_intervals(judged[100:150])]
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_wrong_checkpoints_are_refused(make: Make, judged: list[ClickRow], tmp_path: Path) -> None:

@@ -163,6 +163,14 @@ def test_every_shipped_config_has_a_plan(path: Path) -> None:
     assert "not fit" not in result.output
 
 
+def test_what_weight_versions_take() -> None:
+    arguments = ["plan", str(CONFIGS / "qwen3-4b-1node.yaml"), "--set", "irpo.epochs=5"]
+    every = CliRunner().invoke(app, arguments).output
+    assert "storage: 8.04 GB a weight version, 5 kept" in every
+    some = CliRunner().invoke(app, [*arguments, "--set", "storage.keep_versions=2"]).output
+    assert "storage: 8.04 GB a weight version, 2 kept" in some
+
+
 def test_one_more_node() -> None:
     two = config.load(CONFIGS / "qwen3-4b-multinode.yaml")
     assert [name for name, _ in more(two, 8)] == ["rollout (15 workers)", "dpo (16 workers)"]

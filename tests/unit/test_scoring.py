@@ -11,6 +11,7 @@ from raylla.irpo.sampling import Sampled, readings
 from raylla.irpo.scoring import careful_rate, judged_rates, score
 from raylla.irpo.state import Run
 from raylla.records import Ad, Answer, Auction, Planned, Prediction, Profile, Query
+from raylla.storage import home
 
 AD = Ad("12", "Lumo Kettle", "tea", "food")
 PLANNED = Planned(
@@ -27,7 +28,7 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
     settings = config.parse(
         {"irpo": {"reward": "judge", "judgements": 4}, "penalty": {"per_ad": 2}}, "test"
     )
-    run = Run(tmp_path, settings)
+    run = Run(home(tmp_path), settings)
     texts = ("Try @Lumo Kettle@[Ad-12].", "None.", "Or @Lumo Kettle@[Ad-12].")
     answers = [
         Answer(f"e1/preference/q/{draw}", "e1/preference/q", draw, "v0", text, (1,), (2,))
@@ -49,7 +50,7 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
 
 @pytest.mark.parametrize(("risk", "rate"), [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3)])
 def test_risk_scores_towards_the_low_end_of_the_interval(tmp_path: Path, risk: float, rate: float) -> None:
-    run = Run(tmp_path, config.parse({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test"))
+    run = Run(home(tmp_path), config.parse({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test"))
     text = "Try @Lumo Kettle@[Ad-12]."
     answer = Answer("e1/preference/q/0", "e1/preference/q", 0, "v0", text, (1,), (2,))
     sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", [answer])

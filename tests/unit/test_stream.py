@@ -22,6 +22,7 @@ from raylla.irpo.state import Run
 from raylla.observe import Observer
 from raylla.records import Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
+from raylla.storage import home
 from raylla.world import World
 from tests.worlds import asked_world
 
@@ -232,7 +233,7 @@ def test_losses_are_counted_by_draw_and_bounded(
 
 def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World, tmp_path: Path) -> None:
     settings = config()
-    run = Run(tmp_path, settings)
+    run = Run(home(tmp_path), settings)
     planned = auctions(settings, world, 1)
     assert len([one for one in planned if one.phase == "reward"]) > 2 * CHUNK
     calls = []

@@ -23,7 +23,7 @@ from raylla.cli import app
 from raylla.config import Config, parse
 from raylla.errors import ConfigError, LostError, PlacementError
 
-STORAGE = Path("/shared")
+STORAGE = "/shared"
 HERE = ".".join(map(str, sys.version_info[:3]))
 
 
@@ -53,7 +53,7 @@ def planned(config: Config = Config(), job: str = "train") -> submit.Submission:
 
 def test_the_run_id_follows_from_what_decides_the_run() -> None:
     plain = planned()
-    assert plain.run == STORAGE / plain.run_id
+    assert plain.run == f"{STORAGE}/{plain.run_id}"
     assert planned(parse({"wandb": {"mode": "disabled"}}, "x")).run_id == plain.run_id
     assert planned(parse({"seed": 1}, "x")).run_id != plain.run_id
     assert planned(parse({"name": "a b/c"}, "x")).run_id.startswith("a-b-c-")
@@ -66,12 +66,12 @@ def test_the_run_id_follows_from_what_decides_the_run() -> None:
 @pytest.mark.parametrize(
     ("job", "storage", "run_id", "words"),
     [
-        ("train", Path("runs"), None, "--storage runs: give an absolute path"),
+        ("train", "runs", None, "--storage runs: give an absolute path"),
         ("train", STORAGE, "../x", "--run-id '../x'"),
         ("trian", STORAGE, None, "--job trian: there is train, evaluate, report, serve"),
     ],
 )
-def test_unusable_requests(job: str, storage: Path, run_id: str | None, words: str) -> None:
+def test_unusable_requests(job: str, storage: str, run_id: str | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         submit.plan(job, Config(), storage, run_id, "python")
 

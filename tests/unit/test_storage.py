@@ -1,0 +1,364 @@
+"""A run on a path or in a bucket: commits, drivers that die or come twice, disks and buckets that fail."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from typer.testing import CliRunner
+
+from raylla import models
+from raylla.actors import read_weights
+from raylla.cli import app
+from raylla.config import Config, parse
+from raylla.errors import ConfigError, DeadlineError, RunError, StorageError
+from raylla.irpo import versions
+from raylla.irpo.crew import Crew
+from raylla.irpo.state import Run, load_records, save_records
+from raylla.plan.architecture import architecture
+from raylla.records import Answer
+from raylla.storage import exists, here, making, places, within
+
+ANSWERS = [Answer("s/0", "s", 0, "v0", "hi @", (1, 2), (3,), None)]
+PROBE = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-0.5]}
+
+
+class Faulty(LocalFileSystem):  # type: ignore[misc]
+    """A bucket on a directory: no folders to make, and it can refuse, hang or be gone."""
+
+    protocol = "faulty"
+    fault: Any = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "auto_mkdir": True})
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        if Faulty.fault:
+            Faulty.fault(path)
+        super().pipe_file(path, value, mode, **options)
+
+    def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+        if Faulty.fault:
+            Faulty.fault(rpath)
+        super().put_file(lpath, rpath, **options)
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(LocalFileSystem._strip_protocol(path.replace("faulty://", "file://")))
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[str]:
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    yield f"faulty://{tmp_path}/bucket/run"
+    Faulty.fault = None
+
+
+@pytest.fixture(params=["path", "file", "memory", "faulty"])
+def where(request: pytest.FixtureRequest, tmp_path: Path, faulty: str) -> str:
+    """The same run's place on a disk and in three kinds of bucket."""
+    there = {"file": f"file://{tmp_path}/bucket/run", "memory": f"memory://{tmp_path.name}/run"}
+    return str({"path": tmp_path / "run", "faulty": faulty, **there}[request.param])
+
+
+def work(run: Run, epoch: int) -> None:
+    """What an epoch leaves behind: records, a weight version, a pCTR model, commits."""
+    directory = run.fresh(run.records(f"epoch-{epoch}/sample"))
+    save_records(directory / "answers.parquet", ANSWERS, Answer)
+    run.commit(f"epoch-{epoch}/sample", [f"{epoch}/a", f"{epoch}/b"], {"wall_seconds": 1.0})
+    for place in (run.weights(f"v{epoch}"), run.reward(epoch)):
+        with making(place) as fresh:
+            (fresh / "config.json").write_text(f'"{epoch}"')
+    run.commit(
+        f"epoch-{epoch}/align", [], {"weight_version": f"v{epoch}", "probe": PROBE, "wall_seconds": 1.0}
+    )
+
+
+def test_a_driver_on_an_empty_machine_finds_every_commit(where: str) -> None:
+    run = Run.create(where, Config())
+    with run.alone():
+        work(run, 1)
+        (run.path / "metrics.jsonl").write_text("1\n")
+    again = Run.create(where, Config())
+    assert (again.path == run.path) == ("://" not in where)
+    assert again.commits == run.commits
+    assert again.ledger.read_bytes() == run.ledger.read_bytes()
+    assert load_records(again.part("records/epoch-1/sample") / "answers.parquet", Answer) == ANSWERS
+    assert (again.path / "metrics.jsonl").read_text() == "1\n"
+    with again.alone():
+        work(again, 2)
+    third = Run.open(where)
+    assert list(third.commits) == [f"epoch-{n}/{s}" for n in (1, 2) for s in ("sample", "align")]
+    assert [version.name for version, _ in versions.committed(third)] == ["v0", "v1", "v2"]
+    with here(third.weights("v2")) as found:
+        assert (found / "config.json").read_text() == '"2"'
+    with pytest.raises(RunError, match="another config"):
+        Run.create(where, parse({"seed": 1}, "x"))
+    with pytest.raises(RunError, match="not a run directory"):
+        Run.open(within(where, "else"))
+
+
+def test_a_driver_killed_within_a_commit_has_not_committed(faulty: str, tmp_path: Path) -> None:
+    run = Run.create(faulty, Config())
+    with run.alone():
+        work(run, 1)
+
+        def killed(path: str) -> None:
+            if "/ledger/" in path:
+                raise KeyError("killed")  # a driver's own kind of error
+
+        Faulty.fault = killed
+        with pytest.raises(StorageError, match="committing failed: KeyError"):
+            run.commit("epoch-2/sample", ["x"], {"wall_seconds": 1.0})
+        Faulty.fault = None
+    ledger = tmp_path / "bucket" / "run" / "ledger"
+    torn = ledger / "00000003"
+    torn.write_text('{"stage": "epoch-2/sample", "sample_id": "x"}\n{"stage": "epo')
+    again = Run.open(faulty)
+    assert list(again.commits) == ["epoch-1/sample", "epoch-1/align"]
+    with again.alone():
+        assert not torn.exists()
+        again.commit("epoch-2/sample", ["x"], {"wall_seconds": 1.0})
+    assert list(Run.open(faulty).commits)[-1] == "epoch-2/sample"
+    for damage in ("cut", "missing"):
+        (ledger / "00000002").write_text("{") if damage == "cut" else (ledger / "00000002").unlink()
+        with pytest.raises(RunError, match="ledger/00000002 is missing or damaged and commits follow"):
+            Run.open(faulty)
+
+
+def test_the_driver_that_comes_last_has_the_run(faulty: str) -> None:
+    first, second = Run.create(faulty, Config()), Run.create(faulty, Config())
+    with first.alone():
+        first.commit("world", ["a"], {"wall_seconds": 1.0})
+        with second.alone():
+            assert list(second.commits) == ["world"]
+            with pytest.raises(RunError, match="taken over by another driver"):
+                first.commit("epoch-1/sample", ["b"], {"wall_seconds": 1.0})
+            second.commit("epoch-1/sample", ["c"], {"wall_seconds": 1.0})
+            # Two that both believe to have it: one number of the ledger is given once.
+            second._claimed = first.home._claimed = False  # type: ignore[attr-defined]
+            with pytest.raises(RunError, match="taken over by another driver"):
+                first.commit("epoch-1/sample", ["b"], {"wall_seconds": 1.0})
+        first.home._token = second.home._token  # type: ignore[attr-defined]
+    assert b'"c"' in Run.open(faulty).ledger.read_bytes()
+    assert b'"b"' not in Run.open(faulty).ledger.read_bytes()
+
+
+def test_a_vanished_bucket_leaves_the_last_commit(faulty: str, tmp_path: Path) -> None:
+    run = Run.create(faulty, Config())
+    with run.alone():
+        run.commit("world", ["a"], {"wall_seconds": 1.0})
+        (tmp_path / "bucket").rename(tmp_path / "away")
+        with pytest.raises(StorageError, match="is gone from its bucket"):
+            run.commit("epoch-1/sample", ["b"], {"wall_seconds": 1.0})
+        (tmp_path / "away").rename(tmp_path / "bucket")
+    assert list(run.commits) == ["world"]
+    assert list(Run.open(faulty).commits) == ["world"]
+    with pytest.raises(StorageError, match="nothing is there"), here(run.weights("v9")):
+        pass
+
+
+def test_what_cannot_be_written_is_told_before_models_load(faulty: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("ray: {in_process: true}\nwandb: {mode: disabled}\n")
+
+    def said(status: int, *arguments: str) -> str:
+        done = CliRunner().invoke(app, [arguments[0], str(config), *arguments[1:]])
+        assert done.exit_code == status, done.output
+        return " ".join(done.output.split())
+
+    def refuse(path: str) -> None:
+        raise PermissionError(f"Access Denied: {path}")
+
+    assert f"storage {faulty}: writable" in said(0, "check", "--run", faulty)
+    Faulty.fault = refuse
+    for command in ("train", "check"):
+        assert "writing a probe failed: PermissionError: Access Denied" in said(2, command, "--run", faulty)
+    (tmp_path / "file").touch()
+    assert "cannot be written: Not a directory" in said(2, "train", "--run", str(tmp_path / "file" / "run"))
+    assert "need a package that is not installed here: Install s3fs" in said(
+        2, "train", "--run", "s3://b/r"
+    )
+    assert "Protocol not known: s4" in said(2, "train", "--run", "s4://b/r")
+
+
+def test_a_bucket_that_hangs_is_a_deadline(faulty: str) -> None:
+    run = Run.create(faulty, parse({"deadlines": {"storage": 0.3}}, "x"))
+    woken = threading.Event()
+    with run.alone():
+        Faulty.fault = lambda path: woken.wait(30)
+        with pytest.raises(
+            DeadlineError, match=r"committing was not done within deadlines\.storage=0\.3 s"
+        ):
+            run.home.append(b"")
+        Faulty.fault = None
+        woken.set()
+
+
+def test_readers_of_a_machine_share_a_copy(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(places.tempfile, "gettempdir", lambda: str(tmp_path))
+    with making(within(where, "weights", "v1")) as fresh:
+        (fresh / "config.json").write_text("1")
+    place = within(where, "weights", "v1")
+    with here(place) as one, here(place) as other:
+        assert one == other
+    assert one.exists() == ("://" not in where)
+    if "://" in where:
+        left = one.parent / "0123"  # of a reader that was killed
+        left.mkdir()
+        with here(place):
+            assert not left.exists()
+    with making(place) as fresh:
+        (fresh / "config.json").write_text("2")
+    with here(place) as one:
+        assert (one / "config.json").read_text() == "2"
+    with pytest.raises(FileNotFoundError), making(place) as fresh:
+        shutil.copy(tmp_path / "absent", fresh / "config.json")
+    with here(place) as one:
+        assert [file.name for file in one.iterdir()] == ["config.json"]
+        assert (one / "config.json").read_text() == "2"
+
+
+def test_a_model_may_lie_behind_a_url(faulty: str) -> None:
+    pocket = models.POCKET / "ad-llm"
+    place = within(faulty, "model")
+    with pytest.raises(ConfigError, match=r"ad_llm\.path='faulty:.*: there is no config\.json at the URL"):
+        models.check(parse({"ad_llm": {"path": place}}, "x"))
+    with making(place) as fresh:
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            shutil.copy(pocket / name, fresh / name)
+    config = parse({"ad_llm": {"path": place}}, "x")
+    assert models.check(config)["ad_llm.path"] == place
+    assert architecture(place, "ad_llm.path") == architecture("pocket:ad-llm", "ad_llm.path")
+    ours, theirs = read_weights(place), read_weights(pocket)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+class Hands:
+    """What `versions.collect` asks of a crew."""
+
+    def __init__(self, *needs: str) -> None:
+        self.needs = {*needs}
+
+
+def collect(run: Run, *needs: str) -> None:
+    versions.collect(run, cast(Crew, Hands(*needs)))
+
+
+def test_old_versions_are_collected_and_never_one_in_use(where: str) -> None:
+    run = Run.create(where, parse({"storage": {"keep_versions": 2}, "irpo": {"epochs": 6}}, "x"))
+    with run.alone():
+        for epoch in range(1, 4):
+            work(run, epoch)
+            collect(run, f"v{epoch}", "v1")  # v1 is what this process began with
+        assert versions.collected(run) == []
+        versions.note_served(Run.open(where), "v2")
+        for epoch in (4, 5):
+            work(run, epoch)
+            collect(run, f"v{epoch}", "v1")
+        assert versions.collected(run) == ["v3"]
+        collect(run, "v5")
+    again = Run.open(where)
+    assert versions.collected(again) == ["v3", "v1"]
+    assert [version.name for version, _ in versions.committed(again)] == ["v0", "v2", "v4", "v5"]
+    assert [version.parent for version, _ in versions.committed(again)] == [None, "v1", "v3", "v4"]
+    assert not exists(again.weights("v3"))
+    assert exists(again.weights("v2"))
+    with pytest.raises(
+        RunError, match=r"'v1'; it was collected \(storage.keep_versions=2\).*v0, v2, v4, v5"
+    ):
+        versions.named(again, "v1")
+    with pytest.raises(RunError, match="no weight version 'v9'; there are v0, v2"):
+        versions.named(again, "v9")
+    # A removal that was killed half way goes on.
+    with making(again.weights("v3")) as fresh:
+        (fresh / "half").touch()
+    with again.alone():
+        collect(again, "v5")
+    assert not exists(again.weights("v3"))
+
+
+def test_nothing_is_collected_unless_asked_for(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Config())
+    work(run, 1)
+    work(run, 2)
+    collect(run, "v2")
+    assert len(versions.committed(run)) == 3
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Files of this process may grow to 64 KiB; then writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_takes_no_more_leaves_the_last_commit(small_files: None, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Config())
+    run.commit("world", ["a"], {"wall_seconds": 1.0})
+    before = run.ledger.read_bytes()
+    with pytest.raises(StorageError, match=r"ledger\.jsonl cannot be written: .*File too large"):
+        run.commit("epoch-1/sample", [f"sample-{n}" for n in range(3000)], {"wall_seconds": 1.0})
+    assert run.ledger.read_bytes() == before
+    assert list(run.commits) == list(Run.open(run.path).commits) == ["world"]
+    text = "".join(f"{n}" for n in range(60_000))
+    long = [Answer("s/0", "s", 0, "v0", text, (1, 2), (3,), None)]
+    with pytest.raises(StorageError, match=r"answers\.parquet cannot be written"):
+        save_records(run.fresh(run.records("epoch-1/sample")) / "answers.parquet", long, Answer)
+    run.commit("epoch-1/sample", ["b"], {"wall_seconds": 1.0})
+    assert list(Run.open(run.path).commits) == ["world", "epoch-1/sample"]
+
+
+FULL = """
+import os, subprocess, sys
+from pathlib import Path
+from raylla.config import Config
+from raylla.errors import RunError, StorageError
+from raylla.irpo.state import Run
+
+disk = Path(sys.argv[1])
+run = Run.create(disk / "run", Config())
+run.commit("world", ["a"], {})
+(disk / "other").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 4096))
+for epoch in range(1000):
+    try:
+        run.commit(f"epoch-{epoch}", [f"sample-{n}" for n in range(20)], {})
+    except StorageError as error:
+        assert "No space left on device" in str(error), error
+        break
+found = list(Run.open(run.path).commits)
+assert found == list(run.commits) == ["world", *(f"epoch-{n}" for n in range(epoch))]
+assert run.ledger.read_bytes().endswith(b"}}\\n")
+subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+try:
+    with run.alone():
+        raise SystemExit("a read-only disk was taken")
+except RunError as error:
+    assert "cannot be written: Read-only file system" in str(error), error
+assert "world" in Run.open(run.path).commits
+print("as promised")
+"""
+
+
+def test_a_full_and_a_read_only_file_system(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=128k none {tmp_path}"
+    own = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*own, mount], capture_output=True).returncode:
+        pytest.skip("no mount namespace may be made here")
+    script = f"{mount} && exec {sys.executable} -c '{FULL}' {tmp_path}"
+    done = subprocess.run([*own, script], capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "as promised", done.stderr
