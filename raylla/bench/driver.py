@@ -115,7 +115,11 @@ def _row(actors: int, told: Sequence[Told]) -> Row:
 
 def simulate(directory: Path, actors: int, queries: int, spread: tuple[float, ...]) -> Told:
     """One epoch of ``queries`` training queries a rollout actor."""
-    config, latencies = settings(actors, queries)
+    return epoch(directory, *settings(actors, queries), spread)
+
+
+def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[float, ...]) -> Told:
+    """One epoch of the loop on sleepers that share processes."""
     world = asked(config)
     run = Run.create(directory, config)
     watch = Observer(config, run.path, Console(quiet=True))

@@ -23,7 +23,7 @@ from raylla.actors.policy import Alignment
 from raylla.actors.pool import gather
 from raylla.actors.spans import Batch
 from raylla.auction.markup import MARKUP
-from raylla.config import Actors, Config
+from raylla.config import Actors, Config, Pctr
 from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
 from raylla.observe import Observer
@@ -178,7 +178,7 @@ class ScriptedReward:
         """A directory to find again."""
         Path(place).mkdir(parents=True, exist_ok=True)
 
-    def load(self, place: str) -> None:
+    def load(self, place: str, settings: Pctr) -> None:
         """Nothing to load."""
 
 

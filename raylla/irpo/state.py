@@ -226,10 +226,10 @@ def save_records(path: Path, records: Sequence[Any], kind: type[Any]) -> None:
 def _column(hint: Any) -> pa.DataType:
     """The parquet type of a field of ours."""
     plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    inner = next((one for one in get_args(hint) if one in plain), None)
-    if get_origin(hint) is tuple:
-        return pa.list_(plain[inner])
-    return plain[inner or hint]
+    if hint in plain:
+        return plain[hint]
+    inner = next(plain[one] for one in get_args(hint) if one in plain)
+    return pa.list_(inner) if get_origin(hint) is tuple else inner
 
 
 def load_records(path: Path, kind: type[Record]) -> list[Record]:
