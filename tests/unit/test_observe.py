@@ -41,22 +41,22 @@ def test_metrics_go_on_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 STOPPED = """
-import signal, sys, time
+import os, signal, sys, threading
 from pathlib import Path
 import psutil
 from raylla.config import parse
-from raylla.observe import Observer
-from raylla.tracking import SERVICE
+from raylla.tracking import SERVICE, Tracker
 
-run = Path(sys.argv[1])
-watch = Observer(parse({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), run)
-while not list(run.glob("wandb/offline-run-*/*.wandb")):
-    time.sleep(0.1)
+tracker = Tracker(parse({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), Path(sys.argv[1]))
+begun = threading.Event()
+tracker._put(lambda wandb, run: begun.set())
+if not begun.wait(100):
+    os._exit(77)
 (service,) = [one for one in psutil.Process().children() if one.name() == SERVICE]
 service.send_signal(signal.SIGSTOP)
 for epoch in range(100):
-    watch.metrics(epoch, {"test/revenue": 3.0})
-watch.close()
+    tracker.log(epoch, {"test/revenue": 3.0})
+tracker.close()
 """
 
 
@@ -65,8 +65,9 @@ def test_a_wandb_that_stops_answering_keeps_no_process_from_its_end(tmp_path: Pa
     ended = subprocess.run(
         [sys.executable, "-c", STOPPED, str(tmp_path)], timeout=240, capture_output=True, text=True
     )
+    if ended.returncode == 77:
+        pytest.skip("W&B did not begin within 100 s here")
     assert ended.returncode == 0, ended.stderr
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 100
 
 
 class ScriptedWandb(types.SimpleNamespace):
