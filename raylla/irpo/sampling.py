@@ -77,6 +77,21 @@ class Sampled:
         ]
 
 
+class Tokens:
+    """One object for each token id: ids that came in a message are objects of their own, 28 bytes each."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+
+    def __call__(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The same ids, of shared objects."""
+        try:
+            return tuple(map(self._ids.__getitem__, ids))
+        except IndexError:
+            self._ids.extend(range(len(self._ids), max(ids) + 1))
+            return self(ids)
+
+
 def readings(sample_id: str, count: int) -> list[str]:
     """Names of the judgements of one answer that is read ``count`` times."""
     return [f"{sample_id}#{reading}" for reading in range(count)]
@@ -109,6 +124,7 @@ class Stream:
         self._rollouts = Dispatch(crew.rollouts, crew.bring_up, watch, start)
         self._judges = Dispatch(crew.judges, crew.bring_up, watch, start)
         self._requests: deque[Request] = deque()
+        self._tokens = Tokens()
         self._queue: dict[Phase, deque[JudgeItem]] = {
             phase: deque() for phase in dict.fromkeys(item.phase for item in planned)
         }
@@ -273,6 +289,7 @@ class Stream:
         call.was(planned.phase)
         if generated.error is not None:
             self._dropped[planned.phase]["answer"] += planned.n
+        prompt = self._tokens(generated.prompt_token_ids)
         answers = [
             Answer(
                 bids.sample_id(planned.auction.id, draw),
@@ -280,8 +297,8 @@ class Stream:
                 draw,
                 self.version,
                 completion.text,
-                generated.prompt_token_ids,
-                completion.token_ids,
+                prompt,
+                self._tokens(completion.token_ids),
                 completion.logprob,
             )
             for draw, completion in enumerate(generated.completions)
