@@ -73,17 +73,17 @@ def rows(bench: Bench) -> list[Row]:
     spread = shape(measured)
     connect(bench.config)
     try:
-        found = []
+        found, last = [], []
         for actors in ACTORS:
             told = [
                 simulate(bench.scratch / f"{actors}-{repeat}", actors, QUERIES, spread)
                 for repeat in range(bench.repeats)
             ]
             found.append(_row(actors, told))
-        more = [simulate(bench.scratch / f"more-{n}", ACTORS[0], n, spread) for n in (64, 128, 256)]
+            last.append(told[-1])
     finally:
         disconnect(bench.config)
-    return [*found, memory(more)]
+    return [*found, memory(last)]
 
 
 def shape(directory: Path) -> tuple[float, ...]:
