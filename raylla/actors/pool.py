@@ -151,14 +151,21 @@ class Pool:
         """End a lost or hung worker and make it anew, in the state that its constructor gives it.
 
         Raises:
-            WorkerLostError: ``lost`` itself, where the pool has made ``actors.max_restarts`` already.
+            WorkerLostError: the pool has made ``actors.max_restarts`` already.
             WorkerHungError: the new worker is not ready within ``deadline`` seconds.
         """
-        self.count(lost)
-        ray.kill(self._hosts[lost.worker])
-        self._hosts[lost.worker] = self._actor(lost.worker)
-        starting = self._submit(lost.worker, START, self._kind, self._args)
-        gather([starting], deadline, f"{starting.worker} to be ready again")
+        while True:
+            self.count(lost)
+            ray.kill(self._hosts[lost.worker])
+            self._hosts[lost.worker] = self._actor(lost.worker)
+            starting = self._submit(lost.worker, START, self._kind, self._args)
+            try:
+                gather([starting], deadline, f"{starting.worker} to be ready again")
+                return
+            except WorkerHungError:
+                raise
+            except WorkerLostError as again:
+                lost = again
 
     def count(self, lost: WorkerLostError) -> None:
         """Count the loss of a worker that is to be replaced.

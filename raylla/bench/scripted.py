@@ -31,6 +31,9 @@ from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.records import Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
 
+REPORTED = ("auc", "log_loss", "calibration_error", "base_rate", "rows", "coverage")
+"""What the evaluation of a pCTR model reports, as far as a table shows it."""
+
 
 @dataclass(frozen=True)
 class Latencies:
@@ -172,7 +175,7 @@ class ScriptedReward:
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
         """As long as predicting, and no figures."""
         time.sleep(self._latencies.predict * len(rows))
-        return dict.fromkeys(("auc", "log_loss", "calibration_error", "base_rate", "rows"), 0.0)
+        return dict.fromkeys(REPORTED, 0.0)
 
     def save(self, place: str) -> None:
         """A directory to find again."""

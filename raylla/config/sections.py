@@ -76,7 +76,7 @@ class Actors(Section):
     gpus: Annotated[float, Field(ge=0)] = 0
     labels: Labels = {}
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="times that workers of the group are started anew in a run, after their process died"
+        3, description="times that workers of the group that died or hung are started anew in a run"
     )
 
     @property

@@ -33,6 +33,7 @@ class Nodes:
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._cut: set[str] = set()
         # Sockets have short names: not in pytest's deep directories.
         self._directory = tempfile.TemporaryDirectory(prefix="rn", dir="/tmp", ignore_cleanup_errors=True)
         self._start(
@@ -46,6 +47,14 @@ class Nodes:
         """Start one more node of a CPU and, so Ray is told, a GPU; it joins by itself."""
         number = len(self._running) + 1
         self._start(name, number, [f"--address={self.address}", "--num-cpus=1", "--num-gpus=1"])
+
+    def cut(self, name: str) -> None:
+        """Let no packet through to a node any more: the network is gone, its processes live on.
+
+        Needs a network namespace of its own, with the right to change its routes.
+        """
+        self._route("add", name)
+        self._cut.add(name)
 
     def kill(self, name: str) -> None:
         """End a node with everything on it, at once."""
@@ -63,6 +72,8 @@ class Nodes:
         """End them all."""
         for name in reversed(self._running):
             self.kill(name)
+        for name in self._cut:
+            self._route("del", name)
         self._directory.cleanup()
 
     def log(self, name: str) -> str:
@@ -78,6 +89,10 @@ class Nodes:
             self._running[name] = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True
             )
+
+    def _route(self, change: str, name: str) -> None:
+        address = f"127.0.0.{list(self._running).index(name) + 1}/32"
+        subprocess.run(["ip", "route", change, "blackhole", address, "table", "local"], check=True)
 
     def _wait_for_head(self, port: int) -> None:
         end = time.monotonic() + 60 + PROBE_SECONDS

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raylla.actors.judge import JudgeItem, Judgement
+from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker
 from raylla.actors.pool import Call, Pool, gather
 from raylla.config import Actors, Config, Engine, Engines, parse
 from raylla.engines.protocol import Completion, Generated, Request
@@ -19,6 +19,7 @@ from raylla.errors import BudgetError
 from raylla.irpo.learning import CHUNK, Learner
 from raylla.irpo.sampling import Sampled, Stream, Tokens
 from raylla.irpo.schedule import auctions
+from raylla.irpo.scoring import rows_of
 from raylla.irpo.state import Run
 from raylla.observe import Observer
 from raylla.records import Prediction, WeightVersion
@@ -73,6 +74,19 @@ class Reader:
             clicks = {ad: rng.random() < 0.5 for ad in item.ad_ids}
             unread = bool(self._unread) and self._unread in item.sample_id
             yield Judgement(item.sample_id, None if unread else clicks, 1)
+
+
+class Babbler:
+    """The engine of a User-LLM that has lost its mind."""
+
+    def __init__(self, path: str, settings: object, seed: int) -> None: ...
+
+    def generate(self, requests: list[Request], sampling: object) -> Iterator[Generated]:
+        for request in requests:
+            text = random.Random(request.seed).choice(
+                ['{"Ad-1": tru', "I would click!", "[1, 0]", "{}", ""]
+            )
+            yield Generated(request.id, (1,), (Completion(text, (2,), True),))
 
 
 class Scorer:
@@ -240,6 +254,23 @@ def test_losses_are_counted_by_draw_and_bounded(
     asked = sum(one.n for one in lenient.plan.values() if one.phase == "reward")
     lost = lenient.dropped["answer"] + lenient.dropped["judgement"]
     assert lost == asked - sum(1 for _ in lenient.judged("reward"))
+
+
+def test_a_judge_that_returns_garbage_teaches_nothing_and_is_bounded(world: World) -> None:
+    settings = config()
+    mad = JudgeWorker, ("", settings.user_llm.sampling, settings.engine, 0, Babbler)
+    crew = Crew()
+    crew.judges = crew._pool("judge", *mad, 1)
+    found = stream(settings, world, crew)
+    found.until(PHASES)
+    with pytest.raises(BudgetError, match=r"(\d+) of \1 judgements .* irpo.max_drop_share=0.05 allows"):
+        found.result("reward", "preference")
+    crew.judges = crew._pool("judge", *mad, 1)
+    lenient = everything(config(max_drop_share=1.0), world, crew)
+    judged = [(answer, clicks) for _, answer, clicks in lenient.judged("reward")]
+    assert judged
+    assert all("@" not in answer.text and not clicks for answer, clicks in judged)
+    assert rows_of(world, lenient, "reward") == []
 
 
 def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World, tmp_path: Path) -> None:
