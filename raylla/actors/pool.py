@@ -28,7 +28,7 @@ from raylla.actors.calls import (
 )
 from raylla.actors.host import START, Host
 from raylla.config import Actors, Engines
-from raylla.errors import RayllaError, WorkerLostError
+from raylla.errors import RayllaError, WorkerHungError, WorkerLostError
 
 __all__ = ["DONE", "Call", "Pool", "Record", "gather", "next_item", "next_reference", "soon"]
 
