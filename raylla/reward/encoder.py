@@ -18,6 +18,8 @@ Span = tuple[str, int, int]
 
 MAX_WORDS = 32
 """Longest token list of `Encoder.words`."""
+PADDING = 64
+"""Tokens of padding that cost no more than another pass of the model; a batch may have a tenth, too."""
 
 
 class Encoder:
@@ -49,6 +51,7 @@ class Encoder:
             raise ConfigError(f"pctr.encoder={path!r} has no fast tokenizer; give one with tokenizer.json")
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model.to(self._device).eval()
+        self._model.config.use_cache = False  # nothing is ever decoded from where a text ends
         self._max_tokens = min(
             max_tokens, getattr(self._model.config, "max_position_embeddings", max_tokens)
         )
@@ -118,13 +121,13 @@ class Encoder:
     def _hidden(self, ids: Sequence[Sequence[int]]) -> Encodings:
         """Last hidden states, [len(ids), longest, dim], padded on the right."""
         longest = max(1, max(len(row) for row in ids))
-        padded = torch.zeros((len(ids), longest), dtype=torch.long)
-        mask = torch.zeros((len(ids), longest), dtype=torch.long)
-        for index, row in enumerate(ids):
-            padded[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[index, : len(row)] = 1
-        mask[:, 0] = 1  # a row that attends to nothing would be NaN
-        padded, mask = padded.to(self._device), mask.to(self._device)
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
+        mask = None
+        if any(len(row) < longest for row in ids):
+            # At least one token each: a row that attends to nothing would be NaN.
+            lengths = torch.tensor([max(1, len(row)) for row in ids])
+            mask = (torch.arange(longest) < lengths[:, None]).long().to(self._device)
+        padded = padded.to(self._device)
         first = self._model.get_input_embeddings()(padded)
         last = self._model(input_ids=padded, attention_mask=mask).last_hidden_state
         states: Encodings = torch.cat([first, last], dim=-1).float().cpu().numpy()
@@ -132,13 +135,17 @@ class Encoder:
 
 
 def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of similar length together, at most ``budget`` padded tokens a batch (or one text)."""
+    """Indices of similar length together, at most ``budget`` tokens a batch (or one text) and little
+    padding: an answer beside titles would have each of them computed at its own length."""
     batch: list[int] = []
+    held = 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if batch and (len(batch) + 1) * lengths[index] > budget:
+        padded = (len(batch) + 1) * lengths[index]
+        if batch and (padded > budget or padded - held - lengths[index] > max(PADDING, padded // 10)):
             yield batch
-            batch = []
+            batch, held = [], 0
         batch.append(index)
+        held += lengths[index]
     if batch:
         yield batch
 

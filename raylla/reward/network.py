@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from raylla import config
-from raylla.reward.cues import Cues, Words
+from raylla.reward.cues import Cues, CuesEnsemble, Dense, Words, linears
 
 TEXT_DIM = 64
 """Width of each text encoding inside the network."""
@@ -26,7 +28,7 @@ class PctrNetwork(nn.Module):
     ) -> None:
         """Random weights; ``users`` and ``ads`` count table rows, the shared row 0 included."""
         super().__init__()
-        self._texts = texts
+        self.texts = texts
         self.project = nn.ModuleDict({name: nn.Linear(dim, TEXT_DIM) for name in texts})
         self.users = _table(users, settings.user_dim)
         self.ads = _table(ads, settings.ad_dim)
@@ -45,7 +47,7 @@ class PctrNetwork(nn.Module):
         self, texts: dict[str, Tensor], user: Tensor, ad: Tensor, structure: Tensor, words: Words
     ) -> Tensor:
         """Logits [N] from encodings [N, dim] by name, table rows [N], and what `Cues` reads."""
-        projected = {name: self.project[name](texts[name]) for name in self._texts}
+        projected = {name: self.project[name](texts[name]) for name in self.texts}
         parts = [*projected.values(), self.users(user), self.ads(ad)]
         if "ad_text" in projected:
             parts.append(projected["query"] * projected["ad_text"])
@@ -56,6 +58,50 @@ class PctrNetwork(nn.Module):
         """Enlarge the tables; new rows start as the shared row, which is what they were so far."""
         self.users = _grown(self.users, users)
         self.ads = _grown(self.ads, ads)
+
+
+class Ensemble:
+    """Networks of one shape at once, to predict with; they must not change meanwhile.
+
+    One network over an answer's few rows is all overhead, one small operation after the other; a
+    batched one over all members costs little more than a single network.
+    """
+
+    @torch.no_grad()
+    def __init__(self, members: Sequence[PctrNetwork]) -> None:
+        """``members`` share their texts, table sizes and settings."""
+        first = members[0]
+        self._texts = first.texts
+        by_text = list(zip(*(linears(one.project.values()) for one in members), strict=True))
+        self._project = torch.stack([torch.cat([one.weight for one in text]).T for text in by_text])
+        self._bias = torch.stack([torch.cat([one.bias for one in text]) for text in by_text])[:, None]
+        self._members = len(members)
+        self._users = torch.stack([one.users.weight for one in members])
+        self._ads = torch.stack([one.ads.weight for one in members])
+        layers = zip(*(linears(one.mlp) for one in members), strict=True)
+        self._hidden = [Dense(layer) for layer in layers]
+        self._out = Dense([one.out for one in members])
+        cues = [one.cues for one in members if one.cues is not None]
+        self._cues = CuesEnsemble(cues) if cues else None
+
+    @torch.inference_mode()
+    def __call__(
+        self, texts: dict[str, Tensor], user: Tensor, ad: Tensor, structure: Tensor, words: Words
+    ) -> Tensor:
+        """Logits [M, N]; see `PctrNetwork.forward`."""
+        encoded = torch.stack([texts[name] for name in self._texts])
+        # [texts, N, M x TEXT_DIM] to [M, texts, N, TEXT_DIM]
+        projected = torch.baddbmm(self._bias, encoded, self._project)
+        projected = projected.unflatten(2, (self._members, TEXT_DIM)).permute(2, 0, 1, 3)
+        by_name = dict(zip(self._texts, projected.unbind(dim=1), strict=True))
+        parts = [*by_name.values(), self._users[:, user], self._ads[:, ad]]
+        if "ad_text" in by_name:
+            parts.append(by_name["query"] * by_name["ad_text"])
+        values = torch.cat(parts, dim=2)
+        for layer in self._hidden:
+            values = torch.relu(layer(values))
+        logits: Tensor = self._out(values).squeeze(2)
+        return logits if self._cues is None else logits + self._cues(structure, words)
 
 
 def _table(rows: int, dim: int) -> nn.Embedding:

@@ -21,7 +21,7 @@ from raylla.records import Prediction
 from raylla.reward import calibration, checkpoint, features, intervals
 from raylla.reward.cues import Words
 from raylla.reward.encoder import Encoder, Encodings
-from raylla.reward.network import UNSEEN, PctrNetwork
+from raylla.reward.network import UNSEEN, Ensemble, PctrNetwork
 from raylla.reward.rows import ClickRow
 from raylla.storage import here
 
@@ -73,6 +73,7 @@ class RewardTrainer:
         self._taken: list[tuple[Sequence[ClickRow], dict[str, Encodings]]] = []
         self._quantile = math.inf
         self._network, *self._members = self._fresh_networks()
+        self._ensemble: Ensemble | None = None
 
     def ready(self) -> bool:
         """True once the encoder is loaded: what a starting actor is waited on for."""
@@ -96,6 +97,7 @@ class RewardTrainer:
         taken, self._taken = self._taken, []
         rows = [row for some, _ in taken for row in some]
         clicked = torch.from_numpy(_labels(rows).astype(np.float32))
+        self._ensemble = None
         self._meet(rows)
         encoded = {name: np.concatenate([one[name] for _, one in taken]) for name in self._names}
         for name, moments in self._moments.items():
@@ -108,7 +110,7 @@ class RewardTrainer:
         for fold, network in enumerate(self._members):
             learned = torch.from_numpy(np.flatnonzero(folds != fold))
             self._fit(network, inputs, clicked, learned, 1 + fold)
-        by_members = np.array([_rates(network, inputs) for network in self._members])
+        by_members = self._rates(inputs)[1:]
         self._quantile = intervals.quantile(
             by_members[folds, np.arange(len(rows))],
             by_members.std(axis=0),
@@ -132,8 +134,8 @@ class RewardTrainer:
         if not rows:
             return []
         inputs = self._inputs(rows, features.encode(self.encoder, rows, self._names))
-        spread = np.std([_rates(network, inputs) for network in self._members], axis=0)
-        return intervals.around(_rates(self._network, inputs), spread, self._quantile)
+        mean, *by_members = self._rates(inputs)
+        return intervals.around(mean, np.std(by_members, axis=0), self._quantile)
 
     def evaluate(self, rows: Sequence[ClickRow]) -> dict[str, float]:
         """AUC, log loss, calibration error, coverage and mean width of the intervals, rows and base
@@ -202,6 +204,18 @@ class RewardTrainer:
                 if name.startswith(prefix)
             }
             checkpoint.apply(place, network, weights)
+        self._ensemble = None
+
+    def _rates(self, inputs: _Inputs) -> NDArray[np.float64]:
+        """Click probabilities [1 + members, N], those of the network first."""
+        if self._ensemble is None:
+            self._ensemble = Ensemble((self._network, *self._members))
+        parts = [inputs]
+        if len(inputs.user) > PREDICT_BATCH:
+            parts = [inputs.at(part) for part in torch.arange(len(inputs.user)).split(PREDICT_BATCH)]
+        found = torch.cat([torch.sigmoid(_logits(self._ensemble, part)) for part in parts], dim=1)
+        rates: NDArray[np.float64] = found.double().numpy()
+        return rates
 
     def _fresh_networks(self) -> list[PctrNetwork]:
         sizes = (self.encoder.dim, len(self._users) + 1, len(self._ads) + 1)
@@ -290,19 +304,9 @@ class RewardTrainer:
         ]
 
 
-def _logits(network: PctrNetwork, inputs: _Inputs) -> Tensor:
+def _logits(network: PctrNetwork | Ensemble, inputs: _Inputs) -> Tensor:
     logits: Tensor = network(inputs.texts, inputs.user, inputs.ad, inputs.structure, inputs.words)
     return logits
-
-
-def _rates(network: PctrNetwork, inputs: _Inputs) -> NDArray[np.float64]:
-    """Click probabilities [N] by one network."""
-    network.eval()
-    with torch.inference_mode():
-        parts = torch.arange(len(inputs.user)).split(PREDICT_BATCH)
-        found = torch.cat([torch.sigmoid(_logits(network, inputs.at(part))) for part in parts])
-    rates: NDArray[np.float64] = found.double().numpy()
-    return rates
 
 
 def _labels(rows: Sequence[ClickRow]) -> NDArray[np.bool_]:

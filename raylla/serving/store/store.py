@@ -53,8 +53,6 @@ class Store:
         check(auction)
         try:
             with self.database.writing() as session:
-                if _known(session, auction):
-                    return
                 row = models.Auction(
                     id=auction.id,
                     request_id=auction.request_id,
@@ -75,7 +73,7 @@ class Store:
                     billing.lose(session, auction)
         except (IntegrityError, DataError) as error:
             with self.database.reading() as session:
-                if _known(session, auction):  # another thread was faster
+                if _known(session, auction):
                     return
             raise StoreError(f"auction {auction.id}: the database refuses it: {error.orig}") from None
 
