@@ -260,12 +260,12 @@ def test_a_judge_that_returns_garbage_teaches_nothing_and_is_bounded(world: Worl
     settings = config()
     mad = JudgeWorker, ("", settings.user_llm.sampling, settings.engine, 0, Babbler)
     crew = Crew()
-    crew.judges = crew._pool("judge", *mad, 1)
+    crew.judges = crew._pool("judge", *mad, Actors())
     found = stream(settings, world, crew)
     found.until(PHASES)
     with pytest.raises(BudgetError, match=r"(\d+) of \1 judgements .* irpo.max_drop_share=0.05 allows"):
         found.result("reward", "preference")
-    crew.judges = crew._pool("judge", *mad, 1)
+    crew.judges = crew._pool("judge", *mad, Actors())
     lenient = everything(config(max_drop_share=1.0), world, crew)
     judged = [(answer, clicks) for _, answer, clicks in lenient.judged("reward")]
     assert judged
