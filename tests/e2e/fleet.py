@@ -8,13 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
 
-from raylla.actors.placement import PROBE_SECONDS
-from tests.e2e.nodes import ENVIRONMENT
+from tests.e2e.nodes import ENVIRONMENT, wait_for_head
 
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """The id by which Ray's provider of fake nodes knows the head."""
@@ -51,15 +49,7 @@ class Fleet:
             self._head = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True
             )
-        end = time.monotonic() + 60 + PROBE_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=PROBE_SECONDS).close()
-                return
-            except OSError:
-                if time.monotonic() > end or self._head.poll() is not None:
-                    raise AssertionError(self._log.read_text()) from None
-                time.sleep(0.2)
+        wait_for_head(self._head, port, self._log)
 
     def _config(self, most: int, idle_seconds: float) -> dict[str, object]:
         return {

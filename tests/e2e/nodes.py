@@ -41,7 +41,7 @@ class Nodes:
             1,
             ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false"],
         )
-        self._wait_for_head(port)
+        wait_for_head(self._running["head"], port, Path(self._directory.name) / "head.log")
 
     def add(self, name: str) -> None:
         """Start one more node of a CPU and, so Ray is told, a GPU; it joins by itself."""
@@ -94,13 +94,15 @@ class Nodes:
         address = f"127.0.0.{list(self._running).index(name) + 1}/32"
         subprocess.run(["ip", "route", change, "blackhole", address, "table", "local"], check=True)
 
-    def _wait_for_head(self, port: int) -> None:
-        end = time.monotonic() + 60 + PROBE_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=PROBE_SECONDS).close()
-                return
-            except OSError:
-                if time.monotonic() > end or self._running["head"].poll() is not None:
-                    raise AssertionError(self.log("head")) from None
-                time.sleep(0.2)
+
+def wait_for_head(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until the head listens on this machine; where it ended or never does, fail with its log."""
+    end = time.monotonic() + 60 + PROBE_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=PROBE_SECONDS).close()
+            return
+        except OSError:
+            if time.monotonic() > end or head.poll() is not None:
+                raise AssertionError(log.read_text()) from None
+            time.sleep(0.2)
