@@ -193,7 +193,8 @@ def check(
     short = any(left < 0 for left in spare.values())
     for need in needs(loaded):
         where = f" on {dict(need.labels)}" if need.labels else ""
-        size = f"{need.workers} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs){where}"
+        most = f" to {need.most}" if need.most > need.workers else ""
+        size = f"{need.workers}{most} x ({need.cpus:g} CPUs, {need.gpus:g} GPUs){where}"
         console.print(f"placement  {need.group}: {size}", highlight=False)
     console.print(f"spare      {spare}" + (" (below 0: to be added by the autoscaler)" if short else ""))
     console.print(f"disk       {shutil.disk_usage('.').free / 2**30:.0f} GiB free")

@@ -33,6 +33,11 @@ class Gauges:
         """Whether a stage is at work; the epoch in its name is left out."""
         self._set("stage_active", float(active), stage=name.rpartition(": ")[2])
 
+    def pool(self, name: str, workers: int, joining: int) -> None:
+        """How many workers of a pool take calls, and how many are to."""
+        self._set("pool_workers", workers, pool=name, state="at_work")
+        self._set("pool_workers", joining, pool=name, state="joining")
+
     def done(self, kind: str, count: int, tokens: int) -> None:
         """``count`` more of ``kind`` are done, worth ``tokens`` generated tokens."""
         self._add("done", count, kind)

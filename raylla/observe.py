@@ -18,6 +18,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from raylla.actors.spans import Size
 from raylla.config import Config
 from raylla.gauges import Gauges
 from raylla.storage import writing
@@ -104,6 +105,11 @@ class Observer:
             self._progress.update(
                 self._tasks[kind], advance=count, rate=f"{rate:.0f} tok/s" if rate else ""
             )
+
+    def pool(self, name: str, workers: int, joining: int) -> None:
+        """From now on ``workers`` of a pool take calls, and ``joining`` more are to."""
+        self.timeline.resize(Size(name, time.time(), workers, joining))
+        self._gauges.pool(name, workers, joining)
 
     def lost(self, group: str) -> None:
         """A worker of ``group`` was lost and is there again."""

@@ -1,8 +1,9 @@
-"""Who worked when, and who waited for whom: the actors' spans of each epoch.
+"""Who worked when, and who waited for whom: the actors' spans of each epoch, and how many there were.
 
-``timeline.jsonl`` has a line per span and one per epoch; ``timeline.trace.json`` holds the spans for
-a trace viewer (chrome://tracing, Perfetto).  Times are the actors' own clocks, so that on several
-machines they are as exact as the machines' clocks agree.
+``timeline.jsonl`` has a line per span, one per change of a pool's size and one per epoch;
+``timeline.trace.json`` holds them for a trace viewer (chrome://tracing, Perfetto), sizes as counters.
+Times are the actors' own clocks, so that on several machines they are as exact as the machines' clocks
+agree.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raylla.actors.spans import Span
+from raylla.actors.host import START
+from raylla.actors.spans import Size, Span
 from raylla.storage import writing
 
 ROLLOUT, JUDGE, REWARD, TRAINER = "rollout", "judge", "reward-trainer", "policy-trainer"
@@ -28,16 +30,21 @@ class Timeline:
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
         self._spans: list[Span] = []
+        self._sizes: list[Size] = []
         self.epochs: list[dict[str, Any]] = []
 
     def add(self, span: Span) -> None:
         """Take one span."""
         self._spans.append(span)
 
+    def resize(self, size: Size) -> None:
+        """Take a change of a pool's size."""
+        self._sizes.append(size)
+
     @contextmanager
     def epoch(self, epoch: int) -> Iterator[None]:
         """The spans that are added meanwhile are this epoch's; an epoch that fails leaves none."""
-        self._spans = []
+        self._spans, self._sizes = [], []
         began = time.time()
         yield
         ended = time.time()
@@ -46,12 +53,14 @@ class Timeline:
             "wall_seconds": ended - began,
             "critical_seconds": critical_seconds(self._spans),
             "idle": idle(self._spans, began, ended),
+            "pools": pools(self._sizes, ended),
         }
         self.epochs.append(found)
         if self._directory is not None:
             with writing(self._directory / "timeline.jsonl"):
                 with (self._directory / "timeline.jsonl").open("a") as file:
-                    for line in (*({"epoch": epoch} | asdict(span) for span in self._spans), found):
+                    events = [*map(asdict, self._spans), *map(asdict, self._sizes)]
+                    for line in (*({"epoch": epoch} | event for event in events), found):
                         file.write(json.dumps(line) + "\n")
                 write_trace(self._directory)
 
@@ -63,6 +72,18 @@ def idle(spans: Sequence[Span], began: float, ended: float) -> dict[str, float]:
         inside = min(span.ended, ended) - max(span.began, began)
         busy[span.actor] = busy.get(span.actor, 0.0) + max(0.0, inside)
     return {actor: 1 - seconds / (ended - began) for actor, seconds in sorted(busy.items())}
+
+
+def pools(sizes: Sequence[Size], ended: float) -> dict[str, dict[str, float]]:
+    """Of each pool the least and most workers, and the seconds of all of them together, up to ``ended``."""
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(size.pool for size in sizes):
+        of_it = [size for size in sizes if size.pool == name]
+        until = [*(size.at for size in of_it[1:]), ended]
+        workers = [size.workers for size in of_it]
+        lasted = (size.workers * (end - size.at) for size, end in zip(of_it, until, strict=True))
+        found[name] = {"least": min(workers), "most": max(workers), "worker_seconds": sum(lasted)}
+    return found
 
 
 def critical_seconds(spans: Sequence[Span]) -> float:
@@ -91,12 +112,9 @@ def critical_seconds(spans: Sequence[Span]) -> float:
 
 
 def write_trace(directory: Path) -> None:
-    """All spans of ``timeline.jsonl`` in Chrome's trace format, a row per actor."""
-    spans = []
-    for line in (directory / "timeline.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if "actor" in entry:
-            spans.append(entry)
+    """``timeline.jsonl`` in Chrome's trace format: a row per actor, and a counter per pool."""
+    lines = [json.loads(line) for line in (directory / "timeline.jsonl").read_text().splitlines()]
+    spans = [line for line in lines if "actor" in line]
     rows = {actor: row for row, actor in enumerate(sorted({span["actor"] for span in spans}))}
     events: list[dict[str, Any]] = [
         {"name": "thread_name", "ph": "M", "pid": 1, "tid": row, "args": {"name": actor}}
@@ -113,6 +131,17 @@ def write_trace(directory: Path) -> None:
             "dur": (span["ended"] - span["began"]) * 1e6,
         }
         for span in spans
+    ]
+    events += [
+        {
+            "name": f"workers of {size['pool']}",
+            "ph": "C",
+            "pid": 1,
+            "ts": size["at"] * 1e6,
+            "args": {"at work": size["workers"], "joining": size["joining"]},
+        }
+        for size in lines
+        if "pool" in size
     ]
     (directory / "timeline.trace.json").write_text(json.dumps({"traceEvents": events}))
 
@@ -136,7 +165,7 @@ def _until(spans: Sequence[Span], actor: str, phase: str) -> float:
     return sum(
         span.ended - span.began
         for span in spans
-        if span.actor == actor and span.task != LOAD and span.ended <= max(ends)
+        if span.actor == actor and span.task not in (LOAD, START) and span.ended <= max(ends)
     )
 
 

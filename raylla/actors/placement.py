@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -16,16 +17,23 @@ from raylla.errors import PlacementError
 SLOW = "timed out during startup"
 """What Ray says of a node that did not come up in its time."""
 
+AMOUNTS = (("cpus", "CPU"), ("gpus", "GPU"))
+"""What is counted: its field in a `Need`, and its name in Ray."""
+
 PROBE_SECONDS = 10
 """How long a cluster's head node may take to accept a connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a group of actors reserves: ``workers`` times ``cpus`` and ``gpus``, on nodes so labelled."""
+    """What a group of actors reserves: ``workers`` times ``cpus`` and ``gpus``, on nodes so labelled.
+
+    With work enough and room for them there are ``most``.
+    """
 
     group: str
     workers: int
+    most: int
     cpus: float
     gpus: float
     labels: Mapping[str, str]
@@ -35,18 +43,33 @@ class Need:
         return cpus >= self.cpus and gpus >= self.gpus and self.labels.items() <= labels.items()
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A node that there is, with its labels, or up to ``nodes`` that the autoscaler adds; their labels
+    are known to the cluster's operator alone (none)."""
+
+    cpus: float
+    gpus: float
+    nodes: float
+    labels: Mapping[str, str] | None
+
+    def takes(self, need: Need) -> bool:
+        """Whether one worker fits."""
+        return need.fits(self.cpus, self.gpus, need.labels if self.labels is None else self.labels)
+
+
 def needs(config: Config) -> list[Need]:
-    """What every group of the config reserves for the whole run."""
+    """What every group of the config reserves for the whole run; of one that grows, its least."""
     tensor_parallel = config.engine.tensor_parallel
     groups = (
-        ("rollout", config.rollout, tensor_parallel),
-        ("judge", config.judge, tensor_parallel),
-        ("reward_trainer", config.reward_trainer, 1),
-        ("dpo", config.dpo, 1),
+        ("rollout", config.rollout, config.rollout.least, tensor_parallel),
+        ("judge", config.judge, config.judge.least, tensor_parallel),
+        ("reward_trainer", config.reward_trainer, config.reward_trainer.workers, 1),
+        ("dpo", config.dpo, config.dpo.workers, 1),
     )
     return [
-        Need(name, group.workers, group.cpus, group.gpus * width, group.labels)
-        for name, group, width in groups
+        Need(name, least, group.workers, group.cpus, group.gpus * width, group.labels)
+        for name, group, least, width in groups
     ]
 
 
@@ -109,37 +132,70 @@ def disconnect(config: Config) -> None:
 
 
 def check_placement(config: Config) -> dict[str, float]:
-    """Compare the needs with all that the cluster has; returns what is left over.
+    """Compare the needs with what the cluster has or can grow to; returns what it has now and is left.
 
-    Where ``ray.autoscaling`` is on, what is short is added for the actors that wait for it, and
-    ``deadlines.start`` bounds their wait; what is left over is then below zero.
+    How far it grows is known where its autoscaler says so. Where ``ray.autoscaling`` is on and it does
+    not, nothing is refused.  What is short now is added for the actors that wait for it, and
+    ``deadlines.start`` bounds their wait; what is left is then below zero.
 
     Raises:
         PlacementError: the groups can never be placed together, or one worker on no node.
     """
     if config.ray.in_process:
         return {}
-    total = ray.cluster_resources()
-    nodes = [(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
+    has = [Kind(*_size(node["Resources"]), 1, node["Labels"]) for node in ray.nodes() if node["Alive"]]
+    grown = autoscaled()
     wanted = needs(config)
-    grows = config.ray.autoscaling
+    if grown is not None or not config.ray.autoscaling:
+        _refuse(wanted, has, grown)
+    return {
+        key: sum(getattr(one, kind) for one in has)
+        - sum(need.workers * getattr(need, kind) for need in wanted)
+        for kind, key in AMOUNTS
+    }
+
+
+def autoscaled() -> list[Kind] | None:
+    """The nodes that the cluster's autoscaler can have, those that are there included; none: it does
+    not say, or there is no autoscaler."""
+    # Managed clusters report it to Ray, and Ray's own libraries read it there; no public function does.
+    found = ray._private.state.state.get_cluster_config()
+    if found is None or not found.node_group_configs:
+        return None
+    return [
+        Kind(*_size(group.resources), math.inf if group.max_count < 0 else group.max_count, None)
+        for group in found.node_group_configs
+        if group.max_count
+    ]
+
+
+def _size(resources: Mapping[str, float]) -> tuple[float, float]:
+    return resources.get("CPU", 0), resources.get("GPU", 0)
+
+
+def _refuse(wanted: Sequence[Need], has: Sequence[Kind], grown: Sequence[Kind] | None) -> None:
+    """Raise where not all of ``wanted`` can be placed on what there is, or can be."""
+    way_out = "set ray.autoscaling where the cluster adds them by itself"
+    if grown is not None:
+        way_out = "raise the most nodes of the autoscaler's groups"
     for need in wanted:
-        found = any(need.fits(has.get("CPU", 0), has.get("GPU", 0), labels) for has, labels in nodes)
-        if not found and not grows:
+        if not any(kind.takes(need) for kind in (*has, *(grown or ()))):
             where = f" with labels {dict(need.labels)}" if need.labels else ""
             raise PlacementError(
                 f"{need.group}: one worker needs {need.cpus:g} CPUs and {need.gpus:g} GPUs and no node"
-                f"{where} has them; change {need.group}.cpus, .gpus or .labels, add such a node, or set "
-                "ray.autoscaling where the cluster adds it by itself"
+                f"{where} has them; change {need.group}.cpus, .gpus or .labels, add such nodes, or "
+                f"{way_out}"
             )
-    spare = {}
-    for kind, key in (("cpus", "CPU"), ("gpus", "GPU")):
+    for kind, key in AMOUNTS:
         asked = sum(need.workers * getattr(need, kind) for need in wanted)
-        spare[key] = total.get(key, 0) - asked
-        if spare[key] < 0 and not grows:
+        now, then = (
+            sum(one.nodes * getattr(one, kind) for one in nodes if getattr(one, kind))
+            for nodes in (has, grown or ())
+        )
+        if asked > max(now, then):
             parts = ", ".join(f"{n.group} {n.workers} x {getattr(n, kind):g}" for n in wanted)
+            grows = f" and grows to {then:g}" if grown is not None else ""
             raise PlacementError(
-                f"the config needs {asked:g} {key}s ({parts}) and the cluster has {total.get(key, 0):g}; "
-                f"lower the workers or their {kind}, add nodes, or set ray.autoscaling"
+                f"the config needs {asked:g} {key}s ({parts}) and the cluster has {now:g}{grows}; "
+                f"lower the workers or their {kind}, add nodes, or {way_out}"
             )
-    return spare

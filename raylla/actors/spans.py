@@ -17,6 +17,16 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """From ``at`` (seconds since 1970) on ``workers`` of a pool took calls, and ``joining`` were to."""
+
+    pool: str
+    at: float
+    workers: int
+    joining: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stamped:
     """An item on its way from a worker: when its call began, and when the item was made."""
 

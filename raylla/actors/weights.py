@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
-from raylla.actors.pool import DONE, Pool, next_item, next_reference
+from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
 from raylla.engines import Probe, Weights
 from raylla.errors import WeightError
 from raylla.records import WeightVersion
@@ -124,10 +124,9 @@ def roll_out(
             that failed refuse to answer. Names them all.
         DeadlineError: a worker was not done in time.
     """
-    store.broadcast("publish", version, deadline=deadline, what=f"weight version {version.name} to be read")
     what = f"weight version {version.name} to be live on pool {pool.name}"
-    payload = next_reference(store.call(0, "weights", version.name), deadline, what)
-    chosen = range(pool.size) if workers is None else workers
+    payload = _payload(store, version, deadline)
+    chosen = pool.members if workers is None else workers
     calls = [pool.call(index, "load", payload, probe, version.name) for index in chosen]
     found: dict[Any, float] = {}
     failed: list[str] = []
@@ -144,6 +143,25 @@ def roll_out(
     if failed:
         raise WeightError(f"weight version {version.name} is not live: {'; '.join(failed)}")
     return [found[call] for call in calls]
+
+
+def begin_load(
+    pool: Pool, store: Pool, version: WeightVersion, probe: Probe | None, deadline: float, worker: int
+) -> Call:
+    """Have one worker load ``version``; waits for the store alone. The call's item is the difference.
+
+    Raises:
+        WeightError: the version cannot be read.
+        DeadlineError: it is not read within ``deadline`` seconds.
+    """
+    return pool.call(worker, "load", _payload(store, version, deadline), probe, version.name)
+
+
+def _payload(store: Pool, version: WeightVersion, deadline: float) -> Any:
+    """A reference to the arrays of ``version``, once the store holds them."""
+    what = f"weight version {version.name} to be read"
+    store.broadcast("publish", version, deadline=deadline, what=what)
+    return next_reference(store.call(0, "weights", version.name), deadline, what)
 
 
 def _array(dtype: str, data: bytearray, what: str) -> Floats:

@@ -86,13 +86,12 @@ def parse(text: str, candidates: Sequence[Ad], catalogue_ids: Container[str] = f
             placed.add(ad.id)
             placements.append(Placement(ad.id, match.start(), match.end()))
     rest.append(text[cursor:])
-    openings = {_first_word(ad.title) for ad in candidates} - {""}
     for piece in rest:
-        violations.extend([Violation.MALFORMED] * _attempts(piece, openings))
+        violations.extend([Violation.MALFORMED] * _attempts(piece, candidates))
     return Parsed(tuple(placements), tuple(violations))
 
 
-def _attempts(piece: str, openings: set[str]) -> int:
+def _attempts(piece: str, candidates: Sequence[Ad]) -> int:
     """Count broken placements in text that holds no well-formed one.
 
     A title without its closing ``@`` counts where it starts like a candidate's; otherwise it is
@@ -100,12 +99,18 @@ def _attempts(piece: str, openings: set[str]) -> int:
     """
     found, end = 0, -1
     for match in ATTEMPT.finditer(piece):
-        if match.lastgroup == "open" and _first_word(match.group()) not in openings:
+        if match.lastgroup == "open" and not _opens(match.group(), candidates):
             continue
         if end < 0 or piece[end : match.start()].strip(" "):
             found += 1
         end = match.end()
     return found
+
+
+def _opens(handle: str, candidates: Sequence[Ad]) -> bool:
+    """Whether a handle starts like a candidate's title."""
+    word = _first_word(handle)
+    return word != "" and any(_first_word(ad.title) == word for ad in candidates)
 
 
 def _first_word(text: str) -> str:

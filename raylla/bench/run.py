@@ -33,6 +33,7 @@ PARTS = {
     "serve": "raylla.bench.serving",
     "epoch": "raylla.bench.epoch",
     "overlap": "raylla.bench.overlap",
+    "driver": "raylla.bench.driver",
     "mechanisms": "raylla.bench.mechanisms",
     "growth": "raylla.bench.growth",
 }

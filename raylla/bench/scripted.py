@@ -15,17 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from raylla.actors import JudgeItem, Judgement, Pool, WeightStore
+from raylla.actors.host import Host
 from raylla.actors.policy import Alignment
 from raylla.actors.pool import gather
+from raylla.actors.spans import Batch
 from raylla.auction.markup import MARKUP
-from raylla.config import Actors, Config
+from raylla.config import Actors, Config, Pctr
 from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.records import Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
+
+REPORTED = ("auc", "log_loss", "calibration_error", "base_rate", "rows", "coverage")
+"""What the evaluation of a pCTR model reports, as far as a table shows it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,63 @@ class ScriptedRollout:
         """A refresh in place."""
         time.sleep(self._latencies.load)
         return 0.0
+
+
+class WordyRollout(ScriptedRollout):
+    """Answers as long as real ones, and takes as much longer for the longer ones.
+
+    Args:
+        spread: lengths of answers ÷ their mean, to draw from.
+        prompt: tokens of a prompt.
+        answer: tokens of an answer, on average.
+    """
+
+    def __init__(self, latencies: Latencies, spread: tuple[float, ...], prompt: int, answer: int) -> None:
+        super().__init__(latencies)
+        self._spread = spread
+        self._ids = tuple(range(50_000, 50_000 + prompt))
+        self._answer = answer
+
+    def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
+        """Each draw places one of the prompt's ads, and no two say the same."""
+        for request in requests:
+            rng = random.Random(request.seed)
+            sizes = rng.choices(self._spread, k=request.n)
+            time.sleep(self._latencies.answer * sum(sizes))
+            told = "".join(one["content"] for one in request.messages)
+            ads = [found.group(0) for found in re.finditer(MARKUP, told)][-10:]
+            draws = []
+            for draw, size in enumerate(sizes):
+                tokens = max(8, round(size * self._answer))
+                text = f"Take {ads[draw % len(ads)]}, choice {draw}." + " and" * tokens
+                draws.append(Completion(text, tuple(range(60_000, 60_000 + tokens)), True, -1.0 * tokens))
+            yield Generated(request.id, self._ids, tuple(draws))
+
+
+class House:
+    """A process in which many scripted workers live; each call has a thread."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[int, Host] = {}
+
+    def stream(self, room: int, method: str, *args: Any) -> Iterator[Batch]:
+        """`Host.stream` of one of them."""
+        yield from self._rooms.setdefault(room, Host()).stream(method, *args)
+
+
+class Crowd(Pool):
+    """A pool whose workers, which sleep, share processes: the driver cannot tell the difference."""
+
+    ROOMS = 64
+    """Workers of one process."""
+
+    def _actor(self, index: int) -> Any:
+        if index % self.ROOMS == 0:
+            self._house = ray.remote(House).options(num_cpus=0, max_concurrency=2 * self.ROOMS).remote()
+        return self._house
+
+    def _stream(self, worker: int, method: str, *args: Any) -> Any:
+        return self._hosts[worker].stream.options(num_returns="streaming").remote(worker, method, *args)
 
 
 class ScriptedJudge:
@@ -111,13 +175,13 @@ class ScriptedReward:
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
         """As long as predicting, and no figures."""
         time.sleep(self._latencies.predict * len(rows))
-        return dict.fromkeys(("auc", "log_loss", "calibration_error", "base_rate", "rows"), 0.0)
+        return dict.fromkeys(REPORTED, 0.0)
 
     def save(self, place: str) -> None:
         """A directory to find again."""
         Path(place).mkdir(parents=True, exist_ok=True)
 
-    def load(self, place: str) -> None:
+    def load(self, place: str, settings: Pctr) -> None:
         """Nothing to load."""
 
 

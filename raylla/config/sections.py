@@ -76,8 +76,38 @@ class Actors(Section):
     gpus: Annotated[float, Field(ge=0)] = 0
     labels: Labels = {}
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="times that workers of the group are started anew in a run, after their process died"
+        3, description="times that workers of the group that died or hung are started anew in a run"
     )
+
+    @property
+    def least(self) -> int:
+        """Workers that are there all the time."""
+        return self.workers
+
+
+class Engines(Actors):
+    """A group of engines that grows with the work that waits, up to `workers`, and shrinks without it."""
+
+    min_workers: Positive | None = Field(
+        None, description="workers that stay where nothing waits; none: as many as `workers`"
+    )
+    idle_seconds: Seconds = Field(
+        30, description="how long a worker above min_workers may have nothing to do before it is ended"
+    )
+
+    @property
+    def least(self) -> int:
+        """Workers that stay."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Engines:
+        if self.least > self.workers:
+            raise ValueError(
+                f"min_workers={self.min_workers} exceeds workers={self.workers}; "
+                "lower the first or raise the second"
+            )
+        return self
 
 
 class Pctr(Section):

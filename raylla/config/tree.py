@@ -14,6 +14,7 @@ from raylla.config.sections import (
     Deadlines,
     Dpo,
     Engine,
+    Engines,
     Evaluation,
     Irpo,
     Model,
@@ -31,6 +32,8 @@ from raylla.config.sections import (
 NOT_OF_A_RUN = {"wandb", "deadlines", "storage", "ray", "bench", "serving", "evaluation"}
 """Sections that decide no result of a run, but for these of the evaluation's fields:"""
 OF_A_RUN = {"queries", "answers", "bootstrap"}
+POOLS = ("rollout", "judge", "reward_trainer")
+"""Groups whose number of workers decides nothing: the same request has the same answer on any of them."""
 
 
 class Config(Section):
@@ -42,8 +45,8 @@ class Config(Section):
     ad_llm: Model = Model(path="pocket:ad-llm")
     user_llm: Model = Model(path="pocket:user-llm")
     engine: Engine = Engine()
-    rollout: Actors = Actors()
-    judge: Actors = Actors()
+    rollout: Engines = Engines()
+    judge: Engines = Engines()
     reward_trainer: Actors = Actors()
     pctr: Pctr = Pctr()
     penalty: Penalty = Penalty()
@@ -85,4 +88,6 @@ class Config(Section):
         """A short hash of everything that decides the run's results."""
         decisive = self.model_dump(mode="json", exclude=NOT_OF_A_RUN)
         decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=OF_A_RUN)
+        for group in POOLS:
+            decisive[group] = {name: decisive[group][name] for name in ("cpus", "gpus")}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

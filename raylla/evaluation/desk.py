@@ -227,8 +227,8 @@ class EvaluationDesk:
         def ask(worker: int, share: list[Any]) -> None:
             calls[pool.call(worker, method, share, *args)] = share
 
-        for worker in range(min(pool.size, len(items))):
-            ask(worker, list(items[worker :: pool.size]))
+        for place, worker in enumerate(pool.members[: len(items)]):
+            ask(worker, list(items[place :: pool.size]))
         while calls:
             try:
                 call, item = next_item(list(calls), self._deadline, what)

@@ -83,8 +83,11 @@ def _asked(run: Run, crew: Crew, watch: Observer, draft: World, askers: Sequence
         )
         for user in askers
     ]
-    size = crew.judges.size
-    calls = [crew.judges.call(worker, "ask", requests[worker::size]) for worker in range(size)]
+    members = crew.judges.members
+    calls = [
+        crew.judges.call(worker, "ask", requests[place :: len(members)])
+        for place, worker in enumerate(members)
+    ]
     texts: dict[str, Generated] = {}
     while calls:
         call, item = next_item(calls, config.deadlines.sample, "the next query of the User-LLM")

@@ -11,7 +11,7 @@ from raylla.actors.policy import PolicyTrainer
 from raylla.actors.pool import Call, Pool, Record, gather
 from raylla.actors.reward import RewardWorker
 from raylla.actors.rollout import RolloutWorker
-from raylla.actors.weights import WeightStore, roll_out
+from raylla.actors.weights import WeightStore, begin_load, roll_out
 from raylla.config import Actors, Config
 from raylla.engines.protocol import Probe
 from raylla.errors import WorkerLostError
@@ -70,10 +70,14 @@ class Crew:
         return {self.version.name, self._first.name}
 
     def start(self, trainer: bool = True) -> None:
-        """Start every actor side by side, the DPO trainer if it is wanted, and wait for the engines."""
+        """Start every actor side by side, the DPO trainer if it is wanted, and wait for the engines.
+
+        Pools that grow start at their least. Without a trainer nothing else needs their room while
+        they rest, and all of their workers are started.
+        """
         pools = (self.rollouts, self.judges, self.reward, self.store)
         for pool in pools:
-            pool.create()
+            pool.create(pool.least if trainer else pool.most)
         if trainer:
             self.policy.start()
         for pool in pools:
@@ -84,8 +88,7 @@ class Crew:
 
         Returns each engine's mean |log-probability difference| to the trainer.
         """
-        everywhere = range(self.rollouts.size)
-        differences = self.persistently(lambda: self._roll_out(version, probe, everywhere))
+        differences = self.persistently(lambda: self._roll_out(version, probe, self.rollouts.members))
         self.version, self._probe = version, probe
         return differences
 
@@ -117,6 +120,16 @@ class Crew:
         self._watch.lost(pool.name)
         if pool is self.rollouts and self.version != self._first:
             self.persistently(lambda: self._roll_out(self.version, self._probe, [lost.worker]))
+
+    def bring_up(self, pool: Pool, worker: int) -> Call | None:
+        """Have a worker that has just begun load the live weights; none: it holds what it needs.
+
+        Does not wait for the load; the weights go from the store, and not through the driver.
+        """
+        if pool is not self.rollouts or self.version == self._first:
+            return None
+        live, probe, deadline = self.version, self._probe, self.config.deadlines.sync
+        return self.persistently(lambda: begin_load(pool, self.store, live, probe, deadline, worker))
 
     def ask_reward(self, method: str, *args: Any) -> Any:
         """One call of the reward trainer, within ``deadlines.reward``."""

@@ -1,9 +1,11 @@
 """One weight version's answers and their judgements, streamed.
 
-Each rollout worker gets its share of all requests at once, in the order in which they are
-needed: phase 1, phase 2, test.  The judge starts on the first finished answer and takes what
-has gathered whenever it is free; nothing else waits for it.  `Stream.until` hands control back as
-soon as the phases that somebody waits for are whole, while the later ones go on.
+Rollout workers share all requests in the order in which they are needed: phase 1, phase 2, test.
+Where their number is fixed each gets its share at once; where it changes (`rollout.min_workers`), parts
+that get smaller towards the end, so that there is work for who joins.  The judge starts on the first
+finished answer and takes what has gathered whenever it is free; nothing else waits for it.
+`Stream.until` hands control back as soon as the phases that somebody waits for are whole, while the
+later ones go on.
 
 Without ``irpo.overlap`` each phase is asked for when it is waited for, and its answers go to the
 judge when all of them are there: the order of Algorithm 1 as written.  Samples, seeds and judgements
@@ -13,17 +15,19 @@ are the same either way.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from raylla.actors.judge import JudgeItem, Judgement
-from raylla.actors.pool import DONE, Call, next_item
+from raylla.actors.pool import DONE, Call, next_item, soon
 from raylla.auction import parse
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import BudgetError, WorkerLostError
 from raylla.irpo.crew import Crew
+from raylla.irpo.dispatch import Dispatch
 from raylla.observe import Observer
 from raylla.records import Answer, Click, Phase, Planned
 from raylla.world import World, bids, prompts
@@ -73,6 +77,21 @@ class Sampled:
         ]
 
 
+class Tokens:
+    """One object for each token id: ids that came in a message are objects of their own, 28 bytes each."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+
+    def __call__(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The same ids, of shared objects."""
+        try:
+            return tuple(map(self._ids.__getitem__, ids))
+        except IndexError:
+            self._ids.extend(range(len(self._ids), max(ids) + 1))
+            return self(ids)
+
+
 def readings(sample_id: str, count: int) -> list[str]:
     """Names of the judgements of one answer that is read ``count`` times."""
     return [f"{sample_id}#{reading}" for reading in range(count)]
@@ -101,9 +120,11 @@ class Stream:
         self._crew = crew
         self._watch = watch
         self._waves = _waves([item for item in planned if item.n], config.irpo.overlap)
-        self._rollouts: dict[Call, list[Request]] = {}
-        self._judges: dict[Call, list[JudgeItem]] = {}
-        self._free = deque(range(crew.judges.size))
+        start = config.deadlines.start
+        self._rollouts = Dispatch(crew.rollouts, crew.bring_up, watch, start)
+        self._judges = Dispatch(crew.judges, crew.bring_up, watch, start)
+        self._requests: deque[Request] = deque()
+        self._tokens = Tokens()
         self._queue: dict[Phase, deque[JudgeItem]] = {
             phase: deque() for phase in dict.fromkeys(item.phase for item in planned)
         }
@@ -122,16 +143,15 @@ class Stream:
             DeadlineError: nothing came in for ``deadlines.sample`` seconds.
             WorkerLostError: a worker was lost once more than its group's ``max_restarts``.
         """
-        what = f"the next answer or judgement under {self.version}"
         while self._wanted(phases):
-            self._ask()
-            self._feed()
-            calls = [*self._rollouts, *self._judges]
             try:
-                self._take(*next_item(calls, self._config.deadlines.sample, what))
+                self._take(*self._next())
             except WorkerLostError as lost:
                 self._send_again(lost)
             then()
+        if not any(self._left.values()):
+            self._rollouts.close()
+            self._judges.close()
 
     def hand_in(self, auction_id: str, answers: list[Answer], clicks: dict[str, dict[str, bool]]) -> None:
         """Keep what an auction was answered elsewhere, and what of it was clicked (by sample id)."""
@@ -181,15 +201,16 @@ class Stream:
     def _wanted(self, phases: Sequence[Phase]) -> bool:
         if any(self._left.values()):
             return any(self._left[phase] for phase in phases)
-        return bool(self._rollouts or self._judges)  # their ends are still to be taken
+        return bool(self._rollouts.calls or self._judges.calls)  # their ends are still to be taken
 
     def _ask(self) -> None:
-        """Hand the next wave to the rollout workers, once the one before it is answered and judged."""
-        if not self._waves or self._rollouts or self._judges or any(self._queue.values()):
+        """Queue the next wave for the rollout workers, once the one before it is answered and judged."""
+        busy = self._requests or self._rollouts.calls or self._judges.calls
+        if not self._waves or busy or any(self._queue.values()):
             return
-        config, size = self._config, self._crew.rollouts.size
+        config = self._config
         known = config.dpo.reference == "policy" and config.dpo.reference_logprobs == "rollout"
-        requests = [
+        self._requests += [
             Request(
                 item.auction.id,
                 prompts.answer(config.ad_llm.prompt, item.query, item.profile, item.ads, item.auction.bids),
@@ -199,43 +220,68 @@ class Stream:
             )
             for item in self._waves.popleft()
         ]
-        for worker in range(size):
-            self._generate(worker, requests[worker::size])
 
-    def _generate(self, worker: int, requests: list[Request]) -> None:
-        self._rollouts[self._crew.rollouts.call(worker, "generate", requests, self.version)] = requests
-
-    def _judge(self, worker: int, items: list[JudgeItem]) -> None:
-        self._judges[self._crew.judges.call(worker, "judge", items)] = items
+    def _deal(self) -> None:
+        """Give free rollout workers their share of the requests, and have more of them where some wait."""
+        queue, free, pool = self._requests, self._rollouts.free, self._crew.rollouts
+        # So many fill an engine. While many wait it gets more, for each part's end leaves it half empty.
+        fill = max(1, self._config.engine.max_num_seqs // queue[0].n) if queue else 1
+        if queue and free:
+            part = max(fill, len(queue) // (2 * pool.most)) * len(free)
+            count = len(queue) if pool.least == pool.most else min(part, len(queue))
+            dealt = [queue.popleft() for _ in range(count)]
+            for place, worker in enumerate(sorted(free)[: len(dealt)]):
+                self._rollouts.give(worker, "generate", dealt[place :: len(free)], self.version)
+        self._rollouts.fit(len(queue) / fill)
 
     def _send_again(self, lost: WorkerLostError) -> None:
-        """Start a lost worker anew, and give it what it had not finished."""
+        """Start a lost worker anew, and queue first what it had not finished."""
+        if self._rollouts.missed(lost) or self._judges.missed(lost):
+            return
         self._crew.restart(lost)
-        for call in [call for call in self._rollouts if call.done]:
-            left = [one for one in self._rollouts.pop(call) if one.id not in self._answers]
-            self._generate(call.index, left)
-        for call in [call for call in self._judges if call.done]:
-            unread = [one for one in self._judges.pop(call) if one.sample_id in self._read]
-            self._judge(call.index, unread)
+        left = [one for one in self._rollouts.lost() if one.id not in self._answers]
+        self._requests.extendleft(reversed(left))
+        for item in reversed(self._judges.lost()):
+            if item.sample_id in self._read:
+                planned, _ = self._read[item.sample_id]
+                self._queue[planned.phase].appendleft(item)
 
     def _feed(self) -> None:
         """Give free judges what has gathered, of the phase that is needed first."""
-        if self._rollouts and not self._config.irpo.overlap:
-            return
-        while self._free and any(self._queue.values()):
+        early = bool(self._requests or self._rollouts.calls) and not self._config.irpo.overlap
+        free = [] if early else self._judges.free
+        while free and any(self._queue.values()):
             queue = next(queue for queue in self._queue.values() if queue)
             batch = [queue.popleft() for _ in range(min(JUDGE_BATCH, len(queue)))]
-            self._judge(self._free.popleft(), batch)
+            self._judges.give(free.pop(0), "judge", batch)
+        self._judges.fit(0 if early else sum(map(len, self._queue.values())) / JUDGE_BATCH)
+
+    def _next(self) -> tuple[Call, object]:
+        """Hand out what waits, then take what comes in next; pools change their size meanwhile."""
+        what, limit = f"the next answer or judgement under {self.version}", self._config.deadlines.sample
+        end = time.monotonic() + limit
+        while True:
+            self._ask()
+            self._deal()
+            self._feed()
+            calls = [*self._rollouts.waits, *self._judges.waits]
+            left = end - time.monotonic()
+            wake = min(self._rollouts.wake(), self._judges.wake())
+            if wake >= left:
+                return next_item(calls, left, what)
+            found = soon(calls, wake)
+            if found is not None:
+                return found
 
     def _take(self, call: Call, item: object) -> None:
+        if self._rollouts.joined(call, item) or self._judges.joined(call, item):
+            return
         if isinstance(item, Generated):
             self._take_answers(call, item)
         elif isinstance(item, Judgement):
             self._take_judgement(call, item)
-        elif item is DONE and self._judges.pop(call, None) is not None:
-            self._free.append(call.index)
         elif item is DONE:
-            del self._rollouts[call]
+            (self._judges if call in self._judges.calls else self._rollouts).done(call)
 
     def _take_answers(self, call: Call, generated: Generated) -> None:
         """Keep the answers to one request, and queue those that the judge has to read."""
@@ -243,6 +289,7 @@ class Stream:
         call.was(planned.phase)
         if generated.error is not None:
             self._dropped[planned.phase]["answer"] += planned.n
+        prompt = self._tokens(generated.prompt_token_ids)
         answers = [
             Answer(
                 bids.sample_id(planned.auction.id, draw),
@@ -250,8 +297,8 @@ class Stream:
                 draw,
                 self.version,
                 completion.text,
-                generated.prompt_token_ids,
-                completion.token_ids,
+                prompt,
+                self._tokens(completion.token_ids),
                 completion.logprob,
             )
             for draw, completion in enumerate(generated.completions)

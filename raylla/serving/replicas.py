@@ -134,7 +134,8 @@ class Ingress:
     ) -> None:
         log_json()
         self._config = config = parse(tree, "serve config")
-        self._world = worlds.load(Run.open(_run(config)).part("world"))
+        run = Run.open(_run(config))  # held while it is read: its working copy goes with it
+        self._world = worlds.load(run.part("world"))
         self._store = open_store(config.serving.database)
         self._canary = canary
         self._holding = open_engine(config) if engine is None else None

@@ -199,9 +199,13 @@ def names(directory: Path) -> list[str]:
 
 
 def put(files: AbstractFileSystem, source: Path, target: str) -> None:
-    """Copy one file to where a URL's ``files`` has it."""
+    """Copy one file to where a URL's ``files`` has it, in place of one that is there."""
     folder(files, target.rpartition("/")[0])
-    files.put_file(str(source), target)
+    try:
+        files.put_file(str(source), target)
+    except FileExistsError:  # Azure's driver replaces nothing unasked
+        files.rm_file(target)
+        files.put_file(str(source), target)
 
 
 def folder(files: AbstractFileSystem, path: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -42,6 +43,9 @@ class Scripted:
             raise ConfigError("engine.dtype='int1' is unknown; use float32")
         if mode == "bug":
             raise KeyError("weights")
+        if mode.startswith("/") and Path(mode).exists():
+            Path(mode).unlink()
+            os._exit(1)
         self.mode = mode
 
     def ready(self) -> None:
@@ -215,6 +219,21 @@ def test_a_dead_worker_is_started_anew_a_bounded_number_of_times(cluster: None) 
     with pytest.raises(WorkerLostError, match=r"scripted\[0\]"):
         workers.restart(last.value, 60)
     assert workers.restarts == 2
+    workers.stop()
+
+
+def test_a_worker_that_dies_while_it_is_started_anew_is_started_once_more(
+    cluster: None, tmp_path: Path
+) -> None:
+    dies_once = tmp_path / "dies once"
+    workers = Pool("scripted", Scripted, (str(dies_once),), Actors(workers=1, cpus=0.5, max_restarts=2))
+    workers.start(60)
+    with pytest.raises(WorkerLostError) as lost:
+        drain([workers.call(0, "dies_after", 0)])
+    dies_once.touch()
+    workers.restart(lost.value, 60)
+    assert workers.restarts == 2
+    assert workers.broadcast("add", 1, 2, deadline=20, what="sums") == [3]
     workers.stop()
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import ray
 
+from raylla.bench import driver
 from raylla.bench.overlap import measure, scripted_epoch
 from raylla.bench.scripted import Latencies
-from raylla.config import Config, parse
+from raylla.config import Config, Engines, parse
+from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
 from raylla.models import resolve
 from raylla.records import WeightVersion
@@ -56,3 +58,15 @@ def test_an_epoch_of_sleepers(tmp_path: Path) -> None:
     found = measure(tmp_path / "False")
     for name in ("answer", "judgement", "take", "update", "group", "load"):
         assert getattr(found, name) >= getattr(LATENCIES, name)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_sleepers_that_share_a_process_are_a_pool_like_any_other(tmp_path: Path) -> None:
+    settings = config(True).model_copy(update={"rollout": Engines(workers=5, cpus=0)})
+    told = driver.epoch(tmp_path, settings, LATENCIES, (0.5, 1.5))
+    lines = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
+    assert {line["actor"] for line in lines if "actor" in line} >= {f"rollout[{n}]" for n in range(5)}
+    planned = auctions(settings, driver.asked(settings), 1)
+    assert told.answers == sum(one.n for one in planned)
+    assert 0 < told.critical <= told.wall
+    assert told.share > 0

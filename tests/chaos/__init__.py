@@ -1,4 +1,5 @@
-"""Workers and drivers killed at random moments of a real run, which has to end as if nothing happened.
+"""Processes and nodes killed, stopped and cut off at random moments of real runs, which have to end as if
+nothing had happened: `python -m tests.chaos --kills N --seed S`.
 
-`python -m tests.chaos --kills N --seed S` is the campaign; `test_kills.py` has a short one.
+The ordinary tests kill workers, the driver and a node too, at moments that are not drawn: tests/e2e.
 """

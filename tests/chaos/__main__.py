@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--kills N] [--epochs E] [--seed S] [--json FILE]`: the campaign and its table."""
+"""`python -m tests.chaos`: the campaign; prints its table and can write it."""
 
 from __future__ import annotations
 
@@ -7,37 +7,58 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-from tests.chaos.campaign import campaign
+from tests.chaos.campaign import CUT, NODE, Campaign
 
 
 def main() -> int:
-    """Run it; status 1 where a sample was lost or made twice, a run hung or ended differently."""
+    """Strike until there were enough; status 1 where a sample was lost or made twice, a run hung or ended
+    differently.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=30, help="of the run, which may end earlier")
+    parser.add_argument("--kills", type=int, default=100, help="of processes")
+    parser.add_argument("--nodes", type=int, default=0, help="nodes killed or cut off, in a run of its own")
+    parser.add_argument("--epochs", type=int, default=5, help="of each run")
+    parser.add_argument("--scripted", action="store_true", help="sleeping engines: many kills in minutes")
+    parser.add_argument("--alone", type=Path, help="the run left alone by an earlier campaign, if alike")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="after which no more processes are struck"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="raylla-chaos-"))
     sys.stdout.write(f"runs and logs in {place}\n")
-    found = campaign(place, given.epochs, given.kills, given.seed)
-    row = "{:<16}{:>7}{:>11}{:>14}{:>7}{:>18}\n"
-    sys.stdout.write(row.format("kind", "kills", "recovered", "typed errors", "hangs", "median seconds"))
-    for kind, one in found["kinds"].items():
-        seconds = f"{median(one['seconds']):.1f}" if one["seconds"] else "-"
-        sys.stdout.write(
-            row.format(kind, one["kills"], one["recovered"], one["typed_errors"], one["hangs"], seconds)
-        )
-    sys.stdout.write(f"{found['samples']}\n")
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+    campaign = Campaign(place, given.epochs, given.seed, given.minutes, given.scripted, given.alone)
+
+    def note() -> dict[str, Any]:
+        found = campaign.report()
+        if given.json:
+            given.json.write_text(json.dumps(found, indent=2) + "\n")
+        return found
+
+    while not campaign.over(given.kills):
+        campaign.strike_processes(given.kills)
+        note()
+    if given.nodes:
+        campaign.strike_nodes([(NODE, CUT)[number % 2] for number in range(given.nodes)])
+    found = note()
+    show(found)
     samples = found["samples"]
-    return int(
-        any(one["hangs"] for one in found["kinds"].values())
-        or not (samples["same_ids"] and samples["same_table"])
-    )
+    same = samples["same_ids"] and samples["same_table"] and not samples["duplicated"]
+    return int(not same or any(one["hangs"] for one in found["kinds"].values()))
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table, to read."""
+    row = "{:<16}{:>7}{:>11}{:>14}{:>7}{:>26}\n"
+    head = ("kind", "kills", "recovered", "typed errors", "hangs", "median s to first sample")
+    sys.stdout.write(row.format(*head))
+    for kind, one in found["kinds"].items():
+        counts = (one[name] for name in ("kills", "recovered", "typed_errors", "hangs"))
+        sys.stdout.write(row.format(kind, *counts, one["median_seconds"] or "-"))
+    sys.stdout.write(f"{found['samples']}\n")
 
 
 if __name__ == "__main__":

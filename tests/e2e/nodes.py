@@ -33,6 +33,7 @@ class Nodes:
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._cut: set[str] = set()
         # Sockets have short names: not in pytest's deep directories.
         self._directory = tempfile.TemporaryDirectory(prefix="rn", dir="/tmp", ignore_cleanup_errors=True)
         self._start(
@@ -40,12 +41,20 @@ class Nodes:
             1,
             ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false"],
         )
-        self._wait_for_head(port)
+        wait_for_head(self._running["head"], port, Path(self._directory.name) / "head.log")
 
     def add(self, name: str) -> None:
         """Start one more node of a CPU and, so Ray is told, a GPU; it joins by itself."""
         number = len(self._running) + 1
         self._start(name, number, [f"--address={self.address}", "--num-cpus=1", "--num-gpus=1"])
+
+    def cut(self, name: str) -> None:
+        """Let no packet through to a node any more: the network is gone, its processes live on.
+
+        Needs a network namespace of its own, with the right to change its routes.
+        """
+        self._route("add", name)
+        self._cut.add(name)
 
     def kill(self, name: str) -> None:
         """End a node with everything on it, at once."""
@@ -63,6 +72,8 @@ class Nodes:
         """End them all."""
         for name in reversed(self._running):
             self.kill(name)
+        for name in self._cut:
+            self._route("del", name)
         self._directory.cleanup()
 
     def log(self, name: str) -> str:
@@ -79,13 +90,19 @@ class Nodes:
                 command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True
             )
 
-    def _wait_for_head(self, port: int) -> None:
-        end = time.monotonic() + 60 + PROBE_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=PROBE_SECONDS).close()
-                return
-            except OSError:
-                if time.monotonic() > end or self._running["head"].poll() is not None:
-                    raise AssertionError(self.log("head")) from None
-                time.sleep(0.2)
+    def _route(self, change: str, name: str) -> None:
+        address = f"127.0.0.{list(self._running).index(name) + 1}/32"
+        subprocess.run(["ip", "route", change, "blackhole", address, "table", "local"], check=True)
+
+
+def wait_for_head(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until the head listens on this machine; where it ended or never does, fail with its log."""
+    end = time.monotonic() + 60 + PROBE_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=PROBE_SECONDS).close()
+            return
+        except OSError:
+            if time.monotonic() > end or head.poll() is not None:
+                raise AssertionError(log.read_text()) from None
+            time.sleep(0.2)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raylla.bench import PARTS, Measured, Row, Side, Spread, compare, merge, run_parts
+from raylla.bench import PARTS, Measured, Row, Side, Spread, compare, driver, merge, run_parts
 from raylla.bench.run import table
 from raylla.config import Config
 from raylla.errors import ConfigError
+from raylla.irpo.schedule import auctions
 
 
 def test_sides_alternate_after_one_run_unmeasured() -> None:
@@ -93,3 +94,23 @@ def test_the_page_of_figures_is_that_of_the_file(tmp_path: Path) -> None:
     write(docs / "results" / "bench.json", page)
     assert page.read_text() == (docs / "performance.md").read_text()
     assert "| ≥ 0.97 |" in page.read_text()
+
+
+def test_simulated_actors_have_the_plan_s_times_whatever_their_number() -> None:
+    seconds = []
+    for actors in (16, 256):
+        config, latencies = driver.settings(actors, 4)
+        assert config.rollout.workers == actors
+        world = driver.asked(config)
+        assert len(world.of("train")) == pytest.approx(4 * actors, rel=0.1)
+        planned = auctions(config, world, 1)
+        answers = sum(one.n for one in planned)
+        seconds.append(answers * latencies.answer / actors)
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.1)
+
+
+def test_memory_is_told_by_the_answer() -> None:
+    told = [driver.Told(1, 1, 0.5, answers, peak) for answers, peak in ((10, 500), (20, 700), (40, 900))]
+    row = driver.memory(told)
+    assert row.value.values == (20, 10)
+    assert told[0].share == 0.5

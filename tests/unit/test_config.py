@@ -91,6 +91,8 @@ def test_digest_ignores_what_decides_no_result() -> None:
     plain = config.Config()
     assert plain.digest() == config.parse({"wandb": {"mode": "disabled"}}, "x").digest()
     assert plain.digest() != config.parse({"seed": 1}, "x").digest()
+    assert plain.digest() == config.parse({"rollout": {"workers": 9, "min_workers": 2}}, "x").digest()
+    assert plain.digest() != config.parse({"rollout": {"gpus": 1}}, "x").digest()
 
 
 def test_every_key_is_described_once() -> None:

@@ -50,7 +50,7 @@ from raylla.tracking import SERVICE, Tracker
 tracker = Tracker(parse({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), Path(sys.argv[1]))
 begun = threading.Event()
 tracker._put(lambda wandb, run: begun.set())
-if not begun.wait(100):
+if not begun.wait(40):
     os._exit(77)
 (service,) = [one for one in psutil.Process().children() if one.name() == SERVICE]
 service.send_signal(signal.SIGSTOP)
@@ -66,7 +66,7 @@ def test_a_wandb_that_stops_answering_keeps_no_process_from_its_end(tmp_path: Pa
         [sys.executable, "-c", STOPPED, str(tmp_path)], timeout=240, capture_output=True, text=True
     )
     if ended.returncode == 77:
-        pytest.skip("W&B did not begin within 100 s here")
+        pytest.skip("W&B did not begin within 40 s here")
     assert ended.returncode == 0, ended.stderr
 
 

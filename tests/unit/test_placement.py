@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import ray
+from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
-from raylla.actors.placement import connect
+from raylla.actors import placement
+from raylla.actors.placement import Kind, check_placement, connect
 from raylla.config import parse
 from raylla.errors import PlacementError
 
@@ -43,3 +45,48 @@ def test_other_failures_are_not_tried_again(starts: list[str]) -> None:
     with pytest.raises(Exception, match="no disk"):
         connect(parse({}, "test"))
     assert starts == [""]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
+    """A cluster of one node of 2 CPUs, whose autoscaler adds these nodes."""
+    node = {"Alive": True, "Resources": {"CPU": 2.0}, "Labels": {"ray.io/zone": "a"}}
+    kinds: list[Kind] = []
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(placement, "autoscaled", lambda: kinds or None)
+    return kinds
+
+
+def test_what_an_autoscaler_can_add_is_not_refused(small: list[Kind]) -> None:
+    tree = {"rollout": {"workers": 6, "cpus": 4, "labels": {"pool": "gpu"}}}
+    with pytest.raises(PlacementError, match=r"rollout: one worker needs 4 CPUs .* set ray.autoscaling"):
+        check_placement(parse(tree, "test"))
+    small.append(Kind(8, 0, 4, None))
+    assert check_placement(parse(tree, "test"))["CPU"] < 0
+    small.append(Kind(0, 8, float("inf"), None))
+    assert check_placement(parse(tree | {"judge": {"gpus": 8, "cpus": 0}}, "test"))["GPU"] == -8
+
+
+def test_what_an_autoscaler_can_never_add_is_refused_though_it_is_on(small: list[Kind]) -> None:
+    small.append(Kind(8, 0, 4, None))
+    on = {"ray": {"autoscaling": True}}
+    with pytest.raises(PlacementError, match=r"the cluster has 2 and grows to 32; .* most nodes"):
+        check_placement(parse({"rollout": {"workers": 9, "cpus": 4}} | on, "test"))
+    with pytest.raises(PlacementError, match="judge: one worker needs 9 CPUs"):
+        check_placement(parse({"judge": {"cpus": 9}} | on, "test"))
+
+
+def test_what_a_cluster_tells_of_its_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = ClusterConfig()
+    for name, cpus, most in (("head", 0, 0), ("cpu", 4, 3), ("gpu", 8, -1)):
+        told.node_group_configs.add(name=name, resources={"CPU": cpus}, max_count=most)
+    answers = [None, ClusterConfig(), told]
+    monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: answers.pop(0))
+    assert placement.autoscaled() is None
+    assert placement.autoscaled() is None
+    assert placement.autoscaled() == [Kind(4, 0, 3, None), Kind(8, 0, float("inf"), None)]
+
+
+def test_of_a_pool_that_grows_the_least_must_fit(small: list[Kind]) -> None:
+    tree = {"rollout": {"workers": 100, "min_workers": 1, "cpus": 1}}
+    assert check_placement(parse(tree, "test"))["CPU"] >= 0

@@ -26,6 +26,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.state import Run, load_records, save_records
 from raylla.plan.architecture import architecture
 from raylla.records import Answer
+from raylla.serving.versions import Target, find
 from raylla.storage import exists, here, making, places, within
 
 ANSWERS = [Answer("s/0", "s", 0, "v0", "hi @", (1, 2), (3,), None)]
@@ -33,7 +34,7 @@ PROBE = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-0.5]}
 
 
 class Faulty(LocalFileSystem):  # type: ignore[misc]
-    """A bucket on a directory: no folders to make, and it can refuse, hang or be gone."""
+    """A bucket on a directory: no folders to make, nothing replaced, and it can refuse, hang or be gone."""
 
     protocol = "faulty"
     fault: Any = None
@@ -49,6 +50,8 @@ class Faulty(LocalFileSystem):  # type: ignore[misc]
     def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
         if Faulty.fault:
             Faulty.fault(rpath)
+        if self.exists(rpath):
+            raise FileExistsError(rpath)
         super().put_file(lpath, rpath, **options)
 
     @classmethod
@@ -95,8 +98,11 @@ def test_a_driver_on_an_empty_machine_finds_every_commit(where: str) -> None:
     assert load_records(again.part("records/epoch-1/sample") / "answers.parquet", Answer) == ANSWERS
     assert (again.path / "metrics.jsonl").read_text() == "1\n"
     with again.alone():
+        with (again.path / "metrics.jsonl").open("a") as file:
+            file.write("2\n")
         work(again, 2)
     third = Run.open(where)
+    assert (third.path / "metrics.jsonl").read_text() == "1\n2\n"
     assert list(third.commits) == [f"epoch-{n}/{s}" for n in (1, 2) for s in ("sample", "align")]
     assert [version.name for version, _ in versions.committed(third)] == ["v0", "v1", "v2"]
     with here(third.weights("v2")) as found:
@@ -105,6 +111,8 @@ def test_a_driver_on_an_empty_machine_finds_every_commit(where: str) -> None:
         Run.create(where, parse({"seed": 1}, "x"))
     with pytest.raises(RunError, match="not a run directory"):
         Run.open(within(where, "else"))
+    with pytest.raises(RunError, match="not empty and not a run directory"):
+        Run.create(within(where, "weights"), Config())
 
 
 def test_a_driver_killed_within_a_commit_has_not_committed(faulty: str, tmp_path: Path) -> None:
@@ -192,16 +200,17 @@ def test_what_cannot_be_written_is_told_before_models_load(faulty: str, tmp_path
 
 
 def test_a_bucket_that_hangs_is_a_deadline(faulty: str) -> None:
-    run = Run.create(faulty, parse({"deadlines": {"storage": 0.3}}, "x"))
+    run = Run.create(faulty, parse({"deadlines": {"storage": 99}}, "x"))
     woken = threading.Event()
     with run.alone():
-        Faulty.fault = lambda path: woken.wait(30)
-        with pytest.raises(
-            DeadlineError, match=r"committing was not done within deadlines\.storage=0\.3 s"
-        ):
-            run.home.append(b"")
-        Faulty.fault = None
+        assert run.home.deadline == 99
+        run.home.deadline = 0.3
+        Faulty.fault = lambda path: woken.wait(60)
+        with pytest.raises(DeadlineError, match=r"was not done within 0\.3 s \(deadlines\.storage\)"):
+            run.commit("world", ["a"], {"wall_seconds": 1.0})
+        Faulty.fault, run.home.deadline = None, 99
         woken.set()
+    assert not run.commits
 
 
 def test_readers_of_a_machine_share_a_copy(
@@ -264,7 +273,7 @@ def test_old_versions_are_collected_and_never_one_in_use(where: str) -> None:
             work(run, epoch)
             collect(run, f"v{epoch}", "v1")  # v1 is what this process began with
         assert versions.collected(run) == []
-        versions.note_served(Run.open(where), "v2")
+        assert find(where, "v2") == Target(run.place, "v2")  # `raylla serve` and `raylla deploy` ask so
         for epoch in (4, 5):
             work(run, epoch)
             collect(run, f"v{epoch}", "v1")
@@ -281,7 +290,7 @@ def test_old_versions_are_collected_and_never_one_in_use(where: str) -> None:
     ):
         versions.named(again, "v1")
     with pytest.raises(RunError, match="no weight version 'v9'; there are v0, v2"):
-        versions.named(again, "v9")
+        find(where, "v9")
     # A removal that was killed half way goes on.
     with making(again.weights("v3")) as fresh:
         (fresh / "half").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -10,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from raylla.actors.judge import JudgeItem, Judgement
-from raylla.actors.pool import Pool, gather
-from raylla.config import Actors, Config, parse
+from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker
+from raylla.actors.pool import Call, Pool, gather
+from raylla.config import Actors, Config, Engine, Engines, parse
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import BudgetError
 from raylla.irpo.learning import CHUNK, Learner
-from raylla.irpo.sampling import Sampled, Stream
+from raylla.irpo.sampling import Sampled, Stream, Tokens
 from raylla.irpo.schedule import auctions
+from raylla.irpo.scoring import rows_of
 from raylla.irpo.state import Run
 from raylla.observe import Observer
 from raylla.records import Prediction, WeightVersion
@@ -37,6 +39,9 @@ class Writer:
         self._refused = refused
 
     def ready(self) -> None: ...
+
+    def load(self) -> None:
+        self._log.append("load")
 
     def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
         for request in sorted(requests, key=lambda one: (one.id.split("/")[1] == "test", one.seed)):
@@ -71,6 +76,19 @@ class Reader:
             yield Judgement(item.sample_id, None if unread else clicks, 1)
 
 
+class Babbler:
+    """The engine of a User-LLM that has lost its mind."""
+
+    def __init__(self, path: str, settings: object, seed: int) -> None: ...
+
+    def generate(self, requests: list[Request], sampling: object) -> Iterator[Generated]:
+        for request in requests:
+            text = random.Random(request.seed).choice(
+                ['{"Ad-1": tru', "I would click!", "[1, 0]", "{}", ""]
+            )
+            yield Generated(request.id, (1,), (Completion(text, (2,), True),))
+
+
 class Scorer:
     """Keeps the order of its calls."""
 
@@ -101,18 +119,23 @@ class Scorer:
 class Crew:
     """Pools in this process."""
 
-    def __init__(self, refused: str = "", unread: str = "") -> None:
+    def __init__(self, refused: str = "", unread: str = "", grown: Engines | None = None) -> None:
         self.log: list[str] = []
+        self.joined: list[str] = []
         self.calls: list[str] = []
         self.version = WeightVersion("v0", 0, "")
-        self.rollouts = self._pool("rollout", Writer, (self.log, refused), 2)
-        self.judges = self._pool("judge", Reader, (self.log, unread), 1)
-        self.reward = self._pool("reward-trainer", Scorer, (self.calls,), 1)
+        self.rollouts = self._pool("rollout", Writer, (self.log, refused), grown or Engines(workers=2))
+        self.judges = self._pool("judge", Reader, (self.log, unread), Engines())
+        self.reward = self._pool("reward-trainer", Scorer, (self.calls,), Actors())
 
-    def _pool(self, name: str, kind: type, args: tuple[Any, ...], workers: int) -> Pool:
-        pool = Pool(name, kind, args, Actors(workers=workers), in_process=True)
+    def _pool(self, name: str, kind: type, args: tuple[Any, ...], actors: Actors) -> Pool:
+        pool = Pool(name, kind, args, actors, in_process=True)
         pool.start(1)
         return pool
+
+    def bring_up(self, pool: Pool, worker: int) -> Call:
+        self.joined.append(f"{pool.name}[{worker}]")
+        return pool.call(worker, "load")
 
     def reward_answer(self, call: Any) -> Any:
         return gather([call], 1, "the reward trainer")[0]
@@ -171,6 +194,39 @@ def test_a_text_that_repeats_is_judged_once_for_all_its_draws(world: World) -> N
         assert all(found.clicks[name] == found.clicks[names[0]] for name in names)
 
 
+def test_a_pool_grows_with_the_work_and_goes_back_and_nothing_else_changes(world: World) -> None:
+    crew, fixed = Crew(grown=Engines(workers=4, min_workers=1)), Crew()
+    settings = config()
+    few = settings.model_copy(update={"engine": Engine(max_num_seqs=8)})
+    watch = Observer(few, None)
+    with watch.timeline.epoch(1):
+        found = Stream(few, world, crew, watch, auctions(few, world, 1))  # type: ignore[arg-type]
+        found.until(PHASES)
+    assert found.result(*PHASES).answers == everything(settings, world, fixed).answers
+    assert list(found.result(*PHASES).clicks.items()) == list(everything(few, world, fixed).clicks.items())
+    # Each who joined loaded the live weights before its first answer, and the pool is small again.
+    assert crew.joined == ["rollout[1]", "rollout[2]", "rollout[3]"]
+    assert crew.log.count("load") == 3
+    assert crew.rollouts.members == (0,)
+    assert watch.timeline.epochs[0]["pools"]["rollout"]["most"] == 4
+
+
+def test_a_pool_does_not_grow_for_what_one_worker_holds(world: World) -> None:
+    crew = Crew(grown=Engines(workers=4, min_workers=1))
+    everything(config().model_copy(update={"engine": Engine(max_num_seqs=10_000)}), world, crew)
+    assert crew.joined == []
+
+
+def test_token_ids_that_come_in_messages_are_kept_once() -> None:
+    tokens = Tokens()
+    sent = pickle.dumps((70_000, 3, 70_000))
+    first, second = tokens(pickle.loads(sent)), tokens(pickle.loads(sent))
+    assert first == second == (70_000, 3, 70_000)
+    assert first[0] is first[2] is second[0]
+    assert tokens(()) == ()
+    assert tokens((150_000,)) == (150_000,)
+
+
 def test_until_waits_for_nothing_else(world: World) -> None:
     crew = Crew()
     found = stream(config(), world, crew)
@@ -198,6 +254,23 @@ def test_losses_are_counted_by_draw_and_bounded(
     asked = sum(one.n for one in lenient.plan.values() if one.phase == "reward")
     lost = lenient.dropped["answer"] + lenient.dropped["judgement"]
     assert lost == asked - sum(1 for _ in lenient.judged("reward"))
+
+
+def test_a_judge_that_returns_garbage_teaches_nothing_and_is_bounded(world: World) -> None:
+    settings = config()
+    mad = JudgeWorker, ("", settings.user_llm.sampling, settings.engine, 0, Babbler)
+    crew = Crew()
+    crew.judges = crew._pool("judge", *mad, Actors())
+    found = stream(settings, world, crew)
+    found.until(PHASES)
+    with pytest.raises(BudgetError, match=r"(\d+) of \1 judgements .* irpo.max_drop_share=0.05 allows"):
+        found.result("reward", "preference")
+    crew.judges = crew._pool("judge", *mad, Actors())
+    lenient = everything(config(max_drop_share=1.0), world, crew)
+    judged = [(answer, clicks) for _, answer, clicks in lenient.judged("reward")]
+    assert judged
+    assert all("@" not in answer.text and not clicks for answer, clicks in judged)
+    assert rows_of(world, lenient, "reward") == []
 
 
 def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World, tmp_path: Path) -> None:

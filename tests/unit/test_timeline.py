@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from raylla.actors.spans import Span
-from raylla.timeline import Timeline, critical_seconds, idle
+from raylla.actors.spans import Size, Span
+from raylla.timeline import Timeline, critical_seconds, idle, pools
 
 
 def epoch(judge_from: float = 1.0, wait: float = 0.0) -> list[Span]:
@@ -54,6 +54,23 @@ def test_idle_is_what_is_left() -> None:
     assert shares["judge[0]"] == pytest.approx(1 - 7 / 20.5)
     assert shares["rollout[1]"] == pytest.approx(1 - 10.5 / 20.5)
     assert idle([Span("a", "b", -5, 5)], 0, 10) == {"a": 0.5}
+
+
+def test_sizes_are_summed_up_and_drawn_as_counters(tmp_path: Path) -> None:
+    changes = (("rollout", 0, 1, 2), ("judge", 0, 1, 0), ("rollout", 4, 3, 0), ("rollout", 6, 1, 0))
+    sizes = [Size(*change) for change in changes]
+    found = pools(sizes, 10)
+    assert found == {
+        "rollout": {"least": 1, "most": 3, "worker_seconds": 4 + 3 * 2 + 4},
+        "judge": {"least": 1, "most": 1, "worker_seconds": 10},
+    }
+    timeline = Timeline(tmp_path)
+    with timeline.epoch(1):
+        timeline.resize(sizes[2])
+    events = json.loads((tmp_path / "timeline.trace.json").read_text())["traceEvents"]
+    assert [(one["name"], one["ph"], one["ts"], one["args"]) for one in events] == [
+        ("workers of rollout", "C", 4e6, {"at work": 3, "joining": 0})
+    ]
 
 
 def test_an_epoch_is_written_for_people_and_for_trace_viewers(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import event
 
 from raylla.errors import TokenError
 from raylla.serving.audit import audit
@@ -29,6 +30,7 @@ from tests.unit.serving.market import KEYS, UNIT, Market
 from tests.unit.serving.test_eligibility import reasons
 
 TTL = 3 * 3600.0
+DAY = dt.timedelta(days=1)
 NUMBERS = st.integers(0, 30)
 RULES = st.sampled_from(PriceRule)
 FOUR_RULES = st.lists(RULES, min_size=4, max_size=4)
@@ -39,6 +41,14 @@ BILLED = (Outcome.CHARGED, Outcome.ACCRUED)
 def pick(things: list[T], number: int) -> T:
     """One of ``things``, whatever the number."""
     return things[number % len(things)]
+
+
+class KilledError(Exception):
+    """The process is gone."""
+
+
+def _gone(_: object) -> None:
+    raise KilledError
 
 
 class Trade(RuleBasedStateMachine):
@@ -175,6 +185,37 @@ class Trade(RuleBasedStateMachine):
         reference = f"INV-{next(self.market.numbers)}"
         self.store.parties.pay(self.seats[seat], micros, "USD", reference, self.market.now)
         self.paid[self.seats[seat]] += micros
+
+    @rule(
+        number=NUMBERS, index=st.integers(0, 2), what=st.sampled_from(["click", "auction", "settle", "pay"])
+    )
+    def killed_before_the_commit(self, number: int, index: int, what: str) -> None:
+        """Nothing of it has happened: not a line, not a debit, not the click itself."""
+        auction, now = pick(self.auctions, number), self.market.now
+        listed = pick(self.listings, number)
+        if what == "click":
+            claims = self.market.claims(auction, index % len(auction.impressions), TTL)
+            self.killed(lambda: self.store.click(claims, now))
+        elif what == "auction":
+            held = self.market.auction(listed, rule=PriceRule.EXPECTED, pctr=0.5)
+            self.killed(lambda: self.store.record(held))
+            assert all(one.auction.id != held.id for one in self.store.auctions(now - DAY, now + DAY, None))
+        elif what == "settle":
+            if any(self.store.parties.advertiser(seat).accrued_micros > 0 for seat in self.seats):
+                self.killed(lambda: self.store.settle(now))
+        else:
+            self.killed(lambda: self.store.parties.pay(self.seats[0], 10**6, "USD", "INV-killed", now))
+
+    def killed(self, act: Callable[[], object]) -> None:
+        """``act`` in a process that is gone before its first commit, and another one after it."""
+        engine = self.store.database.engine
+        event.listen(engine, "commit", _gone)
+        try:
+            with pytest.raises(KilledError):
+                act()
+        finally:
+            event.remove(engine, "commit", _gone)
+            engine.dispose()
 
     @rule(number=NUMBERS)
     def select(self, number: int) -> None:

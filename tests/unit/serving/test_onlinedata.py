@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from raylla.actors import Pool
 from raylla.auction.markup import markup
 from raylla.config import Config, parse
 from raylla.errors import RunError, StoreError
@@ -17,6 +18,7 @@ from raylla.irpo import schedule, served
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.scoring import rows_of
 from raylla.irpo.state import Run
+from raylla.observe import Observer
 from raylla.serving import onlinedata
 from raylla.serving.records import Listing, ServedAuction
 from raylla.world import World, build, store
@@ -126,9 +128,12 @@ def test_too_few_auctions_are_refused(market: Market, listings: list[Listing]) -
 
 def _begun(run: Run, world: World, epoch: int) -> Sampled:
     """What an epoch's stream holds before anything was sampled."""
-    crew = SimpleNamespace(version=SimpleNamespace(name="v0"), judges=SimpleNamespace(size=1))
+    nobody = Pool("nobody", object, (), run.config.rollout, in_process=True)
+    crew = SimpleNamespace(
+        version=SimpleNamespace(name="v0"), rollouts=nobody, judges=nobody, bring_up=lambda *_: None
+    )
     planned = schedule.auctions(run.config, world, epoch)
-    stream = Stream(run.config, world, crew, SimpleNamespace(), planned)  # type: ignore[arg-type]
+    stream = Stream(run.config, world, crew, Observer(run.config, None), planned)  # type: ignore[arg-type]
     served.hand_in(run, stream)
     stream.until(["reward"])
     assert stream.due("reward") == 0

@@ -1,0 +1,148 @@
+"""Who of a pool is at work, who is free, and how many there should be.
+
+    begun --ready--> loading --live weights--> free --work--> busy --done--> free --no work--> ended
+
+A pool with room to grow has as many workers as the work that waits can keep busy, between its least
+and its most.  A worker for which the cluster has no room yet waits for it, which is what an autoscaler
+acts on; what waits longer than ``deadlines.start`` is withdrawn, and the others do the work.  Nothing
+here waits: the driver goes on with what is running.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from raylla.actors.host import START
+from raylla.actors.pool import DONE, Call, Pool
+from raylla.errors import WorkerLostError
+from raylla.observe import Observer
+
+Join = Callable[[Pool, int], Call | None]
+"""Has a worker that is ready load what the others hold; the call that does, or none."""
+
+
+class Dispatch:
+    """The workers of one pool, for the time of one weight version.
+
+    Args:
+        join: what a new worker does before it takes work.
+        deadline: seconds that a new worker may take to be ready.
+    """
+
+    def __init__(self, pool: Pool, join: Join, watch: Observer, deadline: float) -> None:
+        self.calls: dict[Call, list[Any]] = {}
+        self._pool = pool
+        self._join = join
+        self._watch = watch
+        self._deadline = deadline
+        self._free = dict.fromkeys(pool.members, time.monotonic())
+        self._joining: dict[Call, float] = {}
+        self._pressed = time.monotonic()
+        self._fixed = pool.least == pool.most
+        self._full = False
+        self._tell()
+
+    @property
+    def free(self) -> list[int]:
+        """Workers with nothing to do, who had something last first: so that the others' rest is long."""
+        return list(reversed(self._free))
+
+    @property
+    def waits(self) -> list[Call]:
+        """All calls of which something is to come."""
+        return [*self.calls, *self._joining]
+
+    def give(self, worker: int, method: str, items: list[Any], *args: Any) -> None:
+        """Have a free worker do ``method`` with ``items``."""
+        del self._free[worker]
+        self.calls[self._pool.call(worker, method, items, *args)] = items
+
+    def done(self, call: Call) -> list[Any]:
+        """A call has ended, or was lost and its worker is there again: the worker is free.
+
+        Returns the call's items.
+        """
+        self._free[call.index] = time.monotonic()
+        return self.calls.pop(call)
+
+    def joined(self, call: Call, item: object) -> bool:
+        """Take a new worker's next step, where ``call`` is of one that joins; whether it was."""
+        if call not in self._joining:
+            return False
+        if item is DONE:
+            until = self._joining.pop(call)
+            load = self._join(self._pool, call.index) if call.method == START else None
+            if load is not None:
+                self._joining[load] = until
+            else:
+                self._pool.admit(call.index)
+                self._free[call.index] = time.monotonic()
+                self._tell()
+        return True
+
+    def missed(self, lost: WorkerLostError) -> bool:
+        """Drop a worker that was lost before it had joined; whether ``lost`` was one."""
+        found = [call for call in self._joining if (call.pool, call.index) == (lost.pool, lost.worker)]
+        for call in found:
+            self._pool.count(lost)
+            self._withdraw(call)
+        return bool(found)
+
+    def lost(self) -> list[Any]:
+        """The items of calls whose workers were lost, and are there again."""
+        return [item for call in [call for call in self.calls if call.done] for item in self.done(call)]
+
+    def fit(self, batches: float) -> None:
+        """Grow to what ``batches`` more, each enough for one worker, keep busy; end who rests long."""
+        if self._fixed:
+            return
+        now = time.monotonic()
+        if batches:
+            self._pressed = now
+        wanted = 0 if self._full else min(self._pool.most, len(self.calls) + math.ceil(batches))
+        for _ in range(wanted - self._pool.size - len(self._joining)):
+            self._joining[self._pool.begin()] = now + self._deadline
+            self._tell()
+        for call, until in list(self._joining.items()):
+            if now >= until:
+                self._full = True
+                late = f"{call.worker}: not ready within deadlines.start={self._deadline:g} s, left out"
+                self._watch.say(f"[yellow]{late}[/yellow]")
+            if now >= until or now - self._pressed > self._pool.idle_seconds:
+                self._withdraw(call)
+        self._rest(now - self._pool.idle_seconds)
+
+    def wake(self) -> float:
+        """Seconds until `fit` may have something to do, though nothing has come in."""
+        now, idle = time.monotonic(), self._pool.idle_seconds
+        times = list(self._joining.values())
+        if self._joining:
+            times.append(self._pressed + idle)
+        if self._pool.size > self._pool.least:
+            times += [since + idle for since in self._free.values()]
+        return max(0.0, min(times) - now) if times else math.inf
+
+    def close(self) -> None:
+        """Nothing is left to do: go back to the least at once, for what comes next needs the room."""
+        for call in list(self._joining):
+            self._withdraw(call)
+        self._rest(math.inf)
+
+    def _rest(self, since: float) -> None:
+        """End workers that have been free since then, down to the least."""
+        for worker, idle in list(self._free.items()):
+            if self._pool.size > self._pool.least and idle <= since:
+                del self._free[worker]
+                self._pool.end(worker)
+                self._tell()
+
+    def _withdraw(self, call: Call) -> None:
+        del self._joining[call]
+        self._pool.end(call.index)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._watch.pool(self._pool.name, self._pool.size, len(self._joining))
