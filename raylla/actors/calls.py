@@ -36,6 +36,8 @@ class Call(ABC):
         self.index = index
         self.method = method
         self.taken = 0
+        self.heard = time.monotonic()
+        """When it was made, or its last item was taken."""
         self.done = False
         self._record = record
         self._spans: list[Span] = []
@@ -66,6 +68,7 @@ class Call(ABC):
     def _unwrap(self, stamped: Stamped) -> Any:
         """The item, once the time that it took is noted."""
         self.taken += 1
+        self.heard = time.monotonic()
         began = self._spans[-1].ended if self._spans else stamped.began
         if self._spans and self._spans[-1].task == self.method:
             began = self._spans.pop().began
@@ -169,7 +172,7 @@ def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, 
 
     Raises:
         WorkerHungError: nothing came within ``deadline`` seconds; names ``what`` and the workers, and
-            blames one of them.
+            blames the one that has said nothing for longest.
         WorkerLostError: the call's worker is dead.
         RunError: the call failed. Errors of raylla's own keep their type.
     """
@@ -197,8 +200,7 @@ def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
         raise RuntimeError(f"{what}: waiting for {list(calls)}, of which none is left or one has ended")
     call = _ready(calls, deadline)
     if call is None:
-        # The least served; whoever of them hung for a shorter time is found out after the next deadline.
-        hung = min(calls, key=lambda call: call.taken)
+        hung = min(calls, key=lambda call: call.heard)
         hung.done = True
         names = ", ".join(str(call) for call in calls)
         raise WorkerHungError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections import deque
 from typing import Any
 
@@ -124,20 +125,19 @@ class Pool:
             ray.kill(host)
 
     def wait_ready(self, deadline: float) -> None:
-        """Wait until every worker is ready; stops them all where one is not.
+        """Wait until every worker is ready, those that die meanwhile made anew; stops all where one is not.
 
         Raises:
-            DeadlineError: a worker is not ready within ``deadline`` seconds.
-            RunError: a worker's constructor failed or its process died. Errors of raylla's own keep
-                their type.
+            WorkerHungError: a worker is not ready within ``deadline`` seconds.
+            WorkerLostError: one died, and the pool has made ``actors.max_restarts`` anew already.
+            RunError: a worker's constructor failed. Errors of raylla's own keep their type.
         """
         what = (
             f"pool {self.name}: {len(self._starting)} x {self._kind.__name__} to be ready "
             f"({self._actors.cpus:g} CPUs and {self._actors.gpus:g} GPUs each)"
         )
         try:
-            gather(list(self._starting.values()), deadline, what)
-            self._starting.clear()
+            self._wait(set(self._starting), deadline, what)
         except RayllaError:
             self.stop()
             raise
@@ -154,18 +154,8 @@ class Pool:
             WorkerLostError: the pool has made ``actors.max_restarts`` already.
             WorkerHungError: the new worker is not ready within ``deadline`` seconds.
         """
-        while True:
-            self.count(lost)
-            ray.kill(self._hosts[lost.worker])
-            self._hosts[lost.worker] = self._actor(lost.worker)
-            starting = self._submit(lost.worker, START, self._kind, self._args)
-            try:
-                gather([starting], deadline, f"{starting.worker} to be ready again")
-                return
-            except WorkerHungError:
-                raise
-            except WorkerLostError as again:
-                lost = again
+        self._begin_again(lost)
+        self._wait({lost.worker}, deadline, f"{self.name}[{lost.worker}] to be ready again")
 
     def count(self, lost: WorkerLostError) -> None:
         """Count the loss of a worker that is to be replaced.
@@ -195,6 +185,26 @@ class Pool:
             for host in self._hosts.values():
                 ray.kill(host)
         self._hosts, self._queues, self._starting = {}, {}, {}
+
+    def _begin_again(self, lost: WorkerLostError) -> None:
+        self.count(lost)
+        ray.kill(self._hosts[lost.worker])
+        self._hosts[lost.worker] = self._actor(lost.worker)
+        self._starting[lost.worker] = self._submit(lost.worker, START, self._kind, self._args)
+
+    def _wait(self, workers: set[int], deadline: float, what: str) -> None:
+        """Until these of the workers that start are ready, whoever dies meanwhile made anew."""
+        end = time.monotonic() + deadline
+        while waiting := [call for worker, call in self._starting.items() if worker in workers]:
+            try:
+                call, item = next_item(waiting, end - time.monotonic(), what)
+            except WorkerHungError:
+                raise
+            except WorkerLostError as lost:
+                self._begin_again(lost)
+            else:
+                if item is DONE:
+                    self.admit(call.index)
 
     def _submit(self, worker: int, method: str, *args: Any) -> Call:
         host = self._hosts[worker]

@@ -101,12 +101,12 @@ def _ratio(shape: Shape, sides: list[Measured], grown: dict[str, int], differenc
 
 
 def make_model(path: Path) -> Path:
-    """A model of the pocket Ad-LLM's size for long prompts, with random weights, in directory ``path``."""
+    """A float32 model of the pocket Ad-LLM's size for long prompts, with random weights, in ``path``."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     base = resolve(BASE, "model")
-    config = AutoConfig.from_pretrained(base, max_position_embeddings=POSITIONS)
+    config = AutoConfig.from_pretrained(base, max_position_embeddings=POSITIONS, dtype=torch.float32)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     AutoTokenizer.from_pretrained(base).save_pretrained(path)

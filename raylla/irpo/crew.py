@@ -82,6 +82,8 @@ class Crew:
             self.policy.start()
         for pool in pools:
             pool.wait_ready(self.config.deadlines.start)
+            for _ in range(pool.restarts):
+                self._watch.lost(pool.name)
 
     def refresh(self, version: WeightVersion, probe: Probe | None) -> list[float]:
         """Make every rollout engine hold ``version``; it is the current one only when all do.

@@ -15,6 +15,7 @@ are the same either way.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -140,8 +141,8 @@ class Stream:
         """Take what comes in until every auction of ``phases`` is whole; ``then`` runs after each item.
 
         Raises:
-            DeadlineError: nothing came in for ``deadlines.sample`` seconds.
-            WorkerLostError: a worker was lost once more than its group's ``max_restarts``.
+            WorkerLostError: a worker was lost, or said nothing for ``deadlines.sample`` seconds of its
+                work, once more than its group's ``max_restarts``.
         """
         while self._wanted(phases):
             try:
@@ -259,19 +260,19 @@ class Stream:
     def _next(self) -> tuple[Call, object]:
         """Hand out what waits, then take what comes in next; pools change their size meanwhile."""
         what, limit = f"the next answer or judgement under {self.version}", self._config.deadlines.sample
-        end = time.monotonic() + limit
         while True:
             self._ask()
             self._deal()
             self._feed()
-            calls = [*self._rollouts.waits, *self._judges.waits]
-            left = end - time.monotonic()
+            working = [*self._rollouts.calls, *self._judges.calls]
+            left = min((call.heard for call in working), default=math.inf) + limit - time.monotonic()
             wake = min(self._rollouts.wake(), self._judges.wake())
-            if wake >= left:
-                return next_item(calls, left, what)
-            found = soon(calls, wake)
+            calls = [*self._rollouts.waits, *self._judges.waits]
+            found = soon(calls, max(0.0, min(left, wake))) if calls else None
             if found is not None:
                 return found
+            if left <= wake:
+                return next_item(working, 0, what)
 
     def _take(self, call: Call, item: object) -> None:
         if self._rollouts.joined(call, item) or self._judges.joined(call, item):

@@ -237,6 +237,16 @@ def test_a_worker_that_dies_while_it_is_started_anew_is_started_once_more(
     workers.stop()
 
 
+def test_a_worker_that_dies_at_its_first_start_is_started_once_more(cluster: None, tmp_path: Path) -> None:
+    dies_once = tmp_path / "dies once"
+    dies_once.touch()
+    workers = Pool("scripted", Scripted, (str(dies_once),), Actors(workers=1, cpus=0.5, max_restarts=1))
+    workers.start(60)
+    assert workers.restarts == 1
+    assert workers.broadcast("add", 1, 2, deadline=20, what="sums") == [3]
+    workers.stop()
+
+
 def test_a_hung_worker_is_a_lost_worker_after_its_deadline(cluster: None) -> None:
     workers = Pool("scripted", Scripted, ("good",), Actors(workers=2, cpus=0.5, max_restarts=1))
     workers.start(60)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 
+from raylla.actors import Pool
 from raylla.bench import driver
 from raylla.bench.overlap import measure, scripted_epoch
-from raylla.bench.scripted import Latencies
-from raylla.config import Config, Engines, parse
+from raylla.bench.scripted import Latencies, ScriptedCrew, ScriptedRollout
+from raylla.config import Config, Deadlines, Engines, parse
+from raylla.engines import Generated, Request
+from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.state import Run
 from raylla.models import resolve
+from raylla.observe import Observer
 from raylla.records import WeightVersion
 from tests.worlds import asked_world
 
@@ -58,6 +65,50 @@ def test_an_epoch_of_sleepers(tmp_path: Path) -> None:
     found = measure(tmp_path / "False")
     for name in ("answer", "judgement", "take", "update", "group", "load"):
         assert getattr(found, name) >= getattr(LATENCIES, name)
+
+
+class Hangs(ScriptedRollout):
+    """A worker that never says anything, as often as there are files in ``claims``."""
+
+    def __init__(self, latencies: Latencies, claims: Path) -> None:
+        super().__init__(latencies)
+        self._claims = claims
+
+    def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
+        for claim in self._claims.iterdir():
+            with suppress(FileNotFoundError):
+                claim.unlink()
+                time.sleep(3600)
+        yield from super().generate(requests, version)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_hang_are_found_out_while_others_still_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        (tmp_path / str(number)).touch()
+    settings = config(True).model_copy(
+        update={"rollout": Engines(workers=3, cpus=0, max_restarts=2), "deadlines": Deadlines(sample=2)}
+    )
+    slow = replace(LATENCIES, answer=0.1)
+    watch = Observer(settings, None)
+    crew = ScriptedCrew(settings, WeightVersion("v0", 0, resolve("pocket:ad-llm", "test")), slow, watch)
+    crew.rollouts = Pool("rollout", Hangs, (slow, tmp_path), settings.rollout)
+    world = asked_world(settings.world)
+    planned = [one for one in auctions(settings, world, 1) if one.phase == "reward"][:40]
+    crew.start()
+    try:
+        stream = Stream(settings, world, crew, watch, planned)
+        left = []
+        monkeypatch.setattr(watch, "lost", lambda _: left.append(stream.due("reward")))
+        stream.until(["reward"])
+    finally:
+        crew.stop()
+    assert len(left) == 2
+    # Of the third worker's share something was still to come, too.
+    assert left[-1] > sum(one.n for one in planned) * 2 / 3
+    assert len(stream.result("reward").answers) == sum(one.n for one in planned)
 
 
 @pytest.mark.usefixtures("cluster")
