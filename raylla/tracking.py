@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -104,10 +105,15 @@ class Tracker:
 
 
 def _end_service() -> None:
-    """Kill the process that W&B keeps below this one: its hooks at exit wait for it without a deadline."""
+    """Kill the process that W&B keeps below this one: its hooks at exit wait for it without a deadline.
+
+    Its hooks at imports go too: each would fail to tell that process of an import, and the import with it.
+    """
     for child in psutil.Process().children():
         if child.name() == SERVICE:
             child.kill()
+    if hooks := sys.modules.get("wandb.sdk.lib.import_hooks"):
+        hooks.unregister_all_post_import_hooks()
 
 
 def _identity(directory: Path) -> str:

@@ -276,7 +276,7 @@ class Deadlines(Section):
     """How long each wait may take before it becomes a typed error."""
 
     start: Seconds = Field(300, description="an actor's engine to be ready")
-    sample: Seconds = Field(1800, description="the next finished sample of a stage")
+    sample: Seconds = Field(1800, description="a worker's next finished sample")
     reward: Seconds = Field(1800, description="a pCTR update or scoring")
     align: Seconds = Field(7200, description="one epoch's DPO")
     sync: Seconds = Field(300, description="a weight version to be live on every engine")
