@@ -47,6 +47,7 @@ from raylla.serving.records import (
 from raylla.serving.repair import Repaired
 from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import Store
+from raylla.serving.together import Together
 from raylla.serving.tokens import TokenKeys, new_claims
 from raylla.world import lexicon, prompts
 
@@ -74,13 +75,12 @@ class Auctioneer:
         self._serving = config.serving
         self.traffic = traffic
         self._oracle = oracle
-        self._store = store
+        self._records = Together[ServedAuction, Exception | None](store.record_together, threads)
         self._eligibility = eligibility
         self.retrieval: Retrieval | None = None
         """Set once the catalogue has been read."""
         self._tokens = tokens
         self._tokenizer = tokenizer
-        self._threads = threads
         self._rule = PriceRule(self._serving.price_rule)
         self._ongoing = 0
 
@@ -133,8 +133,9 @@ class Auctioneer:
         clock.mark("pctr")
         auction = self._auction(asked, field, draft, repaired, pctr_version, rates, clock, canary)
         # Not within the deadline: once begun, it is written whole, and waits for nobody but the disk.
-        loop = asyncio.get_running_loop()
-        await asyncio.shield(loop.run_in_executor(self._threads, self._store.record, auction))
+        (refused,) = await asyncio.shield(self._records.ask([auction]))
+        if refused is not None:
+            raise refused
         clock.mark("record")
         yield draft.answered(clock, auction, self._shown(auction))
 

@@ -220,7 +220,9 @@ def list_keys(
 @router.delete("/keys/{key_id}", tags=["keys"], responses=_LOST)
 def revoke_key(key_id: bodies.KeyId, behind: web.Behind, _: web.Admin) -> views.KeyView:
     """Revoke a key, from the next request on."""
-    return views.KeyView.model_validate(behind.store.parties.revoke_key(key_id, web.now()))
+    revoked = behind.store.parties.revoke_key(key_id, web.now())
+    behind.access.forget()
+    return views.KeyView.model_validate(revoked)
 
 
 def _own(caller: Principal, advertiser_id: str) -> None:

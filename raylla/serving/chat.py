@@ -34,13 +34,21 @@ RETRY_AFTER = "1"
 NOBODY = "anonymous"
 
 
+EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "a `chat.completion.chunk`, or `[DONE]`"}},
+    "required": ["data"],
+}
+"""An event of a streamed answer, as the OpenAPI document describes it."""
+
+
 def router(auctioneer: Auctioneer, serving: Serving, reports: Reports) -> APIRouter:
     """The chat endpoint over ``auctioneer``."""
     made = APIRouter(tags=["answers"])
     streamed = {
         "description": "The answer; with `stream` as server-sent events of `chat.completion.chunk`, whose "
         "last one before `[DONE]` carries annotations and the auction",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     }
 
     @made.post(

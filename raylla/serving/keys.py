@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -18,6 +19,9 @@ from raylla.errors import TokenError
 
 _KEY = re.compile(r"rk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 _LEAST_ADMIN_KEY = 20
+KEPT, KEPT_SECONDS = 10_000, 1.0
+"""Keys that are remembered, and for how long: as long as a revoked one may still be let in by a replica
+other than the one that revoked it."""
 
 
 class Role(StrEnum):
@@ -67,7 +71,7 @@ def digest(secret: str) -> str:
 
 
 class Access:
-    """Tells from a request's key who is calling."""
+    """Tells from a request's key who is calling; remembers for a moment whom it has looked up."""
 
     def __init__(self, store: KeyStore, admin_key: str) -> None:
         """Look keys up in ``store``; ``admin_key`` is the bootstrap key.
@@ -79,15 +83,32 @@ class Access:
             raise TokenError(f"RAYLLA_ADMIN_KEY: give at least {_LEAST_ADMIN_KEY} characters")
         self._store = store
         self._admin = digest(admin_key)
+        self._known: dict[str, tuple[float, Principal]] = {}
+
+    def known(self, key: str) -> Principal | None:
+        """Whose ``key`` it is, where that can be told without the store: `principal` knows in any case."""
+        given = digest(key)
+        if hmac.compare_digest(given, self._admin):
+            return Principal("bootstrap", Role.ADMIN)
+        until, found = self._known.get(given, (0.0, None))
+        return found if time.monotonic() < until else None
+
+    def forget(self) -> None:
+        """Look every key up again: one was revoked."""
+        self._known.clear()
 
     def principal(self, key: str) -> Principal | None:
         """Whose ``key`` it is; None for a wrong, unknown or revoked one."""
-        if hmac.compare_digest(digest(key), self._admin):
-            return Principal("bootstrap", Role.ADMIN)
+        if (known := self.known(key)) is not None:
+            return known
         match = _KEY.fullmatch(key)
         stored = self._store.api_key(match[1]) if match else None
         if match is None or stored is None or stored.revoked:
             return None
         if not hmac.compare_digest(digest(match[2]), stored.digest):
             return None
-        return Principal(stored.id, stored.role, stored.advertiser_id)
+        found = Principal(stored.id, stored.role, stored.advertiser_id)
+        if len(self._known) >= KEPT:
+            self._known.clear()
+        self._known[digest(key)] = (time.monotonic() + KEPT_SECONDS, found)
+        return found

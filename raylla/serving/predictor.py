@@ -9,13 +9,12 @@ deployment of it (`raylla.serving.app`).
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +23,9 @@ from raylla import models
 from raylla.config import Config
 from raylla.reward.rows import ClickRow
 from raylla.reward.trainer import RewardTrainer
+from raylla.serving.together import Together
 
 Vectors = NDArray[np.float32]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,40 +99,3 @@ class Predictor:
 
     def _encode(self, texts: Sequence[str]) -> list[Vectors]:
         return list(self._model.encoder.encode(texts))
-
-
-class Together(Generic[Item, Result]):
-    """Calls of one function over many items, made in ``pool`` one after the other, for many askers."""
-
-    def __init__(self, call: Callable[[list[Item]], list[Result]], pool: Executor) -> None:
-        self._call = call
-        self._pool = pool
-        self._waiting: list[tuple[Sequence[Item], asyncio.Future[list[Result]]]] = []
-        self._working: asyncio.Task[None] | None = None
-
-    async def ask(self, items: Sequence[Item]) -> list[Result]:
-        """The result of each item, in order."""
-        if not items:
-            return []
-        answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((items, answer))
-        if self._working is None or self._working.done():
-            self._working = asyncio.create_task(self._work())
-        return await answer
-
-    async def _work(self) -> None:
-        while self._waiting:
-            asked, self._waiting = self._waiting, []
-            together = [item for items, _ in asked for item in items]
-            try:
-                found = await asyncio.get_running_loop().run_in_executor(self._pool, self._call, together)
-            except Exception as error:  # it is the askers', whatever it is
-                for _, answer in asked:
-                    if not answer.done():
-                        answer.set_exception(error)
-                continue
-            place = 0
-            for items, answer in asked:
-                if not answer.done():
-                    answer.set_result(found[place : place + len(items)])
-                place += len(items)

@@ -159,15 +159,15 @@ class Ingress:
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
         """Take over the versions and shares that Serve says."""
         stable = Target(**wanted["stable"])
+        self._wanted_canary, self._traffic.share = Target.of(wanted["canary"]), float(wanted["share"])
+        if self._wanted_canary is None:
+            self._traffic.canary = None  # first: what follows may outlast the canary's replica
         if self._holding:
             await self._holding.want(stable)
         if self._predictor:
             take_pctr(self._predictor, stable)
         if not self._tasks:
             await self._begin()
-        self._wanted_canary, self._traffic.share = Target.of(wanted["canary"]), float(wanted["share"])
-        if self._wanted_canary is None:
-            self._traffic.canary = None
 
     def check_health(self) -> None:
         """Asked by Serve, which starts another replica where this raises."""

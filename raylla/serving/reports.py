@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -35,8 +36,9 @@ class JsonLines(logging.Formatter):
 
 
 def log_json() -> None:
-    """Send the endpoint's log lines to this process's standard error."""
-    handler = logging.StreamHandler()
+    """Send the endpoint's log lines to this process's standard error itself: what Serve puts in its place
+    looks at the stack for each line."""
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(JsonLines())
     log.handlers = [handler]
     log.setLevel(logging.INFO)

@@ -15,6 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from raylla.config import Serving
@@ -126,7 +127,7 @@ Behind = Annotated[Services, Depends(services)]
 _bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="`Authorization: Bearer rk_...`")
 
 
-def principal(
+async def principal(
     behind: Behind, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Principal:
     """Who is calling.
@@ -134,7 +135,10 @@ def principal(
     Raises:
         HttpError: 401 without a key that holds.
     """
-    found = behind.access.principal(credentials.credentials) if credentials else None
+    found = None
+    if credentials is not None:
+        key, access = credentials.credentials, behind.access
+        found = access.known(key) or await run_in_threadpool(access.principal, key)
     if found is None:
         raise HttpError(
             401, "invalid_api_key", "give a valid API key as a bearer token", {"WWW-Authenticate": "Bearer"}

@@ -7,6 +7,7 @@ so that one advertiser's money moves one line at a time; several advertisers are
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select, update
@@ -47,10 +48,11 @@ class _Line:
     at: dt.datetime
 
 
-def add_impressions(session: Session, auction: ServedAuction, row: models.Auction) -> None:
-    """Write the impressions of ``auction``; under `expected`, bill each to its campaign's budget."""
-    at_once = auction.price_rule is PriceRule.EXPECTED
-    for shown in sorted(auction.impressions, key=lambda one: (one.advertiser_id, one.campaign_id, one.id)):
+def add_impressions(session: Session, auctions: Sequence[tuple[ServedAuction, models.Auction]]) -> None:
+    """Write the impressions of ``auctions``; under `expected`, bill each to its campaign's budget."""
+    every = [(shown, auction, row) for auction, row in auctions for shown in auction.impressions]
+    every.sort(key=lambda one: (one[0].advertiser_id, one[0].campaign_id, one[0].id))
+    for shown, auction, row in every:
         impression = models.Impression(
             id=shown.id,
             auction_id=auction.id,
@@ -66,15 +68,16 @@ def add_impressions(session: Session, auction: ServedAuction, row: models.Auctio
             billed="test" if auction.test else "per_click",
         )
         entry = None
-        if at_once and not auction.test:
+        if auction.price_rule is PriceRule.EXPECTED and not auction.test:
             advertiser = locked(session, shown.advertiser_id)
             entry = _entry(session, advertiser, _Line("charge", row, impression, None, auction.created))
             impression.billed = "budget" if entry is None else "charged"
         session.add(impression)
-        session.flush()  # the ledger's line names it
         if entry is not None:
+            session.flush()  # the ledger's line names it
             session.add(entry)
             outbox.billed(session, entry, impression)
+    session.flush()
 
 
 def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
@@ -146,14 +149,16 @@ def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement
     return Settlement(advertiser_id, due.billed_micros, count, through)
 
 
-def lose(session: Session, auction: ServedAuction) -> None:
-    """Tell campaigns that ask for it (lurl) which of their candidates the answer did not place."""
-    placed = {shown.ad_id for shown in auction.impressions}
-    lost = [one.listing for one in auction.candidates if one.listing.ad.id not in placed]
-    ids = {listing.campaign_id for listing in lost}
+def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
+    """Tell campaigns that ask for it (lurl) which of their candidates the answers did not place."""
+    lost = []
+    for auction in auctions:
+        placed = {shown.ad_id for shown in auction.impressions}
+        lost += [(auction, one.listing) for one in auction.candidates if one.listing.ad.id not in placed]
+    ids = {listing.campaign_id for _, listing in lost}
     query = select(models.Campaign).where(models.Campaign.id.in_(ids), models.Campaign.lurl.is_not(None))
     listening = {campaign.id: campaign for campaign in session.scalars(query)} if ids else {}
-    for listing in lost:
+    for auction, listing in lost:
         if listing.campaign_id in listening:
             outbox.lost(session, auction, listing, listening[listing.campaign_id], Reason.NOT_PLACED)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import TypeAdapter
 from sqlalchemy import and_, or_, select
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from raylla.errors import ClashError, StoreError, UnknownError
@@ -52,8 +52,37 @@ class Store:
         """
         check(auction)
         try:
-            with self.database.writing() as session:
-                row = models.Auction(
+            self._write([auction])
+        except (IntegrityError, DataError) as error:
+            with self.database.reading() as session:
+                if _known(session, auction):
+                    return
+            raise StoreError(f"auction {auction.id}: the database refuses it: {error.orig}") from None
+
+    def record_together(self, auctions: Sequence[ServedAuction]) -> list[Exception | None]:
+        """`record` of each, in one transaction, for the disk confirms ten as quickly as one.
+
+        Returns what `record` would have raised, for each: where one is refused, each is written alone.
+        """
+        try:
+            for auction in auctions:
+                check(auction)
+            self._write(auctions)
+        except (IntegrityError, DataError, StoreError):
+            return [self._refusal(auction) for auction in auctions]
+        return [None] * len(auctions)
+
+    def _refusal(self, auction: ServedAuction) -> Exception | None:
+        try:
+            self.record(auction)
+        except (StoreError, SQLAlchemyError) as error:
+            return error
+        return None
+
+    def _write(self, auctions: Sequence[ServedAuction]) -> None:
+        with self.database.writing() as session:
+            rows = [
+                models.Auction(
                     id=auction.id,
                     request_id=auction.request_id,
                     created=auction.created,
@@ -65,17 +94,13 @@ class Store:
                     test=auction.test,
                     record=RECORD.dump_python(auction, mode="json"),
                 )
-                session.add(row)
-                session.flush()
-                _check_listed(session, auction)
-                billing.add_impressions(session, auction, row)
-                if not auction.test:
-                    billing.lose(session, auction)
-        except (IntegrityError, DataError) as error:
-            with self.database.reading() as session:
-                if _known(session, auction):
-                    return
-            raise StoreError(f"auction {auction.id}: the database refuses it: {error.orig}") from None
+                for auction in auctions
+            ]
+            session.add_all(rows)
+            session.flush()
+            _check_listed(session, auctions)
+            billing.add_impressions(session, list(zip(auctions, rows, strict=True)))
+            billing.lose(session, [auction for auction in auctions if not auction.test])
 
     def click(self, claims: Claims, now: dt.datetime) -> Charge:
         """Log a click whose token has verified, and charge it at most once per impression.
@@ -265,12 +290,13 @@ def _known(session: Session, auction: ServedAuction) -> bool:
     return row is not None
 
 
-def _check_listed(session: Session, auction: ServedAuction) -> None:
-    ids = [shown.ad_id for shown in auction.impressions]
+def _check_listed(session: Session, auctions: Sequence[ServedAuction]) -> None:
+    impressions = [(auction, shown) for auction in auctions for shown in auction.impressions]
+    ids = {shown.ad_id for _, shown in impressions}
     query = select(models.Ad.id, models.Ad.campaign_id, models.Campaign.advertiser_id).join(models.Campaign)
     rows = session.execute(query.where(models.Ad.id.in_(ids))) if ids else ()
     listed = {row.id: (row.campaign_id, row.advertiser_id) for row in rows}
-    for shown in auction.impressions:
+    for auction, shown in impressions:
         if listed.get(shown.ad_id) != (shown.campaign_id, shown.advertiser_id):
             raise StoreError(
                 f"auction {auction.id}: impression {shown.id}: ad {shown.ad_id!r} is not listed by "

@@ -261,10 +261,10 @@ def test_what_cannot_be_recorded_is_not_clickable(
 ) -> None:
     one = endpoint(store, placing(cup))
 
-    def refuse(auction: object) -> None:
+    def refuse(auctions: object) -> None:
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(store, "record", refuse)
+    monkeypatch.setattr(store, "_write", refuse)
     answer = ask(one)
     assert answer.status_code == 503
     assert not any(

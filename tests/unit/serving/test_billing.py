@@ -161,6 +161,35 @@ def test_recording_twice_changes_nothing_and_another_under_its_id_is_refused(
         store.record(dataclasses.replace(auction, text="changed"))
 
 
+@pytest.mark.parametrize("rule", list(PriceRule))
+def test_what_is_recorded_together_is_recorded_as_if_alone(
+    market: Market, store: Store, rule: PriceRule
+) -> None:
+    seats = [market.seat(), market.seat()]
+    listings = [market.listing(seat, bid=10) for seat in (*seats, *reversed(seats))]
+    auctions = [market.auction(listing, rule=rule, pctr=0.5) for listing in listings]
+    assert store.record_together(auctions) == [None] * 4
+    assert [balance(store, seat) for seat in seats] == [-10 * UNIT * (rule is PriceRule.EXPECTED)] * 2
+    for auction in auctions:
+        store.click(market.claims(auction), market.now)
+    assert clean(store)
+
+
+def test_one_that_is_refused_takes_no_other_with_it(market: Market, store: Store) -> None:
+    seat = market.seat()
+    known, fresh, wrong, other = (market.auction(market.listing(seat)) for _ in range(4))
+    store.record(known)
+    wrong = dataclasses.replace(
+        wrong, impressions=(dataclasses.replace(wrong.impressions[0], price_micros=1),)
+    )
+    changed = dataclasses.replace(known, text="changed")
+    found = store.record_together([known, fresh, wrong, changed, other])
+    assert [type(one) for one in found] == [type(None), type(None), StoreError, ClashError, type(None)]
+    written = [one.auction.id for one in store.auctions(market.now, market.now + dt.timedelta(days=1))]
+    assert sorted(written) == sorted([known.id, fresh.id, other.id])
+    assert clean(store)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

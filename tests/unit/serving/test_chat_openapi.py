@@ -45,6 +45,14 @@ def test_no_request_breaks_the_endpoint(whole: FastAPI, path: str, method: str) 
     holds()
 
 
+def test_a_streamed_answer_is_as_the_document_says(whole: FastAPI) -> None:
+    operation = schemathesis.openapi.from_asgi("/openapi.json", whole)["/v1/chat/completions"]["post"]
+    body = {"messages": [{"role": "user", "content": "which cup?"}], "stream": True}
+    case = operation.Case(body=body, media_type="application/json")
+    answer = case.call_and_validate(headers=HEADERS, checks=CHECKS)
+    assert "event-stream" in answer.headers["content-type"][0]
+
+
 def test_the_document_is_complete(whole: FastAPI, store: Store) -> None:
     document = whole.openapi()
     paths = document["paths"]
