@@ -30,7 +30,7 @@ import yaml
 
 from raylla.config import Config, parse
 from raylla.errors import RunError
-from raylla.storage import Home, home, within, writing
+from raylla.storage import Home, durable, home, within, writing
 
 Record = TypeVar("Record")
 PART = 1024
@@ -147,6 +147,8 @@ class Run:
         """
         lines = [json.dumps({"stage": stage, "sample_id": name}) for name in sample_ids]
         lines.append(json.dumps({"stage": stage, "commit": _defined(report)}, allow_nan=False))
+        with writing(self.records(stage)):
+            durable(self.records(stage), self.path)
         self.home.append(("\n".join(lines) + "\n").encode())
         self.commits[stage] = report
 
