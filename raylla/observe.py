@@ -25,6 +25,9 @@ from raylla.storage import writing
 from raylla.timeline import Timeline
 from raylla.tracking import Tracker
 
+SHOW_SECONDS = 0.1
+"""Between two updates of the progress bars, at least."""
+
 
 class Observer:
     """Progress and metrics of one run."""
@@ -37,7 +40,10 @@ class Observer:
         self.restarts: Counter[str] = Counter()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._totals: dict[str, int] = {}
+        self._done: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
+        self._shown = 0.0
         self._since = time.monotonic()
         self._memory = _Memory()
         self._gauges = Gauges(config.name)
@@ -59,7 +65,7 @@ class Observer:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._tokens = {}
+        self._totals, self._done, self._tokens = dict(totals), dict.fromkeys(totals, 0), {}
         self._gauges.stage(name, True)
         with Progress(*columns, console=self.console, transient=True) as progress:
             self._progress = progress
@@ -91,19 +97,31 @@ class Observer:
 
     def expect(self, kind: str, more: int) -> None:
         """Raise a bar's total."""
-        if self._progress and kind in self._tasks:
-            task = self._tasks[kind]
-            total = self._progress.tasks[self._progress.task_ids.index(task)].total or 0
-            self._progress.update(task, total=total + more)
+        if kind in self._totals:
+            self._totals[kind] += more
+            self._show()
 
     def advance(self, kind: str, count: int, tokens: int) -> None:
         """``count`` more of ``kind`` are done, worth ``tokens`` generated tokens."""
         self._tokens[kind] = self._tokens.get(kind, 0) + tokens
         self._gauges.done(kind, count, tokens)
-        if self._progress and kind in self._tasks:
-            rate = self._tokens[kind] / max(1e-9, time.monotonic() - self._since)
+        if kind in self._done:
+            self._done[kind] += count
+            self._show()
+
+    def _show(self) -> None:
+        """Bring the bars up to date, which costs too much to be done for every answer."""
+        now = time.monotonic()
+        if self._progress is None or now - self._shown < SHOW_SECONDS:
+            return
+        self._shown = now
+        for kind, task in self._tasks.items():
+            rate = self._tokens.get(kind, 0) / max(1e-9, now - self._since)
             self._progress.update(
-                self._tasks[kind], advance=count, rate=f"{rate:.0f} tok/s" if rate else ""
+                task,
+                completed=self._done[kind],
+                total=self._totals[kind],
+                rate=f"{rate:.0f} tok/s" if rate else "",
             )
 
     def pool(self, name: str, workers: int, joining: int) -> None:
@@ -150,20 +168,25 @@ class Observer:
 
 
 class _Memory:
-    """Peak of the proportional set size of this process tree, looked at every few seconds."""
+    """Peak of the proportional set size of this process tree, looked at every few seconds, or less often
+    where looking takes long: large processes, and many."""
 
-    def __init__(self, every: float = 3.0) -> None:
+    EVERY, SHARE = 3.0, 0.01
+
+    def __init__(self) -> None:
         self.peak = 0
         self._stop = threading.Event()
-        self._every = every
         threading.Thread(target=self._watch, daemon=True).start()
 
     def stop(self) -> None:
         self._stop.set()
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._every):
+        wait = self.EVERY
+        while not self._stop.wait(wait):
+            began = time.monotonic()
             self.peak = max(self.peak, tree_memory())
+            wait = max(self.EVERY, (time.monotonic() - began) / self.SHARE)
 
 
 def tree_memory() -> int:

@@ -11,9 +11,6 @@ from raylla.actors.spans import Batch, Stamped
 START = "start"
 """The one method that is the host's own; no worker's may have this name."""
 
-HOLD = 0.1
-"""Seconds within which a worker's items travel together: each message costs about a millisecond."""
-
 
 class Host:
     """Where a worker lives. Made empty, so that what a worker's constructor raises can be read."""
@@ -35,14 +32,14 @@ class Host:
         for item in found if isinstance(found, Iterator) else (found,):
             yield Stamped(item, began, time.time())
 
-    def stream(self, method: str, *args: Any) -> Iterator[Batch]:
-        """`run`, with items that come within `HOLD` of each other sent together."""
+    def stream(self, hold: float, method: str, *args: Any) -> Iterator[Batch]:
+        """`run`, with items that come within ``hold`` seconds of each other sent together."""
         held: list[Stamped] = []
         sent = 0.0
         try:
             for item in self.run(method, *args):
                 held.append(item)
-                if item.made - sent >= HOLD:
+                if item.made - sent >= hold:
                     yield Batch(tuple(held))
                     held, sent = [], item.made
         except Exception:

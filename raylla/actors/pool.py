@@ -33,6 +33,10 @@ from raylla.errors import RayllaError, WorkerHungError, WorkerLostError
 
 __all__ = ["DONE", "Call", "Pool", "Record", "gather", "next_item", "next_reference", "soon"]
 
+HOLD, MESSAGE, SHARE = 0.1, 0.001, 0.1
+"""Seconds within which a worker's items travel together, at least; what a message costs the driver; and the
+share of the driver's time that the messages of a pool may take, for which a larger pool's wait longer."""
+
 WORKER = "RAYLLA_WORKER"
 """Environment variable that tells an operator which worker a process is, e.g. ``rollout[0]``."""
 
@@ -95,6 +99,11 @@ class Pool:
     def size(self) -> int:
         """Number of workers that take calls."""
         return len(self._hosts) - len(self._starting)
+
+    @property
+    def _hold(self) -> float:
+        """Seconds within which a worker's items travel together."""
+        return max(HOLD, len(self._hosts) * MESSAGE / SHARE)
 
     def create(self, workers: int | None = None) -> None:
         """Begin to make ``workers`` (none: the least), side by side; `wait_ready` waits for them."""
@@ -216,7 +225,8 @@ class Pool:
 
     def _stream(self, worker: int, method: str, *args: Any) -> Any:
         """What a worker on Ray gives, as it comes."""
-        return self._hosts[worker].stream.options(num_returns="streaming").remote(method, *args)
+        stream = self._hosts[worker].stream.options(num_returns="streaming")
+        return stream.remote(self._hold, method, *args)
 
     def _actor(self, index: int) -> Any:
         environment = {

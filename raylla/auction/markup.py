@@ -23,6 +23,7 @@ ATTEMPT = re.compile(
     r"|(?P<bare>@\[)"
     r"|(?P<open>(?<!\w)@(?=\w)[^@\[\]\n]*)"
 )
+_BEGINNING = re.compile(r"[@\[]")  # of an attempt; to look for it is many times quicker than for `ATTEMPT`
 _FIRST_WORD = re.compile(r"\w+")
 
 
@@ -97,8 +98,12 @@ def _attempts(piece: str, candidates: Sequence[Ad]) -> int:
     A title without its closing ``@`` counts where it starts like a candidate's; otherwise it is
     a handle.  Parts with nothing but spaces between them are one attempt.
     """
-    found, end = 0, -1
-    for match in ATTEMPT.finditer(piece):
+    found, end, start = 0, -1, 0
+    while begun := _BEGINNING.search(piece, start):
+        match = ATTEMPT.match(piece, begun.start())
+        start = match.end() if match else begun.end()
+        if match is None:
+            continue
         if match.lastgroup == "open" and not _opens(match.group(), candidates):
             continue
         if end < 0 or piece[end : match.start()].strip(" "):

@@ -108,9 +108,9 @@ class House:
     def __init__(self) -> None:
         self._rooms: dict[int, Host] = {}
 
-    def stream(self, room: int, method: str, *args: Any) -> Iterator[Batch]:
+    def stream(self, room: int, hold: float, method: str, *args: Any) -> Iterator[Batch]:
         """`Host.stream` of one of them."""
-        yield from self._rooms.setdefault(room, Host()).stream(method, *args)
+        yield from self._rooms.setdefault(room, Host()).stream(hold, method, *args)
 
 
 class Crowd(Pool):
@@ -125,7 +125,8 @@ class Crowd(Pool):
         return self._house
 
     def _stream(self, worker: int, method: str, *args: Any) -> Any:
-        return self._hosts[worker].stream.options(num_returns="streaming").remote(worker, method, *args)
+        stream = self._hosts[worker].stream.options(num_returns="streaming")
+        return stream.remote(worker, self._hold, method, *args)
 
 
 class ScriptedJudge:

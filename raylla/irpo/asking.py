@@ -16,7 +16,7 @@ from raylla.irpo.state import Run
 from raylla.observe import Observer
 from raylla.records import Profile, Split
 from raylla.stop import heeded
-from raylla.storage import writing
+from raylla.storage import durable, writing
 from raylla.world import World, build, prompts, store
 
 
@@ -56,6 +56,7 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
     store.check(world)
     with writing(run.path / "world"):
         store.save(world, run.path / "world")
+        durable(run.path / "world", run.path)
     run.commit(
         "world",
         [query.id for query in world.queries],

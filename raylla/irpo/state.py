@@ -23,13 +23,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from raylla.config import Config, parse
 from raylla.errors import RunError
-from raylla.storage import Home, home, within, writing
+from raylla.storage import Home, durable, home, within, writing
 
 Record = TypeVar("Record")
 PART = 1024
@@ -146,6 +147,8 @@ class Run:
         """
         lines = [json.dumps({"stage": stage, "sample_id": name}) for name in sample_ids]
         lines.append(json.dumps({"stage": stage, "commit": _defined(report)}, allow_nan=False))
+        with writing(self.records(stage)):
+            durable(self.records(stage), self.path)
         self.home.append(("\n".join(lines) + "\n").encode())
         self.commits[stage] = report
 
@@ -216,11 +219,25 @@ def save_records(path: Path, records: Sequence[Any], kind: type[Any]) -> None:
     A part of them at a time: an answer's row repeats its prompt's tokens, which in memory it shares.
     """
     schema = pa.schema([(name, _column(hint)) for name, hint in get_type_hints(kind).items()])
-    with writing(path), pq.ParquetWriter(path, schema) as file:
+    plain = [field.name for field in schema if not pa.types.is_list(field.type)]
+    with writing(path), pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=plain) as file:
         for start in range(0, len(records), PART):
             part = records[start : start + PART]
-            columns = {name: [getattr(record, name) for record in part] for name in schema.names}
-            file.write_table(pa.table(columns, schema))
+            columns = [
+                _values([getattr(record, field.name) for record in part], field.type) for field in schema
+            ]
+            file.write_table(pa.table(columns, schema=schema))
+
+
+def _values(column: list[Any], kind: pa.DataType) -> pa.Array:
+    """A column. Of token ids, what rows share is read once: a prompt's, that all its answers have."""
+    if kind != pa.list_(pa.int64()):
+        return pa.array(column, kind)
+    read = {
+        key: np.fromiter(ids, np.int64, len(ids)) for key, ids in {id(ids): ids for ids in column}.items()
+    }
+    ends = np.cumsum([0, *map(len, column)], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, np.concatenate([read[id(ids)] for ids in column]))
 
 
 def _column(hint: Any) -> pa.DataType:

@@ -142,6 +142,7 @@ def making(place: Place) -> Iterator[Path]:
             if target.exists():
                 os.replace(target, old)
             os.replace(fresh, target)
+            durable(target, target.parent)
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -157,6 +158,26 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error}; make room or mend it, then `raylla resume` goes on after "
             "the last commit"
         ) from error
+
+
+def durable(directory: Path, root: Path) -> None:
+    """Force a directory's files and their names, where there are any, to the disk, where a loss of power
+    leaves them; the names of the directories that lead there from ``root``, too."""
+    for folder, _, files in os.walk(directory, topdown=False):
+        for name in files:
+            _flush(Path(folder, name))
+        _flush(Path(folder))
+    parents = directory.parents[: len(directory.relative_to(root).parts)]
+    for parent in filter(Path.is_dir, parents):
+        _flush(parent)
+
+
+def _flush(path: Path) -> None:
+    held = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(held)
+    finally:
+        os.close(held)
 
 
 @contextmanager

@@ -289,10 +289,10 @@ def test_starts_that_fail_are_typed(cluster: None) -> None:
 def test_items_travel_together_and_before_the_error_that_ends_them() -> None:
     host = Host()
     host.start(Scripted, ())
-    sent = [[one.item for one in batch.items] for batch in host.stream("count", 0, 500)]
+    sent = [[one.item for one in batch.items] for batch in host.stream(0.1, "count", 0, 500)]
     assert [item for batch in sent for item in batch] == list(range(500))
     assert len(sent) < 250
-    failing = host.stream("fails_after", 3)
+    failing = host.stream(0.1, "fails_after", 3)
     assert [one.item for one in next(failing).items] == [0]
     assert [one.item for one in next(failing).items] == [1, 2]
     with pytest.raises(WeightError, match="holds v1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,22 @@ def test_records_round_trip(tmp_path: Path) -> None:
     assert load_records(tmp_path / "a.parquet", Answer) == answers
     save_records(tmp_path / "b.parquet", [], Auction)
     assert load_records(tmp_path / "b.parquet", Auction) == []
+
+
+def test_a_stage_is_on_the_disk_before_the_line_that_commits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", Config())
+    directory = run.fresh(run.records("epoch-1/sample"))
+    save_records(directory / "auctions.parquet", [], Auction)
+    forced: list[str] = []
+
+    def note(held: int) -> None:
+        forced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{held}"), run.path))
+
+    monkeypatch.setattr(os, "fsync", note)
+    run.commit("epoch-1/sample", [], {})
+    stage = "records/epoch-1/sample"
+    assert forced == [f"{stage}/auctions.parquet", stage, "records/epoch-1", "records", ".", "ledger.jsonl"]
+    run.commit("epoch-1/align", [], {})
+    assert forced[6:] == ["records/epoch-1", "records", ".", "ledger.jsonl"]
