@@ -24,6 +24,8 @@ from raylla.serving.wire import Abort, Ask, Asked, Failed, Heard, Load, Loaded, 
 
 END_SECONDS = 10.0
 """How long a process that is told to end may take."""
+AT_ONCE = 8
+"""Messages that are taken from the pipe before anybody else on the event loop runs."""
 ENDED = "the engine's process has ended"
 
 
@@ -118,8 +120,11 @@ class AsyncEngine:
             raise self._fail(ENDED) from None
 
     def _read(self) -> None:
+        """Take what is there, but not all that comes meanwhile: the loop has others to run."""
         try:
-            while self._pipe.poll():
+            for _ in range(AT_ONCE):
+                if not self._pipe.poll():
+                    return
                 self._hear(self._pipe.recv())
         except (EOFError, OSError):
             self._fail(ENDED)
