@@ -6,11 +6,56 @@ travels back.  Money is in bid units per click (the paper's U{1..100}), probabil
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, overload
 
 Phase = Literal["reward", "preference", "validation", "test"]
 Split = Literal["train", "test"]
+
+
+class Ids(Sequence[int]):
+    """Token ids in four bytes each, and one object for all of them: an epoch has a billion.
+
+    Equal to any tuple or list of the same ids.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self._held = array("i", ids)
+
+    @property
+    def raw(self) -> memoryview:
+        """The ids as a buffer of 32-bit integers."""
+        return memoryview(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Ids: ...
+
+    def __getitem__(self, place: int | slice) -> int | Ids:
+        return Ids(self._held[place]) if isinstance(place, slice) else self._held[place]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Ids):
+            return self._held == other._held
+        return isinstance(other, tuple | list) and tuple(self._held) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._held))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ids, (self._held,)
+
+    def __repr__(self) -> str:
+        return f"Ids({self._held.tolist()})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +143,8 @@ class Answer:
     draw: int
     weight_version: str
     text: str
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
+    prompt_token_ids: Sequence[int]
+    token_ids: Sequence[int]
     logprob: float | None = None
 
 

@@ -28,7 +28,7 @@ from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
-from raylla.records import Prediction, WeightVersion
+from raylla.records import Ids, Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
 
 REPORTED = ("auc", "log_loss", "calibration_error", "base_rate", "rows", "coverage")
@@ -63,7 +63,7 @@ class ScriptedRollout:
             time.sleep(self._latencies.answer * request.n)
             ads = [found.group(0) for found in re.finditer(MARKUP, request.messages[-1]["content"])]
             draws = (f"Take {ads[draw % len(ads)]}, choice {draw}." for draw in range(request.n))
-            yield Generated(request.id, (1,), tuple(Completion(text, (2,), True) for text in draws))
+            yield Generated(request.id, Ids([1]), tuple(Completion(text, Ids([2]), True) for text in draws))
 
     def load(self, weights: Any, probe: Probe | None, version: str) -> float:
         """A refresh in place."""
@@ -83,7 +83,7 @@ class WordyRollout(ScriptedRollout):
     def __init__(self, latencies: Latencies, spread: tuple[float, ...], prompt: int, answer: int) -> None:
         super().__init__(latencies)
         self._spread = spread
-        self._ids = tuple(range(50_000, 50_000 + prompt))
+        self._ids = Ids(range(50_000, 50_000 + prompt))
         self._answer = answer
 
     def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
@@ -98,7 +98,7 @@ class WordyRollout(ScriptedRollout):
             for draw, size in enumerate(sizes):
                 tokens = max(8, round(size * self._answer))
                 text = f"Take {ads[draw % len(ads)]}, choice {draw}." + " and" * tokens
-                draws.append(Completion(text, tuple(range(60_000, 60_000 + tokens)), True, -1.0 * tokens))
+                draws.append(Completion(text, Ids(range(60_000, 60_000 + tokens)), True, -1.0 * tokens))
             yield Generated(request.id, self._ids, tuple(draws))
 
 

@@ -31,7 +31,7 @@ class Completion:
     of its tokens' log-probabilities under the model itself, before temperature, top-k and top-p."""
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     finished: bool
     logprob: float | None = None
 
@@ -41,7 +41,7 @@ class Generated:
     """All draws of a request, in order of draw, or ``error`` where the engine refused it."""
 
     request_id: str
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: Sequence[int]
     completions: tuple[Completion, ...]
     error: str | None = None
 
@@ -52,7 +52,7 @@ class Given:
 
     id: str
     messages: list[dict[str, str]]
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)

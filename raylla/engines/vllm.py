@@ -26,6 +26,7 @@ from raylla.engines.protocol import (
     prompt_ids,
 )
 from raylla.errors import WeightError
+from raylla.records import Ids
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process costs 20 s of start and a hop per step
@@ -76,7 +77,7 @@ class VllmEngine:
                 prompt = prompt_ids(self._tokenizer, request.messages)
                 error = self._refusal(len(prompt), sampling)
                 if error is not None:
-                    yield Generated(request.id, tuple(prompt), (), error)
+                    yield Generated(request.id, Ids(prompt), (), error)
                 else:
                     running[self._submit(prompt, sampling_params(request, sampling))] = request
             while running:
@@ -189,14 +190,14 @@ class VllmEngine:
         draws = tuple(
             Completion(
                 self._tokenizer.decode(draw.token_ids, skip_special_tokens=True),
-                tuple(draw.token_ids),
+                Ids(draw.token_ids),
                 draw.finish_reason == "stop",
                 draw.cumulative_logprob,
             )
             for draw in output.outputs
         )
         # Greedy draws are all the same, and vLLM refuses to make more than one.
-        return Generated(request.id, tuple(output.prompt_token_ids), draws * (request.n // len(draws)))
+        return Generated(request.id, Ids(output.prompt_token_ids), draws * (request.n // len(draws)))
 
     def _submit(self, prompt: list[int], params: Any) -> str:
         name = str(next(self._ids))

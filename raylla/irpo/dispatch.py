@@ -55,10 +55,10 @@ class Dispatch:
         """All calls of which something is to come."""
         return [*self.calls, *self._joining]
 
-    def give(self, worker: int, method: str, items: list[Any], *args: Any) -> None:
-        """Have a free worker do ``method`` with ``items``."""
+    def give(self, worker: int, items: list[Any], method: str, *args: Any) -> None:
+        """Have a free worker do ``method(*args)``, which is the work on ``items``."""
         del self._free[worker]
-        self.calls[self._pool.call(worker, method, items, *args)] = items
+        self.calls[self._pool.call(worker, method, *args)] = items
 
     def done(self, call: Call) -> list[Any]:
         """A call has ended, or was lost and its worker is there again: the worker is free.

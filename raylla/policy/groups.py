@@ -80,5 +80,5 @@ def token_group(
         if answer.logprob is not None and answer.weight_version == reference_version
     ]
     given = whole and reference_prompt is None and len(known) == len(members)
-    answers = tuple(answer.token_ids[:room] for answer in members)
-    return TokenGroup(prompt, answers, reference_prompt, tuple(known) if given else None)
+    answers = tuple(tuple(answer.token_ids[:room]) for answer in members)
+    return TokenGroup(tuple(prompt), answers, reference_prompt, tuple(known) if given else None)

@@ -69,9 +69,9 @@ def serve_here(config: Config, manifest: Mapping[str, Any], say: Callable[[str],
         say(f"made signing and admin keys for this machine: {made} (mode 0600)")
     open_store(database).close()
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     at = Dashboard(start())
+    for number in (signal.SIGINT, signal.SIGTERM):  # now, for Ray's start has set a handler of its own
+        signal.signal(number, lambda *_: stopped.set())
     try:
         at.apply(manifest, config.deadlines.start)
         say(f"endpoint   {at.endpoint()}/v1  (playground at {at.endpoint()}/, OpenAPI at /docs)")

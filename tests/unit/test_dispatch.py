@@ -54,7 +54,7 @@ def take_all(dispatch: Dispatch) -> list[int]:
 
 def test_it_grows_to_what_waits_and_no_further_than_its_most() -> None:
     pool, dispatch, _ = started()
-    dispatch.give(0, "double", [1, 2])
+    dispatch.give(0, [1, 2], "double", [1, 2])
     dispatch.fit(1.2)
     assert len(dispatch.waits) == 1 + 2
     dispatch.fit(100)
@@ -69,7 +69,7 @@ def test_who_has_nothing_to_do_leaves_down_to_the_least() -> None:
     pool, dispatch, _ = started(idle_seconds=1e-9)
     dispatch.fit(3)
     take_all(dispatch)
-    dispatch.give(2, "double", [3])
+    dispatch.give(2, [3], "double", [3])
     assert dispatch.wake() == 0.0
     dispatch.fit(0)
     assert pool.members == (2,)
@@ -77,7 +77,7 @@ def test_who_has_nothing_to_do_leaves_down_to_the_least() -> None:
     dispatch.fit(0)
     assert pool.members == (2,)
     # The next to join has the lowest number that is free.
-    dispatch.give(2, "double", [4])
+    dispatch.give(2, [4], "double", [4])
     dispatch.fit(1)
     assert take_all(dispatch) == [8]
     assert pool.members == (0, 2)
@@ -96,7 +96,7 @@ def test_a_long_rest_is_allowed_while_it_lasts_but_not_beyond_the_work() -> None
 
 def test_who_is_not_ready_in_time_is_left_out_and_not_asked_for_again() -> None:
     pool, dispatch, _ = started(deadline=0)
-    dispatch.give(0, "double", [1])
+    dispatch.give(0, [1], "double", [1])
     dispatch.fit(3)
     assert len(dispatch.waits) == 1
     dispatch.fit(3)
@@ -116,7 +116,7 @@ def test_what_is_no_longer_needed_is_withdrawn() -> None:
 
 def test_a_worker_lost_on_its_way_in_counts_as_a_restart() -> None:
     pool, dispatch, _ = started(max_restarts=1)
-    dispatch.give(0, "double", [1])
+    dispatch.give(0, [1], "double", [1])
     dispatch.fit(1)
     gone = WorkerLostError("gone", "rollout", 1)
     assert not dispatch.missed(WorkerLostError("gone", "rollout", 0)), (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +16,7 @@ from raylla.config import Actors, Config, Engine, Engines, parse
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import BudgetError
 from raylla.irpo.learning import CHUNK, Learner
-from raylla.irpo.sampling import Sampled, Stream, Tokens
+from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.scoring import rows_of
 from raylla.irpo.state import Run
@@ -215,16 +214,6 @@ def test_a_pool_does_not_grow_for_what_one_worker_holds(world: World) -> None:
     crew = Crew(grown=Engines(workers=4, min_workers=1))
     everything(config().model_copy(update={"engine": Engine(max_num_seqs=10_000)}), world, crew)
     assert crew.joined == []
-
-
-def test_token_ids_that_come_in_messages_are_kept_once() -> None:
-    tokens = Tokens()
-    sent = pickle.dumps((70_000, 3, 70_000))
-    first, second = tokens(pickle.loads(sent)), tokens(pickle.loads(sent))
-    assert first == second == (70_000, 3, 70_000)
-    assert first[0] is first[2] is second[0]
-    assert tokens(()) == ()
-    assert tokens((150_000,)) == (150_000,)
 
 
 def test_until_waits_for_nothing_else(world: World) -> None:
