@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,14 @@ def greedy(model: Path, prompt: tuple[int, ...]) -> list[int]:
     return found
 
 
-def probe(model: Path, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Probe:
+def probe(model: Path, prompt: Sequence[int], answer: Sequence[int]) -> Probe:
     """The log-probabilities that Hugging Face gives ``answer``."""
     reference = Qwen3ForCausalLM.from_pretrained(model, dtype=torch.float32)
-    ids = torch.tensor([prompt + answer])
+    ids = torch.tensor([[*prompt, *answer]])
     with torch.no_grad():
         logprobs = reference(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-    return Probe(prompt, answer, tuple(logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()))
+    told = logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
+    return Probe(tuple(prompt), tuple(answer), tuple(told))
 
 
 def test_every_draw_comes_in_its_place(engine: Any, tokenizer: Any) -> None:
