@@ -120,7 +120,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield Running(found["endpoint"], Dashboard(found["dashboard"]), key, run, world, database, chosen)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()[-2000:]
+        assert process.wait(120) == 0, log.read_text()[-2000:]
 
 
 @pytest.fixture
