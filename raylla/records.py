@@ -16,9 +16,12 @@ Split = Literal["train", "test"]
 
 
 class Ids(Sequence[int]):
-    """Token ids in four bytes each, and one object for all of them: an epoch has a billion.
+    """Token ids, [tokens], in four bytes each and one object: the paper's epoch has hundreds of millions.
 
     Equal to any tuple or list of the same ids.
+
+    Raises:
+        OverflowError: an id does not fit 32 bits.
     """
 
     __slots__ = ("_held",)

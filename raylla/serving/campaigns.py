@@ -219,7 +219,7 @@ def list_keys(
 
 @router.delete("/keys/{key_id}", tags=["keys"], responses=_LOST)
 def revoke_key(key_id: bodies.KeyId, behind: web.Behind, _: web.Admin) -> views.KeyView:
-    """Revoke a key, from the next request on."""
+    """Revoke a key, from the next request on; other replicas may let it in for a second more."""
     revoked = behind.store.parties.revoke_key(key_id, web.now())
     behind.access.forget()
     return views.KeyView.model_validate(revoked)

@@ -15,6 +15,7 @@ import ray
 
 from raylla.actors import DONE, Call, Pool, next_item, next_reference
 from raylla.actors.host import Host
+from raylla.actors.pool import HOLD, MESSAGE, SHARE
 from raylla.config import Actors
 from raylla.errors import (
     ConfigError,
@@ -284,6 +285,16 @@ def test_starts_that_fail_are_typed(cluster: None) -> None:
         pool(False, 1, "slow").start(2)
     with pytest.raises(DeadlineError, match=r"99 CPUs"):
         pool(False, 1, cpus=99).start(1)
+
+
+def test_the_messages_of_a_larger_pool_wait_longer() -> None:
+    def held(workers: int) -> float:
+        made = Pool("scripted", Scripted, (), Actors(workers=workers), in_process=True)
+        made.create()
+        return made._hold
+
+    assert held(2) == held(10) == HOLD
+    assert held(256) * SHARE == pytest.approx(256 * MESSAGE)
 
 
 def test_items_travel_together_and_before_the_error_that_ends_them() -> None:

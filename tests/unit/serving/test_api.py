@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from raylla.serving import web
+from raylla.serving import keys, web
 from raylla.serving.audit import audit
 from raylla.serving.store import Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
@@ -293,3 +294,23 @@ def test_a_busy_store_is_a_typed_503(
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert answer.json()["error"]["code"] == "store_unavailable"
     assert "locked" not in answer.text
+
+
+def test_a_key_is_looked_up_once_and_a_revoked_one_let_in_no_longer_than_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, key = store.parties.add_key(keys.Role.APPLICATION, None, "a", web.now())
+    here, other = (keys.Access(store.parties, ADMIN_KEY) for _ in range(2))
+    assert here.known(key) is None
+    for access in (here, other):
+        found = access.principal(key)
+        assert found == access.known(key)
+        assert found is not None
+        assert found.role is keys.Role.APPLICATION
+    store.parties.revoke_key(row.id, web.now())
+    here.forget()
+    assert here.principal(key) is None
+    assert other.principal(key) == found
+    later = time.monotonic() + keys.KEPT_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert other.principal(key) is None
