@@ -72,12 +72,17 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Ad:
-    """A candidate ad. ``id`` is the digits of ``[Ad-1234]``; ``theme`` groups categories."""
+    """A candidate ad. ``id`` is the digits of ``[Ad-1234]``; ``theme`` groups categories.
+
+    ``description`` is what its advertiser says of it and ``url`` where it leads, ``""`` where unknown.
+    """
 
     id: str
     title: str
     category: str
     theme: str
+    description: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class Model(Section):
     """A language model in a role: where it is, how it is prompted and sampled."""
 
     path: str = Field(description="`pocket:NAME`, a directory, or a Hugging Face name")
-    prompt: Literal["paper", "compact"] = "compact"
+    prompt: Literal["paper", "plain", "compact"] = "compact"
     sampling: Sampling = Sampling()
 
 
@@ -173,6 +173,18 @@ class Irpo(Section):
     max_drop_share: Share = Field(0.05, description="a stage that drops more fails")
     overlap: bool = Field(
         True, description="sample, judge, learn and align as inputs arrive; false: one after another"
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021): what is trained in place of all weights."""
+
+    rank: Positive = 16
+    alpha: Positive = Field(32, description="the adapter's product is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of the linear layers that have one",
     )
 
 

@@ -17,6 +17,7 @@ from raylla.config.sections import (
     Engines,
     Evaluation,
     Irpo,
+    Lora,
     Model,
     Online,
     Pctr,
@@ -52,6 +53,7 @@ class Config(Section):
     penalty: Penalty = Penalty()
     irpo: Irpo = Irpo()
     dpo: Dpo = Dpo()
+    lora: Lora | None = None
     evaluation: Evaluation = Evaluation()
     online: Online = Online()
     deadlines: Deadlines = Deadlines()

@@ -1,4 +1,5 @@
-"""Prompt templates, in two forms: ``paper`` (instructed models) and ``compact`` (pocket models).
+"""Prompt templates, in three forms: ``paper`` and the shorter ``plain`` (pretrained models, which read
+for themselves how an ad relates to a query) and ``compact`` (pocket models, which are told).
 
 A template turns records into chat messages; the tokenizer's own chat template does the rest.
 Everything that comes from outside (queries, titles, basics) is put in as data: `neutral`
@@ -13,10 +14,14 @@ from typing import Literal
 from raylla.auction.markup import markup
 from raylla.records import Ad, Profile, Query
 
-Form = Literal["paper", "compact"]
+Form = Literal["paper", "plain", "compact"]
 Messages = list[dict[str, str]]
 LARGEST_COMPACT_BID = 100
 """Compact prompts say bids as whole numbers up to this one."""
+PLAIN_RULES = (
+    "Answer the user's question helpfully in a few sentences. Where a listed ad fits, weave it into the "
+    "answer, copied exactly as listed: @Title@[Ad-number]. Never invent an ad, never place one twice."
+)
 
 
 def neutral(text: str) -> str:
@@ -48,6 +53,12 @@ def answer(
             for ad, bid in zip(ads, bids, strict=True)
         )
         return _user(f"{listing}\n{persona(profile)}\n{neutral(query.text)}")
+    if form == "plain":
+        listing = "\n".join(
+            f"- {ad.category} | bid {_bid(bid)} | {markup(ad)}" for ad, bid in zip(ads, bids, strict=True)
+        )
+        user = f"Ads:\n{listing}\n\nAbout the user: {persona(profile)}\nQuestion: {neutral(query.text)}"
+        return [{"role": "system", "content": PLAIN_RULES}, *_user(user)]
     # What auctions have in common comes first, and bids and user last: an engine computes the rules and
     # a list of candidates once for all queries that have them.
     listing = "\n".join(f"- {ad.category} | {markup(ad)}" for ad in ads)
