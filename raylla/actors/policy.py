@@ -16,10 +16,10 @@ from typing import Any
 
 import ray
 
-from raylla.config import Deadlines, Dpo
+from raylla.config import Deadlines, Dpo, Lora
 from raylla.errors import DeadlineError, LostError, RunError
 from raylla.policy.groups import token_group
-from raylla.policy.jobs import AlignJob, AlignResult
+from raylla.policy.jobs import AlignJob, AlignResult, TuneJob, TuneResult
 
 MAX_FAILURES = 2
 """Times that workers are brought up anew before the run fails."""
@@ -46,7 +46,8 @@ class Hub:
 
     def __init__(self) -> None:
         self._jobs: list[list[ray.ObjectRef]] = []
-        self._results: dict[int, AlignResult] = {}
+        self._results: dict[int, AlignResult | TuneResult] = {}
+        self._told: tuple[int, int, float] | None = None
         self._ready: dict[int, tuple[str, int]] = {}
         self._stopped = False
         self._changed = asyncio.Condition()
@@ -74,14 +75,22 @@ class Hub:
             number = self._open(done)
             return None if self._stopped or number is None else (number, self._jobs[number])
 
-    async def finish(self, number: int, result: AlignResult) -> None:
+    async def tell(self, done: int, of: int, loss: float) -> None:
+        """Take note of a supervised job's newest step."""
+        self._told = done, of, loss
+
+    async def told(self) -> tuple[int, int, float] | None:
+        """The newest step of a supervised job: steps done, steps in all, loss."""
+        return self._told
+
+    async def finish(self, number: int, result: AlignResult | TuneResult) -> None:
         """Take a job's result."""
         async with self._changed:
             self._results[number] = result
             self._jobs[number] = []
             self._changed.notify_all()
 
-    async def result(self, number: int) -> AlignResult:
+    async def result(self, number: int) -> AlignResult | TuneResult:
         """Wait for a job's result."""
         async with self._changed:
             await self._changed.wait_for(lambda: number in self._results)
@@ -130,8 +139,17 @@ class PolicyTrainer:
     ``storage`` is where Ray Train keeps its run; weights go where each job says.
     """
 
-    def __init__(self, dpo: Dpo, seed: int, in_process: bool, storage: Path, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        dpo: Dpo,
+        seed: int,
+        in_process: bool,
+        storage: Path,
+        deadlines: Deadlines,
+        lora: Lora | None = None,
+    ) -> None:
         self._dpo = dpo
+        self._lora = lora
         self._seed = seed
         self._in_process = in_process
         self._storage = storage
@@ -163,12 +181,31 @@ class PolicyTrainer:
             token_group(group)
         if self._in_process:
             return Alignment(job, lambda: self._align_here(job))
-        if self._hub is None:
-            raise RunError(f"weight version {job.version}: the policy trainer was not started")
-        begun = time.monotonic()
-        self._unfinished += 1
-        submitted = self._hub.submit.remote([ray.put(job)])
-        return Alignment(job, lambda: self._await(job, submitted, begun))
+        wait = self._submit(job, lambda _: None)
+
+        def take() -> AlignResult:
+            result = wait()
+            assert isinstance(result, AlignResult)
+            return result
+
+        return Alignment(job, take)
+
+    def tune(self, job: TuneJob, told: Callable[[tuple[int, int, float]], None]) -> TuneResult:
+        """Train one version on examples, and wait for it; ``told`` hears of steps done, steps and loss.
+
+        Raises:
+            RayllaError: as `Alignment.wait`.
+        """
+        if self._in_process:
+            _prepare_environment(self._dpo)
+            from raylla.policy import worker
+
+            worker.setup()
+            result: AlignResult | TuneResult | None = worker.tune(job, self._dpo, lambda *step: told(step))
+        else:
+            result = self._submit(job, told)()
+        assert isinstance(result, TuneResult)
+        return result
 
     def align(self, job: AlignJob) -> AlignResult:
         """`begin`, then `Alignment.wait`."""
@@ -187,13 +224,34 @@ class PolicyTrainer:
             pass  # The cluster or the hub is gone, and the workers with it.
         self._hub, self._fit = None, None
 
-    def _await(self, job: AlignJob, submitted: Any, begun: float) -> AlignResult:
+    def _submit(
+        self, job: AlignJob | TuneJob, told: Callable[[tuple[int, int, float]], None]
+    ) -> Callable[[], AlignResult | TuneResult]:
+        """Send a job to the workers; what waits for its result."""
+        if self._hub is None:
+            raise RunError(f"weight version {job.version}: the policy trainer was not started")
+        begun = time.monotonic()
+        self._unfinished += 1
+        submitted = self._hub.submit.remote([ray.put(job)])
+        return lambda: self._await(job, submitted, begun, told)
+
+    def _await(
+        self,
+        job: AlignJob | TuneJob,
+        submitted: Any,
+        begun: float,
+        told: Callable[[tuple[int, int, float]], None],
+    ) -> AlignResult | TuneResult:
+        last = None
         try:
             number = ray.get(submitted, timeout=self._deadlines.sync)
             result = self._hub.result.remote(number)
             while not ray.wait([result], timeout=WATCH)[0]:
                 self._check(job, begun)
-            found = ray.get(result)
+                step = ray.get(self._hub.told.remote(), timeout=self._deadlines.sync)
+                if step != last:
+                    told(last := step)
+            found: AlignResult | TuneResult = ray.get(result)
         except ray.exceptions.RayError as error:
             raise LostError(
                 f"weight version {job.version}: the policy trainer's hub is gone: {error}"
@@ -201,7 +259,7 @@ class PolicyTrainer:
         self._unfinished -= 1
         return found
 
-    def _check(self, job: AlignJob, begun: float) -> None:
+    def _check(self, job: AlignJob | TuneJob, begun: float) -> None:
         """Raise where waiting on for ``job`` is pointless or has taken too long."""
         if self._fit is None or not self._fit.is_alive():
             kind = LostError if _lost(self._failure) else RunError
@@ -220,8 +278,13 @@ class PolicyTrainer:
                     f"deadlines.start={self._deadlines.start:g} s"
                 )
         if waited > self._deadlines.align:
+            what = (
+                f"{len(job.groups)} preference groups"
+                if isinstance(job, AlignJob)
+                else f"{len(job.lessons)} rows"
+            )
             raise DeadlineError(
-                f"policy trainer: weight version {job.version} from {len(job.groups)} preference groups "
+                f"policy trainer: weight version {job.version} from {what} "
                 f"was not done within deadlines.align={self._deadlines.align:g} s"
             )
 
@@ -230,7 +293,7 @@ class PolicyTrainer:
         from raylla.policy import worker
 
         worker.setup()
-        result = worker.align(job, self._dpo)
+        result = worker.align(job, self._dpo, self._lora)
         if result is None:
             raise RunError(
                 f"weight version {job.version}: this process is not rank 0 of its process group; train in "
@@ -248,7 +311,11 @@ class PolicyTrainer:
         self._storage.mkdir(parents=True, exist_ok=True)
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"dpo": dpo.model_dump(mode="json"), "hub": self._hub},
+            train_loop_config={
+                "dpo": dpo.model_dump(mode="json"),
+                "lora": None if self._lora is None else self._lora.model_dump(mode="json"),
+                "hub": self._hub,
+            },
             scaling_config=ScalingConfig(
                 num_workers=dpo.workers,
                 use_gpu=dpo.gpus > 0,
@@ -289,7 +356,12 @@ def _work(config: dict[str, Any]) -> None:
     """One Ray Train worker; imported here, so that the driver loads neither torch nor DeepSpeed."""
     from raylla.policy.worker import work
 
-    work(Dpo.model_validate(config["dpo"]), config["hub"])
+    lora = config["lora"]
+    work(
+        Dpo.model_validate(config["dpo"]),
+        None if lora is None else Lora.model_validate(lora),
+        config["hub"],
+    )
 
 
 def _environment(dpo: Dpo) -> dict[str, str]:

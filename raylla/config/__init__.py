@@ -24,7 +24,9 @@ from raylla.config.sections import (
     Sampling,
     Section,
     Serving,
+    Tuning,
     Wandb,
+    Warmstart,
     World,
 )
 from raylla.config.tree import Config
@@ -49,7 +51,9 @@ __all__ = [
     "Sampling",
     "Section",
     "Serving",
+    "Tuning",
     "Wandb",
+    "Warmstart",
     "World",
     "changed",
     "keys",

@@ -188,6 +188,32 @@ class Lora(Section):
     )
 
 
+class Tuning(Section):
+    """Supervised training: of placement (`warmstart`), or of a judge (`judging`)."""
+
+    passes: Positive = Field(1, description="passes over the rows")
+    steps: Positive | None = Field(None, description="optimizer steps; none: as many as the passes hold")
+    batch: Positive = Field(8, description="rows of an optimizer step, all ranks")
+    micro: Positive = Field(4, description="rows of a forward pass of one rank")
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup: Share = 0.1
+    save_every: Positive = Field(10, description="optimizer steps between two checkpoints")
+    threads: Positive = Field(
+        1, description="of each rank on CPUs: more than one only where it has the machine to itself"
+    )
+    workers: Positive = 1
+    lora: Lora | None = Lora()
+
+
+class Warmstart(Tuning):
+    """Supervised training of placement on published answers that hold an ad, before the first epoch."""
+
+    data: Path = Field(description="native-ad answers: JSON lines, .gz or not, as Webis publishes them")
+    held_out: Share = Field(0.15, description="share of brands that only the report sees")
+    candidates: Annotated[int, Field(ge=2)] = 6
+    longest_answer: Positive = Field(700, description="characters of an answer")
+
+
 class Dpo(Section):
     """The alignment step."""
 

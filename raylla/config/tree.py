@@ -27,6 +27,7 @@ from raylla.config.sections import (
     Serving,
     Storage,
     Wandb,
+    Warmstart,
     World,
 )
 
@@ -54,6 +55,7 @@ class Config(Section):
     irpo: Irpo = Irpo()
     dpo: Dpo = Dpo()
     lora: Lora | None = None
+    warmstart: Warmstart | None = None
     evaluation: Evaluation = Evaluation()
     online: Online = Online()
     deadlines: Deadlines = Deadlines()

@@ -62,7 +62,9 @@ class Crew:
         # Beside the engines that read from it: a head node has no room for a model's weights.
         beside = Actors(workers=1, cpus=0, labels=config.rollout.labels)
         self.store = Pool("weight-store", WeightStore, (), beside, here)
-        self.policy = PolicyTrainer(config.dpo, config.seed, here, storage / "trainer", config.deadlines)
+        self.policy = PolicyTrainer(
+            config.dpo, config.seed, here, storage / "trainer", config.deadlines, config.lora
+        )
 
     @property
     def needs(self) -> set[str]:

@@ -234,7 +234,16 @@ def begin_align(
     seed, read = seed_of(run.config.seed, name), _reference_messages(run, sampled, groups)
     live = crew.version
     alignment = crew.policy.begin(
-        AlignJob(name, live.path, run.weights(name), tuple(groups), seed, read, live.name)
+        AlignJob(
+            name,
+            live.path,
+            run.weights(name),
+            tuple(groups),
+            seed,
+            read,
+            live.name,
+            run.config.ad_llm.path,
+        )
     )
     if not run.config.irpo.overlap:
         with heeded(f"epoch-{epoch}/align"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raylla.config import Tuning
 from raylla.engines.protocol import Probe
 from raylla.records import PreferenceGroup
 from raylla.world.prompts import Messages
@@ -15,7 +16,7 @@ class AlignJob:
 
     ``parent`` is the version in ``source``: log-probabilities that came with answers of another are not
     the reference's.  ``reference_messages``, one for each group, are what the reference reads in place of
-    the prompts.
+    the prompts.  ``base`` is how a new adapter names the whole model in ``source``.
     """
 
     version: str
@@ -25,6 +26,78 @@ class AlignJob:
     seed: int
     reference_messages: tuple[Messages, ...] = ()
     parent: str | None = None
+    base: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What supervised training learns: after the chat ``messages``, each of ``answers`` with its weight.
+
+    Several answers with weights that sum to 1 are a distribution over them. With ``ends`` each answer
+    ends there.
+    """
+
+    messages: Messages
+    answers: tuple[str, ...]
+    weights: tuple[float, ...] = (1.0,)
+    ends: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A `Lesson` as token ids."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the packed row."""
+        return len(self.prompt) + sum(map(len, self.answers))
+
+    @property
+    def pairs(self) -> int:
+        """DPO pairs: none."""
+        return 0
+
+    @property
+    def mass(self) -> float:
+        """Answer tokens, each by its answer's weight."""
+        return sum(weight * len(answer) for weight, answer in zip(self.weights, self.answers, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class TuneJob:
+    """Supervised training: from the weights in ``source`` to those in ``target``, named ``version``.
+
+    ``base`` is how a new adapter names the whole model in ``source``.  ``checkpoints`` is a directory that
+    all ranks see; a job that was interrupted goes on from the last one there.
+    """
+
+    version: str
+    source: str
+    target: str
+    lessons: tuple[Lesson, ...]
+    settings: Tuning
+    seed: int
+    checkpoints: str
+    base: str
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """What one supervised job did: ``losses`` per optimizer step (nats per answer token), ``tokens`` packed
+    tokens trained on in this process's lifetime, ``resumed`` the steps that were done before it."""
+
+    version: str
+    path: str
+    steps: int
+    losses: tuple[float, ...]
+    probe: Probe
+    tokens: int
+    seconds: float
+    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

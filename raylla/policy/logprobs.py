@@ -44,10 +44,12 @@ class _TokenLogprobs(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight, labels, *kept = ctx.saved_tensors
         gradient = gradients[0]
-        to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        to_hidden = torch.empty_like(hidden)
+        # A frozen head, as beside adapters, needs none.
+        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for number, part in enumerate(_parts(hidden.shape[0], ctx.rows)):
             given = gradient[part, None]
             if kept:
@@ -57,7 +59,8 @@ class _TokenLogprobs(torch.autograd.Function):
             slope.scatter_add_(1, labels[part, None], given)
             slope = slope.to(hidden.dtype)
             to_hidden[part] = slope @ weight
-            to_weight.addmm_(slope.T, hidden[part])
+            if to_weight is not None:
+                to_weight.addmm_(slope.T, hidden[part])
         return to_hidden, to_weight, None
 
 

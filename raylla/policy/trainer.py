@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,20 @@ from raylla.policy.attention import FLEX, FLEX_BLOCK
 from raylla.policy.groups import FILLER, TokenGroup
 from raylla.policy.jobs import Reference
 
+
+def warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
+    """Share of the learning rate at each of ``steps`` steps: a linear rise over the share ``warmup`` of
+    them, then half a cosine. Unlike transformers' own, no step has a rate of zero."""
+    rising = math.ceil(warmup * steps)
+
+    def share(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+    return share
+
+
 MODEL_INPUTS = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
 
 
@@ -36,7 +50,7 @@ def arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
     steps = schedule.micro_steps(dpo.batch_groups, dpo.micro_groups, ranks)
     return trl.DPOConfig(
         output_dir=output,
-        deepspeed=zero.settings(dpo, steps, ranks),
+        deepspeed=zero.settings(dpo, dpo.micro_groups, steps, ranks),
         use_cpu=not torch.cuda.is_available(),
         bf16=dpo.precision == "bfloat16",
         beta=dpo.beta,
@@ -106,19 +120,13 @@ class PackedDPOTrainer(trl.DPOTrainer):
 
     def get_train_dataloader(self) -> Any:
         """This rank's micro-batches, in order: no sampler, nothing tokenized, nothing sharded again."""
-        return _MicroBatches(self)
+        return MicroBatches(self.plan, self.micro_batches)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Linear warm-up, then half a cosine. Unlike transformers' own, no step has a rate of zero."""
-        warmup = math.ceil(self._dpo.warmup * num_training_steps)
-
-        def share(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_training_steps - warmup)))
-
         scheduler: LambdaLR | None = self.lr_scheduler  # type: ignore[has-type]
         if scheduler is None:
+            share = warm_cosine(self._dpo.warmup, num_training_steps)
             scheduler = LambdaLR(optimizer or self.optimizer, share)
             self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         return scheduler
@@ -208,17 +216,19 @@ class PackedDPOTrainer(trl.DPOTrainer):
         return [row for m in members for row in range(self._offsets[m], self._offsets[m + 1])]
 
 
-class _MicroBatches:
+class MicroBatches:
     """What transformers' loop needs of a data loader: a length and an iterator."""
 
-    def __init__(self, trainer: PackedDPOTrainer) -> None:
-        self._trainer = trainer
+    def __init__(
+        self, plan: Sequence[schedule.Step], batches: Callable[[], Iterator[dict[str, Tensor]]]
+    ) -> None:
+        self._plan, self._batches = plan, batches
 
     def __len__(self) -> int:
-        return sum(len(step.micros[0]) for step in self._trainer.plan)
+        return sum(len(step.micros[0]) for step in self._plan)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return self._trainer.micro_batches()
+        return self._batches()
 
 
 class _ReferenceFirst(TrainerCallback):

@@ -23,23 +23,23 @@ import ray
 import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from raylla.config import Dpo
+from raylla.config import Dpo, Lora
 from raylla.engines.protocol import Probe, prompt_ids
 from raylla.errors import RunError
-from raylla.policy import saving, zero
+from raylla.policy import adapters, saving, supervised, zero
 from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
-from raylla.policy.jobs import AlignJob, AlignResult, Reference
+from raylla.policy.jobs import AlignJob, AlignResult, Reference, TuneJob, TuneResult
 from raylla.policy.trainer import PackedDPOTrainer, arguments
 from raylla.storage import here, making
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def work(dpo: Dpo, hub: Any) -> None:
+def work(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
     """Take jobs from the ``hub`` actor (``actors.policy.Hub``) until it says stop; runs on every rank."""
     setup()
     # What was imported stays: without it, each of a job's collections would walk a million objects.
@@ -50,7 +50,11 @@ def work(dpo: Dpo, hub: Any) -> None:
         number, jobs = turn
         if not jobs:
             continue
-        result = align(ray.get(jobs[0]), dpo)
+        job, result = ray.get(jobs[0]), None
+        if isinstance(job, TuneJob):
+            result = tune(job, dpo, lambda *step: hub.tell.remote(*step))
+        else:
+            result = align(job, dpo, lora)
         done = number
         if result is not None:
             ray.get(hub.finish.remote(number, result))
@@ -74,7 +78,7 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
+def align(job: AlignJob, dpo: Dpo, lora: Lora | None = None) -> AlignResult | None:
     """Run one job; every rank calls it. The result is rank 0's, None elsewhere.
 
     Raises:
@@ -88,7 +92,7 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
         groups = _token_groups(job, source, dpo.max_length)
         with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
             zero.name_ranks()
-            trainer = _trainer(source, scratch, dpo, groups, job.seed)
+            trainer = _trainer(job, source, scratch, dpo, lora, groups)
             begun = time.perf_counter()
             trainer.train()
             trained = time.perf_counter() - begun
@@ -120,12 +124,71 @@ def _token_groups(job: AlignJob, source: Path, max_length: int | None) -> list[T
     return found
 
 
-def _trainer(source: Path, scratch: str, dpo: Dpo, groups: list[TokenGroup], seed: int) -> PackedDPOTrainer:
-    args = arguments(dpo, scratch, seed, torch.distributed.get_world_size())
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=DTYPES[dpo.precision], attn_implementation=attention(dpo)
-    )
+def _trainer(
+    job: AlignJob, source: Path, scratch: str, dpo: Dpo, lora: Lora | None, groups: list[TokenGroup]
+) -> PackedDPOTrainer:
+    args = arguments(dpo, scratch, job.seed, torch.distributed.get_world_size())
+    model = _model(job.base, source, dpo, lora, job.seed)
     return PackedDPOTrainer(model, AutoTokenizer.from_pretrained(source), args, dpo, groups)
+
+
+def _model(name: str, source: Path, dpo: Dpo, lora: Lora | None, seed: int) -> Any:
+    """The model in ``source``, which ``name`` names, to be trained whole or by an adapter."""
+    how = {"dtype": DTYPES[dpo.precision], "attn_implementation": attention(dpo)}
+    return adapters.load(source, name, lora, seed, **how)
+
+
+def tune(job: TuneJob, dpo: Dpo, told: supervised.Told) -> TuneResult | None:
+    """Supervised training of one job; every rank calls it. The result is rank 0's, None elsewhere.
+
+    ``told`` hears of each step, on rank 0.
+
+    Raises:
+        RunError: there are no lessons, or one without a token.
+        StorageError: the new version cannot be written, or the old one not be brought here.
+    """
+    if not job.lessons:
+        raise RunError(f"weight version {job.version}: no rows to train on")
+    started = time.perf_counter()
+    main = torch.distributed.get_rank() == 0
+    if not torch.cuda.is_available():
+        torch.set_num_threads(job.settings.threads)
+    checkpoints = Path(job.checkpoints)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with here(job.source) as found, making(job.target) if main else nullcontext(Path()) as staging:
+        source = saving.local_directory(str(found))
+        with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-tune-") as scratch:
+            zero.name_ranks()
+            ranks = torch.distributed.get_world_size()
+            args = supervised.arguments(dpo, job.settings, scratch, job.seed, ranks)
+            model = _model(job.base, source, dpo, job.settings.lora, job.seed)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            examples = [supervised.example(lesson, tokenizer) for lesson in job.lessons]
+            trainer = supervised.SupervisedTrainer(
+                model, tokenizer, args, job.settings, examples, checkpoints, told
+            )
+            trainer.train()
+            losses, resumed = tuple(trainer.losses), trainer.resumed
+            weights = saving.gather(trainer.model, torch.float32, keep=main)
+            if main:
+                saving.write(trainer.model, weights, source, staging)
+            trainer.model_wrapped.destroy()
+            taken = trainer.plan[resumed:]
+            del trainer, weights, model
+        probe = saving.probe(staging, examples[0]) if main else None
+    if probe is None:
+        return None
+    trained = (examples[one] for step in taken for rank in step.micros for micro in rank for one in micro)
+    return TuneResult(
+        version=job.version,
+        path=job.target,
+        steps=resumed + len(losses),
+        losses=losses,
+        probe=probe,
+        tokens=sum(example.length for example in trained),
+        seconds=time.perf_counter() - started,
+        resumed=resumed,
+    )
 
 
 def _result(

@@ -17,8 +17,9 @@ BUCKET = 1 << 23
 collective for every matrix; this is about that of a 4 B model, and a small one in one piece."""
 
 
-def settings(dpo: Dpo, micro_steps: int, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's config for ``micro_steps`` forward passes per optimizer step on each of ``ranks``.
+def settings(dpo: Dpo, micro: int, micro_steps: int, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's config for ``micro_steps`` forward passes of ``micro`` rows per optimizer step on each of
+    ``ranks``.
 
     Sizes left to "auto" are derived by transformers from the model's hidden size.
     """
@@ -36,9 +37,9 @@ def settings(dpo: Dpo, micro_steps: int, ranks: int) -> dict[str, Any]:
         if dpo.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
-        "train_micro_batch_size_per_gpu": dpo.micro_groups,
+        "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": micro_steps,
-        "train_batch_size": dpo.micro_groups * micro_steps * ranks,
+        "train_batch_size": micro * micro_steps * ranks,
         "gradient_clipping": dpo.max_grad_norm,
         "bf16": {"enabled": dpo.precision == "bfloat16"},
         "fp16": {"enabled": False},

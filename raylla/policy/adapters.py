@@ -1,0 +1,82 @@
+"""Low-rank adapters in the trainer (Hu et al. 2021): what is trained in place of all weights.
+
+A weight version is then a directory in peft's form, `adapter_config.json` and `adapter_model.safetensors`,
+that names its base model; everybody else reads it merged (`raylla.models`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from raylla.config import Lora
+from raylla.errors import RunError
+from raylla.models import resolve
+
+CONFIG = "adapter_config.json"
+NAME = "default"
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter."""
+    return (directory / CONFIG).exists()
+
+
+def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -> Any:
+    """The model in ``directory`` in float32, ready to be trained; ``how`` goes to `from_pretrained`.
+
+    With ``lora``, its base is frozen and an adapter is trained: the one in ``directory``, or where a whole
+    model is there a new one, which changes nothing yet. ``base`` is how a new one names that model.
+
+    Raises:
+        RunError: ``lora`` asks for an adapter of another shape than the one that is there.
+    """
+    if not is_adapter(directory):
+        model = AutoModelForCausalLM.from_pretrained(directory, **how)
+        if lora is not None:
+            torch.manual_seed(seed)
+            model.add_adapter(_config(lora, base), NAME)
+        return model
+    about = json.loads((directory / CONFIG).read_text())
+    if lora is not None:
+        _agree(directory, about, lora)
+    named = about["base_model_name_or_path"]
+    model = AutoModelForCausalLM.from_pretrained(local(named), **how)
+    model.load_adapter(str(directory), NAME, is_trainable=lora is not None)
+    # What loads an adapter renames its base after the folder that it was read from.
+    model.peft_config[NAME].base_model_name_or_path = named
+    return model
+
+
+def local(name: str) -> Path:
+    """Where the base model that an adapter names is."""
+    from raylla.policy.saving import local_directory
+
+    return local_directory(resolve(name, "base_model_name_or_path"))
+
+
+def _config(lora: Lora, base: str) -> LoraConfig:
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
+
+
+def _agree(directory: Path, about: dict[str, Any], lora: Lora) -> None:
+    found = about["r"], about["lora_alpha"], sorted(about["target_modules"])
+    wanted = lora.rank, lora.alpha, sorted(lora.targets)
+    if found != wanted:
+        raise RunError(
+            f"the adapter at {directory} has rank, alpha and targets {found}, lora asks for {wanted}; "
+            "set lora to the adapter's, or start from another model"
+        )

@@ -1,0 +1,1 @@
+"""Warm start: a pretrained model learns to place an ad, from answers that others published."""

@@ -1,0 +1,74 @@
+"""`raylla warmstart`: the adapter that places ads, trained by the policy's own workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from raylla.actors.policy import PolicyTrainer
+from raylla.config import Config, Tuning, Warmstart
+from raylla.errors import ConfigError
+from raylla.models import resolve
+from raylla.policy.jobs import Lesson, TuneJob, TuneResult
+from raylla.warmstart import rows
+from raylla.world import prompts
+
+Say = Callable[[str], None]
+
+
+def settings(config: Config) -> Warmstart:
+    """The config's warm start.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if config.warmstart is None:
+        raise ConfigError("warmstart: the config has no such section; give at least warmstart.data")
+    return config.warmstart
+
+
+def lessons(config: Config, split: rows.Split) -> tuple[Lesson, ...]:
+    """The rows to train on, in the Ad-LLM's own prompt."""
+    made = rows.rows(split.train, settings(config), config.seed)
+    form = config.ad_llm.prompt
+    return tuple(
+        Lesson(prompts.answer(form, row.query, row.profile, row.ads, row.bids), (row.answer,))
+        for row in made
+    )
+
+
+def warmstart(config: Config, target: str, storage: Path, say: Say) -> TuneResult:
+    """Train `ad_llm.path` to place ads; the weights go to ``target``, checkpoints to ``storage``.
+
+    Raises:
+        WorldError: the data is unusable.
+        RayllaError: as `PolicyTrainer.tune`.
+    """
+    chosen = settings(config)
+    split = rows.split(rows.read(chosen.data), chosen.held_out, config.seed)
+    taught = lessons(config, split)
+    say(f"warm start: {len(taught)} rows, {len(split.test)} held out")
+    source = resolve(config.ad_llm.path, "ad_llm.path")
+    kept = str(storage / "checkpoints")
+    job = TuneJob("v0", source, target, taught, chosen, config.seed, kept, config.ad_llm.path)
+    return tune(config, chosen, job, storage, say)
+
+
+def tune(config: Config, chosen: Tuning, job: TuneJob, storage: Path, say: Say) -> TuneResult:
+    """Run one supervised job on workers of its own, with a line for each step."""
+    dpo = config.dpo.model_copy(update={"workers": chosen.workers})
+    trainer = PolicyTrainer(dpo, config.seed, config.ray.in_process, storage / "trainer", config.deadlines)
+
+    def told(step: tuple[int, int, float]) -> None:
+        done, of, loss = step
+        with (storage / "losses.jsonl").open("a") as lines:
+            lines.write(json.dumps({"step": done, "of": of, "loss": loss}) + "\n")
+        say(f"step {done}/{of}: loss {loss:.3f}")
+
+    storage.mkdir(parents=True, exist_ok=True)
+    trainer.start()
+    try:
+        return trainer.tune(job, told)
+    finally:
+        trainer.stop()
