@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from raylla.engines.protocol import Probe
+from raylla.models import copied, local
 from raylla.policy.groups import TokenGroup
 from raylla.storage import writing
-
-WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
-
-
-def local_directory(source: str) -> Path:
-    """``source`` itself, or where Hugging Face keeps it on this machine."""
-    return Path(source) if Path(source).is_dir() else Path(snapshot_download(source))
 
 
 def gather(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
@@ -46,16 +38,18 @@ def write(model: Any, weights: dict[str, Tensor], source: Path, staging: Path) -
         StorageError: the disk is full or refuses.
     """
     with writing(staging):
-        for file in source.iterdir():
-            if file.is_file() and not file.name.endswith(WEIGHTS):
-                shutil.copyfile(file, staging / file.name)
+        copied(source, staging)
         model.save_pretrained(staging, state_dict=weights, max_shard_size="1TB")
 
 
 def probe(directory: Path, group: TokenGroup) -> Probe:
-    """Log-probabilities of a group's winner, from a float32 forward of the weights as saved."""
+    """Log-probabilities of a group's winner, from a float32 forward of the weights as saved.
+
+    ``directory`` may hold an adapter, which is then read merged, as the engines will.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(device).eval()
+    with local(directory) as whole:
+        model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32).to(device).eval()
     prompt, answer = group.prompt, group.answers[0]
     tokens = torch.tensor([prompt + answer], device=device)
     with torch.no_grad():

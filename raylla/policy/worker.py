@@ -29,12 +29,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from raylla.config import Dpo
 from raylla.engines.protocol import Probe, prompt_ids
 from raylla.errors import RunError
+from raylla.models import local
 from raylla.policy import saving, zero
 from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.policy.trainer import PackedDPOTrainer, arguments
-from raylla.storage import here, making
+from raylla.storage import making
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -83,8 +84,7 @@ def align(job: AlignJob, dpo: Dpo) -> AlignResult | None:
     """
     clock, started = time.time(), time.perf_counter()
     main = torch.distributed.get_rank() == 0
-    with here(job.source) as found, making(job.target) if main else nullcontext(Path()) as staging:
-        source = saving.local_directory(str(found))
+    with local(job.source) as source, making(job.target) if main else nullcontext(Path()) as staging:
         groups = _token_groups(job, source, dpo.max_length)
         with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
             zero.name_ranks()
