@@ -12,6 +12,7 @@ import typer
 
 from raylla import config as settings
 from raylla.errors import ConfigError
+from raylla.models import commands as models_commands
 from raylla.serving import commands as serving
 from raylla.storage import home, within
 from raylla.terminal import ConfigPath, Overrides, RunPath, console, told
@@ -27,6 +28,7 @@ pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds."
 app.add_typer(serving.app)
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_app, name="pocket")
+app.add_typer(models_commands.app, name="models")
 
 
 @app.command()

@@ -72,6 +72,12 @@ class BudgetError(RayllaError):
     """More samples were dropped in a stage than the config allows."""
 
 
+class FetchError(RayllaError):
+    """A model's package cannot be got, is not what it should be, or does not fit on the disk."""
+
+    status = 3
+
+
 class WeightError(RayllaError):
     """An engine did not take over the weights that it was given."""
 

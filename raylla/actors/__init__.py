@@ -4,7 +4,8 @@ from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker, parse_clicks
 from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
 from raylla.actors.rollout import RolloutWorker
 from raylla.actors.usage import Usage
-from raylla.actors.weights import WeightStore, read_weights, roll_out
+from raylla.actors.weights import WeightStore, roll_out
+from raylla.models import read_weights
 
 __all__ = [
     "DONE",

@@ -17,7 +17,6 @@ from raylla.actors.usage import Meter, Usage
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines import Generated, Request, open_engine
-from raylla.storage import here
 
 TRIES = 2
 BITS = {"0": False, "1": True}
@@ -76,7 +75,7 @@ class JudgeWorker:
     """A worker of a `Pool`; its weights never change.
 
     Args:
-        model_path: place or hub name of the User-LLM.
+        model_path: where the User-LLM is; whatever `models.resolve` knows.
         engine: makes the engine of a path, settings and seed.
     """
 
@@ -89,8 +88,7 @@ class JudgeWorker:
         engine: OpenEngine = open_engine,
     ) -> None:
         self._sampling = sampling
-        with here(model_path) as path:
-            self._engine = engine(str(path), settings, seed)
+        self._engine = engine(model_path, settings, seed)
         self._meter = Meter()
 
     def ready(self) -> None:

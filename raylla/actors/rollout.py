@@ -9,7 +9,6 @@ from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines import Engine, Generated, Given, Probe, Request, Scored, Weights, open_engine
 from raylla.errors import WeightError
-from raylla.storage import here
 
 OpenEngine = Callable[[str, Settings, int], Engine]
 
@@ -18,7 +17,7 @@ class RolloutWorker:
     """A worker of a `Pool`.
 
     Args:
-        model_path: place or hub name of the weights that it starts with.
+        model_path: whatever `models.resolve` knows: the weights that it starts with.
         version: name of these weights.
         engine: makes the engine of a path, settings and seed.
     """
@@ -33,8 +32,7 @@ class RolloutWorker:
         engine: OpenEngine = open_engine,
     ) -> None:
         self._sampling = sampling
-        with here(model_path) as path:
-            self._engine = engine(str(path), settings, seed)
+        self._engine = engine(model_path, settings, seed)
         self._version: str | None = version
         self._meter = Meter()
 

@@ -6,26 +6,14 @@ memory on one machine and the object store between machines, and never through t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError, deserialize
 
 from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
 from raylla.engines import Probe, Weights
 from raylla.errors import WeightError
+from raylla.models import read_weights
 from raylla.records import WeightVersion
-from raylla.storage import here
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-DTYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
-
-Floats = npt.NDArray[np.float32]
 
 
 class WeightStore:
@@ -69,38 +57,6 @@ class WeightStore:
         if held != name:
             raise WeightError(f"asked for weight version {name}, but the store holds {held}")
         return weights
-
-
-def read_weights(place: str | Path) -> Weights:
-    """Every tensor of the safetensors in the directory at ``place`` as float32, a tied head included.
-
-    Raises:
-        WeightError: no safetensors there, or unreadable ones; names the file.
-        StorageError: they cannot be brought here.
-    """
-    with here(place) as path:
-        return _read(path)
-
-
-def _read(path: Path) -> Weights:
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise WeightError(
-            f"weight version at {path}: no *.safetensors there; was the version committed whole?"
-        )
-    weights: Weights = {}
-    for file in files:
-        try:
-            tensors = deserialize(file.read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise WeightError(f"{file} cannot be read ({error}); was it written whole?") from error
-        for name, tensor in tensors:
-            weights[name] = _array(tensor["dtype"], tensor["data"], f"{file}: {name}").reshape(
-                tensor["shape"]
-            )
-    if HEAD not in weights and _tied(path):
-        weights[HEAD] = weights[EMBEDDING]
-    return weights
 
 
 def roll_out(
@@ -162,17 +118,3 @@ def _payload(store: Pool, version: WeightVersion, deadline: float) -> Any:
     what = f"weight version {version.name} to be read"
     store.broadcast("publish", version, deadline=deadline, what=what)
     return next_reference(store.call(0, "weights", version.name), deadline, what)
-
-
-def _array(dtype: str, data: bytearray, what: str) -> Floats:
-    if dtype == "BF16":
-        # The upper half of a float32, for which numpy has no name.
-        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    if dtype not in DTYPES:
-        raise WeightError(f"{what} is stored as {dtype}; save the weights as BF16 or {', '.join(DTYPES)}")
-    return np.frombuffer(data, DTYPES[dtype]).astype(np.float32, copy=False)
-
-
-def _tied(path: Path) -> bool:
-    config = path / "config.json"
-    return config.exists() and bool(json.loads(config.read_text()).get("tie_word_embeddings"))

@@ -10,7 +10,6 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from raylla.config import Engine as Settings
@@ -26,6 +25,7 @@ from raylla.engines.protocol import (
     prompt_ids,
 )
 from raylla.errors import WeightError
+from raylla.models import HEAD, local, shapes
 from raylla.records import Ids
 
 ENVIRONMENT = {
@@ -35,8 +35,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 BATCHED_TOKENS = 8192
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class VllmEngine:
@@ -46,22 +44,22 @@ class VllmEngine:
     the kernels' sums depend on the batch, so that near-ties may fall differently.
 
     Args:
-        model_path: directory or hub name of a model in safetensors, with its tokenizer.
+        model_path: whatever `models.resolve` knows: a model in safetensors, with its tokenizer, or an
+            adapter, which is merged with its base.
         settings: see `config.Engine`; lengths in tokens.
         seed: of the engine; requests carry their own.
     """
 
     def __init__(self, model_path: str, settings: Settings, seed: int) -> None:
-        given = arguments(model_path, settings, seed)
-        from vllm import LLM
-
         self._settings = settings
-        self._llm = LLM(**given)
+        with local(model_path) as directory:
+            given = arguments(str(directory), settings, seed)
+            from vllm import LLM
+
+            self._shapes = shapes(directory)
+            self._llm = LLM(**given)
         self._engine = self._llm.llm_engine
         self._tokenizer = self._llm.get_tokenizer()
-        self._shapes = _shapes(model_path)
-        if self._llm.model_config.hf_text_config.tie_word_embeddings:
-            self._shapes[HEAD] = self._shapes[EMBEDDING]
         self._ids = itertools.count()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
@@ -274,20 +272,6 @@ def _read(output: Any, ids: Sequence[int], first: int) -> list[float]:
     """Log-probability (nats) of each token of ``ids`` from place ``first`` on."""
     measured = output.prompt_logprobs
     return [float(measured[place][ids[place]].logprob) for place in range(first, len(ids))]
-
-
-def _shapes(model_path: str) -> dict[str, tuple[int, ...]]:
-    """Shape of each stored parameter of a model, by name."""
-    from safetensors import safe_open
-    from transformers.utils import cached_file
-
-    # Where a hub name was downloaded to, or the directory itself.
-    directory = Path(cached_file(model_path, "config.json")).parent
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in directory.glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as tensors:
-            shapes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
-    return shapes
 
 
 def _tensors(weights: Mapping[str, Any]) -> list[tuple[str, Any]]:

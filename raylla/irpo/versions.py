@@ -36,7 +36,7 @@ def committed(run: Run) -> list[Version]:
             break
         name = report["weight_version"]
         if name not in gone:
-            if not run.home.holds(f"weights/{name}/config.json"):
+            if not any(run.home.holds(f"weights/{name}/{file}") for file in models.CONFIGS):
                 raise RunError(
                     f"{run.weights(name)} is missing although the ledger commits it; restore it or start a "
                     "new run"

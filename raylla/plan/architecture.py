@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylla.errors import ConfigError
-from raylla.models import resolve
+from raylla.models.places import is_adapter, resolve, settings
 from raylla.storage import exists, read_text, within
 
 
@@ -77,7 +77,10 @@ def architecture(path: str, field: str) -> Architecture:
     Raises:
         ConfigError: no such directory, a config.json without the needed sizes, or an unknown name.
     """
-    place = within(resolve(path, field), "config.json")
+    found = resolve(path, field)
+    if is_adapter(found):
+        return architecture(settings(found)["base_model_name_or_path"], field)
+    place = within(found, "config.json")
     if exists(place):
         return _read(json.loads(read_text(place)), f"{field}: {place}")
     name = path.rpartition("/")[2].removesuffix("-2507").removesuffix("-Instruct")

@@ -6,25 +6,20 @@ that names its base model; everybody else reads it merged (`raylla.models`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raylla.config import Lora
 from raylla.errors import RunError
-from raylla.models import resolve
+from raylla.models import local
+from raylla.models.found import found
+from raylla.models.places import is_adapter, settings
 
-CONFIG = "adapter_config.json"
 NAME = "default"
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter."""
-    return (directory / CONFIG).exists()
 
 
 def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -> Any:
@@ -42,22 +37,24 @@ def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -
             torch.manual_seed(seed)
             model.add_adapter(_config(lora, base), NAME)
         return model
-    about = json.loads((directory / CONFIG).read_text())
+    about = settings(directory)
     if lora is not None:
         _agree(directory, about, lora)
     named = about["base_model_name_or_path"]
-    model = AutoModelForCausalLM.from_pretrained(local(named), **how)
+    with local(named) as whole:
+        model = AutoModelForCausalLM.from_pretrained(whole, **how)
     model.load_adapter(str(directory), NAME, is_trainable=lora is not None)
     # What loads an adapter renames its base after the folder that it was read from.
     model.peft_config[NAME].base_model_name_or_path = named
     return model
 
 
-def local(name: str) -> Path:
-    """Where the base model that an adapter names is."""
-    from raylla.policy.saving import local_directory
-
-    return local_directory(resolve(name, "base_model_name_or_path"))
+def tokenizer(directory: Path) -> Any:
+    """The tokenizer of the model in ``directory``; that of an adapter's base."""
+    if not is_adapter(directory):
+        return AutoTokenizer.from_pretrained(directory)
+    with found(settings(directory)["base_model_name_or_path"]) as base:
+        return tokenizer(base)
 
 
 def _config(lora: Lora, base: str) -> LoraConfig:

@@ -23,18 +23,19 @@ import ray
 import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState
-from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from raylla.config import Dpo, Lora
 from raylla.engines.protocol import Probe, prompt_ids
 from raylla.errors import RunError
+from raylla.models import local
+from raylla.models.found import found
 from raylla.policy import adapters, saving, supervised, zero
 from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
 from raylla.policy.jobs import AlignJob, AlignResult, Reference, TuneJob, TuneResult
 from raylla.policy.trainer import PackedDPOTrainer, arguments
-from raylla.storage import here, making
+from raylla.storage import making
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -87,8 +88,8 @@ def align(job: AlignJob, dpo: Dpo, lora: Lora | None = None) -> AlignResult | No
     """
     clock, started = time.time(), time.perf_counter()
     main = torch.distributed.get_rank() == 0
-    with here(job.source) as found, making(job.target) if main else nullcontext(Path()) as staging:
-        source = saving.local_directory(str(found))
+    kept = local if lora is None else found
+    with kept(job.source) as source, making(job.target) if main else nullcontext(Path()) as staging:
         groups = _token_groups(job, source, dpo.max_length)
         with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
             zero.name_ranks()
@@ -112,7 +113,7 @@ def align(job: AlignJob, dpo: Dpo, lora: Lora | None = None) -> AlignResult | No
 def _token_groups(job: AlignJob, source: Path, max_length: int | None) -> list[TokenGroup]:
     prompts: list[tuple[int, ...] | None] = [None] * len(job.groups)
     if job.reference_messages:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = adapters.tokenizer(source)
         prompts = [tuple(prompt_ids(tokenizer, messages)) for messages in job.reference_messages]
     found = [
         token_group(group, prompt, max_length, job.parent)
@@ -129,7 +130,7 @@ def _trainer(
 ) -> PackedDPOTrainer:
     args = arguments(dpo, scratch, job.seed, torch.distributed.get_world_size())
     model = _model(job.base, source, dpo, lora, job.seed)
-    return PackedDPOTrainer(model, AutoTokenizer.from_pretrained(source), args, dpo, groups)
+    return PackedDPOTrainer(model, adapters.tokenizer(source), args, dpo, groups)
 
 
 def _model(name: str, source: Path, dpo: Dpo, lora: Lora | None, seed: int) -> Any:
@@ -155,14 +156,14 @@ def tune(job: TuneJob, dpo: Dpo, told: supervised.Told) -> TuneResult | None:
         torch.set_num_threads(job.settings.threads)
     checkpoints = Path(job.checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    with here(job.source) as found, making(job.target) if main else nullcontext(Path()) as staging:
-        source = saving.local_directory(str(found))
+    kept = local if job.settings.lora is None else found
+    with kept(job.source) as source, making(job.target) if main else nullcontext(Path()) as staging:
         with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-tune-") as scratch:
             zero.name_ranks()
             ranks = torch.distributed.get_world_size()
             args = supervised.arguments(dpo, job.settings, scratch, job.seed, ranks)
             model = _model(job.base, source, dpo, job.settings.lora, job.seed)
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = adapters.tokenizer(source)
             examples = [supervised.example(lesson, tokenizer) for lesson in job.lessons]
             trainer = supervised.SupervisedTrainer(
                 model, tokenizer, args, job.settings, examples, checkpoints, told

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
 from raylla.errors import ConfigError
+from raylla.models import local
 
 Encodings = NDArray[np.float32]
 Span = tuple[str, int, int]
@@ -33,16 +34,17 @@ class Encoder:
     def __init__(
         self, path: str, max_tokens: int = 2048, batch_tokens: int = 4096, capacity: int = 100_000
     ) -> None:
-        """Load the model from a directory or hub name; safetensors only, no remote code.
+        """Load the model from whatever `models.resolve` knows; safetensors only, no remote code.
 
         Raises:
             ConfigError: the model or its tokenizer cannot be loaded from ``path``.
         """
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            self._model = AutoModel.from_pretrained(
-                path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-            )
+            with local(path) as directory:
+                self._tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+                self._model = AutoModel.from_pretrained(
+                    directory, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+                )
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"pctr.encoder={path!r} cannot be loaded: {error}; give a directory with config.json, "

@@ -23,7 +23,6 @@ from raylla.reward.cues import Words
 from raylla.reward.encoder import Encoder, Encodings
 from raylla.reward.network import UNSEEN, Ensemble, PctrNetwork
 from raylla.reward.rows import ClickRow
-from raylla.storage import here
 
 PREDICT_BATCH = 4096
 CUE_RATE = 10
@@ -56,15 +55,14 @@ class RewardTrainer:
     """
 
     def __init__(self, encoder: str, settings: config.Pctr, seed: int) -> None:
-        """``encoder`` is `pocket:NAME`, a directory, a URL or a hub name.
+        """``encoder`` is whatever `models.resolve` knows.
 
         Raises:
             ConfigError: the encoder cannot be found or loaded.
         """
         self._settings = settings
         self._seed = seed
-        with here(models.resolve(encoder, "pctr.encoder")) as path:
-            self.encoder = Encoder(str(path))
+        self.encoder = Encoder(models.resolve(encoder, "pctr.encoder"))
         self._names = features.texts(settings.features)
         self._moments = {name: features.Moments.empty(self.encoder.dim) for name in self._names}
         self._users: dict[str, int] = {}

@@ -41,7 +41,6 @@ from raylla.serving.store import open_store
 from raylla.serving.tokens import TokenKeys
 from raylla.serving.versions import Holding, Target, load_pctr
 from raylla.serving.wire import Piece
-from raylla.storage import here
 from raylla.world import store as worlds
 
 log = logging.getLogger("raylla.serving")
@@ -57,9 +56,8 @@ HEALTH_SECONDS = 5.0
 def open_engine(config: Config) -> Holding:
     """An engine with the base model's weights; a run's version comes with `Holding.want`."""
     path = models.resolve(config.ad_llm.path, "ad_llm.path")
-    with here(path) as found:
-        version = WeightVersion("v0", 0, path)
-        engine = start(str(found), config.engine, config.seed, version, config.deadlines.start)
+    version = WeightVersion("v0", 0, path)
+    engine = start(path, config.engine, config.seed, version, config.deadlines.start)
     return Holding(engine, Target("", "v0"))
 
 
@@ -177,7 +175,7 @@ class Ingress:
     def _create(self) -> FastAPI:
         config = self._config
         keys = keyring.read(config.serving.database)
-        with here(models.resolve(config.ad_llm.path, "ad_llm.path")) as found:
+        with models.local(models.resolve(config.ad_llm.path, "ad_llm.path")) as found:
             tokenizer = AutoTokenizer.from_pretrained(found)
         self._auctioneer = Auctioneer(
             config,

@@ -19,10 +19,10 @@ from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from raylla.actors.weights import read_weights
 from raylla.config import Engine as Settings
 from raylla.engines.live import Live, LiveVllm, Step
 from raylla.errors import StorageError, WeightError
+from raylla.models import read_weights
 from raylla.records import WeightVersion
 from raylla.serving.reports import log_json
 from raylla.serving.wire import Abort, Ask, Asked, Failed, Heard, Load, Loaded, Piece, Ready, Refused, Told
@@ -108,12 +108,16 @@ class Stepper:
 
     def _take_over(self, wanted: Load) -> None:
         try:
-            difference = self._engine.load(read_weights(wanted.version.path), wanted.probe)
+            weights = read_weights(wanted.version.path)
+        except (WeightError, StorageError) as error:  # the engine was not touched
+            log.error("weight version %s is refused: %s", wanted.version.name, error)
+            self._tell(Loaded(wanted.name, 0.0, error))
+            return
+        try:
+            difference = self._engine.load(weights, wanted.probe)
         except WeightError as error:
             log.error("weight version %s is refused: %s", wanted.version.name, error)
             self._engine.load(read_weights(self._held.path), None)
-            self._tell(Loaded(wanted.name, 0.0, error))
-        except StorageError as error:  # nothing was loaded
             self._tell(Loaded(wanted.name, 0.0, error))
         else:
             self._held = wanted.version

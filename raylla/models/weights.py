@@ -1,0 +1,268 @@
+"""What is in a model's files, as arrays: whole models, and adapters over them, merged.
+
+An adapter is a low-rank change of some of its base's matrices (Hu et al. 2021, equation 3): the merged
+matrix is W + s B A, with B A of rank r and s = alpha / r.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, deserialize, safe_open
+
+from raylla.errors import ConfigError, WeightError
+from raylla.models.found import found
+from raylla.models.places import CONFIG, is_adapter, settings
+
+HEAD = "lm_head.weight"
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before a module's name."""
+DTYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+UNMERGED = ("use_dora", "use_qalora", "lora_bias", "layer_replication", "trainable_token_indices")
+"""Settings of peft's LoRA under which a merged matrix is something else than W + s B A."""
+
+Floats = npt.NDArray[np.float32]
+Weights = dict[str, Floats]
+Shape = tuple[int, ...]
+
+
+def read_weights(place: str | Path) -> Weights:
+    """Every tensor of the model at ``place`` as float32, by its stored name, a tied head included.
+
+    Args:
+        place: whatever `models.resolve` knows; an adapter is merged with its base.
+
+    Raises:
+        WeightError: there is no such model, or its files cannot be read; names the file.
+        StorageError: they cannot be brought here.
+    """
+    try:
+        with found(place) as directory:
+            weights = stored(directory)
+            tied = tied_embedding(directory, {name: array.shape for name, array in weights.items()})
+    except ConfigError as error:
+        raise WeightError(f"weight version at {place}: no *.safetensors there: {error}") from error
+    if tied is not None:
+        weights[HEAD] = weights[tied]
+    return weights
+
+
+def shapes(directory: Path) -> dict[str, Shape]:
+    """Shape of each tensor of the whole model in ``directory``, a tied head included, unread.
+
+    Raises:
+        WeightError: as `read_weights`.
+    """
+    sizes: dict[str, Shape] = {}
+    for file in weight_files(directory):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                names = list(tensors.keys())
+                sizes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in names)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
+    tied = tied_embedding(directory, sizes)
+    if tied is not None:
+        sizes[HEAD] = sizes[tied]
+    return sizes
+
+
+def stored(directory: Path) -> Weights:
+    """Every tensor that the files of a model hold, those of an adapter's base merged with it.
+
+    Raises:
+        WeightError, ConfigError, StorageError: as `read_weights`.
+    """
+    if not is_adapter(directory):
+        return _tensors(weight_files(directory))
+    about = settings(directory)
+    with found(about["base_model_name_or_path"]) as base:
+        weights = stored(base)
+    _merge(weights, _tensors([directory / ADAPTER_WEIGHTS]), about, directory)
+    return weights
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a whole model's weights: those that its index names, where it has one.
+
+    Raises:
+        WeightError: there are none, or the index names one that is missing.
+    """
+    index = directory / INDEX
+    if index.is_file():
+        try:
+            named = sorted({*json.loads(index.read_text())["weight_map"].values()})
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise WeightError(f"{index} cannot be read as an index of weights: {error!r}") from None
+        missing = [name for name in named if not (directory / name).is_file()]
+        if missing:
+            raise WeightError(
+                f"{index} names {missing[0]}, which is not there; was the model copied whole?"
+            )
+        return [directory / name for name in named]
+    if (directory / WHOLE).is_file():
+        return [directory / WHOLE]
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise WeightError(
+            f"weight version at {directory}: no *.safetensors there; was the version committed whole?"
+        )
+    return files
+
+
+def root(directory: Path) -> dict[str, Any]:
+    """config.json of a whole model, or of the one under an adapter; empty where there is none.
+
+    Raises:
+        WeightError: it cannot be read.
+    """
+    if is_adapter(directory):
+        with found(settings(directory)["base_model_name_or_path"]) as base:
+            return root(base)
+    path = directory / CONFIG
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise WeightError(f"{path} cannot be read: {error}") from None
+
+
+def tied_embedding(directory: Path, sizes: Mapping[str, Shape]) -> str | None:
+    """Name of the embedding that is the head, too; none where the model has a head of its own.
+
+    Raises:
+        WeightError: it cannot be told which of the weights it is; names the architecture.
+    """
+    if HEAD in sizes:
+        return None
+    about = root(directory)
+    shape = {**about, **(about.get("text_config") or {})}
+    architecture = (about.get("architectures") or ["an unnamed architecture"])[0]
+    # Where a family ties by default its config.json does not say so; a causal model without a head does.
+    default = architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    if not shape.get("tie_word_embeddings", default):
+        return None
+    rows = shape.get("vocab_size")
+    fitting = [name for name, size in sizes.items() if len(size) == 2 and rows in (None, size[0])]
+    likely = [
+        name for name in fitting if re.search(r"(^|\.)(embed_tokens|wte|word_embeddings)\.weight$", name)
+    ]
+    chosen = likely or fitting
+    if len(chosen) != 1:
+        raise WeightError(
+            f"{directory}: {architecture} ties its head to an embedding of {rows} rows, and "
+            f"{len(chosen)} of its weights could be that; save the model with {HEAD} of its own"
+        )
+    return chosen[0]
+
+
+def _merge(weights: Weights, adapter: Weights, about: Mapping[str, Any], directory: Path) -> None:
+    """Put the adapter's changes into ``weights``, in place of what they change."""
+    kind = about.get("peft_type", "LORA")
+    strange = [name for name in UNMERGED if about.get(name)]
+    if kind != "LORA" or strange:
+        raise WeightError(
+            f"{directory}: an adapter of peft_type={kind} {' '.join(strange)} cannot be merged here; merge "
+            "it with peft's merge_and_unload, save the whole model and give its directory"
+        )
+    halves: dict[str, dict[str, Floats]] = {}
+    for key, array in adapter.items():
+        name = key.removeprefix(PREFIX)
+        module, half, rest = _split(name)
+        if half is None:
+            plain = name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+            weights[_name(plain, weights, directory)] = array
+        elif rest in ("", ".weight"):
+            halves.setdefault(module, {})[half] = array
+        else:
+            raise WeightError(f"{directory}: {key} is no part of a low-rank product that can be merged")
+    for module, pair in halves.items():
+        if len(pair) != 2:
+            raise WeightError(f"{directory}: {module} has only {', '.join(pair)}; was it saved whole?")
+        name = _name(f"{module}.weight", weights, directory)
+        embedding = "lora_embedding_A" in pair
+        low, high = (
+            (pair["lora_embedding_A"], pair["lora_embedding_B"])
+            if embedding
+            else (pair["lora_A"], pair["lora_B"])
+        )
+        change = _scale(module, about) * (high @ low)
+        held = weights[name]
+        # Embeddings and GPT-2's layers are stored the other way round; a square one does not show it.
+        turned = change.shape != held.shape or (not embedding and about.get("fan_in_fan_out"))
+        if embedding or turned:
+            change = change.T
+        if change.shape != held.shape:
+            raise WeightError(
+                f"{directory}: the change of {name} has shape {change.shape}, the base's weight "
+                f"{held.shape}; is {about['base_model_name_or_path']} the base that it was trained on?"
+            )
+        weights[name] = held + change
+
+
+def _split(name: str) -> tuple[str, str | None, str]:
+    """Module, half of the product and what follows, of the name of an adapter's tensor."""
+    match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\..+)?", name)
+    if match is None:
+        return name, None, ""
+    return match[1], match[2], match[3] or ""
+
+
+def _scale(module: str, about: Mapping[str, Any]) -> float:
+    """alpha / r of a module, or alpha / sqrt(r) where peft's use_rslora says so."""
+    rank = _pattern(module, about.get("rank_pattern"), about.get("r", 8))
+    alpha = _pattern(module, about.get("alpha_pattern"), about.get("lora_alpha", 8))
+    return float(alpha / (math.sqrt(rank) if about.get("use_rslora") else rank))
+
+
+def _pattern(module: str, patterns: Mapping[str, float] | None, default: float) -> float:
+    """As peft reads its patterns: the first that ends the module's name."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _name(name: str, weights: Mapping[str, Floats], directory: Path) -> str:
+    """The base's stored name of a parameter: some families store theirs without the first part."""
+    for one in (name, name.partition(".")[2]):
+        if one in weights:
+            return one
+    raise WeightError(f"{directory}: {name} is no weight of the adapter's base")
+
+
+def _tensors(files: Iterable[Path]) -> Weights:
+    weights: Weights = {}
+    for file in files:
+        try:
+            tensors = deserialize(file.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
+        for name, tensor in tensors:
+            array = _array(tensor["dtype"], tensor["data"], f"{file}: {name}")
+            weights[name] = array.reshape(tensor["shape"])
+    return weights
+
+
+def _unreadable(file: Path, error: Exception) -> WeightError:
+    return WeightError(f"{file} cannot be read ({error}); was it written whole?")
+
+
+def _array(dtype: str, data: bytearray, what: str) -> Floats:
+    if dtype == "BF16":
+        # The upper half of a float32, for which numpy has no name.
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if dtype not in DTYPES:
+        raise WeightError(f"{what} is stored as {dtype}; save the weights as BF16 or {', '.join(DTYPES)}")
+    return np.frombuffer(data, DTYPES[dtype]).astype(np.float32, copy=False)
