@@ -20,6 +20,10 @@ class WorldError(RayllaError):
     """Profiles, ads or queries are missing, malformed or contradictory."""
 
 
+class DataError(RayllaError):
+    """A data set to learn from or to measure with is missing, damaged or malformed."""
+
+
 class PlacementError(RayllaError):
     """The cluster cannot ever place what the config asks for."""
 

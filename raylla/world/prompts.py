@@ -13,6 +13,7 @@ from typing import Literal
 
 from raylla.auction.markup import markup
 from raylla.records import Ad, Profile, Query
+from raylla.world.passages import shortened
 
 Form = Literal["paper", "plain", "compact"]
 Messages = list[dict[str, str]]
@@ -22,6 +23,11 @@ PLAIN_RULES = (
     "Answer the user's question helpfully in a few sentences. Where a listed ad fits, weave it into the "
     "answer, copied exactly as listed: @Title@[Ad-number]. Never invent an ad, never place one twice."
 )
+CLICK_RULES = "You read answers as the user who asked, and say whether you would click an ad in them."
+CLICK_ANSWERS = ("yes", "no")
+"""What a judge says that is asked for one ad: one token each."""
+LONGEST_QUESTION, LONGEST_DESCRIPTION = 200, 100
+"""Characters of them in the prompt of `judge_click`."""
 
 
 def neutral(text: str) -> str:
@@ -106,6 +112,21 @@ def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[A
         "Most ads are not clicked. Reply with one JSON object and nothing else, with 1 for a click "
         f"and 0 for none, every ad once, for instance {example}"
     )
+
+
+def judge_click(question: str, title: str, description: str, passage: str) -> Messages:
+    """User-LLM: would the user who asked this click this ad of an answer? One of `CLICK_ANSWERS`.
+
+    ``passage`` is what the answer says around the ad, see `raylla.world.passages`.
+    """
+    about = shortened(neutral(description), LONGEST_DESCRIPTION)
+    user = (
+        f"Question: {shortened(neutral(question), LONGEST_QUESTION)}\n"
+        f"Answer: {neutral(passage)}\n"
+        f"Ad: {neutral(title)}{': ' if about else ''}{about}\n"
+        "Would this user click it? Answer yes or no."
+    )
+    return [{"role": "system", "content": CLICK_RULES}, *_user(user)]
 
 
 def persona(profile: Profile) -> str:
