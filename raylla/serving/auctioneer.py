@@ -29,6 +29,7 @@ from raylla.config import Config, Sampling
 from raylla.engines.protocol import prompt_ids
 from raylla.errors import BusyError
 from raylla.records import Ad, Profile, Query
+from raylla.retrieval import Retrieval
 from raylla.reward.rows import rows
 from raylla.serving import pricing
 from raylla.serving.draft import Draft, Field
@@ -45,7 +46,6 @@ from raylla.serving.records import (
     ServedAuction,
 )
 from raylla.serving.repair import Repaired
-from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import Store
 from raylla.serving.together import Together
 from raylla.serving.tokens import TokenKeys, new_claims

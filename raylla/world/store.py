@@ -24,15 +24,19 @@ MAX_TITLE = 80
 _TEXT = pa.string()
 _SCHEMAS = {
     "profiles": pa.schema([("id", _TEXT), ("basics", _TEXT), ("interests", pa.list_(_TEXT))]),
-    "ads": pa.schema([("id", _TEXT), ("title", _TEXT), ("category", _TEXT), ("theme", _TEXT)]),
+    "ads": pa.schema(
+        [(name, _TEXT) for name in ("id", "title", "category", "theme", "description", "url")]
+    ),
     "queries": pa.schema(
         [(name, _TEXT) for name in ("id", "profile_id", "text", "category", "theme", "split")]
-        + [("related", pa.list_(_TEXT))]
+        + [("related", pa.list_(_TEXT)), ("candidates", pa.list_(_TEXT))]
     ),
     "auctions": pa.schema(
         [("id", _TEXT), ("query_id", _TEXT), ("ad_ids", pa.list_(_TEXT)), ("bids", pa.list_(pa.float64()))]
     ),
 }
+_ADDED: dict[str, Any] = {"description": "", "url": "", "candidates": []}
+"""Columns that older worlds lack, and what they stand for there."""
 
 
 def save(world: World, directory: Path) -> None:
@@ -50,7 +54,11 @@ def save(world: World, directory: Path) -> None:
             "profiles": [asdict(profile) for profile in world.profiles],
             "ads": [asdict(ad) for ad in world.ads],
             "queries": [
-                {**asdict(query), "related": list(world.related.get(query.id, ()))}
+                {
+                    **asdict(query),
+                    "related": list(world.related.get(query.id, ())),
+                    "candidates": list(world.candidates.get(query.id, ())),
+                }
                 for query in world.queries
             ],
             "auctions": [asdict(auction) for auction in world.auctions],
@@ -83,7 +91,10 @@ def load(directory: Path) -> World:
                 f"{directory}/{name}.parquet holds {len(members)} rows, world.json counts "
                 f"{about['counts'].get(name)}; the world is partial: {_AGAIN}"
             )
-    related = {row["id"]: tuple(row.pop("related")) for row in rows["queries"]}
+    related, candidates = (
+        {row["id"]: ads for row in rows["queries"] if (ads := tuple(row.pop(name)))}
+        for name in ("related", "candidates")
+    )
     world = World(
         name=about["name"],
         seed=about["seed"],
@@ -92,7 +103,8 @@ def load(directory: Path) -> World:
         ),
         ads=tuple(Ad(**row) for row in rows["ads"]),
         queries=tuple(Query(**row) for row in rows["queries"]),
-        related={id: ads for id, ads in related.items() if ads},
+        related=related,
+        candidates=candidates,
         auctions=tuple(
             Auction(row["id"], row["query_id"], tuple(row["ad_ids"]), tuple(row["bids"]))
             for row in rows.get("auctions", ())
@@ -122,9 +134,12 @@ def check(world: World) -> None:
         for interest in profile.interests:
             _plain(f"profiles: {profile.id}", "interests", interest)
     _check_queries(world)
-    for query_id, ids in world.related.items():
-        for unknown in (id for id in ids if id not in world.ad_by_id):
-            raise WorldError(f"queries: {query_id}: related={unknown!r} is no ad; add it or drop the pair")
+    for name, named in (("related", world.related), ("candidates", world.candidates)):
+        for query_id, ids in named.items():
+            for unknown in (id for id in ids if id not in world.ad_by_id):
+                raise WorldError(
+                    f"queries: {query_id}: {name}={unknown!r} is no ad; add it or drop it there"
+                )
     _unique("auctions", [auction.id for auction in world.auctions])
     for auction in world.auctions:
         unknown_ads = set(auction.ad_ids) - world.ad_ids
@@ -229,10 +244,13 @@ def _rows(path: Path, name: str) -> list[dict[str, Any]]:
         raise WorldError(
             f"{path} is not a parquet file: {error}; build or import the world again"
         ) from None
+    there = [field.name for field in _SCHEMAS[name] if field.name in table.column_names]
+    added = {field.name: _ADDED[field.name] for field in _SCHEMAS[name] if field.name in _ADDED}
     for field in _SCHEMAS[name]:
-        if field.name not in table.column_names:
+        if field.name not in there and field.name not in added:
             raise WorldError(f"{path} has no column {field.name!r}; {_AGAIN}")
-        if table.column(field.name).null_count:
-            raise WorldError(f"{path}: column {field.name!r} has gaps; build or import the world again")
-    rows: list[dict[str, Any]] = table.select(_SCHEMAS[name].names).to_pylist()
-    return rows
+    for column in there:
+        if table.column(column).null_count:
+            raise WorldError(f"{path}: column {column!r} has gaps; build or import the world again")
+    rows: list[dict[str, Any]] = table.select(there).to_pylist()
+    return [{**added, **row} for row in rows]

@@ -70,7 +70,7 @@ def import_world(path: Path, out: Path | None, settings: config.World, seed: int
     }
     profiles = _profiles(settings.profiles, seed)
     queries, related = _queries(source, ads, profiles, settings.test_share, seed)
-    world = World("webis", seed, profiles, tuple(ads.values()), queries, related, dict(source.notes))
+    world = World("webis", seed, profiles, tuple(ads.values()), queries, related, notes=dict(source.notes))
     store.check(world)
     if out is not None:
         store.save(world, out)
