@@ -56,6 +56,9 @@ class Model(Section):
 
     path: str = Field(description="`pocket:NAME`, a directory, or a Hugging Face name")
     prompt: Literal["paper", "plain", "compact"] = "compact"
+    descriptions: Annotated[int, Field(ge=0, le=300)] = Field(
+        0, description="characters of each ad's description that paper and plain prompts show"
+    )
     sampling: Sampling = Sampling()
 
 

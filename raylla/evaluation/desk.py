@@ -187,8 +187,10 @@ class EvaluationDesk:
             )
 
     def _messages(self, prompt: Prompt) -> prompts.Messages:
-        planned, form = prompt.planned, self.config.ad_llm.prompt
-        return prompts.answer(form, planned.query, planned.profile, prompt.ads, prompt.bids)
+        planned, model = prompt.planned, self.config.ad_llm
+        return prompts.answer(
+            model.prompt, planned.query, planned.profile, prompt.ads, prompt.bids, model.descriptions
+        )
 
     def _center(self) -> NDArray[np.float32]:
         if self._mean is None:

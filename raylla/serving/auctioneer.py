@@ -193,8 +193,9 @@ class Auctioneer:
     def _prompt(self, field: Field, profile: Profile) -> list[int]:
         """The prompt's token ids."""
         bids = [self._units(one.bid_micros) for one in field.candidates]
-        form = self._config.ad_llm.prompt
-        return prompt_ids(self._tokenizer, prompts.answer(form, field.query, profile, field.ads, bids))
+        model = self._config.ad_llm
+        messages = prompts.answer(model.prompt, field.query, profile, field.ads, bids, model.descriptions)
+        return prompt_ids(self._tokenizer, messages)
 
     async def _rates(
         self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Clock

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 
 from raylla.errors import WorldError
 from raylla.records import Ad, Auction, Profile, Query
+from raylla.world.texts import check_ad, check_line, composed
 from raylla.world.world import World
 
 FORMAT = 1
 _AGAIN = "build or import the world again"
-MAX_TITLE = 80
-"""Longest title, in characters."""
 _TEXT = pa.string()
 _SCHEMAS = {
     "profiles": pa.schema([("id", _TEXT), ("basics", _TEXT), ("interests", pa.list_(_TEXT))]),
@@ -101,7 +100,7 @@ def load(directory: Path) -> World:
         profiles=tuple(
             Profile(row["id"], row["basics"], tuple(row["interests"])) for row in rows["profiles"]
         ),
-        ads=tuple(Ad(**row) for row in rows["ads"]),
+        ads=tuple(composed(Ad(**row)) for row in rows["ads"]),
         queries=tuple(Query(**row) for row in rows["queries"]),
         related=related,
         candidates=candidates,
@@ -132,7 +131,7 @@ def check(world: World) -> None:
         check_ad(ad)
     for profile in world.profiles:
         for interest in profile.interests:
-            _plain(f"profiles: {profile.id}", "interests", interest)
+            check_line(f"profiles: {profile.id}", "interests", interest)
     _check_queries(world)
     for name, named in (("related", world.related), ("candidates", world.candidates)):
         for query_id, ids in named.items():
@@ -147,26 +146,6 @@ def check(world: World) -> None:
             raise WorldError(
                 f"auctions: {auction.id}: query {auction.query_id!r} or one of the ads is not in the world"
             )
-
-
-def check_ad(ad: Ad) -> None:
-    """Refuse an ad that a prompt or a placement could not carry.
-
-    Raises:
-        WorldError: names the field, the value and the way out.
-    """
-    where = f"ads: {ad.id}"
-    if not (ad.id.isascii() and ad.id.isdigit()):
-        raise WorldError(f"ads: id={ad.id!r}: an id is digits only, as in [Ad-1234]; renumber the ad")
-    if not ad.title.strip():
-        raise WorldError(f"{where}: title={ad.title!r} is empty; give the ad a title or drop it")
-    if len(ad.title) > MAX_TITLE:
-        raise WorldError(f"{where}: title={ad.title!r} is over {MAX_TITLE} characters; shorten it")
-    for mark in "@[]":
-        if mark in ad.title:
-            raise WorldError(f"{where}: title={ad.title!r} holds {mark!r}, a markup sign; remove it")
-    _plain(where, "title", ad.title)
-    _plain(where, "category", ad.category)
 
 
 def _check_queries(world: World) -> None:
@@ -189,15 +168,6 @@ def _check_queries(world: World) -> None:
     for split in ("train", "test"):
         if split not in splits.values():
             raise WorldError(f"queries: none has split={split!r}; hold out some profiles, but not all")
-
-
-def _plain(where: str, field: str, value: str) -> None:
-    """Refuse text that could break a line or a role of a prompt."""
-    if not value.isprintable():
-        raise WorldError(f"{where}: {field}={value!r} holds a line break or control character; remove it")
-    for token in ("<|", "|>"):
-        if token in value:
-            raise WorldError(f"{where}: {field}={value!r} holds {token!r}, a chat control token; remove it")
 
 
 def _unique(kind: str, ids: list[str]) -> None:
