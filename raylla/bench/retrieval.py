@@ -15,8 +15,8 @@ from raylla.bench.measure import Row, Side, Spread, compare
 from raylla.bench.run import Bench
 from raylla.models import resolve
 from raylla.records import Ad
+from raylla.retrieval import Mask, Retrieval, Vectors, as_asked
 from raylla.reward.encoder import Encoder
-from raylla.serving.retrieval import Mask, Retrieval, Vectors, ad_text
 from raylla.world import build, lexicon
 
 ADS = 1_000_000
@@ -36,7 +36,7 @@ def rows(bench: Bench) -> list[Row]:
     real = build.catalogue(config.World(ads=REAL), bench.config.seed)
     queries = encoder.encode(_questions())
     found = Retrieval(queries)
-    vectors = _crowd(encoder.encode([ad_text(ad) for ad in real]), bench.config.seed)
+    vectors = _crowd(encoder.encode([as_asked(ad) for ad in real]), bench.config.seed)
     crowd = [real[row % REAL] for row in range(ADS)]
     encoded = _Cursor(vectors)
     started = time.perf_counter()

@@ -31,6 +31,13 @@ class World(Section):
     queries_per_profile: Positive = 5
     ads: Positive = Field(100, description="catalogue size of the synthetic world")
     candidates: Positive = Field(6, description="candidate ads per query")
+    candidates_by: Literal["category", "meaning"] = Field(
+        "category",
+        description="what relates ads to a query: the world's labels, or pctr.encoder as at the endpoint",
+    )
+    near: Positive = Field(
+        4, description="candidates by meaning that are the nearest ads; the others come from anywhere"
+    )
     test_share: Share = Field(0.2, description="share of profiles held out for testing")
     max_bid: Positive = Field(100, description="bids are drawn from U{1..max_bid}")
 
@@ -49,6 +56,9 @@ class Model(Section):
 
     path: str = Field(description="`pocket:NAME`, a directory, or a Hugging Face name")
     prompt: Literal["paper", "plain", "compact"] = "compact"
+    descriptions: Annotated[int, Field(ge=0, le=300)] = Field(
+        0, description="characters of each ad's description that paper and plain prompts show"
+    )
     sampling: Sampling = Sampling()
 
 

@@ -25,9 +25,10 @@ from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
 from raylla.irpo.versions import committed, named
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
-from raylla.records import Ad, Planned, Prediction
+from raylla.records import Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
 from raylla.world import World, prompts
+from raylla.world.texts import ad_text
 
 SLACK = 10
 """Losses that are no sign yet: a single auction has few answers."""
@@ -152,13 +153,13 @@ class EvaluationDesk:
         return [self._predicted[key] for key in keys]
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
-        """Cosine of query and ad (category and title) by the pCTR's text encoder, [n] for each.
+        """Cosine of query and ad (what it says of itself) by the pCTR's text encoder, [n] for each.
 
         From all encodings the mean of the catalogue and the training queries is taken off first.
         """
         queries = [planned.query.text for planned in auctions]
         ads = list(dict.fromkeys(ad for planned in auctions for ad in planned.ads))
-        vectors = self._encode([*queries, *map(_said, ads)]) - self._center()
+        vectors = self._encode([*queries, *map(ad_text, ads)]) - self._center()
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         place = {ad: len(queries) + index for index, ad in enumerate(ads)}
         return [
@@ -186,13 +187,15 @@ class EvaluationDesk:
             )
 
     def _messages(self, prompt: Prompt) -> prompts.Messages:
-        planned, form = prompt.planned, self.config.ad_llm.prompt
-        return prompts.answer(form, planned.query, planned.profile, prompt.ads, prompt.bids)
+        planned, model = prompt.planned, self.config.ad_llm
+        return prompts.answer(
+            model.prompt, planned.query, planned.profile, prompt.ads, prompt.bids, model.descriptions
+        )
 
     def _center(self) -> NDArray[np.float32]:
         if self._mean is None:
             queries = [query.text for query in self.world.of("train")]
-            self._mean = self._encode([*queries, *map(_said, self.world.ads)]).mean(axis=0)
+            self._mean = self._encode([*queries, *map(ad_text, self.world.ads)]).mean(axis=0)
         return self._mean
 
     def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -241,7 +244,3 @@ class EvaluationDesk:
                 del calls[call]
             else:
                 yield item
-
-
-def _said(ad: Ad) -> str:
-    return f"{ad.category} {ad.title}"

@@ -15,9 +15,10 @@ from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
 from raylla.observe import Observer
 from raylla.records import Profile, Split
+from raylla.retrieval import Vectors
 from raylla.stop import heeded
 from raylla.storage import durable, writing
-from raylla.world import World, build, prompts, store
+from raylla.world import World, build, meaning, prompts, store
 
 
 def draft_world(run: Run) -> World:
@@ -38,12 +39,13 @@ def _simulated(config: Config) -> World:
         count = config.world.profiles * config.world.queries_per_profile
         world = build.sample(store.load(config.world.path), count, config.seed)
         store.check(world)
-        return world
+        return replace(world, candidates={})  # another run's; this one finds its own
     return build.synthetic(config.world, config.seed)
 
 
 def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
-    """Have the User-LLM ask every user's queries, once; they are fixed from then on."""
+    """Have the User-LLM ask every user's queries, and find their candidates where that is done by meaning,
+    once; they are fixed from then on."""
     if run.committed("world") is not None:
         return draft
     world, wall = draft, 0.0
@@ -53,6 +55,10 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
         with watch.stage("ask queries", queries=total), heeded("the queries"):
             world = crew.persistently(lambda: _asked(run, crew, watch, draft, askers))
         wall = watch.wall["ask queries"]
+    if run.config.world.candidates_by == "meaning":
+        with watch.stage("find candidates"), heeded("the candidates"):
+            world = replace(world, candidates=_found(run.config, crew, world))
+        wall += watch.wall["find candidates"]
     store.check(world)
     with writing(run.path / "world"):
         store.save(world, run.path / "world")
@@ -63,6 +69,17 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
         {"wall_seconds": wall, "queries": len(world.queries), "notes": dict(world.notes)},
     )
     return world
+
+
+def _found(config: Config, crew: Crew, world: World) -> dict[str, tuple[str, ...]]:
+    """Candidates by meaning, with vectors of the encoder that the reward trainer holds."""
+
+    def encode(texts: list[str]) -> Vectors:
+        vectors: Vectors = crew.persistently(lambda: crew.ask_reward("encode", texts))
+        return vectors
+
+    sizes = config.world
+    return meaning.candidates(world, sizes.candidates, sizes.near, config.seed, encode)
 
 
 def _askers(draft: World) -> list[Profile]:

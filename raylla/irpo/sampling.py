@@ -214,10 +214,12 @@ class Stream:
         """Made when it is sent: the prompts of all auctions together would fill the driver's memory."""
         config, auction = self._config, planned.auction
         known = config.dpo.reference == "policy" and config.dpo.reference_logprobs == "rollout"
-        form = config.ad_llm.prompt
+        model = config.ad_llm
         return Request(
             auction.id,
-            prompts.answer(form, planned.query, planned.profile, planned.ads, auction.bids),
+            prompts.answer(
+                model.prompt, planned.query, planned.profile, planned.ads, auction.bids, model.descriptions
+            ),
             planned.n,
             seed_of(config.seed, f"{self.version}/{auction.id}"),
             known and planned.phase == "preference",

@@ -297,9 +297,12 @@ def _reference_messages(
     if run.config.dpo.reference == "policy":
         return ()
     planned = [sampled.plan[one.auction_id] for one in groups]
-    form = run.config.ad_llm.prompt
+    model = run.config.ad_llm
     return tuple(
-        prompts.answer(form, one.query, one.profile, one.ads, [None] * len(one.ads)) for one in planned
+        prompts.answer(
+            model.prompt, one.query, one.profile, one.ads, [None] * len(one.ads), model.descriptions
+        )
+        for one in planned
     )
 
 

@@ -47,16 +47,11 @@ def words(encoder: Encoder, rows: Sequence[ClickRow]) -> Words:
     """The words of each row that `Cues` compares."""
     return Words(
         query=buckets(encoder, [row.query_text for row in rows]),
-        ad=buckets(encoder, [ad_text(row) for row in rows]),
+        ad=buckets(encoder, [row.ad_text for row in rows]),
         category=buckets(encoder, [row.ad_category for row in rows]),
         tone=buckets(encoder, [_unmarked(row.sentence) for row in rows]),
         answer=buckets(encoder, [_unmarked(row.answer_text) for row in rows]),
     )
-
-
-def ad_text(row: ClickRow) -> str:
-    """What an ad says of itself."""
-    return f"{row.ad_title} {row.ad_category}"
 
 
 def structure(rows: Sequence[ClickRow], scaled: dict[str, Encodings]) -> Encodings:
@@ -112,7 +107,7 @@ def _span(name: str, row: ClickRow) -> Span:
     """What of a row is encoded under ``name``."""
     if name == "sentence":
         return _sentence_span(row)
-    text = {"query": row.query_text, "answer": row.answer_text, "ad_text": ad_text(row)}[name]
+    text = {"query": row.query_text, "answer": row.answer_text, "ad_text": row.ad_text}[name]
     return text, 0, len(text)
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from raylla.records import Ad, Placement, Profile, Query
 from raylla.world.clicks import sentence_around
+from raylla.world.texts import ad_text
 
 
 @dataclass(frozen=True, slots=True)
 class ClickRow:
     """One impression: who asked what, and how the answer shows the ad.
 
+    ``ad_text`` is what the ad says of itself (`raylla.world.texts`).
     ``rank`` counts ads placed before this one, ``placed`` all ads of the answer,
     ``earlier_same_category`` those before it of its category; ``sentence`` is the part of
     ``answer_text`` that holds the ad; ``clicked`` is None where no judge has spoken.
@@ -22,7 +24,7 @@ class ClickRow:
     query_text: str
     profile_id: str
     ad_id: str
-    ad_title: str
+    ad_text: str
     ad_category: str
     answer_text: str
     sentence: str
@@ -56,7 +58,7 @@ def rows(
                 query_text=query.text,
                 profile_id=profile.id,
                 ad_id=ad.id,
-                ad_title=ad.title,
+                ad_text=ad_text(ad),
                 ad_category=ad.category,
                 answer_text=text,
                 sentence=sentence_around(text, placement),

@@ -248,7 +248,7 @@ class RewardTrainer:
 
     def _count_words(self, rows: Sequence[ClickRow]) -> None:
         """How rare a word is, is learned from every distinct query and ad of an update."""
-        for texts in ({row.query_text for row in rows}, {features.ad_text(row) for row in rows}):
+        for texts in ({row.query_text for row in rows}, {row.ad_text for row in rows}):
             counted = features.buckets(self.encoder, sorted(texts))
             for network in (self._network, *self._members):
                 if network.cues is not None:

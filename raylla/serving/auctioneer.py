@@ -29,6 +29,7 @@ from raylla.config import Config, Sampling
 from raylla.engines.protocol import prompt_ids
 from raylla.errors import BusyError
 from raylla.records import Ad, Profile, Query
+from raylla.retrieval import Retrieval
 from raylla.reward.rows import rows
 from raylla.serving import pricing
 from raylla.serving.draft import Draft, Field
@@ -45,7 +46,6 @@ from raylla.serving.records import (
     ServedAuction,
 )
 from raylla.serving.repair import Repaired
-from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import Store
 from raylla.serving.together import Together
 from raylla.serving.tokens import TokenKeys, new_claims
@@ -193,8 +193,9 @@ class Auctioneer:
     def _prompt(self, field: Field, profile: Profile) -> list[int]:
         """The prompt's token ids."""
         bids = [self._units(one.bid_micros) for one in field.candidates]
-        form = self._config.ad_llm.prompt
-        return prompt_ids(self._tokenizer, prompts.answer(form, field.query, profile, field.ads, bids))
+        model = self._config.ad_llm
+        messages = prompts.answer(model.prompt, field.query, profile, field.ads, bids, model.descriptions)
+        return prompt_ids(self._tokenizer, messages)
 
     async def _rates(
         self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Clock

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raylla.errors import WorldError
 from raylla.records import Ad
 from raylla.serving.money import LARGEST
-from raylla.world.store import check_ad
+from raylla.world.texts import MAX_DESCRIPTION, MAX_TITLE, check_ad, landing, one_line
 
 _MACRO = "${"
-_URL = TypeAdapter(Annotated[HttpUrl, Field(max_length=2000)])
 MACROS = ("ID", "IMP_ID", "AD_ID", "SEAT_ID", "CURRENCY", "PRICE", "LOSS")
 
 
@@ -24,8 +24,19 @@ def _printable(text: str) -> str:
     return text
 
 
+def _composed(text: Any) -> Any:
+    return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
+
+
+def _on_one_line(text: Any) -> Any:
+    return one_line(text) if isinstance(text, str) else text
+
+
 def _landing(url: str) -> str:
-    return str(_URL.validate_python(url))
+    try:
+        return landing(url)
+    except WorldError as error:
+        raise ValueError(str(error)) from None
 
 
 def _notice_url(url: str) -> str:
@@ -44,7 +55,9 @@ def _notice_url(url: str) -> str:
     return url
 
 
-Text = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_printable)]
+Composed = BeforeValidator(_composed)
+"""Names and texts are compared letter by letter, and tokenizers may compose: one form (NFC) everywhere."""
+Text = Annotated[str, Composed, Field(min_length=1, max_length=120), AfterValidator(_printable)]
 Amount = Annotated[int, Field(ge=0, le=LARGEST)]
 Domain = Annotated[
     str,
@@ -145,14 +158,18 @@ class NewAd(Body):
         title="Lumo Floral Cup",
         category="Tea & Coffee",
         theme="Kitchen",
+        description="Bone china, hand-painted.",
         url="https://lumo.example/cups/floral",
         bid_micros=640_000,
         labels=["new"],
     )
 
-    title: Annotated[str, Field(min_length=1, max_length=80)]
+    title: Annotated[str, Composed, Field(min_length=1, max_length=MAX_TITLE)]
     category: Text
-    theme: Annotated[str, Field(max_length=120)] = ""
+    theme: Annotated[str, Composed, Field(max_length=120)] = ""
+    description: Annotated[str, BeforeValidator(_on_one_line), Field(max_length=MAX_DESCRIPTION)] = Field(
+        "", description="what encoders read of it beside the title, and prompts that show descriptions"
+    )
     url: Landing
     bid_micros: Amount = Field(description="per click; a whole multiple of serving.micros_per_unit")
     labels: Labels = []
@@ -168,7 +185,7 @@ class NewAd(Body):
 
     def ad(self) -> Ad:
         """As a record, without the id that the store will give."""
-        return Ad("", self.title, self.category, self.theme)
+        return Ad("", self.title, self.category, self.theme, self.description)
 
 
 class AdChange(Body):

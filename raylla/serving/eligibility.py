@@ -25,7 +25,8 @@ from raylla import records
 from raylla.config import Serving
 from raylla.serving.money import Micros
 from raylla.serving.records import Filtered, Filters, Listing, Reason
-from raylla.serving.store.snapshot import CampaignRow, Changes
+from raylla.serving.store.snapshot import AdRow, CampaignRow, Changes
+from raylla.world.texts import MAX_READ, cut
 
 _REASONS = (
     Reason.PAUSED,
@@ -258,7 +259,7 @@ def _merged(before: Catalogue, changes: Changes) -> Catalogue:
         before,
         version=changes.version,
         rows=before.rows + len(new),
-        ads=before.ads + [records.Ad(ad.id, ad.title, ad.category, ad.theme) for ad in new],
+        ads=before.ads + [_listed(ad) for ad in new],
         urls=urls,
         labels=labels,
         row_by_id=before.row_by_id | {ad.id: ad.row for ad in new} if new else before.row_by_id,
@@ -271,6 +272,10 @@ def _merged(before: Catalogue, changes: Changes) -> Catalogue:
         paused=paused,
         floors=changes.floors,
     )
+
+
+def _listed(ad: AdRow) -> records.Ad:
+    return records.Ad(ad.id, ad.title, ad.category, ad.theme, cut(ad.description, MAX_READ))
 
 
 def _numbers(before: NDArray[np.int32], new: list[int]) -> NDArray[np.int32]:

@@ -19,7 +19,7 @@ from typing import Final
 
 from raylla.auction import parse
 from raylla.config import Config
-from raylla.errors import RunError
+from raylla.errors import RunError, WorldError
 from raylla.irpo.state import Run
 from raylla.records import Ad, Answer, Auction, Click, Phase, Profile, Query
 from raylla.serving import money
@@ -28,6 +28,7 @@ from raylla.serving.store import open_store
 from raylla.storage import above, exists, within
 from raylla.world import World, bids, build, store
 from raylla.world.prompts import neutral
+from raylla.world.texts import check_ad
 
 ANSWERED: Final[Phase] = "reward"
 """The phase whose answers and clicks come from the store."""
@@ -119,11 +120,23 @@ def _usable(
             notes["of held-out users"] += 1
         elif asked is None or not auction.candidates:
             notes["without query or candidates"] += 1
+        elif not _readable(candidate.listing.ad for candidate in auction.candidates):
+            notes["with ads that a prompt cannot hold"] += 1
         elif parsed.ad_ids != tuple(shown.ad_id for shown in auction.impressions):
             notes["shown otherwise than placed"] += 1
         else:
             about = (auction.category, auction.theme) if auction.category else (asked.category, asked.theme)
             yield one, replace(asked, id=auction.id, category=about[0], theme=about[1])
+
+
+def _readable(ads: Iterable[Ad]) -> bool:
+    """Whether a prompt may hold them: stores are older than some of its rules."""
+    try:
+        for ad in ads:
+            check_ad(ad)
+    except WorldError:
+        return False
+    return True
 
 
 def _converted(

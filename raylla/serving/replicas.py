@@ -24,6 +24,7 @@ from raylla.config import Config, Sampling, parse
 from raylla.errors import RayllaError, RunError
 from raylla.irpo.state import Run
 from raylla.records import WeightVersion
+from raylla.retrieval import Retrieval, questions
 from raylla.reward.rows import ClickRow
 from raylla.serving import keyring, web
 from raylla.serving.api import Health, create
@@ -36,7 +37,6 @@ from raylla.serving.notices import Sender
 from raylla.serving.predictor import Oracle, Predictor, Rate, Vectors
 from raylla.serving.remote import RemoteOracle, RemoteWriter
 from raylla.serving.reports import Reports, log_json
-from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import open_store
 from raylla.serving.tokens import TokenKeys
 from raylla.serving.versions import Holding, Target, load_pctr
@@ -44,8 +44,6 @@ from raylla.serving.wire import Piece
 from raylla.world import store as worlds
 
 log = logging.getLogger("raylla.serving")
-QUERIES = 500
-"""Questions of the run's world that tell retrieval what all questions have in common."""
 PLAYERS = 30
 """Users to choose from in the playground."""
 CANARY_POLL = 0.5
@@ -202,8 +200,7 @@ class Ingress:
 
     async def _begin(self) -> None:
         """Read the catalogue, then go on looking at it; send notices; watch for the canary."""
-        queries = [query.text for query in self._world.queries[:QUERIES]]
-        retrieval = Retrieval(await self._oracle.encode(queries))
+        retrieval = Retrieval(await self._oracle.encode(questions(self._world)))
         loop = asyncio.get_running_loop()
 
         def refresh() -> None:

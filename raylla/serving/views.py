@@ -124,6 +124,7 @@ class AdView(View):
         title="Lumo Floral Cup",
         category="Tea & Coffee",
         theme="Kitchen",
+        description="Bone china, hand-painted.",
         url="https://lumo.example/cups/floral",
         bid_micros=640_000,
         labels=["new"],
@@ -136,6 +137,7 @@ class AdView(View):
     title: str
     category: str
     theme: str
+    description: str
     url: str
     bid_micros: int
     labels: list[str]

@@ -92,11 +92,14 @@ def candidates(world: World, query: Query, count: int, seed: int) -> tuple[Ad, .
 
     Two that the data pairs with the query, or else two of its category; two others of its theme;
     the rest from anywhere (from other topics, in a world that pairs queries with ads); any at all for
-    a query of no category.  All of the catalogue, in its own order, where it holds no more than
-    ``count``: all prompts then begin alike, and an engine reads the list once.
+    a query of no category.  Where the world holds the query's candidates, those.  All of the catalogue,
+    in its own order, where it holds no more than ``count``: all prompts then begin alike, and an engine
+    reads the list once.
     """
     if count >= len(world.ads):
         return tuple(world.ads)
+    if query.id in world.candidates:
+        return tuple(world.ad_by_id[id] for id in world.candidates[query.id])
     rng = random.Random(f"{seed}/candidates/{query.id}")
     chosen: dict[str, Ad] = {}
     paired = [world.ad_by_id[id] for id in world.related.get(query.id, ())]
@@ -138,6 +141,7 @@ def sample(world: World, count: int, seed: int) -> World:
         world,
         queries=tuple(query for query in world.queries if query.id in kept),
         related={id: ads for id, ads in world.related.items() if id in kept},
+        candidates={id: ads for id, ads in world.candidates.items() if id in kept},
     )
 
 

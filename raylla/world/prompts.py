@@ -14,6 +14,7 @@ from typing import Literal
 from raylla.auction.markup import markup
 from raylla.records import Ad, Profile, Query
 from raylla.world.passages import shortened
+from raylla.world.texts import shown
 
 Form = Literal["paper", "plain", "compact"]
 Messages = list[dict[str, str]]
@@ -50,9 +51,17 @@ def ask(form: Form, profile: Profile) -> Messages:
 
 
 def answer(
-    form: Form, query: Query, profile: Profile, ads: Sequence[Ad], bids: Sequence[float | None]
+    form: Form,
+    query: Query,
+    profile: Profile,
+    ads: Sequence[Ad],
+    bids: Sequence[float | None],
+    descriptions: int = 0,
 ) -> Messages:
-    """Ad-LLM: answer the query and place ads. A bid of ``None`` is shown as hidden."""
+    """Ad-LLM: answer the query and place ads. A bid of ``None`` is shown as hidden.
+
+    ``paper`` and ``plain`` say so many characters of each ad's description, where it has one.
+    """
     if form == "compact":
         listing = "\n".join(
             f"{ad.category} {compact_bid(bid)} {relation(query, profile, ad)} {markup(ad)}"
@@ -61,13 +70,14 @@ def answer(
         return _user(f"{listing}\n{persona(profile)}\n{neutral(query.text)}")
     if form == "plain":
         listing = "\n".join(
-            f"- {ad.category} | bid {_bid(bid)} | {markup(ad)}" for ad, bid in zip(ads, bids, strict=True)
+            f"- {ad.category} | bid {_bid(bid)} | {_described(ad, descriptions)}"
+            for ad, bid in zip(ads, bids, strict=True)
         )
         user = f"Ads:\n{listing}\n\nAbout the user: {persona(profile)}\nQuestion: {neutral(query.text)}"
         return [{"role": "system", "content": PLAIN_RULES}, *_user(user)]
     # What auctions have in common comes first, and bids and user last: an engine computes the rules and
     # a list of candidates once for all queries that have them.
-    listing = "\n".join(f"- {ad.category} | {markup(ad)}" for ad in ads)
+    listing = "\n".join(f"- {ad.category} | {_described(ad, descriptions)}" for ad in ads)
     offers = ", ".join(f"[Ad-{ad.id}] {_bid(bid)}" for ad, bid in zip(ads, bids, strict=True))
     system = (
         "You are an assistant whose answers may carry advertisements. Answer the user's question "
@@ -154,6 +164,12 @@ def compact_bid(bid: float | None) -> str:
 
 def _user(content: str) -> Messages:
     return [{"role": "user", "content": content}]
+
+
+def _described(ad: Ad, characters: int) -> str:
+    """The ad's markup, and what it says of itself behind it."""
+    said = shown(ad, characters)
+    return f"{markup(ad)} {said}" if said else markup(ad)
 
 
 def _bid(bid: float | None) -> str:

@@ -15,24 +15,27 @@ import pyarrow.parquet as pq
 
 from raylla.errors import WorldError
 from raylla.records import Ad, Auction, Profile, Query
+from raylla.world.texts import check_ad, check_line, composed
 from raylla.world.world import World
 
 FORMAT = 1
 _AGAIN = "build or import the world again"
-MAX_TITLE = 80
-"""Longest title, in characters."""
 _TEXT = pa.string()
 _SCHEMAS = {
     "profiles": pa.schema([("id", _TEXT), ("basics", _TEXT), ("interests", pa.list_(_TEXT))]),
-    "ads": pa.schema([("id", _TEXT), ("title", _TEXT), ("category", _TEXT), ("theme", _TEXT)]),
+    "ads": pa.schema(
+        [(name, _TEXT) for name in ("id", "title", "category", "theme", "description", "url")]
+    ),
     "queries": pa.schema(
         [(name, _TEXT) for name in ("id", "profile_id", "text", "category", "theme", "split")]
-        + [("related", pa.list_(_TEXT))]
+        + [("related", pa.list_(_TEXT)), ("candidates", pa.list_(_TEXT))]
     ),
     "auctions": pa.schema(
         [("id", _TEXT), ("query_id", _TEXT), ("ad_ids", pa.list_(_TEXT)), ("bids", pa.list_(pa.float64()))]
     ),
 }
+_ADDED: dict[str, Any] = {"description": "", "url": "", "candidates": []}
+"""Columns that older worlds lack, and what they stand for there."""
 
 
 def save(world: World, directory: Path) -> None:
@@ -50,7 +53,11 @@ def save(world: World, directory: Path) -> None:
             "profiles": [asdict(profile) for profile in world.profiles],
             "ads": [asdict(ad) for ad in world.ads],
             "queries": [
-                {**asdict(query), "related": list(world.related.get(query.id, ()))}
+                {
+                    **asdict(query),
+                    "related": list(world.related.get(query.id, ())),
+                    "candidates": list(world.candidates.get(query.id, ())),
+                }
                 for query in world.queries
             ],
             "auctions": [asdict(auction) for auction in world.auctions],
@@ -83,16 +90,20 @@ def load(directory: Path) -> World:
                 f"{directory}/{name}.parquet holds {len(members)} rows, world.json counts "
                 f"{about['counts'].get(name)}; the world is partial: {_AGAIN}"
             )
-    related = {row["id"]: tuple(row.pop("related")) for row in rows["queries"]}
+    related, candidates = (
+        {row["id"]: ads for row in rows["queries"] if (ads := tuple(row.pop(name)))}
+        for name in ("related", "candidates")
+    )
     world = World(
         name=about["name"],
         seed=about["seed"],
         profiles=tuple(
             Profile(row["id"], row["basics"], tuple(row["interests"])) for row in rows["profiles"]
         ),
-        ads=tuple(Ad(**row) for row in rows["ads"]),
+        ads=tuple(composed(Ad(**row)) for row in rows["ads"]),
         queries=tuple(Query(**row) for row in rows["queries"]),
-        related={id: ads for id, ads in related.items() if ads},
+        related=related,
+        candidates=candidates,
         auctions=tuple(
             Auction(row["id"], row["query_id"], tuple(row["ad_ids"]), tuple(row["bids"]))
             for row in rows.get("auctions", ())
@@ -120,11 +131,14 @@ def check(world: World) -> None:
         check_ad(ad)
     for profile in world.profiles:
         for interest in profile.interests:
-            _plain(f"profiles: {profile.id}", "interests", interest)
+            check_line(f"profiles: {profile.id}", "interests", interest)
     _check_queries(world)
-    for query_id, ids in world.related.items():
-        for unknown in (id for id in ids if id not in world.ad_by_id):
-            raise WorldError(f"queries: {query_id}: related={unknown!r} is no ad; add it or drop the pair")
+    for name, named in (("related", world.related), ("candidates", world.candidates)):
+        for query_id, ids in named.items():
+            for unknown in (id for id in ids if id not in world.ad_by_id):
+                raise WorldError(
+                    f"queries: {query_id}: {name}={unknown!r} is no ad; add it or drop it there"
+                )
     _unique("auctions", [auction.id for auction in world.auctions])
     for auction in world.auctions:
         unknown_ads = set(auction.ad_ids) - world.ad_ids
@@ -132,26 +146,6 @@ def check(world: World) -> None:
             raise WorldError(
                 f"auctions: {auction.id}: query {auction.query_id!r} or one of the ads is not in the world"
             )
-
-
-def check_ad(ad: Ad) -> None:
-    """Refuse an ad that a prompt or a placement could not carry.
-
-    Raises:
-        WorldError: names the field, the value and the way out.
-    """
-    where = f"ads: {ad.id}"
-    if not (ad.id.isascii() and ad.id.isdigit()):
-        raise WorldError(f"ads: id={ad.id!r}: an id is digits only, as in [Ad-1234]; renumber the ad")
-    if not ad.title.strip():
-        raise WorldError(f"{where}: title={ad.title!r} is empty; give the ad a title or drop it")
-    if len(ad.title) > MAX_TITLE:
-        raise WorldError(f"{where}: title={ad.title!r} is over {MAX_TITLE} characters; shorten it")
-    for mark in "@[]":
-        if mark in ad.title:
-            raise WorldError(f"{where}: title={ad.title!r} holds {mark!r}, a markup sign; remove it")
-    _plain(where, "title", ad.title)
-    _plain(where, "category", ad.category)
 
 
 def _check_queries(world: World) -> None:
@@ -174,15 +168,6 @@ def _check_queries(world: World) -> None:
     for split in ("train", "test"):
         if split not in splits.values():
             raise WorldError(f"queries: none has split={split!r}; hold out some profiles, but not all")
-
-
-def _plain(where: str, field: str, value: str) -> None:
-    """Refuse text that could break a line or a role of a prompt."""
-    if not value.isprintable():
-        raise WorldError(f"{where}: {field}={value!r} holds a line break or control character; remove it")
-    for token in ("<|", "|>"):
-        if token in value:
-            raise WorldError(f"{where}: {field}={value!r} holds {token!r}, a chat control token; remove it")
 
 
 def _unique(kind: str, ids: list[str]) -> None:
@@ -229,10 +214,13 @@ def _rows(path: Path, name: str) -> list[dict[str, Any]]:
         raise WorldError(
             f"{path} is not a parquet file: {error}; build or import the world again"
         ) from None
+    there = [field.name for field in _SCHEMAS[name] if field.name in table.column_names]
+    added = {field.name: _ADDED[field.name] for field in _SCHEMAS[name] if field.name in _ADDED}
     for field in _SCHEMAS[name]:
-        if field.name not in table.column_names:
+        if field.name not in there and field.name not in added:
             raise WorldError(f"{path} has no column {field.name!r}; {_AGAIN}")
-        if table.column(field.name).null_count:
-            raise WorldError(f"{path}: column {field.name!r} has gaps; build or import the world again")
-    rows: list[dict[str, Any]] = table.select(_SCHEMAS[name].names).to_pylist()
-    return rows
+    for column in there:
+        if table.column(column).null_count:
+            raise WorldError(f"{path}: column {column!r} has gaps; build or import the world again")
+    rows: list[dict[str, Any]] = table.select(there).to_pylist()
+    return [{**added, **row} for row in rows]

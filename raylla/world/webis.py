@@ -20,6 +20,7 @@ from raylla.errors import WorldError
 from raylla.records import Ad, Profile, Query
 from raylla.world import build, lexicon, store
 from raylla.world.prompts import neutral
+from raylla.world.texts import clean_title
 from raylla.world.world import World
 
 TOPICS = (
@@ -70,7 +71,7 @@ def import_world(path: Path, out: Path | None, settings: config.World, seed: int
     }
     profiles = _profiles(settings.profiles, seed)
     queries, related = _queries(source, ads, profiles, settings.test_share, seed)
-    world = World("webis", seed, profiles, tuple(ads.values()), queries, related, dict(source.notes))
+    world = World("webis", seed, profiles, tuple(ads.values()), queries, related, notes=dict(source.notes))
     store.check(world)
     if out is not None:
         store.save(world, out)
@@ -91,7 +92,7 @@ def _read(path: Path) -> _Source:
 def _read_ads(source: _Source, topic: str, file: Path) -> None:
     titles = source.title_of.setdefault(topic, {})
     for line, (raw, _, _) in _table(file, ("advertisement", "type", "qualities")):
-        title = _clean(raw)
+        title = clean_title(raw)
         if not title:
             raise WorldError(f"{file}, line {line}: advertisement={raw!r} is empty; fill or drop the row")
         source.notes["titles_cleaned"] += title != raw
@@ -115,7 +116,7 @@ def _read_queries(source: _Source, topic: str, file: Path) -> None:
 
 def _read_pairs(source: _Source, topic: str, file: Path) -> None:
     for line, (query, name) in _table(file, ("query", "advertisement")):
-        text, title = neutral(query), _clean(name)
+        text, title = neutral(query), clean_title(name)
         if text not in source.queries[topic]:
             raise WorldError(f"{file}, line {line}: query={query!r} is not in {topic}_queries.txt; add it")
         if (topic, title) in UNLISTED:
@@ -209,14 +210,6 @@ def _decoded(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise WorldError(f"{file}, line {line}: byte {data[error.start]:#04x} is not UTF-8") from None
-
-
-def _clean(title: str) -> str:
-    """``title`` on one line, without markup characters and chat control tokens, cut to size."""
-    for mark in ("@", "[", "]", "<|", "|>"):
-        title = title.replace(mark, " ")
-    printable = "".join(c if c.isprintable() else " " for c in title)
-    return " ".join(printable.split())[: store.MAX_TITLE].rstrip()
 
 
 def _folded(title: str) -> str:

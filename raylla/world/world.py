@@ -15,7 +15,9 @@ class World:
 
     ``related`` names, for queries of real data, the ads that the data pairs with them (query id
     -> ad ids); a synthetic world has none.  ``notes`` count what an importer had to change.
-    ``auctions`` are those that were served to users: phase 1 of the epoch that their id names.
+    ``candidates`` are the ads that were found for a query by meaning (query id -> ad ids in the order
+    of its prompts).  ``auctions`` are those that were served to users: phase 1 of the epoch that their
+    id names.
     """
 
     name: str
@@ -24,6 +26,7 @@ class World:
     ads: tuple[Ad, ...]
     queries: tuple[Query, ...] = ()
     related: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    candidates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
     auctions: tuple[Auction, ...] = ()
 

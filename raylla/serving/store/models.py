@@ -98,7 +98,7 @@ class Campaign(Base):
 
 
 class Ad(Base):
-    """A listed ad; ``row`` counts them in order of listing. Title, category and theme never change."""
+    """A listed ad; ``row`` counts them in order of listing. Its texts never change."""
 
     __tablename__ = "ads"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -107,6 +107,7 @@ class Ad(Base):
     title: Mapped[str]
     category: Mapped[str]
     theme: Mapped[str]
+    description: Mapped[str] = mapped_column(default="", server_default="")
     url: Mapped[str]
     labels: Mapped[list[str]]
     bid_micros: Mapped[int]

@@ -351,6 +351,7 @@ def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.d
                 "title": new.ad.title,
                 "category": new.ad.category,
                 "theme": new.ad.theme,
+                "description": new.ad.description,
                 "url": new.url,
                 "labels": list(new.labels),
                 "bid_micros": new.bid_micros,

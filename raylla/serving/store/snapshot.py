@@ -6,18 +6,20 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from raylla.serving.money import Micros
 from raylla.serving.store import models
+from raylla.world.texts import MAX_READ
 
 _BATCH = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class AdRow:
-    """An ad as it competes; ``row`` is its place in the catalogue, for good."""
+    """An ad as it competes; ``row`` is its place in the catalogue, for good, and ``description`` the
+    start of its description: more is not read."""
 
     row: int
     id: str
@@ -29,6 +31,7 @@ class AdRow:
     labels: Sequence[str]
     bid_micros: Micros
     paused: bool
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,9 @@ def changes(session: Session, since: int) -> Changes:
     if version == since:
         return Changes(version, (), (), {})
     ad, campaign = models.Ad, models.Campaign
+    read = func.substr(ad.description, 1, MAX_READ + 1)  # so much decides where it is cut
     columns = (ad.row, ad.id, ad.title, ad.category, ad.theme, ad.campaign_id, ad.url, ad.labels)
-    ads = select(*columns, ad.bid_micros, ad.paused).where(ad.version > since).order_by(ad.row)
+    ads = select(*columns, ad.bid_micros, ad.paused, read).where(ad.version > since).order_by(ad.row)
     limits = (campaign.daily_budget_micros, campaign.pacing, campaign.cap_impressions, campaign.cap_hours)
     campaigns = (
         select(campaign.id, campaign.advertiser_id, models.Advertiser.domain, *limits, campaign.paused)

@@ -18,6 +18,7 @@ from raylla.config import Config, Sampling
 from raylla.errors import EndpointError
 from raylla.models import POCKET
 from raylla.records import Profile
+from raylla.retrieval import Retrieval
 from raylla.reward.rows import ClickRow
 from raylla.serving import web
 from raylla.serving.api import Health, create
@@ -27,7 +28,6 @@ from raylla.serving.exchange import Traffic
 from raylla.serving.keys import Access
 from raylla.serving.predictor import Rate, Vectors
 from raylla.serving.reports import Reports
-from raylla.serving.retrieval import Retrieval
 from raylla.serving.store import Store
 from raylla.serving.tokens import TokenKeys
 from raylla.serving.wire import Piece

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylla import retrieval
 from raylla.records import Ad
-from raylla.serving import retrieval
-from raylla.serving.retrieval import Retrieval, Vectors
+from raylla.retrieval import Retrieval, Vectors
 
 DIM = 24
 
 
 class _Encoder:
-    """A fixed random vector for each text, clustered by the text's first word; counts what it encoded."""
+    """A fixed random vector for each text, clustered by the text's topic; counts what it encoded."""
 
     def __init__(self) -> None:
         self.encoded = 0
@@ -27,7 +27,8 @@ class _Encoder:
         return np.stack([self._vector(text.split()) for text in texts])
 
     def _vector(self, words: list[str]) -> Vectors:
-        centre = np.random.default_rng(list(words[0].encode())).standard_normal(DIM)
+        topic = next(word for word in words if word.startswith("topic"))
+        centre = np.random.default_rng(list(topic.encode())).standard_normal(DIM)
         own = np.random.default_rng(list(" ".join(words).encode())).standard_normal(DIM)
         return (5 + centre + 0.3 * own).astype(np.float32)
 

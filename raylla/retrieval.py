@@ -1,5 +1,7 @@
 """Which ads reach the prompt where the catalogue holds more: search by meaning, among eligible ads.
 
+The endpoint asks it for every question, and training and evaluation once for the queries of a world.
+
 A row is an ad's place in the catalogue that `refresh` was given.  Ads and queries are vectors of the
 frozen text encoder; relevance is the cosine of an ad's and a query's, both centred and scaled first,
 because mean-pooled vectors have most of their length in common.
@@ -30,6 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.records import Ad
+from raylla.world.texts import ad_text
+from raylla.world.world import World
 
 Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -45,11 +49,18 @@ ENCODED_AT_ONCE = 4096
 TRAINED_ON = 64
 """Rows per list that k-means sees."""
 SEED = 0
+QUERIES = 500
+"""Questions of a world that tell what all questions have in common."""
 
 
-def ad_text(ad: Ad) -> str:
+def as_asked(ad: Ad) -> str:
     """What is encoded of an ad: its words as they would stand in the middle of a query."""
-    return f" {ad.category} {ad.title}".lower()
+    return f" {ad_text(ad)}".lower()
+
+
+def questions(world: World) -> list[str]:
+    """The texts that `Retrieval` is begun with."""
+    return [query.text for query in world.queries[:QUERIES]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +110,7 @@ class Retrieval:
         place; all of them are, and the index is made anew, once the catalogue has doubled or halved.
         """
         with self._refreshing:
-            texts = [ad_text(ad) for ad in ads]
+            texts = [as_asked(ad) for ad in ads]
             if not texts or not self._fitted / 2 <= len(texts) <= self._fitted * 2:
                 self._rebuild(texts, encode)
                 return len(texts)
@@ -107,7 +118,7 @@ class Retrieval:
             moved = [row for row, text in enumerate(texts) if row >= len(known) or text != known[row]]
             if moved or len(texts) != len(known):
                 vectors = self._scale.ad(
-                    _encoded([texts[row] for row in moved], encode, self._units.shape[1])
+                    encoded([texts[row] for row in moved], encode, self._units.shape[1])
                 )
                 self._replace(texts, np.array(moved, dtype=np.int64), vectors)
             return len(moved)
@@ -153,7 +164,7 @@ class Retrieval:
         return rows
 
     def _rebuild(self, texts: list[str], encode: Encode) -> None:
-        vectors = _encoded(texts, encode, self._units.shape[1])
+        vectors = encoded(texts, encode, self._units.shape[1])
         mean, deviation = self._queries, np.ones_like(self._queries)
         if texts:
             mean, deviation = vectors.mean(axis=0), vectors.std(axis=0)
@@ -184,10 +195,11 @@ def _fitted(mask: Mask, rows: int) -> Mask:
     return np.concatenate([mask, np.zeros(rows - len(mask), dtype=bool)])
 
 
-def _encoded(texts: list[str], encode: Encode, dim: int) -> Vectors:
+def encoded(texts: Sequence[str], encode: Encode, dim: int) -> Vectors:
+    """``encode`` of all ``texts``, asked for some thousands at a time: [texts, dim]."""
     found = np.zeros((len(texts), dim), dtype=np.float32)
     for start in range(0, len(texts), ENCODED_AT_ONCE):
-        found[start : start + ENCODED_AT_ONCE] = encode(texts[start : start + ENCODED_AT_ONCE])
+        found[start : start + ENCODED_AT_ONCE] = encode(list(texts[start : start + ENCODED_AT_ONCE]))
     return found
 
 

@@ -1,0 +1,95 @@
+"""Candidates by meaning: some that are near, some from anywhere, fixed and kept with the world."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raylla import config
+from raylla.errors import WorldError
+from raylla.irpo import schedule
+from raylla.records import Ad, Auction, Profile, Query
+from raylla.retrieval import Vectors
+from raylla.world import World, build, meaning, store
+
+TOPICS = 10
+
+
+def _encode(texts: list[str]) -> Vectors:
+    """The sum of a fixed random vector for each word, and what all texts share."""
+    return np.stack([_vector(text) for text in texts])
+
+
+def _vector(text: str) -> Vectors:
+    words = [np.random.default_rng(list(word.encode())).standard_normal(64) for word in text.split()]
+    return (3 + np.sum(words, axis=0)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """Ads whose labels say nothing, and whose words do."""
+    ads = tuple(Ad(f"{1000 + i}", f"brand{i}", f"topic{i % TOPICS}", "") for i in range(200))
+    users = tuple(Profile(f"p{i}", "30", ()) for i in range(2))
+    queries = tuple(
+        Query(f"p{i % 2}-{i}", f"p{i % 2}", f"topic{i % TOPICS} please", "", "", ("train", "test")[i % 2])
+        for i in range(40)
+    )
+    return World("w", 0, users, ads, queries)
+
+
+def test_the_nearest_and_some_others_in_no_order(world: World) -> None:
+    found = meaning.candidates(world, 6, 4, 0, _encode)
+    assert list(found) == [query.id for query in world.queries]
+    places = []
+    for query in world.queries:
+        own = [world.ad_by_id[id].category == query.text.split()[0] for id in found[query.id]]
+        assert len(set(found[query.id])) == 6
+        assert sum(own) >= 4
+        places += [place for place, one in enumerate(own) if not one]
+    assert len(places) > 40  # most of the others are of other topics
+    assert set(places) == set(range(6))
+    assert found == meaning.candidates(world, 6, 4, 0, _encode)
+    assert found != meaning.candidates(world, 6, 4, 1, _encode)
+
+
+@pytest.mark.parametrize(("count", "near", "expected"), [(3, 8, 3), (6, 1, 6), (300, 4, 200), (1, 1, 1)])
+def test_as_many_as_there_can_be(world: World, count: int, near: int, expected: int) -> None:
+    found = meaning.candidates(world, count, near, 0, _encode)
+    assert {len(set(ads)) for ads in found.values()} == {expected}
+
+
+def test_served_queries_have_theirs_already(world: World) -> None:
+    served = world.queries[0]
+    auction = Auction(f"e1/reward/{served.id}", served.id, ("1000",), (5.0,))
+    found = meaning.candidates(replace(world, auctions=(auction,)), 6, 4, 0, _encode)
+    assert set(found) == {query.id for query in world.queries[1:]}
+
+
+def test_they_are_kept_with_the_world_and_are_what_auctions_have(world: World, tmp_path: Path) -> None:
+    whole = replace(world, candidates=meaning.candidates(world, 6, 4, 0, _encode))
+    store.save(whole, tmp_path / "world")
+    loaded = store.load(tmp_path / "world")
+    assert loaded == whole
+    planned = schedule.auctions(config.Config(seed=7), loaded, 1)
+    assert {one.phase for one in planned} == {"reward", "preference", "test"}
+    assert all(one.auction.ad_ids == whole.candidates[one.query.id] for one in planned)
+    small = build.sample(whole, 10, 0)
+    assert set(small.candidates) == {query.id for query in small.queries}
+
+
+def test_a_world_from_before_has_none(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "world"
+    store.save(world, path)
+    for file, columns in (("ads", ["description", "url"]), ("queries", ["candidates"])):
+        table = pq.read_table(path / f"{file}.parquet")
+        pq.write_table(table.drop_columns(columns), path / f"{file}.parquet")
+    assert store.load(path) == world
+
+
+def test_unknown_candidates_are_refused(world: World) -> None:
+    with pytest.raises(WorldError, match="candidates='1'"):
+        store.check(replace(world, candidates={world.queries[0].id: ("1000", "1")}))
