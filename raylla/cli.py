@@ -16,6 +16,7 @@ from raylla.models import commands as models_commands
 from raylla.serving import commands as serving
 from raylla.storage import home, within
 from raylla.terminal import ConfigPath, Overrides, RunPath, console, told
+from raylla.warmstart.commands import warmstart
 
 app = typer.Typer(
     help="Teach a language model to run an ad auction inside its own answers.",
@@ -26,6 +27,7 @@ app = typer.Typer(
 world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
 pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds.", no_args_is_help=True)
 app.add_typer(serving.app)
+app.command()(warmstart)
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_app, name="pocket")
 app.add_typer(models_commands.app, name="models")
@@ -165,7 +167,7 @@ def check(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Dry run: config, models, world, storage, placement, disk and versions; loads no model."""
-    from raylla import models
+    from raylla import models, precision
     from raylla.actors.placement import check_placement, connect, disconnect, needs
     from raylla.irpo.state import package_versions
     from raylla.world import build, store
@@ -200,6 +202,11 @@ def check(
         console.print(f"placement  {need.group}: {size}", highlight=False)
     console.print(f"spare      {spare}" + (" (below 0: to be added by the autoscaler)" if short else ""))
     console.print(f"disk       {shutil.disk_usage('.').free / 2**30:.0f} GiB free")
+    console.print(
+        f"precision  engines {precision.told(loaded.engine.dtype, loaded.rollout.gpus > 0)}; "
+        f"trainer {precision.told(loaded.dpo.precision, loaded.dpo.gpus > 0)}",
+        highlight=False,
+    )
     console.print(f"versions   {package_versions()}")
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import aiohttp
 
+from raylla import precision
 from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.run import Bench
 from raylla.config import Config, parse
@@ -226,7 +227,7 @@ def _vllm(config: Config, model: str) -> Iterator[str]:
         "model": model,
         "served-model-name": "bare",
         "port": port,
-        "dtype": engine.dtype,
+        "dtype": precision.chosen(engine.dtype, False),
         "max-model-len": engine.max_model_len,
         "max-num-seqs": engine.max_num_seqs,
         "block-size": engine.block_size,

@@ -65,7 +65,9 @@ class Model(Section):
 class Engine(Section):
     """vLLM settings shared by rollout and judge actors."""
 
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="auto: bfloat16 where the processor computes in it, else float32"
+    )
     max_model_len: Positive = 512
     max_num_seqs: Positive = 128
     kv_cache_mib: Positive = Field(256, description="size of the KV cache on CPU, per engine")
@@ -73,8 +75,10 @@ class Engine(Section):
     block_size: Positive = 32
     tensor_parallel: Positive = 1
     enforce_eager: bool = True
-    probe_tolerance: NonNegative = Field(
-        0.01, description="largest mean |difference| of token log-probabilities to the trainer's"
+    probe_tolerance: NonNegative | None = Field(
+        None,
+        description="largest mean |difference| of token log-probabilities to the trainer's float32; none: "
+        "what holds for dtype, see raylla/precision.py",
     )
 
 
@@ -180,6 +184,9 @@ class Irpo(Section):
     )
     delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
     pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
+    least_placed: Share = Field(
+        0.02, description="least share of judged answers that place a valid ad; fewer end the run"
+    )
     max_drop_share: Share = Field(0.05, description="a stage that drops more fails")
     overlap: bool = Field(
         True, description="sample, judge, learn and align as inputs arrive; false: one after another"
@@ -222,6 +229,8 @@ class Warmstart(Tuning):
     held_out: Share = Field(0.15, description="share of brands that only the report sees")
     candidates: Annotated[int, Field(ge=2)] = 6
     longest_answer: Positive = Field(700, description="characters of an answer")
+    report_rows: Positive = Field(160, description="held-out rows that the report asks")
+    report_answers: Positive = Field(2, description="answers to each")
 
 
 class Dpo(Section):
@@ -259,7 +268,9 @@ class Dpo(Section):
         "auto", description="parts: SDPA for each prompt and answer; auto: FlexAttention's blocks on GPUs"
     )
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32", description="of the forward pass; float32 weights are kept beside bfloat16 ones"
+    )
     zero_stage: Literal[1, 2, 3] = 2
     offload: bool = False
     gradient_checkpointing: bool = False

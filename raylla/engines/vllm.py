@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from raylla import precision
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines.protocol import (
@@ -54,6 +55,8 @@ class VllmEngine:
         self._settings = settings
         with local(model_path) as directory:
             given = arguments(str(directory), settings, seed)
+            known = precision.PROBE_TOLERANCE[given["dtype"]]
+            self._tolerance = known if settings.probe_tolerance is None else settings.probe_tolerance
             from vllm import LLM
 
             self._shapes = shapes(directory)
@@ -129,10 +132,10 @@ class VllmEngine:
         if probe is None:
             return 0.0
         difference = self._measure(probe)
-        if not difference <= self._settings.probe_tolerance:
+        if not difference <= self._tolerance:
             raise WeightError(
                 f"after loading, the probe's log-probabilities differ by {difference:.4g} on average, more "
-                f"than engine.probe_tolerance={self._settings.probe_tolerance:g}; the engine does not hold "
+                f"than engine.probe_tolerance={self._tolerance:g}; the engine does not hold "
                 "the trainer's weights, or engine.dtype is too coarse for the tolerance"
             )
         return difference
@@ -221,7 +224,7 @@ def arguments(model_path: str, settings: Settings, seed: int) -> dict[str, Any]:
     )
     return memory | {
         "model": model_path,
-        "dtype": settings.dtype,
+        "dtype": precision.chosen(settings.dtype, not current_platform.is_cpu()),
         "seed": seed,
         "load_format": "safetensors",
         "trust_remote_code": False,

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from raylla.actors.pool import Call
 from raylla.auction import parse
-from raylla.errors import WorkerLostError
+from raylla.errors import RunError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
 from raylla.irpo.scoring import careful_rate, rows_of
@@ -68,6 +68,7 @@ class Learner:
         """From the epoch's start: as at first, and where the reward trainer was lost."""
         self._chunks = {phase: _chunks(self._planned, phase) for phase in ("reward", "preference")}
         self._held_rows: list[ClickRow] = []
+        self._read, self._placing = 0, 0
         self._updated = False
         self._calls: list[tuple[Call, Callable[[Any], None]]] = []
         self._learned = Learned()
@@ -79,17 +80,37 @@ class Learner:
     def advance(self, source: Source) -> None:
         """Hand over everything of ``source`` that is whole and whose turn it is."""
         for auctions in self._whole("reward", source):
-            every = rows_of(self._world, source.part(auctions), "reward")
+            part = source.part(auctions)
+            every = rows_of(self._world, part, "reward")
+            self._read += sum(1 for _ in part.judged("reward"))
+            self._placing += len({row.sample_id for row in every})
             self._held_rows += [row for row in every if _auction(row) in self._held]
             if self._learns:
                 self._ask("take", [row for row in every if _auction(row) not in self._held])
         if not self._updated and not self._chunks["reward"]:
             self._updated = True
+            self._refuse_bare()
             if self._learns:
                 self._ask("update", then=self._fitted)
         if self._updated and self._predicts:
             for auctions in self._whole("preference", source):
                 self._predict(source.part(auctions))
+
+    def _refuse_bare(self) -> None:
+        """End a run whose answers hold hardly an ad, before anything is trained on them.
+
+        Raises:
+            RunError: fewer than `irpo.least_placed` of the judged answers place one.
+        """
+        least = self._run.config.irpo.least_placed
+        if self._placing and self._placing >= least * self._read:
+            return
+        raise RunError(
+            f"epoch {self._epoch}: {self._placing} of {self._read} judged answers of "
+            f"{self._crew.version.name} place a valid ad ({self._placing / max(1, self._read):.1%}), less "
+            f"than irpo.least_placed={least:g}: there is nothing to learn clicks from; teach the model to "
+            "place ads with `raylla warmstart`, or start from one that does (ad_llm.path)"
+        )
 
     def finish(self, source: Source) -> Learned:
         """Hand over the rest, save the model, and wait for all that was asked.

@@ -1,5 +1,6 @@
 """Iterative Reward-Preference Optimization (paper, Algorithm 1), top to bottom.
 
+    before the first:   warm     π_0 learns to place ads, where `warmstart` says from what
     for each epoch t:   sample   π_{t-1} answers; the judge clicks or not      (phases 1 and 2)
                         learn    the pCTR model on the clicks; score phase 2; winners and losers
                         align    π_{t-1} -> π_t by DPO on the preference groups
@@ -18,7 +19,7 @@ from typing import Any
 
 from raylla import models
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.irpo import asking, served, stages, versions
+from raylla.irpo import asking, served, stages, versions, warming
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Stream
@@ -42,6 +43,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
     crew = None
     try:
         check_placement(config)
+        warming.warm(run, watch)
         version, probe = versions.committed(run)[-1]
         crew = Crew(config, run.path, version, watch)
         with watch.stage("start engines"), heeded("the start of the engines"):

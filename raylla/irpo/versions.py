@@ -27,7 +27,9 @@ def committed(run: Run) -> list[Version]:
         RunError: the ledger commits weights that are not there.
         ConfigError: the base model does not exist.
     """
-    base = WeightVersion("v0", 0, models.resolve(run.config.ad_llm.path, "ad_llm.path"))
+    warm = run.committed("warmstart") is not None
+    first = run.weights("v0") if warm else models.resolve(run.config.ad_llm.path, "ad_llm.path")
+    base = WeightVersion("v0", 0, first)
     found: list[Version] = [(base, None)]
     gone, parent = collected(run), base.name
     for epoch in range(1, run.config.irpo.epochs + 1):

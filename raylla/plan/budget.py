@@ -345,7 +345,7 @@ def _trainer_memory(work: _Work, model: Architecture, device: Device) -> Memory:
     """DeepSpeed's shares (Rajbhandari et al. 2020, section 5), and the activations of a micro-batch."""
     dpo = work.config.dpo
     width, ranks = WIDTH[dpo.precision], dpo.workers
-    mixed = dpo.precision == "bfloat16"
+    mixed = dpo.precision != "float32"
     weights = model.parameters * width / (ranks if dpo.zero_stage == 3 else 1)
     gradients = model.parameters * width / (ranks if dpo.zero_stage >= 2 else 1)
     # Two moments in float32; beside bfloat16 weights also their float32 copy and the step's gradients.

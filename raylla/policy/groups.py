@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from raylla.errors import RunError
 from raylla.records import PreferenceGroup
+
+
+class Packable(Protocol):
+    """A prompt and answers to it, as tokens: what a packed row holds."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]: ...
+
+    @property
+    def answers(self) -> tuple[tuple[int, ...], ...]: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def pairs(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

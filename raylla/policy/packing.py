@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from raylla.errors import RunError
 from raylla.policy.attention import PADDING, layout
-from raylla.policy.groups import TokenGroup
+from raylla.policy.groups import Packable
 from raylla.policy.logprobs import token_logprobs
 
 
-def pack(
-    groups: Sequence[TokenGroup], row_tokens: int | None = None, multiple: int = 1
-) -> dict[str, Tensor]:
+def pack(groups: Sequence[Packable], row_tokens: int | None = None, multiple: int = 1) -> dict[str, Tensor]:
     """A micro-batch in B rows of L tokens; N answer tokens, A answers, P pairs.
 
     A row holds one group, or as many as follow each other in ``row_tokens``; L is the longest row,
@@ -69,9 +67,9 @@ def pack(
     return packed | {name: torch.tensor(values, dtype=torch.long) for name, values in flat.items()}
 
 
-def _deal(groups: Sequence[TokenGroup], row_tokens: int | None) -> list[list[TokenGroup]]:
+def _deal(groups: Sequence[Packable], row_tokens: int | None) -> list[list[Packable]]:
     """The groups of each row, in order."""
-    rows: list[list[TokenGroup]] = []
+    rows: list[list[Packable]] = []
     left = 0
     for group in groups:
         if row_tokens is None or group.length > left:

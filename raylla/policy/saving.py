@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from raylla.engines.protocol import Probe
 from raylla.models import copied, local
-from raylla.policy.groups import TokenGroup
-from raylla.policy.jobs import Example
+from raylla.policy.groups import Packable
 from raylla.storage import writing
 
 
@@ -55,7 +54,7 @@ def adapted(model: Any) -> bool:
     return bool(getattr(model, "peft_config", None))
 
 
-def probe(directory: Path, group: TokenGroup | Example) -> Probe:
+def probe(directory: Path, group: Packable) -> Probe:
     """Log-probabilities of a group's first answer, from a float32 forward of the weights as saved.
 
     ``directory`` may hold an adapter, which is then read merged, as the engines will.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from raylla.policy.groups import TokenGroup
+from raylla.policy.groups import Packable
 
 Micro = tuple[int, ...]
 """Indices of the groups of one forward pass; empty where a rank has none."""
@@ -26,7 +26,7 @@ class Step:
 
 
 def plan(
-    groups: Sequence[TokenGroup], batch: int, micro: int, ranks: int, passes: int, seed: int
+    groups: Sequence[Packable], batch: int, micro: int, ranks: int, passes: int, seed: int
 ) -> tuple[Step, ...]:
     """Steps of ``passes`` shuffled passes, each in batches of ``batch`` groups over all ranks.
 
@@ -49,7 +49,7 @@ def micro_steps(batch: int, micro: int, ranks: int) -> int:
 
 
 def deal(
-    groups: Sequence[TokenGroup], members: Sequence[int], micro: int, ranks: int, count: int
+    groups: Sequence[Packable], members: Sequence[int], micro: int, ranks: int, count: int
 ) -> tuple[tuple[Micro, ...], ...]:
     """Deal ``members`` to ``ranks`` x ``count`` micro-batches of at most ``micro`` groups.
 

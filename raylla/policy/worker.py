@@ -25,6 +25,7 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from raylla import precision
 from raylla.config import Dpo, Lora
 from raylla.engines.protocol import Probe, prompt_ids
 from raylla.errors import RunError
@@ -37,7 +38,7 @@ from raylla.policy.jobs import AlignJob, AlignResult, Reference, TuneJob, TuneRe
 from raylla.policy.trainer import PackedDPOTrainer, arguments
 from raylla.storage import making
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def work(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
@@ -51,7 +52,8 @@ def work(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
         number, jobs = turn
         if not jobs:
             continue
-        job, result = ray.get(jobs[0]), None
+        job = ray.get(jobs[0])
+        result: AlignResult | TuneResult | None
         if isinstance(job, TuneJob):
             result = tune(job, dpo, lambda *step: hub.tell.remote(*step))
         else:
@@ -59,6 +61,11 @@ def work(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
         done = number
         if result is not None:
             ray.get(hub.finish.remote(number, result))
+
+
+def resolved(dpo: Dpo) -> Dpo:
+    """``dpo`` with the precision that "auto" comes to on this machine."""
+    return dpo.model_copy(update={"precision": precision.chosen(dpo.precision, torch.cuda.is_available())})
 
 
 def setup() -> None:
@@ -86,6 +93,7 @@ def align(job: AlignJob, dpo: Dpo, lora: Lora | None = None) -> AlignResult | No
         RunError: no group holds a pair, or a group is malformed.
         StorageError: the new version cannot be written, or the old one not be brought here.
     """
+    dpo = resolved(dpo)
     clock, started = time.time(), time.perf_counter()
     main = torch.distributed.get_rank() == 0
     kept = local if lora is None else found
@@ -150,6 +158,7 @@ def tune(job: TuneJob, dpo: Dpo, told: supervised.Told) -> TuneResult | None:
     """
     if not job.lessons:
         raise RunError(f"weight version {job.version}: no rows to train on")
+    dpo = resolved(dpo)
     started = time.perf_counter()
     main = torch.distributed.get_rank() == 0
     if not torch.cuda.is_available():

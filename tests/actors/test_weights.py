@@ -43,7 +43,7 @@ class Adder:
     def load(self, weights: Weights, probe: Probe | None) -> float:
         self.sum = float(sum(array.sum() for array in weights.values()))
         difference = abs(self.sum - probe.logprobs[0]) if probe else 0.0
-        if difference > self.settings.probe_tolerance:
+        if difference > (self.settings.probe_tolerance or 0):
             raise WeightError(f"differs by {difference:g}")
         return difference
 

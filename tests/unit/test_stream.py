@@ -14,7 +14,7 @@ from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker
 from raylla.actors.pool import Call, Pool, gather
 from raylla.config import Actors, Config, Engine, Engines, parse
 from raylla.engines.protocol import Completion, Generated, Request
-from raylla.errors import BudgetError
+from raylla.errors import BudgetError, RunError
 from raylla.irpo.learning import CHUNK, Learner
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
@@ -290,3 +290,23 @@ def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World
     held = set(calls[0][-2].split("'")[1::2])
     assert held
     assert not any(name in line for name in held for line in calls[0] if line.startswith("take"))
+
+
+class Silent(Writer):
+    """Answers without an ad."""
+
+    def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
+        for request in requests:
+            yield Generated(request.id, (1,), (Completion("None.", (2, 3), True),) * request.n)
+
+
+def test_answers_without_ads_end_a_run_before_anything_is_trained(world: World, tmp_path: Path) -> None:
+    settings = config()
+    planned = auctions(settings, world, 1)
+    crew = Crew()
+    crew.rollouts = crew._pool("rollout", Silent, ([],), Engines())
+    source = stream(settings, world, crew)
+    learner = Learner(Run(home(tmp_path), settings), crew, world, 1, planned)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"0 of \d+ judged answers of v0 .* \(0\.0%\).*raylla warmstart"):
+        source.until(PHASES, partial(learner.advance, source))
+    assert not any(line.startswith("update") for line in crew.calls)

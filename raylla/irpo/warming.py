@@ -1,0 +1,33 @@
+"""The warm start as a run's first stage: what `ad_llm.path` learns before the first epoch."""
+
+from __future__ import annotations
+
+from raylla.irpo.state import Run
+from raylla.observe import Observer
+from raylla.stop import heeded
+from raylla.warmstart.train import warmstart
+
+STAGE = "warmstart"
+
+
+def warm(run: Run, watch: Observer) -> None:
+    """Train the first weight version where `warmstart` is configured, once.
+
+    Raises:
+        RayllaError: as `raylla.warmstart.train.warmstart`.
+    """
+    if run.config.warmstart is None or run.committed(STAGE) is not None:
+        return
+    with watch.stage("warm start"), heeded(STAGE):
+        result = warmstart(run.config, run.weights("v0"), run.path / STAGE, watch.say)
+    run.commit(
+        STAGE,
+        [],
+        {
+            "weight_version": result.version,
+            "wall_seconds": watch.wall["warm start"],
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "losses": result.losses,
+        },
+    )

@@ -1,0 +1,53 @@
+"""`raylla warmstart`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raylla import config as settings
+from raylla.terminal import ConfigPath, Overrides, console, told
+
+
+@told
+def warmstart(
+    config: ConfigPath,
+    out: Annotated[Path, typer.Option(help="directory for the weights, the checkpoints and the report")],
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Teach `ad_llm.path` to place ads, from published answers; then report on unseen questions and brands.
+
+    An interrupted training goes on from its last checkpoint. Weights that are there are only reported on.
+    """
+    from raylla import models
+    from raylla.actors.placement import connect, disconnect
+    from raylla.irpo.state import write_json
+    from raylla.stop import heeded, listen
+    from raylla.warmstart.report import report
+    from raylla.warmstart.train import settings as section
+    from raylla.warmstart.train import warmstart as train
+
+    loaded = settings.load(config, set_)
+    section(loaded)
+    models.check(loaded)
+    target = out / "weights"
+    connect(loaded)
+    try:
+        with listen(), heeded("the warm start"):
+            if not any((target / name).exists() for name in models.CONFIGS):
+                train(loaded, str(target), out, console.print)
+            found = report(loaded, str(target))
+    finally:
+        disconnect(loaded)
+    write_json(out / "warmstart.json", found)
+    show(found)
+
+
+def show(found: dict[str, Any]) -> None:
+    """The report, a line for each figure."""
+    for name, value in found.items():
+        if isinstance(value, dict) and "mean" in value:
+            value = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+        console.print(f"{name:<16}{value}", highlight=False)
