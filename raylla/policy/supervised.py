@@ -128,7 +128,8 @@ class SupervisedTrainer(trl.SFTTrainer):
         scheduler: LambdaLR | None = self.lr_scheduler  # type: ignore[has-type]
         if scheduler is None:
             share = warm_cosine(self._settings.warmup, len(self.plan))
-            scheduler = LambdaLR(optimizer or self.optimizer, share)
+            done = self.resumed
+            scheduler = LambdaLR(optimizer or self.optimizer, lambda step: share(done + step))
             self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         return scheduler
 
