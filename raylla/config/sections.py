@@ -203,6 +203,9 @@ class Lora(Section):
         min_length=1,
         description="names of the linear layers that have one",
     )
+    blocks: Positive | None = Field(
+        None, description="only the last blocks of the model have them; none: all have"
+    )
 
 
 class Tuning(Section):

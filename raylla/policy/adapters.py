@@ -35,7 +35,7 @@ def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -
         model = AutoModelForCausalLM.from_pretrained(directory, **how)
         if lora is not None:
             torch.manual_seed(seed)
-            model.add_adapter(_config(lora, base), NAME)
+            model.add_adapter(_config(lora, base, model.config.num_hidden_layers), NAME)
         return model
     about = settings(directory)
     if lora is not None:
@@ -57,11 +57,19 @@ def tokenizer(directory: Path) -> Any:
         return tokenizer(base)
 
 
-def _config(lora: Lora, base: str) -> LoraConfig:
+def _config(lora: Lora, base: str, blocks: int) -> LoraConfig:
+    """peft's form of ``lora`` for a model of so many ``blocks``.
+
+    Raises:
+        RunError: it asks for more blocks than there are.
+    """
+    if lora.blocks is not None and lora.blocks > blocks:
+        raise RunError(f"lora.blocks={lora.blocks} exceeds the model's {blocks} blocks; lower it")
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=list(lora.targets),
+        layers_to_transform=_layers(lora, blocks),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -69,11 +77,17 @@ def _config(lora: Lora, base: str) -> LoraConfig:
     )
 
 
+def _layers(lora: Lora, blocks: int) -> list[int] | None:
+    return None if lora.blocks is None else list(range(blocks - lora.blocks, blocks))
+
+
 def _agree(directory: Path, about: dict[str, Any], lora: Lora) -> None:
-    found = about["r"], about["lora_alpha"], sorted(about["target_modules"])
-    wanted = lora.rank, lora.alpha, sorted(lora.targets)
+    """Refuse to go on with an adapter of another shape than ``lora`` asks for."""
+    layers = about.get("layers_to_transform")
+    found = about["r"], about["lora_alpha"], sorted(about["target_modules"]), layers and len(layers)
+    wanted = lora.rank, lora.alpha, sorted(lora.targets), lora.blocks
     if found != wanted:
         raise RunError(
-            f"the adapter at {directory} has rank, alpha and targets {found}, lora asks for {wanted}; "
-            "set lora to the adapter's, or start from another model"
+            f"the adapter at {directory} has rank, alpha, targets and blocks {found}, lora asks for "
+            f"{wanted}; set lora to the adapter's, or start from another model"
         )

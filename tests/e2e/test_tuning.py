@@ -104,5 +104,12 @@ def test_alignment_trains_an_adapter_over_a_frozen_base(tiny_model: Path, tmp_pa
     assert again.losses[0] == pytest.approx(0.6931, abs=1e-3)
     with local(tmp_path / "v2") as merged:
         assert (merged / "config.json").exists()
+    some = LORA.model_copy(update={"blocks": 1})
+    third = replace(first, target=str(tmp_path / "some"))
+    trainer(tmp_path, some).align(third)
+    last = read_weights(third.target)
+    assert all("layers.1." in name for name in base if abs(base[name] - last[name]).max() > 0)
+    with pytest.raises(RunError, match="exceeds the model's 2 blocks"):
+        trainer(tmp_path, LORA.model_copy(update={"blocks": 3})).align(replace(first, target="v3"))
     with pytest.raises(RunError, match="set lora to the adapter's"):
         trainer(tmp_path, LORA.model_copy(update={"rank": 8})).align(replace(second, target="v3"))
