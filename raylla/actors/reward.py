@@ -39,7 +39,7 @@ class RewardWorker:
         return self._trainer.predict_intervals(rows)
 
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
-        """AUC, log loss, calibration error and coverage of the intervals on judged rows."""
+        """AUC, log loss, calibration error with its floor, and coverage of the intervals on judged rows."""
         return self._trainer.evaluate(rows)
 
     def encode(self, texts: list[str]) -> NDArray[np.float32]:

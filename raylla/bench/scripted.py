@@ -31,7 +31,7 @@ from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.records import Ids, Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
 
-REPORTED = ("auc", "log_loss", "calibration_error", "base_rate", "rows", "coverage")
+REPORTED = ("auc", "log_loss", "calibration_error", "calibration_floor", "base_rate", "rows", "coverage")
 """What the evaluation of a pCTR model reports, as far as a table shows it."""
 
 

@@ -37,9 +37,10 @@ def drift(runs: Sequence[Told]) -> list[dict[str, Any]]:
     """Every epoch's pCTR model on the clicks of every version's answers, all training seeds together.
 
     The model after epoch t learned from the answers of v0 to v(t-1).  ``bias`` is mean prediction
-    less click rate; ``reliability`` has (mean prediction, click rate, impressions) of ten bins;
-    ``coverage`` is the share of groups of impressions whose click rate their interval holds
-    (`raylla.reward.intervals`).
+    less click rate; ``calibration_floor`` the error that a perfect model of these rows would have, and
+    ``calibration_floor_high`` the end of its 95 % interval; ``reliability`` has (mean prediction, click
+    rate, impressions) of ten bins; ``coverage`` is the share of groups of impressions whose click rate
+    their interval holds (`raylla.reward.intervals`).
     """
     found: list[dict[str, Any]] = []
     for version, epoch in runs[0]:
@@ -54,7 +55,7 @@ def drift(runs: Sequence[Told]) -> list[dict[str, Any]]:
                 "impressions": len(p),
                 "bias": float(p.mean() - clicked.mean()) if len(p) else None,
                 "auc": calibration.auc(p, clicked),
-                "calibration_error": calibration.calibration_error(p, clicked),
+                **calibration.calibration(p, clicked),
                 "reliability": calibration.reliability(p, clicked),
                 **intervals.coverage(predictions, clicked),
             }

@@ -129,7 +129,7 @@ def _ablations(found: Found) -> Table:
 
 def _epochs(found: Found) -> Table:
     keys = ("revenue", "reward", "revenue_click_model", "ads_per_answer", "format_error_rate", "click_rate")
-    told = ("auc", "calibration_error", "coverage")
+    told = ("auc", "calibration_error", "calibration_floor", "coverage")
     stages = ("sample", "learn", "align", "test")
     rows = [
         [
@@ -187,11 +187,11 @@ def _truthful(found: Found) -> Table:
 
 
 PCTR = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error"]
-PCTR += ["coverage", "interval_width"]
+PCTR += ["calibration_floor", "calibration_floor_high", "coverage", "interval_width"]
 
 
 def _pctr(found: Found) -> Table:
-    rows = [[row[key] for key in PCTR] for row in found["pctr"]]
+    rows = [[row.get(key) for key in PCTR] for row in found["pctr"]]
     return "Every pCTR model on every version's own answers", PCTR, rows
 
 
@@ -199,7 +199,7 @@ def _shift(found: Found) -> Table:
     everyone = {"main config": found["pctr"]}
     everyone |= {name: one["pctr"] for name, one in found["ablations"].items()}
     rows = [
-        [name, *(row[key] for key in PCTR)]
+        [name, *(row.get(key) for key in PCTR)]
         for name, table in everyone.items()
         for row in table
         if row["weight_version"] == f"v{row['pctr_epoch']}"

@@ -23,7 +23,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
         "format errors",
         "clicks / ad",
         "pCTR AUC",
-        "pCTR ECE",
+        "pCTR ECE, floor",
         "covered",
     ):
         table.add_column(heading, justify="right")
@@ -39,7 +39,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
             f"{100 * row['format_error_rate']:.1f} %",
             f"{row['click_rate']:.3f}",
             _number(row["pctr"]["auc"]),
-            _number(row["pctr"]["calibration_error"]),
+            " ".join(_number(row["pctr"].get(f"calibration_{one}")) for one in ("error", "floor")),
             _number(row["pctr"]["coverage"]),
         )
     console.print(table)

@@ -21,7 +21,7 @@ from raylla.engines import Generated, Request, open_engine
 from raylla.models import resolve
 from raylla.pocket import grammar
 from raylla.records import Ad, Query
-from raylla.reward.calibration import auc, calibration_error
+from raylla.reward.calibration import auc, calibration
 from raylla.world import prompts
 
 ANSWERING, JUDGING = Sampling(temperature=0.7, top_k=10), Sampling()
@@ -152,7 +152,7 @@ def _judgements(model: str, count: int, seed: int) -> dict[str, Any]:
         "impressions": len(clicks),
         "click_rate": float(np.mean(clicks)),
         "click_model_rate": float(np.mean(shown)),
-        "calibration_error": calibration_error(shown, np.array(clicks)),
+        **calibration(shown, np.array(clicks)),
         "auc_of_judge_clicks": auc(shown, np.array(clicks)),
         "auc_of_model_clicks": auc(shown, np.array(drawn)),
         "auc_of_judge_rates_on_model_clicks": auc(

@@ -138,15 +138,15 @@ class RewardTrainer:
         return intervals.around(mean, np.std(by_members, axis=0), self._quantile)
 
     def evaluate(self, rows: Sequence[ClickRow]) -> dict[str, float]:
-        """AUC, log loss, calibration error, coverage and mean width of the intervals, rows and base
-        rate on judged rows; NaN where undefined."""
+        """AUC, log loss, calibration error and its floor, coverage and mean width of the intervals, rows
+        and base rate on judged rows; NaN where undefined."""
         clicked = _labels(rows) if rows else np.zeros(0, np.bool_)
         found = self.predict_intervals(rows)
         predicted = [one.mean for one in found]
         return {
             "auc": calibration.auc(predicted, clicked),
             "log_loss": calibration.log_loss(predicted, clicked),
-            "calibration_error": calibration.calibration_error(predicted, clicked),
+            **calibration.calibration(predicted, clicked),
             "base_rate": float(clicked.mean()) if rows else math.nan,
             "rows": float(len(rows)),
             **intervals.coverage(found, clicked),

@@ -185,6 +185,7 @@ def test_it_learns_to_rank_and_stays_calibrated(make: Make, judged: list[ClickRo
     assert found["rows"] == len(held_out)
     assert found["auc"] > 0.7
     assert found["calibration_error"] < 0.15
+    assert 0 < found["calibration_floor"] < found["calibration_floor_high"] < 0.15
 
 
 def test_intervals_cover_clicks_of_queries_it_never_saw(make: Make, judged: list[ClickRow]) -> None:

@@ -36,6 +36,8 @@ def evaluation() -> dict[str, Any]:
         "bias": 0.01,
         "auc": None,
         "calibration_error": 0.02,
+        "calibration_floor": 0.0175,
+        "calibration_floor_high": 0.031,
         "coverage": 0.9,
         "interval_width": 0.2,
         "reliability": [[0.1, 0.2, 10], [0.6, 0.5, 10]],
