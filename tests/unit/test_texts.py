@@ -55,8 +55,16 @@ def test_what_is_valid_is_not() -> None:
     for theme, names in lexicon.THEMES.items():
         for category in names:
             texts.check_ad(replace(MUG, category=category, theme=theme))
-    for title in ("Gucci | Ace Sneaker", "Bidet 300", "100% Juice (2 Fl. Oz.)", "Mug №5 – “old”", "电热水壶"):
-        texts.check_ad(replace(MUG, title=title, category="Tea & Coffee / Cups", url="https://a.example/?q=@"))
+    for title in (
+        "Gucci | Ace Sneaker",
+        "Bidet 300",
+        "100% Juice (2 Fl. Oz.)",
+        "Mug №5 – “old”",
+        "电热水壶",
+    ):
+        texts.check_ad(
+            replace(MUG, title=title, category="Tea & Coffee / Cups", url="https://a.example/?q=@")
+        )
 
 
 @given(st.text(max_size=200))
