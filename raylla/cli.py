@@ -15,7 +15,7 @@ from raylla.errors import ConfigError
 from raylla.models import commands as models_commands
 from raylla.serving import commands as serving
 from raylla.storage import home, within
-from raylla.terminal import ConfigPath, Overrides, RunPath, console, told
+from raylla.terminal import Columns, ConfigPath, Overrides, RunPath, console, say, tell, told
 from raylla.warmstart.commands import warmstart
 
 app = typer.Typer(
@@ -253,20 +253,26 @@ def bench(
 @world_app.command("import")
 @told
 def world_import(
-    kind: Annotated[str, typer.Argument(help="webis")],
-    path: Annotated[Path, typer.Argument(help="directory of the data set")],
+    kind: Annotated[str, typer.Argument(help="table, gem-bench or webis")],
+    path: Annotated[Path, typer.Argument(help="table of ads, or directory of the data set")],
     out: Annotated[Path, typer.Option(help="directory to write the world to")],
-    profiles: Annotated[int, typer.Option(help="users to draw; the data has none")] = 1000,
+    queries: Annotated[Path | None, typer.Argument(help="table of queries")] = None,
+    map_: Columns = [],  # noqa: B006
+    profiles: Annotated[int, typer.Option(min=2, help="users to draw where the data has none")] = 1000,
     seed: int = 0,
 ) -> None:
-    """Turn a public data set into a world directory for `world.path`."""
-    from raylla.errors import WorldError
-    from raylla.world import webis
+    """Turn your own tables (CSV, TSV, JSON lines, Parquet), or a public data set, into a world directory
+    for `world.path`."""
+    from raylla.world.importers import import_world, mapping
 
-    if kind != "webis":
-        raise WorldError(f"no importer named {kind!r}; there is: webis")
-    world = webis.import_world(path, out, settings.World.model_validate({"profiles": profiles}), seed)
-    console.print(f"{out}: {len(world.ads)} ads, {len(world.queries)} queries; {dict(world.notes)}")
+    drawn = settings.World.model_validate({"profiles": profiles})
+    done = import_world(kind, path, queries, out, mapping(map_), drawn, seed)
+    tell(done.faults)
+    world = done.world
+    say(
+        f"{out}: {len(world.ads)} ads, {len(world.queries)} queries of {len(world.profiles)} users; "
+        f"{dict(world.notes)}"
+    )
 
 
 @pocket_app.command("build")

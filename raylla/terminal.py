@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,6 +20,26 @@ Result = TypeVar("Result")
 ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
 RunPath = Annotated[str, typer.Argument(help="run directory, or URL of one in a bucket")]
 Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
+
+Columns = Annotated[
+    list[str],
+    typer.Option("--map", help="FIELD=COLUMN of a table, repeatable: title=ad_title"),
+]
+NAMED = 20
+"""Rows of a table that are named where it has many that cannot be used."""
+
+
+def say(text: str) -> None:
+    """Print ``text`` as it is, whatever signs it holds."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def tell(faults: Sequence[object]) -> None:
+    """Name what was passed over, a line each, and how many more there are."""
+    for fault in faults[:NAMED]:
+        say(str(fault))
+    if len(faults) > NAMED:
+        say(f"and {len(faults) - NAMED} more rows that cannot be used")
 
 
 def told(command: Callable[..., Result]) -> Callable[..., Result]:

@@ -23,6 +23,15 @@ def webis() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gem_bench() -> Path:
+    """The products and queries of GEM-Bench, where they are at hand."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "gem-bench"
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def kuberay() -> Path:
     """The definitions of KubeRay's custom resources, where they are at hand."""
     path = Path(__file__).parents[2] / "shared" / "data" / "kuberay"

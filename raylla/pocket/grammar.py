@@ -121,8 +121,7 @@ def wild_ads(rng: random.Random, count: int) -> list[Ad]:
 
 def profile(rng: random.Random, id: str = "p0") -> Profile:
     """A user with an age, an occupation, a city and three interests."""
-    basics = f"{rng.randrange(18, 80)} {rng.choice(lexicon.PERSONAS)} {rng.choice(lexicon.CITIES)}"
-    return Profile(id, basics, tuple(rng.sample(lexicon.categories(), 3)))
+    return Profile(id, lexicon.basics(rng), tuple(rng.sample(lexicon.categories(), 3)))
 
 
 def query_text(rng: random.Random, category: str) -> str:

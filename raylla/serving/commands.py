@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import yaml
 
 from raylla import config as settings
 from raylla.errors import ConfigError
-from raylla.terminal import ConfigPath, Overrides, console, told
+from raylla.terminal import Columns, ConfigPath, Overrides, console, say, tell, told
 
 app = typer.Typer()
 campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
@@ -103,28 +104,51 @@ def simulate(
 @campaigns_app.command("import")
 @told
 def campaigns_import(
-    source: Annotated[str, typer.Argument(help="a run's or a world's directory or URL")],
-    database: Database = DATABASE,
-    seed: Annotated[int, typer.Option(help="the bids follow from it")] = 0,
-    daily_budget: Annotated[int | None, typer.Option(help="of each campaign, in micros")] = None,
+    source: Annotated[str, typer.Argument(help="a run's or a world's directory or URL, or a table of ads")],
+    database: Annotated[
+        str | None, typer.Option(help="SQLAlchemy URL of the endpoint's store; default: serving.database")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="the endpoint's config; default: the run's, else the defaults")
+    ] = None,
+    map_: Columns = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="bids that are not given follow from it")] = 0,
+    daily_budget: Annotated[int | None, typer.Option(min=0, help="of each campaign, in micros")] = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
-    """List a world's ads with bids: an advertiser per theme, a campaign per category."""
+    """List the ads of a run, a world or a table (CSV, TSV, JSON lines, Parquet) with bids and landing
+    pages: an advertiser per domain or theme, a campaign per category."""
     from datetime import UTC, datetime
 
-    from raylla.serving.importing import import_world, read
+    from raylla.serving import importing
     from raylla.serving.store import open_store
+    from raylla.world.importers import mapping
+    from raylla.world.tablefiles import is_table
 
-    config = settings.changed(settings.Config(), "serving", set_)
-    world, store = read(source), open_store(database)
-    done = import_world(
-        store, world, config.serving, config.world.max_bid, seed, datetime.now(UTC), daily_budget
+    chosen = settings.load(config, set_) if config else settings.changed(_of_run(source), None, set_)
+    max_bid, url = chosen.world.max_bid, database or chosen.serving.database
+    if is_table(Path(source)):
+        taken = importing.read_table(Path(source), mapping(map_), max_bid)
+        tell(taken.faults)
+        name, offers = Path(source).name, taken.bids
+        ads = taken.ads if taken.numbered else [replace(ad, id="") for ad in taken.ads]
+    else:
+        if map_:
+            raise ConfigError(f"--map names the columns of a table; {source} is none")
+        world = importing.read(source)
+        name, ads, offers = world.name, list(world.ads), [None] * len(world.ads)
+    done = importing.import_ads(
+        open_store(url), name, ads, offers, chosen.serving, max_bid, seed, datetime.now(UTC), daily_budget
     )
-    console.print(
-        f"{database}: {done.ads} ads in {done.campaigns} campaigns of {done.advertisers} advertisers",
-        soft_wrap=True,
-        highlight=False,
-    )
+    say(f"{url}: {done.ads} ads in {done.campaigns} campaigns of {done.advertisers} advertisers")
+
+
+def _of_run(source: str) -> settings.Config:
+    """The config of the run at ``source``; the defaults where that is no run."""
+    from raylla.irpo.state import Run
+    from raylla.storage import exists, within
+
+    return Run.open(source).config if exists(within(source, "run.json")) else settings.Config()
 
 
 @app.command()

@@ -13,6 +13,7 @@ from raylla.pocket import grammar
 from raylla.records import Ad, Profile, Query, Split
 from raylla.world import lexicon
 from raylla.world.prompts import neutral
+from raylla.world.texts import cut
 from raylla.world.world import World
 
 IDS = range(1000, 10000)
@@ -77,14 +78,18 @@ def query_from_text(profile: Profile, index: int, text: str, split: Split) -> Qu
     The text is put on one line, freed of quotation marks around it and of chat control tokens,
     and cut to `MAX_QUERY` characters at a word; its category is the first that a word of it names.
     """
-    clean = neutral(text).strip("\"'“”‘’` ")
-    if len(clean) > MAX_QUERY:
-        clean = clean[: MAX_QUERY + 1].rpartition(" ")[0] or clean[:MAX_QUERY]
-    if not any(character.isalpha() for character in clean):
+    clean = query_text(text)
+    if not clean:
         return None
     category = lexicon.category_of(clean)
     theme = lexicon.theme_of(category) if category else ""
     return Query(f"{profile.id}-{index}", profile.id, clean, category, theme, split)
+
+
+def query_text(text: str) -> str:
+    """``text`` as a query has it (see `query_from_text`), ``""`` where it holds no letter."""
+    clean = cut(neutral(text).strip("\"'“”‘’` "), MAX_QUERY)
+    return clean if any(character.isalpha() for character in clean) else ""
 
 
 def candidates(world: World, query: Query, count: int, seed: int) -> tuple[Ad, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from functools import cache
 
@@ -118,6 +119,11 @@ QUALITIES = (
 )
 PERSONAS = ("beginner", "student", "parent", "commuter", "traveller", "nurse", "teacher", "designer")
 CITIES = ("Oslo", "Lima", "Cairo", "Delhi", "Porto", "Kyoto", "Quito", "Turin", "Perth", "Accra")
+
+
+def basics(rng: random.Random) -> str:
+    """The line about a drawn user: age, occupation, city."""
+    return f"{rng.randrange(18, 80)} {rng.choice(PERSONAS)} {rng.choice(CITIES)}"
 
 
 @cache

@@ -8,6 +8,7 @@ Ten topics, each with `advertisements/{topic}_qualities.csv` (advertisement, typ
 from __future__ import annotations
 
 import csv
+import io
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def _read_ads(source: _Source, topic: str, file: Path) -> None:
 
 def _read_queries(source: _Source, topic: str, file: Path) -> None:
     found = source.queries.setdefault(topic, {})
-    for line in _decoded(file).splitlines():
+    for line in io.StringIO(_decoded(file), newline=None):
         text = neutral(line)
         if text:
             source.notes["queries_repeated"] += text in found
@@ -150,7 +151,7 @@ def _profiles(count: int, seed: int) -> tuple[Profile, ...]:
     for index in range(count):
         first = TOPICS[index % len(TOPICS)]
         others = rng.sample([topic for topic in TOPICS if topic != first], INTERESTS - 1)
-        basics = f"{rng.randrange(18, 80)} {rng.choice(lexicon.PERSONAS)} {rng.choice(lexicon.CITIES)}"
+        basics = lexicon.basics(rng)
         found.append(Profile(f"p{index}", basics, tuple(_words(topic) for topic in (first, *others))))
     return tuple(found)
 
@@ -180,7 +181,7 @@ def _queries(
 
 def _table(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
     """(line, row) of a CSV file with exactly these columns, its header checked and left out."""
-    reader = csv.reader(_decoded(file).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_decoded(file), newline=""), strict=True)
     try:
         header = next(reader, None)
         if header is None or tuple(header) != columns:

@@ -57,7 +57,7 @@ def test_unknown_importer(tmp_path: Path) -> None:
     arguments = ["world", "import", "criteo", str(tmp_path), "--out", str(tmp_path / "w")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "there is: webis" in " ".join(result.output.split())
+    assert "there is: webis, gem-bench, table" in " ".join(result.output.split())
 
 
 def test_help_names_every_command() -> None:

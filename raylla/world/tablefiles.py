@@ -1,0 +1,261 @@
+"""Tables as people have them: CSV, TSV, JSON lines (each also gzipped) and Parquet, row by row.
+
+Every cell becomes text.  A row that cannot be read is named with its line and passed over; a file that
+cannot be read is an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raylla.errors import WorldError
+
+Cells = dict[str, str]
+"""Field -> text of the cell, without blanks around it; `""` where there is none."""
+DELIMITED = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
+"""What may part cells, the first where a header has none of them."""
+LINES = (".jsonl", ".ndjson")
+PARQUET = (".parquet", ".pq")
+SUFFIXES = (*DELIMITED, *LINES, *PARQUET)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row that is passed over: where it begins, and why."""
+
+    file: Path
+    line: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What to take from a table: field -> names that its column may have, the best first.
+
+    Names are compared without case, and with blanks and signs taken for underscores.
+    """
+
+    names: Mapping[str, Sequence[str]]
+    needed: str
+    """The field without which a row says nothing."""
+
+    def found(self, file: Path, header: Sequence[str]) -> dict[str, str]:
+        """Field -> column of ``header``.
+
+        Raises:
+            WorldError: the needed one is not there.
+        """
+        by_name: dict[str, str] = {}
+        for column in header:
+            by_name.setdefault(_plain(column), column)
+        chosen = {}
+        for field, names in self.names.items():
+            there = [by_name[name] for name in map(_plain, names) if name in by_name]
+            if there:
+                chosen[field] = there[0]
+        if self.needed not in chosen:
+            raise WorldError(
+                f"{file} has no column for {self.needed}; it has {', '.join(header) or 'none'}: "
+                f"name one with --map {self.needed}=COLUMN"
+            )
+        return chosen
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is named as a table is."""
+    return _kind(path) in SUFFIXES
+
+
+def read(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
+    """(line, cells) of each row, or what is wrong with it; lines count from 1, rows of Parquet too.
+
+    Raises:
+        WorldError: the file is missing, of no known kind, damaged, or has no column for what is needed.
+    """
+    kind = _kind(file)
+    try:
+        if kind in PARQUET:
+            yield from _parquet(file, columns)
+        elif kind in LINES:
+            yield from _json_lines(file, columns)
+        elif kind in DELIMITED:
+            yield from _delimited(file, columns, DELIMITED[kind])
+        else:
+            raise WorldError(
+                f"{file}: no table by its name; give {', '.join(SUFFIXES)} or .gz of a text one"
+            )
+    except (EOFError, zlib.error, UnicodeError) as error:
+        raise WorldError(f"{file} is damaged: {error}; write it again") from None
+    except OSError as error:
+        raise WorldError(f"{file}: {error.strerror or error}; give a table that can be read") from None
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name.casefold()).strip("_")
+
+
+def _open(file: Path, newline: str) -> IO[str]:
+    """The file's text: UTF-8 with or without a mark, or UTF-16 with one; bytes that are neither are
+    kept as what `_bytes` finds."""
+    opener = gzip.open if file.name.lower().endswith(".gz") else open
+    with opener(file, "rb") as head:
+        marked = head.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    encoding = "utf-16" if marked else "utf-8-sig"
+    found: IO[str] = opener(file, "rt", encoding=encoding, errors="surrogateescape", newline=newline)
+    return found
+
+
+def _delimited(file: Path, columns: Columns, signs: str) -> Iterator[tuple[int, Cells | Fault]]:
+    """CSV and TSV; TSV whose quotes do not pair is read as one that has no quoting."""
+    with _open(file, "") as text:
+        first = text.readline()
+        sign = max(signs, key=first.count) if signs else signs
+    plain = sign == "\t" and not _pairs(file)
+    with _open(file, "") as text:
+        reader = csv.reader(
+            text, delimiter=sign, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
+        )
+        yield from _records(file, columns, reader)
+
+
+def _pairs(file: Path) -> bool:
+    """Whether every cell of a TSV that begins with a quote ends with one."""
+    with _open(file, "") as text:
+        try:
+            for _ in csv.reader(text, delimiter="\t", strict=True):
+                pass
+        except csv.Error:
+            return False
+    return True
+
+
+def _records(file: Path, columns: Columns, reader: Any) -> Iterator[tuple[int, Cells | Fault]]:
+    header: list[str] = []
+    chosen: dict[str, int] = {}
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise WorldError(f"{file}, line {line}: a quote is opened here and never closed") from None
+            yield line, Fault(file, line, f"not CSV: {error}; mend the quotes")
+            continue
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row):
+            continue
+        if not header:
+            header = [cell.strip() for cell in row]
+            found = columns.found(file, header)
+            chosen = {field: header.index(column) for field, column in found.items()}
+        elif len(row) != len(header):
+            yield line, Fault(file, line, f"{len(row)} cells instead of {len(header)}; quote its cells")
+        else:
+            yield line, _texts(file, line, {field: row[place] for field, place in chosen.items()})
+
+
+def _json_lines(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
+    """Objects may have other keys from line to line; the needed one must be in some."""
+    seen: dict[str, None] = {}
+    some = False
+    with _open(file, "\n") as text:
+        for line, said in enumerate(text, start=1):
+            if not said.strip():
+                continue
+            try:
+                row = json.loads(said)
+            except (ValueError, RecursionError) as error:
+                yield line, Fault(file, line, f"not JSON: {error}")
+                continue
+            if not isinstance(row, dict):
+                yield line, Fault(file, line, f"holds a {type(row).__name__}, not an object")
+                continue
+            seen |= dict.fromkeys(row)
+            try:
+                chosen = columns.found(file, list(row))
+            except WorldError:
+                yield line, Fault(file, line, f"has no {columns.needed}")
+                continue
+            some = True
+            yield line, _texts(file, line, {field: row[key] for field, key in chosen.items()})
+    if seen and not some:
+        columns.found(file, list(seen))
+
+
+def _parquet(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
+    try:
+        with pq.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            chosen = columns.found(file, names)
+            line = 0
+            for batch in table.iter_batches():
+                places = [batch.column(names.index(column)).to_pylist() for column in chosen.values()]
+                for cells in zip(*places, strict=True):
+                    line += 1
+                    yield line, _texts(file, line, dict(zip(chosen, cells, strict=True)))
+    except (pa.ArrowException, OverflowError) as error:
+        raise WorldError(f"{file} cannot be read as parquet: {error}; write it again") from None
+
+
+def _texts(file: Path, line: int, cells: Mapping[str, Any]) -> Cells | Fault:
+    """The cells as text, or the one that cannot be."""
+    found = {}
+    for field, value in cells.items():
+        text = _text(value)
+        if text is None:
+            return Fault(file, line, f"{field} is a {type(value).__name__}, not a text or number")
+        if byte := _bytes(text):
+            return Fault(file, line, f"{field}: byte {byte:#04x} is not UTF-8")
+        found[field] = text.strip()
+    return found
+
+
+def _text(value: object) -> str | None:
+    """A cell's text: whole numbers without a point, days as in ISO 8601; None where it has no text."""
+    if value is None or value != value:  # an empty cell of a column of numbers is no number
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}" if value.is_finite() else str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        parts = [_text(one) for one in value]
+        return None if None in parts else ", ".join(part for part in parts if part)
+    return None
+
+
+def _bytes(text: str) -> int:
+    """The first byte that was no UTF-8, 0 for none."""
+    return next((ord(c) - 0xDC00 for c in text if "\udc80" <= c <= "\udcff"), 0)
