@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from raylla.config import Dpo
-from raylla.engines.protocol import Probe, prompt_ids
+from raylla.engines.chat import prompt_ids
+from raylla.engines.protocol import Probe
 from raylla.errors import RunError
 from raylla.policy import saving, zero
 from raylla.policy.attention import attention

@@ -26,7 +26,7 @@ import numpy as np
 
 from raylla.auction import reward
 from raylla.config import Config, Sampling
-from raylla.engines.protocol import prompt_ids
+from raylla.engines.chat import chat_format
 from raylla.errors import BusyError
 from raylla.records import Ad, Profile, Query
 from raylla.reward.rows import rows
@@ -81,6 +81,8 @@ class Auctioneer:
         """Set once the catalogue has been read."""
         self._tokens = tokens
         self._tokenizer = tokenizer
+        self._chat = chat_format(tokenizer)
+        self._chat.literal()  # no request waits for it
         self._rule = PriceRule(self._serving.price_rule)
         self._ongoing = 0
 
@@ -194,7 +196,7 @@ class Auctioneer:
         """The prompt's token ids."""
         bids = [self._units(one.bid_micros) for one in field.candidates]
         form = self._config.ad_llm.prompt
-        return prompt_ids(self._tokenizer, prompts.answer(form, field.query, profile, field.ads, bids))
+        return self._chat.ids(prompts.answer(form, field.query, profile, field.ads, bids))
 
     async def _rates(
         self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Clock
