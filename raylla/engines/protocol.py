@@ -73,15 +73,6 @@ class Probe:
     logprobs: tuple[float, ...]
 
 
-def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a prompt: the chat template's, up to where the answer begins."""
-    # Templates of hybrid models open a chain of thought unless told not to; others ignore it.
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False, enable_thinking=False
-    )
-    return ids
-
-
 class Engine(Protocol):
     """A language model that answers requests and can take over new weights in place."""
 

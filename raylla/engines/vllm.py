@@ -15,6 +15,7 @@ from typing import Any
 from raylla import precision
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
+from raylla.engines.chat import chat_format, prompt_ids
 from raylla.engines.protocol import (
     Completion,
     Generated,
@@ -23,7 +24,6 @@ from raylla.engines.protocol import (
     Request,
     Scored,
     Weights,
-    prompt_ids,
 )
 from raylla.errors import WeightError
 from raylla.models import HEAD, local, shapes
@@ -63,6 +63,7 @@ class VllmEngine:
             self._llm = LLM(**given)
         self._engine = self._llm.llm_engine
         self._tokenizer = self._llm.get_tokenizer()
+        chat_format(self._tokenizer)  # says now if there is none
         self._ids = itertools.count()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:

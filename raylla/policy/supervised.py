@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback
 
 from raylla.config import Dpo, Tuning
-from raylla.engines.protocol import prompt_ids
+from raylla.engines.chat import prompt_ids
 from raylla.errors import RunError
 from raylla.policy import packing, schedule, zero
 from raylla.policy.jobs import Example, Lesson

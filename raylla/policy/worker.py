@@ -27,7 +27,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from raylla import precision
 from raylla.config import Dpo, Lora
-from raylla.engines.protocol import Probe, prompt_ids
+from raylla.engines.chat import prompt_ids
+from raylla.engines.protocol import Probe
 from raylla.errors import RunError
 from raylla.models import local
 from raylla.models.found import found

@@ -26,7 +26,7 @@ import numpy as np
 
 from raylla.auction import reward
 from raylla.config import Config, Sampling
-from raylla.engines.protocol import prompt_ids
+from raylla.engines.chat import chat_format
 from raylla.errors import BusyError
 from raylla.records import Ad, Profile, Query
 from raylla.retrieval import Retrieval
@@ -81,6 +81,8 @@ class Auctioneer:
         """Set once the catalogue has been read."""
         self._tokens = tokens
         self._tokenizer = tokenizer
+        self._chat = chat_format(tokenizer)
+        self._chat.literal()  # no request waits for it
         self._rule = PriceRule(self._serving.price_rule)
         self._ongoing = 0
 
@@ -195,7 +197,7 @@ class Auctioneer:
         bids = [self._units(one.bid_micros) for one in field.candidates]
         model = self._config.ad_llm
         messages = prompts.answer(model.prompt, field.query, profile, field.ads, bids, model.descriptions)
-        return prompt_ids(self._tokenizer, messages)
+        return self._chat.ids(messages)
 
     async def _rates(
         self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Clock

@@ -2,8 +2,8 @@
 for themselves how an ad relates to a query) and ``compact`` (pocket models, which are told).
 
 A template turns records into chat messages; the tokenizer's own chat template does the rest.
-Everything that comes from outside (queries, titles, basics) is put in as data: `neutral`
-breaks the control tokens of chat templates, so that it cannot add a role.
+Everything that comes from outside (queries, titles, basics) is put in as data, on one line by `neutral`;
+whatever it holds, `raylla.engines.chat` makes none of it a control token, so that it cannot add a role.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Form = Literal["paper", "plain", "compact"]
 Messages = list[dict[str, str]]
 LARGEST_COMPACT_BID = 100
 """Compact prompts say bids as whole numbers up to this one."""
+BID_SIGN = "\u00a4"
 PLAIN_RULES = (
     "Answer the user's question helpfully in a few sentences. Where a listed ad fits, weave it into the "
     "answer, copied exactly as listed: @Title@[Ad-number]. Never invent an ad, never place one twice."
@@ -32,14 +33,14 @@ LONGEST_QUESTION, LONGEST_DESCRIPTION = 200, 100
 
 
 def neutral(text: str) -> str:
-    """``text`` on one line, with chat control tokens broken up."""
+    """``text`` on one line; what looks like a chat control token is broken up for readers of records, too."""
     return " ".join(text.replace("<|", "< |").replace("|>", "| >").split())
 
 
 def ask(form: Form, profile: Profile) -> Messages:
     """User-LLM: write one query that this user might ask."""
     if form == "compact":
-        return _user(f"ask\n{persona(profile)}")
+        return _user(f"ask\n{_unbid(persona(profile))}")
     return _user(
         "Play the user described here.\n"
         f"About you: {neutral(profile.basics)}\n"
@@ -67,7 +68,7 @@ def answer(
             f"{ad.category} {compact_bid(bid)} {relation(query, profile, ad)} {markup(ad)}"
             for ad, bid in zip(ads, bids, strict=True)
         )
-        return _user(f"{listing}\n{persona(profile)}\n{neutral(query.text)}")
+        return _user(f"{listing}\n{_unbid(persona(profile))}\n{_unbid(neutral(query.text))}")
     if form == "plain":
         listing = "\n".join(
             f"- {ad.category} | bid {_bid(bid)} | {_described(ad, descriptions)}"
@@ -107,7 +108,8 @@ def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[A
     """User-LLM: which of the ads placed in the answer would this user click? JSON, 0 or 1 each."""
     if form == "compact":
         listing = "\n".join(f"{ad.category} {relation(query, profile, ad)} [Ad-{ad.id}]" for ad in ads)
-        return _user(f"{persona(profile)}\n{neutral(query.text)}\n{neutral(text)}\n{listing}")
+        said = "\n".join(map(_unbid, (persona(profile), neutral(query.text), neutral(text))))
+        return _user(f"{said}\n{listing}")
     listing = "\n".join(f"- [Ad-{ad.id}] {ad.category}: {ad.title}" for ad in ads)
     example = "{" + ", ".join(f'"Ad-{ad.id}": 0' for ad in ads) + "}"
     return _user(
@@ -159,7 +161,12 @@ def compact_bid(bid: float | None) -> str:
 
     The sign before it keeps bids apart from every other number.
     """
-    return "\u00a4?" if bid is None else f"\u00a4{min(round(bid), LARGEST_COMPACT_BID)}"
+    return f"{BID_SIGN}?" if bid is None else f"{BID_SIGN}{min(round(bid), LARGEST_COMPACT_BID)}"
+
+
+def _unbid(text: str) -> str:
+    """``text`` of a compact prompt without a bid's token, whatever it says."""
+    return text.replace(BID_SIGN, f"{BID_SIGN} ")
 
 
 def _user(content: str) -> Messages:

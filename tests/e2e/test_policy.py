@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from raylla.config import Deadlines, Dpo
-from raylla.engines.protocol import prompt_ids
+from raylla.engines.chat import prompt_ids
 from raylla.errors import DeadlineError, RunError
 from raylla.policy import AlignJob, AlignResult, schedule
 from raylla.policy.groups import TokenGroup, token_group

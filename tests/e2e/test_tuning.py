@@ -70,7 +70,7 @@ def test_it_learns_and_goes_on_from_its_checkpoint(
 def test_a_soft_answer_is_learned_as_a_probability(tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from raylla.engines.protocol import prompt_ids
+    from raylla.engines.chat import prompt_ids
 
     asked = [{"role": "user", "content": "would you"}]
     lesson = Lesson(asked, ("y", "n"), (0.8, 0.2), ends=False)
