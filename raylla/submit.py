@@ -19,12 +19,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import requests
+import httpx
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from raylla.actors import login
 from raylla.config import Config
 from raylla.errors import ConfigError, DeadlineError, LostError, PlacementError
+from raylla.network import loopback, spare_proxy
 from raylla.storage import remote, within
 
 Answer = TypeVar("Answer")
@@ -44,6 +47,9 @@ OUTAGE = 120.0
 
 POLL = 2.0
 """Seconds between two looks at a job. A look reads the whole log: a run writes a line per stage."""
+
+REFUSALS = (OSError, RuntimeError, ValueError, AuthenticationError, httpx.HTTPError, httpx.InvalidURL)
+"""What a call of a cluster that is not there, or will not have it, raises."""
 
 STOPPED = 143
 """Exit status of a job that was stopped; as the job's own, for a job that was killed has none."""
@@ -145,6 +151,8 @@ class Cluster:
             raise PlacementError(
                 f"--address {address}: give the dashboard's address, http://HOST:8265, not a Ray client's"
             )
+        login.log_in()
+        spare_proxy(self.address)
         self._refuse_other_versions()
         self._client = self._ask("to log in", lambda: JobSubmissionClient(self.address))
 
@@ -157,7 +165,7 @@ class Cluster:
 
     def send(self, planned: Submission) -> str:
         """Submit; returns the submission id."""
-        name = f"{planned.job}-{planned.run_id}-{len(self._jobs(planned)) + 1}"
+        name = self._free(f"{planned.job}-{planned.run_id}")
         with tempfile.TemporaryDirectory(prefix="raylla-job-") as directory:
             stage(planned, Path(directory))
             end = time.monotonic() + AGENT
@@ -193,6 +201,13 @@ class Cluster:
                     return details.status, details.driver_exit_code, details.message or ""
             time.sleep(POLL)
 
+    def _free(self, name: str) -> str:
+        """The first submission id of this name and a number behind every one that the cluster knows: the
+        same run id in another storage has jobs here too, and deleted jobs leave gaps."""
+        ids = [str(job.submission_id) for job in self._ask("for its jobs", self._client.list_jobs)]
+        numbers = [one.removeprefix(f"{name}-") for one in ids if one.startswith(f"{name}-")]
+        return f"{name}-{max((int(one) for one in numbers if one.isdecimal()), default=0) + 1}"
+
     def _jobs(self, planned: Submission) -> list[Any]:
         found = self._ask("for its jobs", self._client.list_jobs)
         wanted = _metadata(planned)
@@ -211,9 +226,13 @@ class Cluster:
     def _refuse_other_versions(self) -> None:
         """Compare Ray and Python with the cluster's; the code that is sent was written for these."""
         url = f"{self.address}/api/v0/cluster_metadata"
-        reply = self._ask("for its versions", lambda: requests.get(url, timeout=ANSWER))
+        direct = loopback(url)
+        reply = self._ask(
+            "for its versions",
+            lambda: httpx.get(url, headers=login.headers(), timeout=ANSWER, trust_env=not direct),
+        )
         if reply.status_code in (401, 403):
-            return  # The client logs in with Ray's token and gives its own account of a wrong one.
+            raise PlacementError(f"--address {self.address}: {reply.text[:200]}; {login.missing()}")
         try:
             theirs = reply.json()["data"]
             found = {"Ray": theirs["rayVersion"], "Python": theirs["pythonVersion"]}
@@ -237,7 +256,7 @@ class Cluster:
         def run() -> None:
             try:
                 reply.append(call())
-            except (OSError, RuntimeError, ValueError) as error:
+            except REFUSALS as error:
                 reply.append(error)
 
         thread = threading.Thread(target=run, daemon=True)

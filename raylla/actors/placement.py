@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import AuthenticationError
 
+from raylla.actors import login
 from raylla.config import Config
 from raylla.errors import PlacementError
 
@@ -76,46 +78,66 @@ def needs(config: Config) -> list[Need]:
 def connect(config: Config) -> None:
     """Join the configured cluster or the running job's; start one on this machine if there is none.
 
+    Whatever else runs or ran on this machine, and left its address in Ray's directory, is not joined.
+
     Raises:
-        PlacementError: nothing answers at ``ray.address``, or it runs another Ray or Python.
+        PlacementError: nothing answers at ``ray.address``, it wants a token, or it runs another Ray or
+            Python; or Ray does not start here.
     """
     if config.ray.in_process or ray.is_initialized():
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address)
+    else:
+        _start_here(config.deadlines.start)
+
+
+def _join(address: str) -> None:
+    login.log_in()
     try:
-        if address:
-            _probe(address)
-            ray.init(address, log_to_driver=False)
-        else:
-            _start_here(config.deadlines.start)
-    except (OSError, ValueError, RuntimeError) as error:
-        way_out = "start one with `ray start --head` or leave ray.address out to start one here"
+        _probe(address)
+    except OSError as error:
+        raise PlacementError(
+            f"ray.address={address}: no cluster could be joined ({error}); start one with `ray start "
+            "--head` or leave ray.address out to start one here"
+        ) from None
+    try:
+        ray.init(address, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
+        way_out = login.missing()
         if "Version mismatch" in str(error):
             way_out = "install the same requirements/*.txt on every node and here"
         raise PlacementError(
-            f"ray.address={address or 'local'}: no cluster could be joined ({error}); {way_out}"
+            f"ray.address={address}: no cluster could be joined ({error}); {way_out}"
         ) from None
 
 
 def _start_here(deadline: float) -> None:
     """Start Ray on this machine. Ray gives a node 30 s to come up; a busy machine may need another try."""
+    login.need_none()
     end = time.monotonic() + deadline
     while True:
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
+            # "local": without it Ray joins what an earlier cluster has left the address of, alive or not.
+            ray.init("local", include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
         except Exception as error:  # Ray has no type for it
-            if SLOW not in str(error):
-                raise
-            ray.shutdown()
-            if time.monotonic() > end:
+            if SLOW in str(error):
+                ray.shutdown()
+                if time.monotonic() <= end:
+                    continue
                 raise PlacementError(
                     f"no Ray node came up on this machine within deadlines.start={deadline:g} s; it is too "
                     "busy: end other work, or raise the deadline"
                 ) from None
-        else:
-            return
+            if isinstance(error, (OSError, ValueError, RuntimeError)):
+                raise PlacementError(
+                    f"Ray did not start on this machine ({error}); mend what it names, or name a running "
+                    "cluster in ray.address"
+                ) from None
+            raise
+        return
 
 
 def _probe(address: str) -> None:

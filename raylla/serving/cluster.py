@@ -18,8 +18,10 @@ import httpx
 import ray
 from ray import serve
 
+from raylla.actors import login
 from raylla.config import Config
 from raylla.errors import DeadlineError, DeployError
+from raylla.network import bracketed, loopback
 from raylla.serving import keyring
 from raylla.serving.app import NAME
 from raylla.serving.store import open_store
@@ -39,7 +41,7 @@ def environment() -> dict[str, str]:
     engine hand requests over within one event loop.
     """
     return {
-        "RAY_AUTH_MODE": "disabled",
+        login.MODE: "disabled",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -49,10 +51,12 @@ def environment() -> dict[str, str]:
 
 
 def start() -> str:
-    """Start Ray in this process's machine for serving; the address of its dashboard."""
+    """Start Ray on this machine for serving, whatever else runs on it; the address of its dashboard."""
     for name, value in environment().items():
         os.environ.setdefault(name, value)
-    context = ray.init(include_dashboard=True, log_to_driver=False, object_store_memory=256 * 2**20)
+    context = ray.init(
+        "local", include_dashboard=True, log_to_driver=False, object_store_memory=256 * 2**20
+    )
     return f"http://{context.dashboard_url}"
 
 
@@ -88,8 +92,9 @@ class Dashboard:
     """The Serve API of a cluster."""
 
     def __init__(self, address: str) -> None:
-        """``address`` is the dashboard's URL."""
+        """``address`` is the dashboard's URL; the token that this process has is shown there."""
         self.address = address.rstrip("/")
+        login.log_in()
 
     def details(self) -> dict[str, Any]:
         """Everything that Serve says about itself.
@@ -145,7 +150,7 @@ class Dashboard:
         host = options["host"]
         if host in ("0.0.0.0", "::", ""):
             host = urlsplit(self.address).hostname
-        return f"http://{host}:{options['port']}"
+        return f"http://{bracketed(host)}:{options['port']}"
 
     def health(self) -> dict[str, Any]:
         """The endpoint's own word on its health.
@@ -155,18 +160,27 @@ class Dashboard:
         """
         url = f"{self.endpoint()}/healthz"
         try:
-            return dict(httpx.get(url, timeout=REQUEST_SECONDS).json())
+            return dict(httpx.get(url, timeout=REQUEST_SECONDS, trust_env=not loopback(url)).json())
         except (httpx.HTTPError, ValueError) as error:
             raise DeployError(f"{url} does not answer: {error}") from None
 
     def _ask(self, method: str, body: Mapping[str, Any] | None) -> httpx.Response:
         try:
-            answer = httpx.request(method, self.address + _PATH, json=body, timeout=REQUEST_SECONDS)
-        except httpx.HTTPError as error:
+            answer = httpx.request(
+                method,
+                self.address + _PATH,
+                json=body,
+                headers=login.headers(),
+                timeout=REQUEST_SECONDS,
+                trust_env=not loopback(self.address),
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise DeployError(
                 f"--address {self.address}: {error}; give the URL of the cluster's dashboard, "
                 "such as http://127.0.0.1:8265"
             ) from None
+        if answer.status_code in (401, 403):
+            raise DeployError(f"--address {self.address}: {answer.text[:200]}; {login.missing()}")
         if answer.status_code != 200:
             raise DeployError(f"{self.address}: Serve refuses the config: {answer.text[:2000]}")
         return answer

@@ -25,6 +25,7 @@ from raylla.errors import EndpointError
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
 from raylla.models import resolve
+from raylla.network import loopback
 from raylla.records import Ad, Profile, Query
 from raylla.world import World, build, lexicon, prompts, store
 
@@ -89,7 +90,9 @@ def simulate(run: Run, url: str, key: str, count: int, concurrency: int, seed: i
 
     async def drive() -> Traffic:
         headers = {"Authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=config.serving.tmax) as client:
+        async with httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=config.serving.tmax, trust_env=not loopback(url)
+        ) as client:
             await list_ads(client, world, config)
             return await converse(client, reader, config, users, asked, concurrency, seed)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -27,7 +28,9 @@ ENVIRONMENT = {
 class Nodes:
     """Nodes by name; the first is the head, which takes no work that needs a CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """``environment`` of the nodes' processes; none: this one's, without tokens and quick to judge."""
+        self._environment = os.environ | ENVIRONMENT if environment is None else environment
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -41,7 +44,11 @@ class Nodes:
             1,
             ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false"],
         )
-        wait_for_head(self._running["head"], port, Path(self._directory.name) / "head.log")
+        try:
+            wait_for_head(self._running["head"], port, Path(self._directory.name) / "head.log")
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, name: str) -> None:
         """Start one more node of a CPU and, so Ray is told, a GPU; it joins by itself."""
@@ -87,7 +94,7 @@ class Nodes:
         command += [f"--temp-dir={self._directory.name}/{number}"]
         with (Path(self._directory.name) / f"{name}.log").open("wb") as log:
             self._running[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True
+                command, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
 
     def _route(self, change: str, name: str) -> None:

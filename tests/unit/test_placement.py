@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import ray
+from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import Config as RayConfig
 from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
-from raylla.actors import placement
+from raylla.actors import login, placement
 from raylla.actors.placement import Kind, check_placement, connect
-from raylla.config import parse
+from raylla.config import Config, parse
 from raylla.errors import PlacementError
 
 
@@ -17,7 +24,8 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What each start of Ray does: the next of the list's sentences as an error, or "" for a start."""
     planned: list[str] = []
 
-    def init(**_: object) -> None:
+    def init(address: str, **_: object) -> None:
+        assert address == "local", "a cluster that is left in Ray's directory would be joined"
         if said := planned.pop(0):
             raise Exception(said)
 
@@ -45,6 +53,63 @@ def test_other_failures_are_not_tried_again(starts: list[str]) -> None:
     with pytest.raises(Exception, match="no disk"):
         connect(parse({}, "test"))
     assert starts == [""]
+
+
+def test_what_keeps_ray_from_starting_here_is_told(
+    starts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(*_: object, **__: object) -> None:
+        raise ConnectionError("no room in /dev/shm")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(PlacementError, match=r"did not start on this machine \(no room in /dev/shm\)"):
+        connect(parse({}, "test"))
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Config]:
+    """A config that names a cluster which answers on its port and lets nobody in; no token is there."""
+
+    def refuse(address: str, **_: object) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that it is put back, whatever is set meanwhile
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        yield parse({"ray": {"address": f"127.0.0.1:{head.getsockname()[1]}"}}, "test")
+    monkeypatch.undo()
+    loader.reset_cache()
+    RayConfig.initialize("")
+
+
+def test_a_cluster_that_asks_for_a_token_is_joined_with_it(named: Config, tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("a" * 32)
+    AuthenticationTokenLoader.instance().reset_cache()
+    with pytest.raises(PlacementError, match=r"no cluster .* is the token in RAY_AUTH_TOKEN, .* own\?"):
+        connect(named)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert login.headers() == {"authorization": f"Bearer {'a' * 32}"}
+
+
+def test_what_is_missing_where_a_cluster_lets_nobody_in(
+    named: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        PlacementError, match=r"if it asks for a token, give it in RAY_AUTH_TOKEN, .*auth_token"
+    ):
+        connect(named)
+    assert "RAY_AUTH_MODE" not in os.environ
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(PlacementError, match=r"RAY_AUTH_MODE=disabled is set, .*: unset it"):
+        connect(named)
 
 
 @pytest.fixture

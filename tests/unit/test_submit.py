@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -130,10 +131,10 @@ def test_a_job_without_a_status_is_an_error() -> None:
 
 
 @contextmanager
-def _answering(body: str) -> Iterator[str]:
+def _answering(body: str, status: int = 200) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status)
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -167,6 +168,59 @@ def test_what_is_no_dashboard() -> None:
         submit.Cluster(address)
     with pytest.raises(PlacementError, match="not a Ray client's"):
         submit.Cluster("ray://head:10001")
+
+
+class Jobs:
+    """A jobs API as far as `Cluster` uses it: what it knows, and what it takes."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, dict[str, str]] = {}
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        driver = SimpleNamespace(submission_id=None, metadata=None, status=JobStatus.RUNNING)
+        return [
+            driver,
+            *(
+                SimpleNamespace(submission_id=name, metadata=metadata, status=JobStatus.FAILED)
+                for name, metadata in self.known.items()
+            ),
+        ]
+
+    def submit_job(self, *, submission_id: str, metadata: dict[str, str], **_: object) -> str:
+        if submission_id in self.known:
+            raise RuntimeError(f"Job with submission_id {submission_id} already exists")
+        self.known[submission_id] = metadata
+        return submission_id
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[submit.Cluster, Jobs]]:
+    """A cluster of this version, and the jobs API behind it."""
+    found = Jobs()
+    monkeypatch.setattr(submit, "JobSubmissionClient", lambda address: found)
+    body = json.dumps({"data": {"rayVersion": version("ray"), "pythonVersion": HERE}})
+    with _answering(body) as address:
+        yield submit.Cluster(address), found
+
+
+def test_a_job_is_sent_under_an_id_that_is_free(jobs: tuple[submit.Cluster, Jobs]) -> None:
+    cluster, known = jobs
+    first, other = (submit.plan("train", Config(), place, "r", "python") for place in ("/a", "/b"))
+    assert [cluster.send(one) for one in (first, other, first)] == ["train-r-1", "train-r-2", "train-r-3"]
+    del known.known["train-r-1"]
+    assert cluster.send(first) == "train-r-4"
+    assert cluster.send(submit.plan("report", Config(), "/a", "r", "python")) == "report-r-1"
+    known.known["train-r-1-by-hand"] = {}
+    assert cluster.send(first) == "train-r-5"
+
+
+def test_a_cluster_that_wants_a_token_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with (
+        _answering("Missing authentication token", 401) as address,
+        pytest.raises(PlacementError, match=r"Missing authentication token; RAY_AUTH_MODE=disabled is set"),
+    ):
+        submit.Cluster(address)
 
 
 def test_an_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:

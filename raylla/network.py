@@ -1,0 +1,36 @@
+"""Addresses of this machine: the way to them is through nobody's proxy."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from urllib.parse import urlsplit
+
+
+def loopback(url: str) -> bool:
+    """Whether a URL leads to this machine itself: localhost, 127.0.0.0/8, ::1, or a server's 0.0.0.0."""
+    name = (urlsplit(url).hostname or "").rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
+
+
+def spare_proxy(url: str) -> None:
+    """Where ``url`` leads to this machine, name its host in ``NO_PROXY``: for libraries that read the
+    environment and cannot be told otherwise."""
+    host = urlsplit(url).hostname
+    if host and loopback(url):
+        for name in ("NO_PROXY", "no_proxy"):
+            known = [one for one in os.environ.get(name, "").split(",") if one]
+            if host not in known:
+                os.environ[name] = ",".join([*known, host])
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands in a URL: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host

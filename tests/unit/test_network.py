@@ -1,0 +1,100 @@
+"""The way to this machine is through nobody's proxy."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import requests
+
+from raylla.network import loopback, spare_proxy
+from raylla.serving.cluster import Dashboard
+
+PROXIES = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+NO_PROXIES = ("NO_PROXY", "no_proxy")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8265",
+        "http://127.3.2.1",
+        "http://[::1]:8000/v1",
+        "http://localhost:8000",
+        "https://raylla.localhost./",
+        "http://0.0.0.0:8000",
+        "http://[::ffff:127.0.0.1]:1",
+    ],
+)
+def test_addresses_of_this_machine(url: str) -> None:
+    assert loopback(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1:8265", "http://localhost.example", "http://[2001:db8::1]:1", "nothing", ""]
+)
+def test_addresses_of_others(url: str) -> None:
+    assert not loopback(url)
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A dashboard and endpoint on this address, while the environment names a proxy where nothing is."""
+    host = str(request.param)
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            port = self.server.server_address[1]
+            found: dict[str, Any] = {"http_options": {"host": "::" if ":" in host else host, "port": port}}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"status": "ok"} if "healthz" in self.path else found).encode())
+
+        def log_message(self, *args: object) -> None:
+            """Nothing on the console."""
+
+    try:
+        server = Server((host, 0), Handler)
+    except OSError:
+        pytest.skip(f"no {host} on this machine")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in NO_PROXIES:
+        monkeypatch.setenv(name, "example.com")
+    try:
+        yield (
+            f"http://[{host}]:{server.server_port}"
+            if ":" in host
+            else f"http://{host}:{server.server_port}"
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_dashboard_and_an_endpoint_here_are_reached(here: str) -> None:
+    at = Dashboard(here)
+    assert at.details()["http_options"]["port"] == int(here.rpartition(":")[2])
+    assert at.endpoint() == here
+    assert at.health() == {"status": "ok"}
+
+
+def test_libraries_that_read_the_environment_are_told(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(requests.ConnectionError):
+        requests.get(here, timeout=5)
+    spare_proxy(here)
+    assert requests.get(here, timeout=5).status_code == 200
+    for name in NO_PROXIES:
+        monkeypatch.setenv(name, "")
+    spare_proxy("http://10.0.0.1:8265")
+    with pytest.raises(requests.ConnectionError):
+        requests.get(here, timeout=5)
