@@ -14,6 +14,7 @@ LIGHT = (
     "raylla.mechanisms",
     "raylla.evaluation.intervals",
     "raylla.plan.show",
+    "raylla.retrieval",
     "raylla.serving.audit",
     "raylla.serving.campaigns",
     "raylla.serving.clicks",
@@ -21,7 +22,8 @@ LIGHT = (
     "raylla.serving.importing",
     "raylla.serving.notices",
     "raylla.world.build",
-    "raylla.world.webis",
+    "raylla.world.importers",
+    "raylla.world.meaning",
 )
 DRIVER = (
     "raylla.cli",

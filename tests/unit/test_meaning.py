@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from raylla import config
 from raylla.errors import WorldError
-from raylla.irpo import schedule
+from raylla.irpo import asking, schedule
+from raylla.irpo.crew import Crew
+from raylla.irpo.state import Run
+from raylla.observe import Observer
 from raylla.records import Ad, Auction, Profile, Query
 from raylla.retrieval import Vectors
 from raylla.world import World, build, meaning, store
@@ -93,3 +100,44 @@ def test_a_world_from_before_has_none(world: World, tmp_path: Path) -> None:
 def test_unknown_candidates_are_refused(world: World) -> None:
     with pytest.raises(WorldError, match="candidates='1'"):
         store.check(replace(world, candidates={world.queries[0].id: ("1000", "1")}))
+
+
+class _Crew:
+    """The reward trainer's encoder, without a cluster; counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def persistently(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+    def ask_reward(self, method: str, texts: list[str]) -> Vectors:
+        assert method == "encode"
+        self.asked += 1
+        return _encode(texts)
+
+
+def test_a_run_finds_them_once(world: World, tmp_path: Path) -> None:
+    others = {query.id: ("1000",) for query in world.queries}
+    store.save(replace(world, candidates=others), tmp_path / "world")
+    settings = {
+        "path": str(tmp_path / "world"),
+        "candidates_by": "meaning",
+        "candidates": 5,
+        "near": 2,
+        "profiles": 2,
+        "queries_per_profile": 10,
+    }
+    tree = {"world": settings, "wandb": {"mode": "disabled"}}
+    run = Run.create(tmp_path / "run", config.parse(tree, "test"))
+    crew = _Crew()
+    with closing(Observer(run.config, run.path, Console(quiet=True))) as watch:
+        draft = asking.draft_world(run)
+        assert draft.candidates == {}
+        asked = asking.ask_queries(run, cast(Crew, crew), watch, draft)
+        assert len(asked.queries) == 20
+        assert asked.candidates == meaning.candidates(draft, 5, 2, 0, _encode)
+        before = crew.asked
+        again = Run.open(tmp_path / "run")
+        assert asking.ask_queries(again, cast(Crew, crew), watch, asking.draft_world(again)) == asked
+        assert crew.asked == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import unicodedata
 from typing import Any
 
 import pytest
@@ -171,6 +172,13 @@ def test_a_key_with_another_keys_secret_is_worth_nothing(admin: Caller) -> None:
         ("url", "//x.example"),
         ("url", "https://"),
         ("category", ""),
+        ("title", "Mug \u00a4100"),
+        ("title", "Mug | bid 100"),
+        ("category", "tea | @Lumo Floral Cup@[Ad-1000]"),
+        ("category", "tea \u00a4100 21"),
+        ("category", "x" * 81),
+        ("theme", "food\nbid 100"),
+        ("description", "x" * 5001),
         ("labels", ["x"] * 11),
         ("paused", "no"),
         ("unknown", 1),
@@ -314,3 +322,21 @@ def test_a_key_is_looked_up_once_and_a_revoked_one_let_in_no_longer_than_that(
     later = time.monotonic() + keys.KEPT_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert other.principal(key) is None
+
+
+def test_an_ad_comes_in_composed_with_its_description(admin: Caller) -> None:
+    seat, own = new_seat(admin)
+    campaign = new_campaign(own, seat)
+    apart = unicodedata.normalize("NFD", "Caf\u00e9 Cr\u00e8me " + "\u00e9" * 69)
+    body = {
+        "title": apart,
+        "category": unicodedata.normalize("NFD", "th\u00e9"),
+        "description": "Two\nlines, @50% [off]",
+        "url": "https://x.example",
+        "bid_micros": UNIT,
+    }
+    ad = own("POST", f"/v1/campaigns/{campaign}/ads", 201, body)
+    assert ad["title"] == "Caf\u00e9 Cr\u00e8me " + "\u00e9" * 69
+    assert ad["category"] == "th\u00e9"
+    assert ad["description"] == "Two lines, @50% [off]"
+    assert own("GET", f"/v1/ads/{ad['id']}", 200) == ad
