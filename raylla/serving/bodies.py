@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, Type
 
 from raylla.errors import WorldError
 from raylla.records import Ad
+from raylla.serving import names
 from raylla.serving.money import LARGEST
 from raylla.world.store import check_ad
 
@@ -46,12 +47,7 @@ def _notice_url(url: str) -> str:
 
 Text = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_printable)]
 Amount = Annotated[int, Field(ge=0, le=LARGEST)]
-Domain = Annotated[
-    str,
-    Field(
-        max_length=253, pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
-    ),
-]
+Domain = Annotated[str, Field(min_length=1, max_length=254), AfterValidator(names.domain)]
 Landing = Annotated[str, Field(max_length=2000), AfterValidator(_landing)]
 NoticeUrl = Annotated[str, Field(max_length=2000), AfterValidator(_notice_url)]
 Labels = Annotated[list[Text], Field(max_length=10)]
@@ -93,6 +89,14 @@ class Payment(Body):
 
     amount_micros: Annotated[int, Field(ge=1, le=LARGEST)]
     reference: Text
+
+
+class Invalid(Body):
+    """A charge or accrual whose traffic was invalid, by its line of the ledger."""
+
+    model_config = example(line=118)
+
+    line: Annotated[int, Field(ge=1, le=2**63 - 1)]
 
 
 class FrequencyCap(Body):

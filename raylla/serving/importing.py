@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
 
-from raylla.config import Serving
+from raylla.config import Config, Serving
 from raylla.errors import ClashError
+from raylla.irpo.state import Run
 from raylla.serving.store import NewAd, NewCampaign, Store
 from raylla.serving.store.parties import put_ads, put_advertiser, put_campaign
 from raylla.storage import exists, here, within
@@ -39,6 +40,17 @@ def read(source: str) -> World:
     inside = within(source, "world")
     with here(inside if exists(inside) else source) as directory:
         return load(directory)
+
+
+def settings_of(source: str) -> Config:
+    """The settings of the run that ``source`` is; the defaults where it is only a world.
+
+    Raises:
+        RunError: the run cannot be read.
+    """
+    if exists(within(source, "run.json")):
+        return Run.open(source).config
+    return Config()
 
 
 def import_world(
