@@ -15,10 +15,9 @@ import asyncio
 import random
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,10 +32,10 @@ from raylla.retrieval import Retrieval
 from raylla.reward.rows import rows
 from raylla.serving import pricing
 from raylla.serving.draft import Draft, Field
-from raylla.serving.eligibility import Eligibility
+from raylla.serving.eligibility import Eligibility, Selection
 from raylla.serving.exchange import Answered, Asked, Clock, Shown, Traffic
-from raylla.serving.money import Micros, check_bid, to_units
-from raylla.serving.predictor import Oracle, Rate
+from raylla.serving.money import check_bid, to_units
+from raylla.serving.predictor import Oracle, Rate, Vectors
 from raylla.serving.records import (
     Candidate,
     Impression,
@@ -142,26 +141,28 @@ class Auctioneer:
         yield draft.answered(clock, auction, self._shown(auction))
 
     async def _compete(self, asked: Asked, clock: Clock) -> Field:
-        """Eligible ads, the most relevant of them, and the bids that they enter with."""
+        """Eligible ads, the most relevant of them, and the bids that they enter with.
+
+        Raises:
+            MoneyError: no bid may be what a test sets.
+        """
         if self.retrieval is None:
             raise BusyError("the catalogue is not read yet")
         now = datetime.now(UTC)
         auction_id = f"auc_{secrets.token_hex(12)}"
-        selection = self._eligibility.select(asked.filters, now)
+        for bid in asked.bids.values():
+            check_bid(bid, self._serving.micros_per_unit, self._config.world.max_bid)
+        selection = self._eligibility.select(asked.filters, now, asked.bids)
         left_out = Counter(selection.counts())
-        mask = selection.mask
-        eligible = int(np.count_nonzero(mask))
         found: list[int] = []
-        if eligible:
+        if selection.mask.any():
             vector = (await clock.within("the query's vector", self._oracle.encode([asked.query])))[0]
-            k = self._serving.candidates or self._config.world.candidates
-            found = self.retrieval.search(vector, mask, k)
-        left_out[Reason.NOT_RETRIEVED] += eligible - len(found)
-        floor = max(self._serving.floor_micros, asked.filters.floor_micros)
+            found = self._relevant(self.retrieval, vector, selection, left_out)
         candidates = []
         for row in found:
-            candidate = self._enter(selection.catalogue.listing(row), asked.bids, auction_id)
-            if candidate.bid_micros < floor:
+            candidate = self._enter(selection.catalogue.listing(row), auction_id)
+            # A floor acts on the bid that enters, not on the advertiser's own (`raylla.serving.pricing`).
+            if candidate.bid_micros < selection.floor(row):
                 left_out[Reason.FLOOR] += 1
             else:
                 candidates.append(candidate)
@@ -172,15 +173,22 @@ class Auctioneer:
         query = Query(asked.request_id, asked.profile.id, asked.query, category, theme, "test")
         return Field(auction_id, now, query, tuple(candidates), selection, +left_out)
 
-    def _enter(self, listing: Listing, bids: Mapping[str, Micros], auction_id: str) -> Candidate:
-        """``listing`` with the bid that the model reads; a test may set the bid itself.
+    def _relevant(
+        self, retrieval: Retrieval, vector: Vectors, selection: Selection, left_out: Counter[Reason]
+    ) -> list[int]:
+        """Rows of the most relevant ads that may stand in one prompt together; counts the others."""
+        k = self._serving.candidates or self._config.world.candidates
+        mask = selection.mask
+        while True:  # each round fills the places of the most relevant for good
+            found = retrieval.search(vector, mask, k)
+            mask, gone = selection.without(mask, found)
+            left_out += gone
+            if not gone:
+                left_out[Reason.NOT_RETRIEVED] += int(np.count_nonzero(mask)) - len(found)
+                return found
 
-        Raises:
-            MoneyError: no bid may be what the test sets.
-        """
-        if listing.ad.id in bids:
-            bid = check_bid(bids[listing.ad.id], self._serving.micros_per_unit, self._config.world.max_bid)
-            listing = replace(listing, bid_micros=bid)
+    def _enter(self, listing: Listing, auction_id: str) -> Candidate:
+        """``listing`` with the bid that the model reads."""
         entry = pricing.enter(
             self._rule,
             listing.bid_micros,
@@ -253,6 +261,7 @@ class Auctioneer:
             category=field.query.category,
             theme=field.query.theme,
             resample_share=self._serving.resample_share if self._rule is PriceRule.RESAMPLED else None,
+            micros_per_unit=self._serving.micros_per_unit,
             canary=canary,
             test=asked.test,
         )

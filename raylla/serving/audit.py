@@ -1,58 +1,35 @@
 """Recomputes every balance, budget and charge from the ledger, and compares to the micro.
 
-The ledger is read once, in order. Each charge must be the price that its rule gives for the impression
-that it names, in the auction that showed it, for a click that counted; each campaign's day must add up,
-never beyond the budget it was held against; each settlement must be the sum of what it settles; each
-balance must be what all that leaves. Then the other way: every click and impression that should have
-been charged was, once, and no other.
+The ledger is read once, in order. Each line must follow the one before it, sealed as it was written
+(`raylla.serving.chain`), between the accounts of its kind, in the store's currency. Each charge must be
+the price that its rule gives for the impression that it names, in the auction that showed it, for a click
+that counted; each campaign's day must add up, never beyond the budget it was held against; each
+settlement must be the sum of what it settles; each balance must be what all that leaves. Then the other
+way: every click and impression that should have been charged was, once, and no other.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session, defer
 
 from raylla.serving import pricing
+from raylla.serving.chain import Chain
+from raylla.serving.findings import Audit
 from raylla.serving.money import Micros
 from raylla.serving.records import Outcome, PriceRule
 from raylla.serving.store import Store, models
 from raylla.serving.store.billing import REPEATED
+from raylla.serving.store.ledger import Account
 
 _BATCH = 5_000
 _ENTERED = {"charged": "charge", "accrued": "accrual"}
 """Outcome of a click -> kind of its ledger line; other outcomes have none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Discrepancy:
-    """Something that does not add up: what the store says, and what it should."""
-
-    subject: str
-    field: str
-    found: object
-    expected: object
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.field} is {self.found}, should be {self.expected}"
-
-
-@dataclass(slots=True)
-class Audit:
-    """What was read, and what did not add up."""
-
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    billed_micros: Micros = 0
-    discrepancies: list[Discrepancy] = field(default_factory=list)
-
-    def expect(self, subject: str, field: str, found: object, expected: object) -> None:
-        """Note a discrepancy unless both are equal."""
-        if found != expected:
-            self.discrepancies.append(Discrepancy(subject, field, found, expected))
 
 
 @dataclass(slots=True)
@@ -61,8 +38,19 @@ class _Account:
 
     balance: Micros = 0
     accruals: list[tuple[int, Micros]] = field(default_factory=list)
-    """Unsettled ones."""
+    """Unsettled ones, and what was taken back of any."""
     through: int = 0
+
+    def bill(self, found: Audit, amount: Micros) -> None:
+        """The advertiser owes ``amount`` more."""
+        self.balance -= amount
+        found.billed_micros += amount
+
+    def accrue(self, found: Audit, line: models.Entry, amount: Micros) -> None:
+        """``amount`` waits for the next settlement."""
+        self.accruals.append((line.id, amount))
+        if line.id <= self.through:
+            found.expect(f"ledger {line.id}", "accrual", "already settled", f"behind {self.through}")
 
 
 @dataclass(slots=True)
@@ -72,26 +60,29 @@ class _Books:
     accounts: dict[str, _Account] = field(default_factory=lambda: defaultdict(_Account))
     days: dict[tuple[str, dt.date], Micros] = field(default_factory=lambda: defaultdict(int))
     budgets: dict[str, set[Micros]] = field(default_factory=lambda: defaultdict(set))
+    open: dict[int, tuple[str, str, Micros]] = field(default_factory=dict)
+    """Charge or accrual that was not taken back: its kind, advertiser and amount."""
 
 
-def audit(store: Store) -> Audit:
-    """Audit the whole store, in one state of the database."""
+def audit(store: Store, known: Mapping[int, str] | None = None) -> Audit:
+    """Audit the whole store, in one state of the database; ``known`` are seals noted before, by line."""
     found = Audit()
     with store.database.reading() as session:
         if session.get_bind().dialect.name == "postgresql":
             session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         _triggers(session, found)
         books = _Books()
-        _ledger(session, found, books)
+        end = session.scalars(select(models.Books)).one()
+        _ledger(session, found, books, Chain(found, end, known or {}))
         _advertisers(session, found, books)
         _campaigns(session, found, books)
         _clicks(session, found, books)
         _impressions(session, found, books)
-        _auctions(session, found)
+        _auctions(session, found, end.currency)
     return found
 
 
-def _ledger(session: Session, found: Audit, books: _Books) -> None:
+def _ledger(session: Session, found: Audit, books: _Books, chain: Chain) -> None:
     """Check each line against what it is for, and add all of them up."""
     for budget in session.scalars(select(models.Budget)):
         books.budgets[budget.campaign_id].add(budget.daily_budget_micros)
@@ -108,22 +99,24 @@ def _ledger(session: Session, found: Audit, books: _Books) -> None:
     for row in session.execute(query.execution_options(yield_per=_BATCH)):
         line: models.Entry = row[0]
         found.counts["ledger"] += 1
+        chain.take(line)
         account = books.accounts[line.advertiser_id]
         if line.kind in ("charge", "accrual"):
             _charge(found, line, row[1], row[2], row[3], row[4])
             _day(found, line, books)
+            books.open[line.id] = line.kind, line.advertiser_id, line.amount_micros
         if line.kind == "charge":
-            account.balance -= line.amount_micros
-            found.billed_micros += line.amount_micros
+            account.bill(found, line.amount_micros)
         elif line.kind == "accrual":
-            account.accruals.append((line.id, line.amount_micros))
-            if line.id <= account.through:
-                found.expect(f"ledger {line.id}", "accrual", "already settled", f"behind {account.through}")
+            account.accrue(found, line, line.amount_micros)
         elif line.kind == "settlement":
             _settlement(found, line, account)
+        elif line.kind == "invalid":
+            _invalid(found, line, account, books)
         else:
             found.expect(f"ledger {line.id}", "kind", line.kind, "payment")
             account.balance += line.amount_micros
+    chain.end()
 
 
 def _charge(
@@ -190,8 +183,22 @@ def _settlement(found: Audit, line: models.Entry, account: _Account) -> None:
     found.expect(f"ledger {line.id}", "amount_micros", line.amount_micros, due)
     account.accruals = [(id, amount) for id, amount in account.accruals if id > through]
     account.through = through
-    account.balance -= line.amount_micros
-    found.billed_micros += line.amount_micros
+    account.bill(found, line.amount_micros)
+
+
+def _invalid(found: Audit, line: models.Entry, account: _Account, books: _Books) -> None:
+    """What was taken back against the charge or accrual that had taken it."""
+    kind, advertiser, amount = books.open.pop(line.voids or 0, (None, None, None))
+    subject = f"ledger {line.id}"
+    if kind is None:
+        found.expect(subject, "voids", line.voids, "a charge or accrual before it, once")
+    else:
+        found.expect(subject, "amount_micros", line.amount_micros, amount)
+        found.expect(subject, "advertiser_id", line.advertiser_id, advertiser)
+    if line.credit == Account.ACCRUED:
+        account.accrue(found, line, -line.amount_micros)
+    else:
+        account.bill(found, -line.amount_micros)
 
 
 def _advertisers(session: Session, found: Audit, books: _Books) -> None:
@@ -287,7 +294,7 @@ def _impressions(session: Session, found: Audit, books: _Books) -> None:
             _refused(found, subject, books, impression, impression.created.date())
 
 
-def _auctions(session: Session, found: Audit) -> None:
+def _auctions(session: Session, found: Audit, currency: str) -> None:
     """Every auction's record agrees with the rows made from it."""
     shown: dict[str, dict[str, tuple[object, ...]]] = {}
     query = select(models.Auction).order_by(models.Auction.id)
@@ -299,6 +306,7 @@ def _auctions(session: Session, found: Audit) -> None:
         for auction in page:
             found.counts["auctions"] += 1
             subject, record = f"auction {auction.id}", auction.record
+            found.expect(subject, "currency", auction.currency, currency)
             for name in ("price_rule", "weight_version", "currency", "resample_share", "test"):
                 found.expect(subject, name, getattr(auction, name), record[name])
             written = {one["id"]: tuple(one[name] for name in _TERMS) for one in record["impressions"]}

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from raylla.errors import WorldError
 from raylla.records import Ad
+from raylla.serving import names
 from raylla.serving.money import LARGEST
 from raylla.world.texts import MAX_DESCRIPTION, MAX_TITLE, check_ad, landing, one_line
 
@@ -59,12 +60,7 @@ Composed = BeforeValidator(_composed)
 """Names and texts are compared letter by letter, and tokenizers may compose: one form (NFC) everywhere."""
 Text = Annotated[str, Composed, Field(min_length=1, max_length=120), AfterValidator(_printable)]
 Amount = Annotated[int, Field(ge=0, le=LARGEST)]
-Domain = Annotated[
-    str,
-    Field(
-        max_length=253, pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
-    ),
-]
+Domain = Annotated[str, Field(min_length=1, max_length=254), AfterValidator(names.domain)]
 Landing = Annotated[str, Field(max_length=2000), AfterValidator(_landing)]
 NoticeUrl = Annotated[str, Field(max_length=2000), AfterValidator(_notice_url)]
 Labels = Annotated[list[Text], Field(max_length=10)]
@@ -106,6 +102,14 @@ class Payment(Body):
 
     amount_micros: Annotated[int, Field(ge=1, le=LARGEST)]
     reference: Text
+
+
+class Invalid(Body):
+    """A charge or accrual whose traffic was invalid, by its line of the ledger."""
+
+    model_config = example(line=118)
+
+    line: Annotated[int, Field(ge=1, le=2**63 - 1)]
 
 
 class FrequencyCap(Body):

@@ -57,6 +57,14 @@ def add_payment(
     return views.EntryView.model_validate(entry)
 
 
+@router.post("/advertisers/{advertiser_id}/invalid", status_code=201, tags=["accounts"], responses=_LOST)
+def take_back(
+    advertiser_id: bodies.AdvertiserId, body: bodies.Invalid, behind: web.Behind, _: web.Admin
+) -> views.EntryView:
+    """Take back what invalid traffic was charged; the same line again changes nothing."""
+    return views.EntryView.model_validate(behind.store.void(advertiser_id, body.line, web.now()))
+
+
 @router.get("/advertisers/{advertiser_id}/ledger", tags=["accounts"], responses=_LOST)
 def list_ledger(
     advertiser_id: bodies.AdvertiserId,

@@ -65,13 +65,17 @@ def serve_here(config: Config, manifest: Mapping[str, Any], say: Callable[[str],
 
     Raises:
         ConfigError: the secrets are missing.
-        StoreError: the database cannot be used.
+        StoreError: the database cannot be used, or is in another currency.
         DeployError: the application does not come up.
     """
     database = config.serving.database
     if (made := keyring.ensure(database)) is not None:
         say(f"made signing and admin keys for this machine: {made} (mode 0600)")
-    open_store(database).close()
+    store = open_store(database)
+    try:
+        store.denominate(config.serving.currency)
+    finally:
+        store.close()
     stopped = threading.Event()
     at = Dashboard(start())
     for number in (signal.SIGINT, signal.SIGTERM):  # now, for Ray's start has set a handler of its own

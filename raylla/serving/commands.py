@@ -156,18 +156,39 @@ def _of_run(source: str) -> settings.Config:
 def audit(
     database: Database = DATABASE,
     show: Annotated[int, typer.Option(help="discrepancies to name")] = 20,
+    sealed: Annotated[
+        list[str] | None,
+        typer.Option(help="LINE:SEAL as an earlier audit printed it: the ledger must still hold it"),
+    ] = None,
 ) -> None:
     """Recompute every balance, budget and charge from the ledger; status 1 if one does not add up."""
     from raylla.serving.audit import audit as recompute
     from raylla.serving.money import decimal
     from raylla.serving.store import open_store
 
-    found = recompute(open_store(database, must_exist=True))
+    known = dict(_noted(one) for one in sealed or [])
+    found = recompute(open_store(database, must_exist=True), known)
     read = ", ".join(f"{number} {name}" for name, number in found.counts.items())
     console.print(f"{read or 'empty'}; billed {decimal(found.billed_micros)}", highlight=False)
+    held = ", ".join(f"{name} {decimal(amount)}" for name, amount in found.accounts.items())
+    console.print(f"accounts: {held or 'empty'}", highlight=False, soft_wrap=True)
+    if found.last:
+        console.print(f"sealed {found.last}:{found.seal}", highlight=False, soft_wrap=True)
     for one in found.discrepancies[:show]:
         console.print(f"{one}", highlight=False, soft_wrap=True, markup=False)
     if found.discrepancies:
         console.print(f"{len(found.discrepancies)} discrepancies", highlight=False)
         raise typer.Exit(1)
     console.print("everything adds up", highlight=False)
+
+
+def _noted(text: str) -> tuple[int, str]:
+    """A line and its seal.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    line, _, seal = text.partition(":")
+    if not (line.isascii() and line.isdigit() and seal):
+        raise ConfigError(f"--sealed {text!r}: give LINE:SEAL, as `raylla audit` prints it")
+    return int(line), seal

@@ -27,12 +27,12 @@ from raylla.irpo.state import Run
 from raylla.serving.app import canary_scale
 from raylla.serving.cluster import POLL_SECONDS, Dashboard
 from raylla.serving.money import to_units
-from raylla.serving.records import PriceRule, Served
+from raylla.serving.records import Served
 from raylla.serving.store import open_store
 from raylla.serving.versions import Target, find
 
 MEASURES = ("revenue", "expected_revenue", "reward", "format_errors")
-"""Per auction: charged or accrued (bid units), bid x pCTR (bid units), R(y), broken placements."""
+"""Per auction: what the ledger holds for it, bid x pCTR (both in bid units), R(y), broken placements."""
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,8 @@ def show(console: Console, found: Comparison) -> None:
 
 def _measures(one: Served, unit: int) -> list[float]:
     auction = one.auction
-    charged = [
-        shown.price_micros
-        for shown in auction.impressions
-        if auction.price_rule is PriceRule.EXPECTED or shown.id in one.clicked
-    ]
     return [
-        to_units(sum(charged), unit),
+        to_units(one.charged_micros, unit),
         to_units(1, unit) * sum(shown.bid_micros * shown.pctr for shown in auction.impressions),
         auction.reward_value - auction.reward_penalty,
         float(sum(auction.violations.values())),

@@ -184,6 +184,8 @@ def _plain(text: str) -> str:
 
 
 def _auction(name: str, query: Query, served: ServedAuction, micros_per_unit: int) -> Auction:
+    """The auction with its bids in units, as the model read them."""
+    micros_per_unit = served.micros_per_unit or micros_per_unit
     return Auction(
         name,
         query.id,

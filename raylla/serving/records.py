@@ -32,6 +32,8 @@ class Reason(StrEnum):
     """Why an ad did not compete in an auction, or competed and was not shown."""
 
     PAUSED = "paused"
+    OFF_GRID = "off_grid"
+    """The bid is none of the grid: `serving.micros_per_unit` or `world.max_bid` has changed since."""
     BLOCKED_ADVERTISER = "blocked_advertiser"
     BLOCKED_CATEGORY = "blocked_category"
     FLOOR = "floor"
@@ -57,6 +59,7 @@ _LOSS_CODES = {
     Reason.FREQUENCY_CAP: 502,
     Reason.PAUSED: 503,
     Reason.NOT_RETRIEVED: 504,
+    Reason.OFF_GRID: 505,
 }
 
 
@@ -166,6 +169,8 @@ class ServedAuction:
     test: bool = False
     category: str = ""
     theme: str = ""
+    micros_per_unit: int | None = None
+    """What one unit of the model's bids was worth; None: not noted yet, when it was served."""
 
 
 class Outcome(StrEnum):
@@ -203,3 +208,5 @@ class Served:
     """Ids of impressions with an authentic click in time, charged or not."""
     conversion_micros: Mapping[str, Micros]
     """Impression id -> summed value of its conversions."""
+    charged_micros: Micros = 0
+    """What the ledger holds for it: charges and accruals, less what was taken back of them."""

@@ -133,6 +133,7 @@ class Ingress:
         run = Run.open(_run(config))  # held while it is read: its working copy goes with it
         self._world = worlds.load(run.part("world"))
         self._store = open_store(config.serving.database)
+        self._store.denominate(config.serving.currency)
         self._canary = canary
         self._holding = open_engine(config) if engine is None else None
         self._predictor = Predictor(config) if predictor is None else None
@@ -141,7 +142,7 @@ class Ingress:
         self._oracle: Oracle = self._predictor or RemoteOracle(predictor)
         self._traffic = Traffic(writer)
         self._tokens = TokenKeys.parse(keyring.read(config.serving.database).token_keys)
-        self._eligibility = Eligibility(self._store, config.serving)
+        self._eligibility = Eligibility(self._store, config.serving, config.world.max_bid)
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._wanted_canary: Target | None = None
         self._problem: str | None = None
@@ -185,7 +186,7 @@ class Ingress:
             tokenizer,
             self._threads,
         )
-        reports = Reports(self._spent_today, lambda: self._auctioneer.ongoing)
+        reports = Reports(self._revenue_today, lambda: self._auctioneer.ongoing)
         services = web.Services(
             self._store,
             self._tokens,
@@ -267,8 +268,8 @@ class Ingress:
         await loop.run_in_executor(self._threads, self._store.spending, datetime.now(UTC).date())
         return True
 
-    def _spent_today(self) -> int:
-        return sum(self._store.spending(datetime.now(UTC).date()).values())
+    def _revenue_today(self) -> int:
+        return self._store.revenue(datetime.now(UTC).date())
 
 
 def _run(config: Config) -> str:

@@ -48,8 +48,8 @@ def log_json() -> None:
 class Reports:
     """The metrics of one ingress replica, and its log of requests."""
 
-    def __init__(self, spent_today: Callable[[], int], ongoing: Callable[[], int]) -> None:
-        """``spent_today`` is asked at each scrape for what all campaigns have been charged (micros)."""
+    def __init__(self, revenue_today: Callable[[], int], ongoing: Callable[[], int]) -> None:
+        """``revenue_today`` is asked at each scrape for what the ledger has earned today (micros)."""
         self._registry = CollectorRegistry()
 
         def counter(name: str, what: str, *labels: str) -> Counter:
@@ -66,8 +66,10 @@ class Reports:
             "raylla_latency_seconds", "time by part", ["part"], buckets=BUCKETS, registry=self._registry
         )
         Gauge(
-            "raylla_revenue_today_micros", "charged today (UTC), micros", registry=self._registry
-        ).set_function(spent_today)
+            "raylla_revenue_today_micros",
+            "earned today (UTC) by the ledger, micros",
+            registry=self._registry,
+        ).set_function(revenue_today)
         Gauge("raylla_ongoing", "requests in progress", registry=self._registry).set_function(ongoing)
 
     def text(self) -> bytes:
@@ -97,7 +99,8 @@ class Reports:
             return
         self._auctions.labels(end.weight_version, str(auction.canary).lower()).inc()
         self._impressions.inc(len(auction.impressions))
-        self._expected.inc(sum(one.bid_micros * one.pctr for one in auction.impressions))
+        if not auction.test:
+            self._expected.inc(sum(one.bid_micros * one.pctr for one in auction.impressions))
         for kind, count in auction.violations.items():
             self._violations.labels(kind).inc(count)
         line |= {

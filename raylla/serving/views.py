@@ -65,11 +65,14 @@ class EntryView(View):
         budget_micros=20_000_000,
         through=None,
         reference=None,
+        debit="advertiser",
+        credit="revenue",
+        voids=None,
     )
 
     id: int
     at: dt.datetime
-    kind: Literal["charge", "accrual", "settlement", "payment"]
+    kind: Literal["charge", "accrual", "settlement", "payment", "invalid"]
     amount_micros: int
     currency: str
     campaign_id: str | None
@@ -83,6 +86,9 @@ class EntryView(View):
     budget_micros: int | None = Field(description="the daily budget that it was held against")
     through: int | None = Field(description="of a settlement: the last accrual that it bills")
     reference: str | None
+    debit: str = Field(description="the account that the amount goes from")
+    credit: str = Field(description="the account that it goes to")
+    voids: int | None = Field(description="of `invalid`: the line whose amount is taken back")
 
 
 class CampaignView(View):

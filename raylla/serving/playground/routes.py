@@ -55,7 +55,9 @@ class ImpressionView(BaseModel):
     price_micros: int
     charged_at: Literal["impression", "click"]
     clicked: bool
-    booked_micros: int | None = Field(description="the ledger's amount; null where nothing is booked")
+    booked_micros: int | None = Field(
+        description="the ledger's amount, 0 where it was taken back; null where nothing is booked"
+    )
     booked_as: Literal["charge", "accrual"] | None
 
 
@@ -135,7 +137,9 @@ def auction(auction_id: AuctionId, behind: web.Behind, _: web.Application) -> Au
     """What an auction's ads cost, which were clicked and what was booked for them."""
     served = behind.store.auction(auction_id)
     held = served.auction
-    booked = {one.impression_id: one for one in behind.store.charges(auction_id)}
+    lines = behind.store.charges(auction_id)
+    booked = {one.impression_id: one for one in lines if one.impression_id is not None}
+    void = {one.voids for one in lines}
     impressions = []
     for one in held.impressions:
         entry = booked.get(one.id)
@@ -147,7 +151,7 @@ def auction(auction_id: AuctionId, behind: web.Behind, _: web.Application) -> Au
                 price_micros=one.price_micros,
                 charged_at=pricing.charged_at(held.price_rule),
                 clicked=one.id in served.clicked,
-                booked_micros=entry.amount_micros if entry else None,
+                booked_micros=(0 if entry.id in void else entry.amount_micros) if entry else None,
                 booked_as=entry.kind if entry else None,
             )
         )

@@ -2,6 +2,7 @@
 
 Each function works inside the caller's transaction. It first takes the lock of the advertiser's row,
 so that one advertiser's money moves one line at a time; several advertisers are taken in order of id.
+The ledger itself comes last (`raylla.serving.store.ledger.post`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from raylla.errors import UnknownError
 from raylla.serving import pricing
 from raylla.serving.money import Micros
 from raylla.serving.records import Charge, Outcome, PriceRule, Reason, ServedAuction
-from raylla.serving.store import models, outbox
+from raylla.serving.store import ledger, models, outbox
 from raylla.serving.store.parties import locked, new_id
 from raylla.serving.tokens import Claims
 
@@ -52,6 +53,7 @@ def add_impressions(session: Session, auctions: Sequence[tuple[ServedAuction, mo
     """Write the impressions of ``auctions``; under `expected`, bill each to its campaign's budget."""
     every = [(shown, auction, row) for auction, row in auctions for shown in auction.impressions]
     every.sort(key=lambda one: (one[0].advertiser_id, one[0].campaign_id, one[0].id))
+    lines: list[models.Entry] = []
     for shown, auction, row in every:
         impression = models.Impression(
             id=shown.id,
@@ -69,15 +71,15 @@ def add_impressions(session: Session, auctions: Sequence[tuple[ServedAuction, mo
         )
         entry = None
         if auction.price_rule is PriceRule.EXPECTED and not auction.test:
-            advertiser = locked(session, shown.advertiser_id)
-            entry = _entry(session, advertiser, _Line("charge", row, impression, None, auction.created))
+            locked(session, shown.advertiser_id)
+            entry = _entry(session, _Line("charge", row, impression, None, auction.created))
             impression.billed = "budget" if entry is None else "charged"
         session.add(impression)
         if entry is not None:
-            session.flush()  # the ledger's line names it
-            session.add(entry)
+            lines.append(entry)
             outbox.billed(session, entry, impression)
-    session.flush()
+    session.flush()  # the ledger's lines name them
+    ledger.post(session, lines)
 
 
 def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
@@ -89,7 +91,7 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
     impression = session.get(models.Impression, claims.impression_id)
     if impression is None or not _describes(claims, impression):
         raise UnknownError(f"impression {claims.impression_id!r} of this token is not in the store")
-    advertiser = locked(session, impression.advertiser_id)
+    locked(session, impression.advertiser_id)
     terms = [defer(models.Auction.record)]  # the record is long and not needed here
     auction = session.get_one(models.Auction, impression.auction_id, options=terms)
     url = session.get_one(models.Ad, impression.ad_id).url
@@ -107,7 +109,7 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
     else:
         outcome = Outcome.ACCRUED if auction.price_rule == PriceRule.RESAMPLED else Outcome.CHARGED
         kind = "accrual" if outcome is Outcome.ACCRUED else "charge"
-        entry = _entry(session, advertiser, _Line(kind, auction, impression, click_id, now))
+        entry = _entry(session, _Line(kind, auction, impression, click_id, now))
         outcome = outcome if entry is not None else Outcome.BUDGET
     if outcome not in REPEATED or _repeats(session, impression.id) < REPEATS_LOGGED:
         row = models.Click(id=click_id, token_id=claims.token_id, impression_id=impression.id, at=now)
@@ -115,8 +117,8 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
         session.add(row)
         session.flush()  # the ledger's line names it
     if entry is not None:
-        session.add(entry)
         outbox.billed(session, entry, impression)
+        ledger.post(session, [entry])
     amount = entry.amount_micros if entry is not None else 0
     return Charge(first.id if first is not None else click_id, outcome, amount, url)
 
@@ -127,26 +129,51 @@ def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement
     due = pricing.settle(advertiser.accrued_micros)
     if due.billed_micros == 0:
         return None
-    lines = models.Entry.advertiser_id == advertiser_id
-    before = session.scalar(select(func.max(models.Entry.through)).where(lines)) or 0
-    accruals = lines & (models.Entry.kind == "accrual") & (models.Entry.id > before)
+    line = models.Entry
+    of_it = line.advertiser_id == advertiser_id
+    before = session.scalar(select(func.max(line.through)).where(of_it)) or 0
+    accrual = line.kind == "accrual"
+    taken_back = (line.kind == "invalid") & (line.credit == ledger.Account.ACCRUED.value)
     count, through, currency = session.execute(
-        select(func.count(), func.max(models.Entry.id), func.max(models.Entry.currency)).where(accruals)
-    ).one()
-    session.add(
-        models.Entry(
-            at=now,
-            kind="settlement",
-            amount_micros=due.billed_micros,
-            currency=currency,
-            advertiser_id=advertiser_id,
-            price_rule=PriceRule.RESAMPLED.value,
-            through=through,
+        select(func.count().filter(accrual), func.max(line.id), func.max(line.currency)).where(
+            of_it, line.id > before, accrual | taken_back
         )
+    ).one()
+    entry = models.Entry(
+        at=now,
+        kind="settlement",
+        amount_micros=due.billed_micros,
+        currency=currency,
+        advertiser_id=advertiser_id,
+        price_rule=PriceRule.RESAMPLED.value,
+        through=through,
     )
-    advertiser.accrued_micros = due.carried_micros
-    advertiser.balance_micros -= due.billed_micros
+    ledger.post(session, [entry])
     return Settlement(advertiser_id, due.billed_micros, count, through)
+
+
+def void(session: Session, advertiser_id: str, line_id: int, now: dt.datetime) -> models.Entry:
+    """Take back what a charge or accrual took, for its traffic was invalid; once, whoever asks how often.
+
+    Raises:
+        UnknownError: that line is no charge or accrual of this advertiser.
+    """
+    locked(session, advertiser_id)
+    line = session.get(models.Entry, line_id)
+    if line is None or line.advertiser_id != advertiser_id or line.kind not in ("charge", "accrual"):
+        raise UnknownError(f"line {line_id} is no charge or accrual of advertiser {advertiser_id!r}")
+    booked = session.scalar(select(models.Entry).filter_by(voids=line_id))
+    if booked is None:
+        same = ("amount_micros", "currency", "campaign_id", "auction_id", "price_rule", "weight_version")
+        booked = models.Entry(
+            at=now,
+            kind="invalid",
+            advertiser_id=advertiser_id,
+            voids=line_id,
+            **{name: getattr(line, name) for name in same},
+        )
+        ledger.post(session, [booked])
+    return booked
 
 
 def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
@@ -178,8 +205,8 @@ def _describes(claims: Claims, impression: models.Impression) -> bool:
     )
 
 
-def _entry(session: Session, advertiser: models.Advertiser, line: _Line) -> models.Entry | None:
-    """Debit the campaign's day and the advertiser; None where the budget does not hold the price."""
+def _entry(session: Session, line: _Line) -> models.Entry | None:
+    """The line, its amount taken from the campaign's day; None where the budget does not hold the price."""
     impression, auction = line.impression, line.auction
     amount, day = impression.price_micros, line.at.astimezone(dt.UTC).date()
     budget = session.scalars(
@@ -188,10 +215,6 @@ def _entry(session: Session, advertiser: models.Advertiser, line: _Line) -> mode
     spent = _debit(session, impression.campaign_id, day, max(amount, 0), budget)
     if spent is None:
         return None
-    if line.kind == "accrual":
-        advertiser.accrued_micros += amount
-    else:
-        advertiser.balance_micros -= amount
     return models.Entry(
         at=line.at,
         kind=line.kind,

@@ -39,6 +39,8 @@ class Database:
             StoreError: no such database, not reachable, or of a newer raylla.
         """
         self.url = _checked(url, must_exist)
+        self.currency: str | None = None
+        """The store's, once somebody has asked (`ledger.denominate`): it never changes."""
         self.engine = _engine(self.url)
         self._writer = self.engine.execution_options(writes=True)
         try:

@@ -214,33 +214,47 @@ class Conversion(Base):
     at: Mapped[dt.datetime]
 
 
+class Books(Base):
+    """The one row about the ledger: the store's currency ("": none is named), the last line, its seal."""
+
+    __tablename__ = "books"
+    id: Mapped[int] = mapped_column(Serial, primary_key=True)
+    currency: Mapped[str]
+    last: Mapped[int]
+    seal: Mapped[str]
+
+
 class Entry(Base):
-    """A line of the ledger.
+    """A line of the ledger (`raylla.serving.store.ledger`).
 
     kind        amount_micros                     names
     charge      what the advertiser owes          impression, click (none where billed at the impression)
     accrual     the same, until settled; < 0 is a rebate     impression, click
     settlement  sum of accruals up to ``through``
     payment     what the advertiser paid          ``reference``, once per advertiser
+    invalid     that of the line ``voids``, taken back       auction
 
     Charges and accruals carry the campaign's ``spent_micros`` of the ``day`` after it and the
-    ``budget_micros`` that it was held against.
+    ``budget_micros`` that it was held against. The amount goes from account ``debit`` to ``credit``;
+    ``previous`` is the line before (0: it is the first), ``seal`` covers that one's seal and this line.
     """
 
     __tablename__ = "ledger"
     __table_args__ = (
         UniqueConstraint("impression_id"),
         UniqueConstraint("advertiser_id", "reference"),
+        Index("uq_ledger_voids", "voids", unique=True),
+        Index("ix_ledger_advertiser_id_id", "advertiser_id", "id"),
         {"sqlite_autoincrement": True},
     )
     id: Mapped[int] = mapped_column(Serial, primary_key=True)
-    at: Mapped[dt.datetime]
+    at: Mapped[dt.datetime] = mapped_column(index=True)
     kind: Mapped[str]
     amount_micros: Mapped[int]
     currency: Mapped[str]
     advertiser_id: Mapped[str] = mapped_column(ForeignKey("advertisers.id"))
     campaign_id: Mapped[str | None] = mapped_column(ForeignKey("campaigns.id"))
-    auction_id: Mapped[str | None] = mapped_column(ForeignKey("auctions.id"))
+    auction_id: Mapped[str | None] = mapped_column(ForeignKey("auctions.id"), index=True)
     impression_id: Mapped[str | None] = mapped_column(ForeignKey("impressions.id"))
     click_id: Mapped[str | None] = mapped_column(ForeignKey("clicks.id"))
     price_rule: Mapped[str | None]
@@ -250,6 +264,11 @@ class Entry(Base):
     budget_micros: Mapped[int | None]
     through: Mapped[int | None]
     reference: Mapped[str | None]
+    debit: Mapped[str]
+    credit: Mapped[str]
+    voids: Mapped[int | None]
+    previous: Mapped[int]
+    seal: Mapped[str]
 
 
 class ApiKey(Base):

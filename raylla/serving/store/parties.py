@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 
 from raylla import records
 from raylla.errors import ClashError, UnknownError
-from raylla.serving import keys
+from raylla.serving import keys, names
 from raylla.serving.money import Micros
-from raylla.serving.store import models
+from raylla.serving.store import ledger, models
 from raylla.serving.store.database import Database
 from raylla.world.build import scattered_id
 
@@ -61,7 +61,11 @@ class Parties:
         self._database = database
 
     def add_advertiser(self, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
-        """A new advertiser with nothing owed."""
+        """A new advertiser with nothing owed.
+
+        Raises:
+            ValueError: that is no domain.
+        """
         with self._database.writing() as session:
             return put_advertiser(session, name, domain, now)
 
@@ -88,9 +92,11 @@ class Parties:
         Raises:
             UnknownError: no such advertiser.
             ClashError: the reference was booked with another amount.
+            StoreError: the store is in another currency.
         """
+        ledger.denominate(self._database, currency)
         with self._database.writing() as session:
-            advertiser = locked(session, advertiser_id)
+            locked(session, advertiser_id)
             query = select(models.Entry).filter_by(advertiser_id=advertiser_id, reference=reference)
             booked = session.scalar(query)
             if booked is not None:
@@ -99,7 +105,6 @@ class Parties:
                         f"reference={reference!r} is booked with {booked.amount_micros} micros, not these"
                     )
                 return booked
-            advertiser.balance_micros += amount
             entry = models.Entry(
                 at=now,
                 kind="payment",
@@ -108,7 +113,7 @@ class Parties:
                 advertiser_id=advertiser_id,
                 reference=reference,
             )
-            session.add(entry)
+            ledger.post(session, [entry])
         return entry
 
     def add_campaign(self, advertiser_id: str, new: NewCampaign, now: dt.datetime) -> models.Campaign:
@@ -210,8 +215,11 @@ class Parties:
             return session.scalars(query.order_by(models.Ad.id).limit(limit)).all()
 
     def set_floor(self, category: str, floor: Micros) -> None:
-        """The least bid per click in a category; 0 takes it away."""
+        """The least bid per click in a category or theme, however it is spelled; 0 takes it away."""
         with self._database.writing() as session:
+            for row in session.scalars(select(models.Floor)).all():
+                if row.category != category and names.name(row.category) == names.name(category):
+                    session.delete(row)
             session.merge(models.Floor(category=category, floor_micros=floor))
             bumped(session, "catalogue")
 
@@ -311,9 +319,14 @@ def bumped(session: Session, counter: str, by: int = 1) -> int:
 
 
 def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
-    """Write a new advertiser."""
+    """Write a new advertiser; its domain in the form that is compared."""
     advertiser = models.Advertiser(
-        id=new_id("adv"), name=name, domain=domain, created=now, balance_micros=0, accrued_micros=0
+        id=new_id("adv"),
+        name=name,
+        domain=names.domain(domain),
+        created=now,
+        balance_micros=0,
+        accrued_micros=0,
     )
     session.add(advertiser)
     session.flush()

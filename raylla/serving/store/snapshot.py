@@ -92,7 +92,8 @@ def spending(session: Session, day: dt.date) -> dict[str, Micros]:
 
 
 def seen(session: Session, user_id: str, since: dt.datetime) -> list[tuple[str, dt.datetime]]:
-    """Campaign and time of each impression that a user got since then."""
+    """Campaign and time of each impression that a user got since then, tests left out."""
     shown = models.Impression
-    query = select(shown.campaign_id, shown.created).where(shown.user_id == user_id, shown.created > since)
+    of_user = (shown.user_id == user_id) & (shown.created > since) & (shown.billed != "test")
+    query = select(shown.campaign_id, shown.created).where(of_user)
     return [(campaign_id, created) for campaign_id, created in session.execute(query)]

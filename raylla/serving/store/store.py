@@ -16,7 +16,7 @@ from raylla.errors import ClashError, StoreError, UnknownError
 from raylla.serving import pricing
 from raylla.serving.money import Micros
 from raylla.serving.records import Charge, PriceRule, Served, ServedAuction
-from raylla.serving.store import billing, models, snapshot
+from raylla.serving.store import billing, ledger, models, snapshot
 from raylla.serving.store.billing import Settlement
 from raylla.serving.store.database import Database
 from raylla.serving.store.outbox import Outbox
@@ -40,6 +40,14 @@ class Store:
         """Close all connections."""
         self.database.close()
 
+    def denominate(self, currency: str) -> None:
+        """Say what the store's money is; the first currency that is named is the store's, for good.
+
+        Raises:
+            StoreError: the store is in another.
+        """
+        ledger.denominate(self.database, currency)
+
     def record(self, auction: ServedAuction) -> None:
         """Write an auction and its impressions in one transaction; the same auction again changes nothing.
 
@@ -48,9 +56,10 @@ class Store:
 
         Raises:
             ClashError: another auction has that id.
-            StoreError: it names an ad or campaign that is not listed, or another price than its rule's.
+            StoreError: it names an ad or campaign that is not listed, another price than its rule's, or
+                another currency than the store's.
         """
-        check(auction)
+        self._check(auction)
         try:
             self._write([auction])
         except (IntegrityError, DataError) as error:
@@ -66,11 +75,15 @@ class Store:
         """
         try:
             for auction in auctions:
-                check(auction)
+                self._check(auction)
             self._write(auctions)
         except (IntegrityError, DataError, StoreError):
             return [self._refusal(auction) for auction in auctions]
         return [None] * len(auctions)
+
+    def _check(self, auction: ServedAuction) -> None:
+        check(auction)
+        ledger.denominate(self.database, auction.currency)
 
     def _refusal(self, auction: ServedAuction) -> Exception | None:
         try:
@@ -99,8 +112,8 @@ class Store:
             session.add_all(rows)
             session.flush()
             _check_listed(session, auctions)
-            billing.add_impressions(session, list(zip(auctions, rows, strict=True)))
             billing.lose(session, [auction for auction in auctions if not auction.test])
+            billing.add_impressions(session, list(zip(auctions, rows, strict=True)))
 
     def click(self, claims: Claims, now: dt.datetime) -> Charge:
         """Log a click whose token has verified, and charge it at most once per impression.
@@ -123,6 +136,15 @@ class Store:
             if one is not None:
                 settled.append(one)
         return settled
+
+    def void(self, advertiser_id: str, line: int, now: dt.datetime) -> models.Entry:
+        """Take back what a charge or accrual of invalid traffic took; the same line again changes nothing.
+
+        Raises:
+            UnknownError: that line is no charge or accrual of this advertiser.
+        """
+        with self.database.writing() as session:
+            return billing.void(session, advertiser_id, line, now)
 
     def convert(
         self, click_id: str, order_id: str, value: Micros, advertiser_id: str | None, now: dt.datetime
@@ -195,6 +217,13 @@ class Store:
         """Campaign id -> what it has spent on a day, where that is anything."""
         with self.database.reading() as session:
             return snapshot.spending(session, day)
+
+    def revenue(self, day: dt.date) -> Micros:
+        """What the ledger has earned on a day (UTC): charges and accruals, less what was taken back."""
+        start = dt.datetime.combine(day, dt.time(), dt.UTC)
+        of_day = (models.Entry.at >= start) & (models.Entry.at < start + dt.timedelta(days=1))
+        with self.database.reading() as session:
+            return int(session.scalars(select(ledger.earned()).where(of_day)).one())
 
     def seen(self, user_id: str, since: dt.datetime) -> list[tuple[str, dt.datetime]]:
         """Campaigns whose ads a user was shown since then, and when; one pair per impression."""
@@ -315,11 +344,15 @@ def _served(session: Session, page: Sequence[models.Auction]) -> list[Served]:
     values: dict[str, Micros] = defaultdict(int)
     for one in session.scalars(select(models.Conversion).where(models.Conversion.click_id.in_(ids))):
         values[one.click_id] += one.value_micros
+    of_auction = select(models.Entry.auction_id, ledger.earned()).group_by(models.Entry.auction_id)
+    booked = session.execute(of_auction.where(models.Entry.auction_id.in_([row.id for row in page])))
+    charged = {auction_id: int(micros) for auction_id, micros in booked}
     return [
         Served(
             RECORD.validate_python(row.record),
             frozenset(clicked[row.id]),
             {shown: values[id] for shown, id in clicked[row.id].items() if id in values},
+            charged.get(row.id, 0),
         )
         for row in page
     ]

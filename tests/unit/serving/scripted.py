@@ -121,7 +121,7 @@ def endpoint(
     config = Config.model_validate({"serving": serving})
     writer, oracle = writer or Script(text), Fixed()
     traffic = Traffic(writer)
-    eligibility = Eligibility(store, config.serving)
+    eligibility = Eligibility(store, config.serving, config.world.max_bid)
     keys = TokenKeys(KEYS)
     auctioneer = Auctioneer(
         config, traffic, oracle, store, eligibility, keys, tokenizer(), ThreadPoolExecutor(2)

@@ -13,10 +13,12 @@ from starlette.testclient import TestClient
 from raylla.auction import markup
 from raylla.errors import StoreError
 from raylla.pocket.tokenizer import ASSISTANT, END, USER
+from raylla.records import Ad
 from raylla.serving.audit import audit
+from raylla.serving.eligibility import Eligibility
 from raylla.serving.exchange import Traffic
 from raylla.serving.records import Listing, Served
-from raylla.serving.store import Store
+from raylla.serving.store import NewAd, Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint
 
@@ -400,3 +402,87 @@ def test_health_and_models(store: Store) -> None:
     one.health = one.health.model_copy(update={"status": "unavailable"})
     assert client(one).get("/healthz").status_code == 503
     assert client(one).get("/v1/models").json()["data"][0]["id"] == "raylla"
+
+
+def test_category_floors_act_on_the_bid_that_enters(market: Market) -> None:
+    """Under `resampled` a lowered bid below a floor does not compete, whosever floor it is."""
+    cup = market.listing(market.seat(), bid=64)
+    market.store.parties.set_floor("CUPS", 50 * UNIT)
+    one = endpoint(market.store, price_rule="resampled", resample_share=0.9)
+    entered = []
+    for _ in range(40):
+        detail = ask(one, test=True).json()["raylla"]
+        entered += [each["bid_micros"] for each in detail["candidates"]]
+        assert len(detail["candidates"]) + detail["filtered"].get("floor", 0) == 1
+    assert 0 < len(entered) < 40
+    assert min(entered) >= 50 * UNIT
+    assert cup.bid_micros in entered
+
+
+def test_a_tests_bids_are_held_against_floors_and_budgets(market: Market) -> None:
+    low = market.listing(market.seat(), bid=5, budget=100 * UNIT)
+    market.store.parties.set_floor("kitchen", 10 * UNIT)
+    one = endpoint(market.store)
+    for bid, reason in ((9, "floor"), (10, None), (100, None)):
+        detail = ask(one, test=True, bids={low.ad.id: bid * UNIT, "7": UNIT}).json()["raylla"]
+        assert detail["filtered"] == ({reason: 1} if reason else {})
+        assert [each["bid_micros"] for each in detail["candidates"]] == ([] if reason else [bid * UNIT])
+    market.store.parties.change_campaign(low.campaign_id, {"daily_budget_micros": 50 * UNIT}, market.now)
+    one.refresh()
+    assert ask(one, test=True, bids={low.ad.id: 60 * UNIT}).json()["raylla"]["filtered"] == {"budget": 1}
+    assert ask(one, test=True, bids={"unlisted": UNIT + 1}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason", "shown"),
+    [
+        ({"cap_impressions": 2, "cap_hours": 24}, "frequency_cap", 2),
+        ({"daily_budget_micros": 25 * UNIT}, "budget", 2),
+        ({"daily_budget_micros": 10**9}, None, 4),
+    ],
+)
+def test_one_answer_keeps_within_what_its_campaign_may_still_use(
+    market: Market, limit: dict[str, int], reason: str | None, shown: int
+) -> None:
+    mine = market.listing(market.seat(), bid=10)
+    news = [
+        NewAd(Ad("", f"Bowl {number}", "cups", ""), "https://x.example", 10 * UNIT) for number in range(3)
+    ]
+    market.store.parties.add_ads(mine.campaign_id, news, market.now)
+    others = [market.listing(market.seat("Vara"), bid=10) for _ in range(3)]
+    market.store.parties.change_campaign(mine.campaign_id, limit, market.now)
+    one = endpoint(market.store, candidates=5)
+    detail = ask(one, test=True, profile={"id": "u1"}).json()["raylla"]
+    ours = [each for each in detail["candidates"] if each["ad_id"] not in {one.ad.id for one in others}]
+    assert len(detail["candidates"]) == min(5, shown + 3)
+    assert len(ours) <= shown
+    if reason:
+        assert len(ours) == shown
+        assert detail["filtered"] == {reason: 4 - shown}
+
+
+def test_a_test_auction_leaves_a_users_cap_alone(market: Market) -> None:
+    cup = market.listing(market.seat(), cap_impressions=1, cap_hours=24)
+    one = endpoint(market.store, placing(cup))
+    metric = "raylla_expected_revenue_micros_total "
+    for test, placed, expected in (
+        (True, 1, "0.0"),
+        (False, 1, f"{cup.bid_micros * 0.25}"),
+        (False, 0, None),
+    ):
+        answer = ask(one, test=test, profile={"id": "u1"}).json()
+        assert len(answer["raylla"]["ads"]) == placed
+        if expected is not None:
+            assert metric + expected in client(one).get("/metrics").text
+    assert answer["raylla"]["filtered"] == {"frequency_cap": 1}
+
+
+def test_a_store_with_bids_of_another_grid_goes_on_serving(market: Market) -> None:
+    seat = market.seat()
+    fits, off, beyond = (market.listing(seat, bid=bid) for bid in (10, 15, 100))
+    one = endpoint(market.store, placing(fits, off, beyond), micros_per_unit=2 * UNIT)
+    one.auctioneer._eligibility = one.eligibility = Eligibility(market.store, one.config.serving, 20)
+    one.refresh()
+    detail = ask(one, test=True).json()["raylla"]
+    assert [each["ad_id"] for each in detail["candidates"]] == [fits.ad.id]
+    assert detail["filtered"] == {"off_grid": 2}

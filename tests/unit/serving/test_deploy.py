@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import stat
 from dataclasses import replace
@@ -13,22 +14,28 @@ from raylla.config import Config
 from raylla.errors import ConfigError
 from raylla.serving import app, keyring
 from raylla.serving.deploy import compare
-from raylla.serving.records import PriceRule, Served
+from raylla.serving.records import Listing, PriceRule, Served
+from raylla.serving.store import Store
 from raylla.serving.tokens import TokenKeys
 from raylla.serving.versions import Target
-from tests.unit.serving.market import UNIT, Market
+from tests.unit.serving.market import MU, UNIT, Market
 
 
-def served(market: Market, canary: bool, clicked: bool, **how: object) -> Served:
-    cup = market.listing(market.seat(), bid=50)
-    auction = market.auction(cup, **how)  # type: ignore[arg-type]
+def served(
+    market: Market, canary: bool, clicked: bool, cup: Listing | None = None, **how: object
+) -> Served:
+    auction = market.auction(cup or market.listing(market.seat(), bid=50), **how)  # type: ignore[arg-type]
     version = "v2" if canary else "v1"
     auction = replace(auction, canary=canary, weight_version=version, violations={"malformed": int(canary)})
-    return Served(auction, frozenset({auction.impressions[0].id} if clicked else ()), {})
+    market.store.record(auction)
+    if clicked:
+        market.store.click(market.claims(auction), market.now)
+    return market.store.auction(auction.id)
 
 
 def test_the_sides_are_compared_with_intervals(market: Market) -> None:
-    found = [served(market, place % 4 == 0, place % 2 == 0) for place in range(200)]
+    cup = market.listing(market.seat(), bid=50)
+    found = [served(market, place % 4 == 0, place % 2 == 0, cup) for place in range(200)]
     counts, figures = compare(found, "v2", Config())
     assert counts == {"stable": 150, "canary": 50}
     revenue = figures["revenue"]
@@ -51,6 +58,27 @@ def test_expected_prices_are_revenue_without_a_click(market: Market) -> None:
     rows = [served(market, canary, False, rule=PriceRule.EXPECTED) for canary in (True, False) * 3]
     _, figures = compare(rows, "v2", Config())
     assert figures["revenue"]["stable"]["mean"] == pytest.approx(50 * 0.3 * UNIT / 10_000)
+
+
+def test_charged_revenue_is_what_the_ledger_holds(market: Market, store: Store) -> None:
+    """Clicks beyond the budget are clicks, and no money; what was taken back is none either."""
+    seat = market.seat()
+    poor = market.listing(seat, bid=64, budget=64 * UNIT)
+    rows = [served(market, True, True, poor) for _ in range(4)] + [served(market, False, True)] * 2
+    assert [len(one.clicked) for one in rows[:4]] == [1] * 4
+    _, figures = compare(rows, "v2", Config())
+    assert figures["revenue"]["canary"]["mean"] == 64 / 4
+    assert store.revenue(market.now.date()) == (64 + 50) * UNIT
+    store.void(seat, 1, market.now)
+    again = [store.auction(one.auction.id) for one in rows]
+    assert compare(again, "v2", Config())[1]["revenue"]["canary"]["mean"] == 0
+    assert store.revenue(market.now.date()) == 50 * UNIT
+    assert store.revenue(market.now.date() + dt.timedelta(days=1)) == 0
+
+
+def test_rebates_count_in_revenue(market: Market, store: Store) -> None:
+    found = served(market, True, True, rule=PriceRule.RESAMPLED, resampled=True)
+    assert found.charged_micros == store.revenue(market.now.date()) == round(50 * UNIT * (1 - 1 / MU))
 
 
 def test_the_serve_config_names_what_each_deployment_is_told(tmp_path: Path) -> None:

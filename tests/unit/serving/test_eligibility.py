@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from raylla.config import Serving
+from raylla.records import Ad
 from raylla.serving.eligibility import Eligibility
 from raylla.serving.records import Filters, Listing, PriceRule, Reason
-from raylla.serving.store import Store
+from raylla.serving.store import NewAd, NewCampaign, Store
 from raylla.serving.store.snapshot import AdRow, CampaignRow, Changes
 from tests.unit.serving.market import UNIT, Market
 
@@ -84,6 +85,79 @@ def test_blocked_categories_are_categories_or_themes(market: Market, store: Stor
     listing = market.listing(market.seat())
     found = reasons(store, market.now, Filters(blocked_categories=frozenset({blocked, "?"})))
     assert found == {listing.ad.id: Reason.BLOCKED_CATEGORY}
+
+
+@pytest.mark.parametrize(
+    ("unit", "max_bid", "out"),
+    [
+        (UNIT, 100, []),
+        (2 * UNIT, 100, [7]),
+        (UNIT // 2, 19, [10]),
+        (UNIT, 9, [10]),
+        (3 * UNIT, 100, [7, 10]),
+    ],
+)
+def test_bids_of_another_grid_sit_out_and_are_named(
+    market: Market,
+    store: Store,
+    unit: int,
+    max_bid: int,
+    out: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listed = {bid: market.listing(market.seat(), bid=bid).ad.id for bid in (7, 10)}
+    eligibility = Eligibility(store, Serving(micros_per_unit=unit), max_bid)
+    with caplog.at_level("WARNING", "raylla.serving"):
+        eligibility.refresh(market.now)
+        eligibility.refresh(market.now)
+    selection = eligibility.select(ALL, market.now)
+    assert [(one.ad_id, one.reason) for one in selection.filtered(9)] == [
+        (listed[bid], Reason.OFF_GRID) for bid in out
+    ]
+    messages = [one.getMessage() for one in caplog.records if "sit out" in one.getMessage()]
+    assert len(messages) == bool(out)
+    assert all(listed[bid] in messages[0] for bid in out)
+
+
+def test_names_are_compared_in_one_form(market: Market, store: Store) -> None:
+    ad = Ad("", "Cup", "Th\u00e9 & Caf\u00e9", "K\u00fcche")
+    row = store.parties.add_campaign(
+        market.seat("B\u00fccher"), NewCampaign("c", 10**9, "asap"), market.now
+    )
+    (listed,) = store.parties.add_ads(row.id, [NewAd(ad, "https://x.example", 10 * UNIT)], market.now)
+    for blocked in ("the\u0301  & cafe\u0301", "TH\u00c9 & CAF\u00c9", "ku\u0308CHE "):
+        found = reasons(store, market.now, Filters(blocked_categories=frozenset({blocked})))
+        assert found == {listed.id: Reason.BLOCKED_CATEGORY}, blocked
+    domains = (
+        "b\u00fccher.example",
+        "B\u00dcCHER.example.",
+        "xn--bcher-kva.EXAMPLE",
+        "bu\u0308cher.example",
+    )
+    for domain in (*domains, row.advertiser_id.upper()):
+        found = reasons(store, market.now, Filters(blocked_advertisers=frozenset({domain})))
+        assert found == {listed.id: Reason.BLOCKED_ADVERTISER}, domain
+    nothing = Filters(
+        blocked_categories=frozenset({" ", ""}), blocked_advertisers=frozenset({"", "\u2603"})
+    )
+    assert reasons(store, market.now, nothing) == {listed.id: None}
+    store.parties.set_floor("TH\u00c9 & CAF\u00c9", 11 * UNIT)
+    assert reasons(store, market.now) == {listed.id: Reason.FLOOR}
+    store.parties.set_floor("th\u00e9 & caf\u00e9", 0)
+    assert reasons(store, market.now) == {listed.id: None}
+    assert store.parties.floors() == {}
+
+
+def test_a_test_uses_up_nothing(market: Market, store: Store) -> None:
+    listing = market.listing(
+        market.seat(), bid=40, budget=40 * UNIT, pacing="even", cap_impressions=1, cap_hours=24
+    )
+    for rule in PriceRule:
+        auction = market.served(listing, rule=rule, test=True, user_id="u1")
+        store.click(market.claims(auction), market.now)
+    assert reasons(store, market.now, Filters(user_id="u1")) == {listing.ad.id: None}
+    market.served(listing, user_id="u1")
+    assert reasons(store, market.now, Filters(user_id="u1")) == {listing.ad.id: Reason.FREQUENCY_CAP}
 
 
 def test_a_spent_budget_keeps_an_ad_out_until_midnight(market: Market, store: Store) -> None:

@@ -21,6 +21,7 @@ from raylla.serving.store import Store, models, open_store
 from tests.unit.serving.market import Market
 from tests.unit.serving.test_billing import *  # noqa: F403
 from tests.unit.serving.test_eligibility import *  # noqa: F403
+from tests.unit.serving.test_ledger import upgrade
 from tests.unit.serving.test_market_machine import trade
 
 pytestmark = pytest.mark.postgres
@@ -94,6 +95,30 @@ def test_the_books_are_append_only_here_too(store: Store, market: Market, table:
     with pytest.raises(DBAPIError, match="append-only"), store.database.writing() as session:
         session.execute(text(change.format(table)))
     assert audit(store).discrepancies == []
+
+
+def test_a_store_of_before_gets_accounts_and_a_chain_here_too(server: str, numbers: count[int]) -> None:
+    name = f"old{next(numbers)}"
+    admin = create_engine(server.format("template1"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    admin.dispose()
+    engine = create_engine(server.format(name))
+    upgrade(engine, "0001")
+    at = "'2026-11-25 12:00:00+01'"
+    with engine.begin() as connection:
+        connection.execute(text(f"INSERT INTO advertisers VALUES ('adv_1', 'a', 'a.example', {at}, 12, 0)"))
+        for id, amount in ((3, 5), (9, 7)):  # a transaction that failed has left a gap
+            values = f"{id}, {at}, 'payment', {amount}, 'USD', 'adv_1', 'INV-{id}'"
+            columns = "id, at, kind, amount_micros, currency, advertiser_id, reference"
+            connection.execute(text(f"INSERT INTO ledger ({columns}) VALUES ({values})"))
+    engine.dispose()
+    store = open_store(server.format(name))
+    found = audit(store)
+    assert (found.discrepancies, found.counts["ledger"], found.last) == ([], 2, 9)
+    with pytest.raises(DBAPIError, match="append-only"), store.database.writing() as session:
+        session.execute(text("UPDATE ledger SET kind = 'charge'"))
+    store.close()
 
 
 def test_another_password_is_not_shown(server: str) -> None:

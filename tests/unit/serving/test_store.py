@@ -17,8 +17,9 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from raylla.cli import app
-from raylla.config import Serving
+from raylla.config import Config, Serving
 from raylla.errors import ClashError, StoreError, UnknownError
+from raylla.irpo.state import Run
 from raylla.records import Ad, Profile, Query
 from raylla.serving.audit import audit
 from raylla.serving.eligibility import Eligibility
@@ -173,3 +174,22 @@ def test_the_import_command_takes_a_world_or_a_run(tmp_path: Path) -> None:
         assert answer.exit_code == 0, answer.output
         assert "6 ads in 6 campaigns of 2 advertisers" in answer.output
         assert CliRunner().invoke(app, ["audit", "--database", url]).exit_code == 0
+
+
+def test_a_runs_ads_are_imported_with_the_runs_settings(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    tree = {"serving": {"micros_per_unit": 25_000}, "world": {"max_bid": 3}}
+    Run.create(place, Config.model_validate(tree))
+    save(world(12), place / "world")
+    for extra, unit in (((), 25_000), (("--set", "serving.micros_per_unit=7"), 7)):
+        url = f"sqlite:///{tmp_path}/{unit}.db"
+        answer = CliRunner().invoke(app, ["campaigns", "import", str(place), "--database", url, *extra])
+        assert answer.exit_code == 0, answer.output
+        opened = open_store(url)
+        with opened.database.reading() as session:
+            bids = {row.bid_micros for row in session.query(models.Ad)}
+            budgets = {row.daily_budget_micros for row in session.query(models.Campaign)}
+        opened.close()
+        assert bids <= {unit, 2 * unit, 3 * unit}
+        assert len(bids) > 1
+        assert budgets == {100_000 * unit}

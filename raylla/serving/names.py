@@ -1,0 +1,52 @@
+"""One form for names that are compared: categories, themes, domains, advertisers.
+
+What people see is kept as it was given. What is compared is the form made here, so that `Tea & Coffee` is
+`tea &  coffee`, a composed letter is the decomposed one, and `Bücher.example.` is `xn--bcher-kva.example`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+import idna
+
+_DOMAIN = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+LONGEST_DOMAIN = 253
+
+
+@lru_cache(maxsize=10_000)
+def name(text: str) -> str:
+    """A category or theme as it is compared: NFC, case folded, spaces drawn together."""
+    folded = unicodedata.normalize("NFC", text).casefold()
+    return " ".join(unicodedata.normalize("NFC", folded).split())
+
+
+def domain(text: str) -> str:
+    """A domain as it is compared and kept: ASCII (Punycode), lower case, no dot at its end.
+
+    Raises:
+        ValueError: it is no domain.
+    """
+    found = _ascii(text)
+    if found is None or len(found) > LONGEST_DOMAIN or not _DOMAIN.fullmatch(found):
+        raise ValueError("give a domain such as lumo.example")
+    return found
+
+
+def party(text: str) -> str:
+    """An advertiser's id or domain as it is compared."""
+    return _ascii(text) or name(text)
+
+
+@lru_cache(maxsize=10_000)
+def _ascii(text: str) -> str | None:
+    """A host's name by the rules of browsers (UTS #46); None where they have none for it."""
+    bare = text.strip()
+    if not bare.isascii():
+        try:
+            bare = idna.encode(bare, uts46=True).decode()
+        except idna.IDNAError:
+            return None
+    return bare.removesuffix(".").lower()

@@ -1,0 +1,152 @@
+"""Double entry: a line of the ledger moves one amount from an account to another, and is sealed.
+
+    kind        from        to
+    charge      advertiser  revenue
+    accrual     accrued     revenue                  a click under `resampled`, until it is settled
+    settlement  advertiser  accrued
+    payment     cash        advertiser
+    invalid     invalid     advertiser or accrued    what a charge or accrual of invalid traffic took
+
+An account's balance is what came in minus what went out, so that all of them sum to zero after every line.
+`advertiser` and `accrued` are kept for each advertiser, the others for all.
+
+A seal is the SHA-256 of the seal before it and of everything that the line says: who changes or removes a
+line breaks the chain there. `post` is the only place where lines are written and balances change.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+from sqlalchemy import ColumnElement, case, func, select, update
+from sqlalchemy.orm import Session
+
+from raylla.errors import StoreError
+from raylla.serving.money import Micros
+from raylla.serving.records import PriceRule
+from raylla.serving.store import models
+from raylla.serving.store.database import Database
+
+SEALED = (
+    *("id", "previous", "at", "kind", "debit", "credit", "amount_micros", "currency", "advertiser_id"),
+    *("campaign_id", "auction_id", "impression_id", "click_id", "price_rule", "weight_version", "day"),
+    *("spent_micros", "budget_micros", "through", "reference", "voids"),
+)
+"""What a seal covers, in this order."""
+
+
+class Account(StrEnum):
+    """Where money is."""
+
+    ADVERTISER = "advertiser"
+    """Payments minus what was billed."""
+    REVENUE = "revenue"
+    """What was charged or has accrued."""
+    ACCRUED = "accrued"
+    """Below zero by what clicks under `resampled` have earned and no settlement has billed yet."""
+    INVALID = "invalid"
+    """Below zero by what was taken back: revenue that invalid traffic had made."""
+    CASH = "cash"
+    """Below zero by what advertisers have paid."""
+
+
+def accounts(kind: str, price_rule: str | None) -> tuple[Account, Account]:
+    """The accounts that a line of ``kind`` moves its amount from and to.
+
+    Raises:
+        KeyError: there is no such kind.
+    """
+    taken = Account.ACCRUED if price_rule == PriceRule.RESAMPLED else Account.ADVERTISER
+    return {
+        "charge": (Account.ADVERTISER, Account.REVENUE),
+        "accrual": (Account.ACCRUED, Account.REVENUE),
+        "settlement": (Account.ADVERTISER, Account.ACCRUED),
+        "payment": (Account.CASH, Account.ADVERTISER),
+        "invalid": (Account.INVALID, taken),
+    }[kind]
+
+
+def legs(line: models.Entry) -> tuple[tuple[Account, Micros], tuple[Account, Micros]]:
+    """What a line does to its two accounts; the amounts sum to zero."""
+    return (Account(line.debit), -line.amount_micros), (Account(line.credit), line.amount_micros)
+
+
+def earned() -> ColumnElement[Micros]:
+    """Of the lines of a query: charges and accruals minus what was taken back of them (SQL)."""
+    line = models.Entry
+    given_back = (line.debit == Account.INVALID.value, -line.amount_micros)
+    taken = (line.credit == Account.REVENUE.value, line.amount_micros)
+    return func.coalesce(func.sum(case(taken, given_back, else_=0)), 0)
+
+
+def seal(before: str, line: Mapping[str, object]) -> str:
+    """The seal of a line behind one whose seal is ``before`` ("": it is the first), in hex."""
+    said = json.dumps([before, *(_plain(line[name]) for name in SEALED)], separators=(",", ":"))
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def sealed(before: str, line: models.Entry) -> str:
+    """`seal` of a row."""
+    return seal(before, {name: getattr(line, name) for name in SEALED})
+
+
+def denominate(database: Database, currency: str) -> None:
+    """Say what the money of a store is; the currency that was said first is the store's, for good.
+
+    Raises:
+        StoreError: the store is in another.
+    """
+    if database.currency is None:
+        with database.writing() as session:
+            free = models.Books.currency == ""
+            session.execute(update(models.Books).where(free).values(currency=currency))
+            database.currency = session.scalars(select(models.Books.currency)).one()
+    if database.currency != currency:
+        raise StoreError(
+            f"serving.currency={currency}: {database} is in {database.currency}, and a store has one "
+            f"currency; set serving.currency={database.currency}, or serving.database to a store of its own"
+        )
+
+
+def post(session: Session, lines: Sequence[models.Entry]) -> None:
+    """Write ``lines`` at the end of the ledger and move their amounts; balances follow.
+
+    The last thing in a transaction: it takes the lock of the books, behind which every other line waits.
+    The caller holds the locks of the advertisers.
+
+    Raises:
+        StoreError: a line is in another currency than the store.
+    """
+    if not lines:
+        return
+    end = select(models.Books).with_for_update()
+    books = session.scalars(end.execution_options(populate_existing=True)).one()
+    for line in lines:
+        if line.currency != books.currency:
+            raise StoreError(
+                f"{line.kind} of advertiser {line.advertiser_id} is in {line.currency}, the store is in "
+                f"{books.currency or 'no currency yet'}: a store has one"
+            )
+        line.debit, line.credit = accounts(line.kind, line.price_rule)
+        line.id, line.previous = books.last + 1, books.last
+        line.seal = sealed(books.seal, line)
+        books.last, books.seal = line.id, line.seal
+        advertiser = session.get_one(models.Advertiser, line.advertiser_id)
+        for account, amount in legs(line):
+            if account is Account.ADVERTISER:
+                advertiser.balance_micros += amount
+            elif account is Account.ACCRUED:
+                advertiser.accrued_micros -= amount
+    session.add_all(lines)
+    session.flush()
+
+
+def _plain(value: object) -> object:
+    """A value as it is sealed, whatever database has kept it."""
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).isoformat(timespec="microseconds")
+    return value.isoformat() if isinstance(value, dt.date) else value
