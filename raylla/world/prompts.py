@@ -33,7 +33,7 @@ LONGEST_QUESTION, LONGEST_DESCRIPTION = 200, 100
 
 
 def neutral(text: str) -> str:
-    """``text`` on one line; what looks like a chat control token is broken up for readers of records, too."""
+    """``text`` on one line, with what looks like a chat control token broken up."""
     return " ".join(text.replace("<|", "< |").replace("|>", "| >").split())
 
 

@@ -7,8 +7,8 @@ from raylla.errors import StoreError
 from raylla.serving.store.ledger import SEALED, accounts, seal
 from raylla.serving.store.models import Utc
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
