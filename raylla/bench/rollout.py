@@ -13,7 +13,7 @@ from raylla.bench.run import Bench
 from raylla.config import Actors
 from raylla.engines import Request
 from raylla.engines.vllm import arguments, sampling_params
-from raylla.models import resolve
+from raylla.models import local, resolve
 
 REQUESTS, DRAWS, START = 120, 8, 300.0
 
@@ -22,11 +22,12 @@ def rows(bench: Bench) -> list[Row]:
     """Generated tokens per second; prompts are other ones each time, and the same on both sides."""
     config = bench.config
     path = resolve(config.ad_llm.path, "ad_llm.path")
-    given = arguments(path, config.engine, config.seed)
-    from vllm import LLM
-    from vllm.inputs import TokensPrompt
+    with local(path) as directory:
+        given = arguments(str(directory), config.engine, config.seed)
+        from vllm import LLM
+        from vllm.inputs import TokensPrompt
 
-    llm = LLM(**given)
+        llm = LLM(**given)
     tokenizer = llm.get_tokenizer()
     connect(config)
     try:

@@ -26,7 +26,7 @@ from typing import Any
 
 import aiohttp
 
-from raylla import precision
+from raylla import models, precision
 from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.run import Bench
 from raylla.config import Config, parse
@@ -89,7 +89,11 @@ def rows(bench: Bench) -> list[Row]:
     store = open_store(database)
     import_world(store, world, config.serving, config.world.max_bid, config.seed, datetime.now(UTC), None)
     version, _ = weights(target)
-    with _endpoint(config, app.manifest(config, target)) as url, _vllm(config, version.path) as bare:
+    with (
+        models.local(version.path) as bare_model,
+        _endpoint(config, app.manifest(config, target)) as url,
+        _vllm(config, str(bare_model)) as bare,
+    ):
         ours = Server("endpoint", f"{url}/v1/chat/completions", _key(database), _questions(world))
         asyncio.run(load(ours, 8, len(ours.bodies), False))
         prompts = _prompts(store)

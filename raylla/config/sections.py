@@ -54,7 +54,9 @@ class Sampling(Section):
 class Model(Section):
     """A language model in a role: where it is, how it is prompted and sampled."""
 
-    path: str = Field(description="`pocket:NAME`, a directory, or a Hugging Face name")
+    path: str = Field(
+        description="`pocket:NAME`, `package:NAME`, `adapter:NAME`, a directory, a URL, or a hub name"
+    )
     prompt: Literal["paper", "plain", "compact"] = "compact"
     descriptions: Annotated[int, Field(ge=0, le=300)] = Field(
         0, description="characters of each ad's description that paper and plain prompts show"
@@ -127,7 +129,7 @@ class Engines(Actors):
 class Pctr(Section):
     """The pCTR reward model (paper, section 4.2)."""
 
-    encoder: str = Field("pocket:ad-llm", description="frozen text encoder")
+    encoder: str = Field("pocket:ad-llm", description="frozen text encoder, named as ad_llm.path is")
     user_dim: Positive = 64
     ad_dim: Positive = 32
     hidden: tuple[Positive, ...] = (128, 64, 32)

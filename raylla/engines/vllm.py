@@ -25,7 +25,7 @@ from raylla.engines.protocol import (
     Scored,
     Weights,
 )
-from raylla.errors import WeightError
+from raylla.errors import ConfigError, WeightError
 from raylla.models import HEAD, local, shapes
 from raylla.records import Ids
 
@@ -49,6 +49,10 @@ class VllmEngine:
             adapter, which is merged with its base.
         settings: see `config.Engine`; lengths in tokens.
         seed: of the engine; requests carry their own.
+
+    Raises:
+        ConfigError: there is no such model, or vLLM does not take it with these settings.
+        WeightError: its files cannot be read.
     """
 
     def __init__(self, model_path: str, settings: Settings, seed: int) -> None:
@@ -60,7 +64,12 @@ class VllmEngine:
             from vllm import LLM
 
             self._shapes = shapes(directory)
-            self._llm = LLM(**given)
+            try:
+                self._llm = LLM(**given)
+            except ValueError as error:  # pydantic's, too: most often of the config, before anything loads
+                raise ConfigError(
+                    f"vLLM refuses the model at {model_path} with these engine settings: {error}"
+                ) from error
         self._engine = self._llm.llm_engine
         self._tokenizer = self._llm.get_tokenizer()
         chat_format(self._tokenizer)  # says now if there is none

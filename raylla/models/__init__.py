@@ -1,6 +1,6 @@
 """Where models are, and what is in them: one way for every reader of weights."""
 
-from raylla.models.local import copied, local
+from raylla.models.merged import copied, local
 from raylla.models.places import CONFIGS, POCKET, check, resolve
 from raylla.models.weights import HEAD, Weights, read_weights, shapes
 

@@ -102,7 +102,7 @@ def weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         try:
             named = sorted({*json.loads(index.read_text())["weight_map"].values()})
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightError(f"{index} cannot be read as an index of weights: {error!r}") from None
         missing = [name for name in named if not (directory / name).is_file()]
         if missing:

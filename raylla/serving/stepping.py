@@ -117,6 +117,7 @@ class Stepper:
             difference = self._engine.load(weights, wanted.probe)
         except WeightError as error:
             log.error("weight version %s is refused: %s", wanted.version.name, error)
+            del weights  # two models at a time is one too many
             self._engine.load(read_weights(self._held.path), None)
             self._tell(Loaded(wanted.name, 0.0, error))
         else:
