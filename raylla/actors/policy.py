@@ -367,7 +367,7 @@ def _work(config: dict[str, Any]) -> None:
 def _environment(dpo: Dpo) -> dict[str, str]:
     """What has to be set before a trainer process imports torch and DeepSpeed."""
     common = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    # One OpenMP thread per process: two collapse where processes outnumber cores (DESIGN, section 8).
+    # One OpenMP thread per process: with more, ranks on the same cores wait for each other's threads.
     return common if dpo.gpus else common | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 

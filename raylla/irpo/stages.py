@@ -279,6 +279,9 @@ def align(
         "losses": result.losses,
         "accuracies": result.accuracies,
         "margins": result.margins,
+        "learning_rates": result.learning_rates,
+        "grad_norms": result.grad_norms,
+        "winner_shifts": result.shifts,
     }
     run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
@@ -307,15 +310,18 @@ def _reference_messages(
 
 
 def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
-    """The table of every weight version on the test split; writes `results.json`."""
+    """The table of every weight version on the test split; writes `results.json`.
+
+    The commit is last, so that a run that counts as finished has its results.
+    """
     sampled = read_tests(run, world)
-    if run.committed("conclude") is None:
-        run.commit("conclude", [], {"wall_seconds": 0.0})
     epochs, shown = table(run, world, sampled), examples(world, sampled[0], sampled[-1])
+    report = {"wall_seconds": 0.0}
+    commits = run.commits | {"conclude": report}
     results = {
         "name": run.config.name,
         "epochs": epochs,
-        "wall_seconds": {stage: report["wall_seconds"] for stage, report in run.commits.items()},
+        "wall_seconds": {stage: one["wall_seconds"] for stage, one in commits.items()},
         "timeline": watch.timeline.epochs,
         "peak_memory_bytes": watch.peak_memory_bytes,
         "restarts": dict(watch.restarts),
@@ -326,6 +332,8 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     }
     write_json(run.path / "results.json", results)
     watch.table(run.config.irpo.epochs, "test/examples", shown)
+    if run.committed("conclude") is None:
+        run.commit("conclude", [], report)
     return results
 
 

@@ -1,9 +1,9 @@
 """Preference groups in rows: each prompt once, each answer once, a mask that keeps answers apart.
 
-A group's answers share their prompt, and its winner is in every one of its pairs. Written as one row
-(MECHANISMS, fact 7) the group costs one prompt and each answer once, where pairs cost two prompts
-and two answers each; mask and positions make every answer see exactly what it would see alone, so
-the gradients of all pairs are unchanged. A row may hold several groups, which do not see each other.
+A group's answers share their prompt, and its winner is in every one of its pairs. Written as one row the
+group costs one prompt and each answer once, where pairs cost two prompts and two answers each; mask and
+positions make every answer see exactly what it would see alone, so the gradients of all pairs are
+unchanged. A row may hold several groups, which do not see each other.
 """
 
 from __future__ import annotations

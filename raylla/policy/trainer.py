@@ -1,4 +1,4 @@
-"""TRL's DPO trainer over packed preference groups (Rafailov et al. 2023; MECHANISMS, fact 7).
+"""TRL's DPO trainer over packed preference groups (Rafailov et al. 2023).
 
 The loss of an optimizer step is the mean of -log sigmoid(margin) over all pairs of its global batch,
 however unevenly pairs fall on ranks and micro-batches: each micro-batch's sum is scaled by

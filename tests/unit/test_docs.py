@@ -1,0 +1,36 @@
+"""What the code and the documents name is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NAMED = re.compile(r"(?<![\w/:.-])((?:\.\./|[\w-]+/)*[\w-]+\.md)\b")
+CITED = re.compile(r"\b[A-Z]{4,}(?:\.md)?,? (?:section|sections|fact|facts|§) ?\d")
+
+
+def sources() -> Iterator[Path]:
+    """Every text of the project in which a reader may be sent elsewhere."""
+    for kind in (
+        "raylla/**/*.py",
+        "jobs/*.py",
+        "docs/*.md",
+        "*.md",
+        "configs/*.yaml",
+        "cluster/**/*",
+        "*.sh",
+    ):
+        yield from (path for path in ROOT.glob(kind) if path.is_file())
+
+
+def test_named_documents_are_there() -> None:
+    missing: dict[str, list[str]] = {}
+    for path in sources():
+        text, places = path.read_text(), (ROOT, ROOT / "docs", path.parent)
+        found = [name for name in NAMED.findall(text) if not any((one / name).exists() for one in places)]
+        found += CITED.findall(text)
+        if found:
+            missing[str(path.relative_to(ROOT))] = found
+    assert not missing
