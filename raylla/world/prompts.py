@@ -26,7 +26,7 @@ PLAIN_RULES = (
 
 
 def neutral(text: str) -> str:
-    """``text`` on one line; what looks like a chat control token is broken up for readers of records, too."""
+    """``text`` on one line; what looks like a chat control token is broken up, for readers of records."""
     return " ".join(text.replace("<|", "< |").replace("|>", "| >").split())
 
 
