@@ -3,8 +3,8 @@
 A token's vector is its embedding beside its last hidden state.  The mean leaves out the tokens that a
 tokenizer puts around a text ([CLS], [SEP], ``</s>``), so that a whole text and a sentence within one are
 means of the same kind; vectors of models that were taught to be pooled with them differ a little from the
-published ones (MiniLM: a cosine of 0.95 to 0.98).  ``max_tokens`` and the model's positions decide how much of
-a text is read, never the tokenizer's file (MiniLM's cuts at 128).
+published ones (MiniLM: a cosine of 0.95 to 0.98).  ``max_tokens`` and the model's positions decide how much
+of a text is read, never the tokenizer's file (MiniLM's cuts at 128).
 """
 
 from __future__ import annotations
