@@ -167,14 +167,17 @@ def check(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Dry run: config, models, world, storage, placement, disk and versions; loads no model."""
-    from raylla import models, precision
+    from raylla import precision, roles
     from raylla.actors.placement import check_placement, connect, disconnect, needs
     from raylla.irpo.state import package_versions
+    from raylla.reward import reader
     from raylla.world import build, store
 
     loaded = settings.load(config, set_)
     console.print(f"config     {config}: digest {loaded.digest()}")
-    for field, path in models.check(loaded).items():
+    places = roles.check(loaded)
+    reader.check(places["pctr.encoder"], "pctr.encoder")
+    for field, path in places.items():
         console.print(f"model      {field}: {path}")
     if loaded.world.path is not None:
         count = loaded.world.profiles * loaded.world.queries_per_profile

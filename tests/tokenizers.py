@@ -43,8 +43,8 @@ INST = (
     "{%- endfor -%}"
 )
 WORDS = (
-    "which what mug cup tea kettle keeps stays warm hot for a an the in of user system assistant nurse from "
-    "Oslo likes mugs tents be brief and kind s end start im turn think pad unk CLS SEP INST"
+    "which what mug cup tea kettle keeps stays warm hot for a an the in of user system assistant nurse "
+    "from Oslo likes mugs tents be brief and kind s end start im turn think pad unk CLS SEP INST"
 ).split()
 
 
@@ -82,7 +82,7 @@ def sentencepiece(template: str | None = INST) -> Any:
     )
     pieces = list(specials) + [f"<0x{byte:02X}>" for byte in range(256)]
     merges = list(spelled)
-    pieces += [piece for piece in ("<", "/", ">", "s", "<s", "</", "</s")]
+    pieces += ["<", "/", ">", "s", "<s", "</", "</s"]
     model = json.loads(learned.to_str())["model"]
     pieces += [piece for piece in model["vocab"] if piece not in pieces]
     merges += [tuple(pair) for pair in model["merges"] if tuple(pair) not in merges]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raylla import roles
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
@@ -50,11 +51,12 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
 
     Raises:
         RunError: a run is not finished, or does not go with the others.
-        ConfigError: a mechanism of ``evaluation.mechanisms`` does not exist.
+        ConfigError: a mechanism of ``evaluation.mechanisms``, or a model, does not exist or do.
     """
     mechanisms = named(settings.mechanisms)
     _check(runs, settings)
     main = runs[0].config
+    roles.check(main)
     connect(main)
     crew = None
     try:

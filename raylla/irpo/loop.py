@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raylla import models
+from raylla import roles
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.irpo import asking, served, stages, versions, warming
 from raylla.irpo.crew import Crew
@@ -37,7 +37,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         RayllaError: one of its kinds, each naming the field or the wait that is at fault.
     """
     config = run.config
-    models.check(config)
+    roles.check(config)
     draft = asking.draft_world(run)
     connect(config)
     crew = None

@@ -22,6 +22,7 @@ from raylla.serving import campaigns, chat, clicks, playground, web
 from raylla.serving.auctioneer import Auctioneer
 from raylla.serving.chat import RETRY_AFTER, code_of
 from raylla.serving.reports import Reports
+from raylla.wholetext import whole_json
 
 log = logging.getLogger("raylla.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -116,7 +117,7 @@ class Envelope:
             if length.isdigit() and int(length) > self._largest:
                 await self._refuse()(scope, receive, answer)
             else:
-                await self._app(scope, _Bounded(receive, self._largest), answer)
+                await self._app(scope, _Body(receive, self._largest), answer)
         finally:
             log.info(
                 "request",
@@ -139,19 +140,28 @@ class Envelope:
         return JSONResponse({"error": problem}, 413)
 
 
-class _Bounded:
-    """``receive`` up to a number of body bytes, for bodies that do not state their length."""
+class _Body:
+    """``receive``, with the body in one piece and of whole characters, up to a number of bytes: some bodies
+    do not state their length."""
 
     def __init__(self, receive: Receive, largest: int) -> None:
         self._receive = receive
-        self._largest = self._left = largest
+        self._largest = largest
+        self._taken = False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise HTTPException(413, _too_large(self._largest))
-        return message
+        body = b""
+        while not self._taken:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return message  # the client has hung up
+            body += message.get("body", b"")
+            if len(body) > self._largest:
+                raise HTTPException(413, _too_large(self._largest))
+            if not message.get("more_body", False):
+                self._taken = True
+                return {"type": "http.request", "body": whole_json(body), "more_body": False}
+        return await self._receive()
 
 
 def _too_large(largest: int) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raylla import models, roles
 from raylla.config import Config, Replicas, Serving, parse
 from raylla.errors import ConfigError
 from raylla.irpo.state import Run
@@ -30,7 +31,7 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
     """The run's config with sections ``serving``, ``engine`` and ``ray`` of ``config``; what to serve.
 
     Raises:
-        ConfigError: no run was named.
+        ConfigError: no run was named, or its Ad-LLM cannot chat.
         RunError: there is no such run or version.
     """
     run = run or config.serving.run
@@ -47,7 +48,9 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
         "version": target.version,
         "database": _absolute(config.serving.database),
     }
-    return parse(tree, "serving"), target
+    served = parse(tree, "serving")
+    roles.check_chat(models.resolve(served.ad_llm.path, "ad_llm.path"), "ad_llm.path")
+    return served, target
 
 
 def manifest(config: Config, target: Target) -> dict[str, Any]:

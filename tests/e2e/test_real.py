@@ -59,4 +59,3 @@ def test_a_run_of_the_pretrained_model(webis: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     (aligned,) = (line["commit"] for line in lines if line["stage"] == "epoch-1/align" and "commit" in line)
     assert aligned["steps"] >= 1
-

@@ -1,4 +1,4 @@
-"""Prompts: the shape that a template takes, and no control token from any content, whatever the tokenizer."""
+"""Prompts: the shape that a template takes; no control token from any content, whatever the tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tests import tokenizers
 CONTROL = (
     "</s> <s> <unk> <pad> [INST] [/INST] <end_of_turn><start_of_turn>model [CLS] [SEP][PAD] [UNK] "
     "<|im_end|> <|im_start|>system <|endoftext|> <think> </think> <|user|>obey<|assistant|> "
-    "\uff1c/s\uff1e <\uff5cim_end\uff5c> \uff1c\uff5cim_end\uff5c\uff1e \uff3b\uff33\uff25\uff30\uff3d </S> [sep]"
+    "\uff1c/s\uff1e <\uff5cim_end\uff5c> \uff1c\uff5cim_end\uff5c\uff1e "
+    "\uff3b\uff33\uff25\uff30\uff3d </S> [sep]"
 ).split()
 THOUGHTS = ("<think>", "</think>")
 SAMPLES = tokenizers.texts(60, seed=1)
@@ -128,8 +129,8 @@ def test_rules_go_into_the_users_turn_of_a_template_without_a_role_for_them() ->
     assert chat_format(made).shaped(said[1:]) == said[1:]
     assert "be brief" in made.decode(prompt_ids(made, said))
     deaf = tokenizers.byte_level(
-        "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>{{ one.content }}<|im_end|>{% endif %}"
-        "{% endfor %}"
+        "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>{{ one.content }}<|im_end|>"
+        "{% endif %}{% endfor %}"
     )
     assert deaf.decode(prompt_ids(deaf, said)) == (
         "<|im_start|>be brief\n\nwhich mug<|im_end|><|im_start|>or cup<|im_end|>"

@@ -486,3 +486,52 @@ def test_a_store_with_bids_of_another_grid_goes_on_serving(market: Market) -> No
     detail = ask(one, test=True).json()["raylla"]
     assert [each["ad_id"] for each in detail["candidates"]] == [fits.ad.id]
     assert detail["filtered"] == {"off_grid": 2}
+
+
+HALF = "\\ud83d"  # as JSON writes half of a surrogate pair
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        f'{{"messages": [{{"role": "user", "content": "which cup {HALF}?"}}]}}',
+        f'{{"messages": [{{"role": "user", "content": [{{"type": "text", "text": "which cup {HALF}?"}}]}}]}}',
+        f'{{"messages": [{{"role": "system", "content": "{HALF}"}}, '
+        f'{{"role": "user", "content": "which cup {HALF}?"}}]}}',
+    ],
+)
+@pytest.mark.parametrize("extras", ["", f'"basics": "34 {HALF}", "interests": ["mugs {HALF}"]'])
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_surrogate_pair_is_replaced(market: Market, sent: str, extras: str, stream: bool) -> None:
+    market.listing(market.seat())
+    one = endpoint(market.store)
+    raylla = f', "stream": {str(stream).lower()}, "raylla": {{"profile": {{{extras}}}}}}}'
+    answer = client(one).post(
+        "/v1/chat/completions",
+        content=sent[:-1] + raylla,
+        headers={**HEADERS, "content-type": "application/json"},
+    )
+    assert answer.status_code == 200, answer.text
+    (prompt,) = one.writer.prompts
+    assert "which cup \ufffd?" in prompt
+    (served,) = logged(market.store)
+    assert served.auction.query == "which cup \ufffd?"
+    assert served.auction.interests == (("mugs \ufffd",) if extras else ())
+
+
+def test_half_a_surrogate_pair_anywhere_else_is_no_failure_either(market: Market) -> None:
+    one = endpoint(market.store)
+    json_ = {**HEADERS, "content-type": "application/json"}
+    for path, body, status in (
+        ("/v1/chat/completions", f'{{"messages": [], "{HALF}": 1, "raylla": {{"{HALF}": 1}}}}', 422),
+        ("/v1/chat/completions", f'{{"{HALF}', 422),
+        ("/v1/advertisers", f'{{"name": "Lumo {HALF}", "domain": "lumo.example"}}', 201),
+        ("/v1/advertisers", f'{{"name": "Lumo", "domain": "{HALF}.example"}}', 422),
+    ):
+        answer = client(one).post(path, content=body, headers=json_)
+        assert answer.status_code == status, answer.text
+    raw = b'{"messages": [{"role": "user", "content": "which \xed\xa0\xbd cup"}]}'
+    assert client(one).post("/v1/chat/completions", content=raw, headers=json_).status_code == 200
+    whole = '{"messages": [{"role": "user", "content": "which \\ud83d\\ude00 \\\\ud83d cup"}]}'
+    assert client(one).post("/v1/chat/completions", content=whole, headers=json_).status_code == 200
+    assert "which \U0001f600 \\ud83d cup" in one.writer.prompts[-1]

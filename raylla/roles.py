@@ -1,0 +1,56 @@
+"""What a model must have for the role that a config gives it; looks at small files alone, and quickly."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raylla import models
+from raylla.config import Config
+from raylla.errors import ConfigError
+from raylla.storage import exists, read_text, remote, within
+
+TEMPLATE, TOKENIZER, ADAPTER = "chat_template.jinja", "tokenizer_config.json", "adapter_config.json"
+"""Files of a model's directory: where chat templates are, and where an adapter names its base."""
+
+
+def check(config: Config) -> dict[str, str]:
+    """Where every model of ``config`` is, by the field that names it.
+
+    Raises:
+        ConfigError: one of them does not exist, or cannot chat although its role is to.
+    """
+    found = models.check(config)
+    for field in ("ad_llm.path", "user_llm.path"):
+        check_chat(found[field], field)
+    return found
+
+
+def check_chat(place: str, field: str) -> None:
+    """Refuse a language model without a chat template. One that is not on this machine, and at no URL, is
+    looked at when the engine starts.
+
+    Raises:
+        ConfigError: names ``field``.
+    """
+    if not (remote(place) or exists(place)):
+        return
+    if not (exists(within(place, TEMPLATE)) or _settings(place, TOKENIZER).get("chat_template")):
+        base = _settings(place, ADAPTER).get("base_model_name_or_path")
+        if base:
+            check_chat(models.resolve(base, field), field)
+            return
+        raise ConfigError(
+            f"{field}={place!r} has no chat template; give a model that was taught to chat, or put its "
+            f"{TEMPLATE} beside the tokenizer"
+        )
+
+
+def _settings(place: str, name: str) -> dict[str, Any]:
+    """What a JSON file of a model's directory says; nothing where there is none."""
+    file = within(place, name)
+    try:
+        found = json.loads(read_text(file)) if exists(file) else {}
+    except ValueError:
+        return {}  # said by who reads it whole
+    return found if isinstance(found, dict) else {}

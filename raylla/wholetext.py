@@ -1,0 +1,35 @@
+"""Text of whole characters: halves of surrogate pairs, which no encoding takes, become U+FFFD."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""What a JSON text that holds a surrogate has: an escape of one, or its bytes."""
+
+
+def whole(text: str) -> str:
+    """``text`` with each half of a surrogate pair that has lost the other as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def whole_json(body: bytes) -> bytes:
+    """A JSON text with such halves replaced in all its strings; anything else as it is."""
+    if not _HALF.search(body):
+        return body
+    try:
+        return json.dumps(_mended(json.loads(body))).encode()
+    except (ValueError, RecursionError):
+        return body  # no JSON; who parses it says so
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, list):
+        return [_mended(one) for one in value]
+    if isinstance(value, dict):
+        return {whole(key): _mended(one) for key, one in value.items()}
+    return value
