@@ -96,25 +96,7 @@ class Parties:
         """
         ledger.denominate(self._database, currency)
         with self._database.writing() as session:
-            locked(session, advertiser_id)
-            query = select(models.Entry).filter_by(advertiser_id=advertiser_id, reference=reference)
-            booked = session.scalar(query)
-            if booked is not None:
-                if booked.amount_micros != amount:
-                    raise ClashError(
-                        f"reference={reference!r} is booked with {booked.amount_micros} micros, not these"
-                    )
-                return booked
-            entry = models.Entry(
-                at=now,
-                kind="payment",
-                amount_micros=amount,
-                currency=currency,
-                advertiser_id=advertiser_id,
-                reference=reference,
-            )
-            ledger.post(session, [entry])
-        return entry
+            return put_payment(session, advertiser_id, amount, currency, reference, now)
 
     def add_campaign(self, advertiser_id: str, new: NewCampaign, now: dt.datetime) -> models.Campaign:
         """A new campaign.
@@ -331,6 +313,36 @@ def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -
     session.add(advertiser)
     session.flush()
     return advertiser
+
+
+def put_payment(
+    session: Session, advertiser_id: str, amount: Micros, currency: str, reference: str, now: dt.datetime
+) -> models.Entry:
+    """Write a payment, or find it booked.
+
+    Raises:
+        UnknownError: no such advertiser.
+        ClashError: the reference was booked with another amount.
+    """
+    locked(session, advertiser_id)
+    query = select(models.Entry).filter_by(advertiser_id=advertiser_id, reference=reference)
+    booked = session.scalar(query)
+    if booked is not None:
+        if booked.amount_micros != amount:
+            raise ClashError(
+                f"reference={reference!r} is booked with {booked.amount_micros} micros, not these"
+            )
+        return booked
+    entry = models.Entry(
+        at=now,
+        kind="payment",
+        amount_micros=amount,
+        currency=currency,
+        advertiser_id=advertiser_id,
+        reference=reference,
+    )
+    ledger.post(session, [entry])
+    return entry
 
 
 def put_campaign(

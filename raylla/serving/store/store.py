@@ -94,26 +94,7 @@ class Store:
 
     def _write(self, auctions: Sequence[ServedAuction]) -> None:
         with self.database.writing() as session:
-            rows = [
-                models.Auction(
-                    id=auction.id,
-                    request_id=auction.request_id,
-                    created=auction.created,
-                    weight_version=auction.weight_version,
-                    price_rule=auction.price_rule.value,
-                    currency=auction.currency,
-                    resample_share=auction.resample_share,
-                    canary=auction.canary,
-                    test=auction.test,
-                    record=RECORD.dump_python(auction, mode="json"),
-                )
-                for auction in auctions
-            ]
-            session.add_all(rows)
-            session.flush()
-            _check_listed(session, auctions)
-            billing.lose(session, [auction for auction in auctions if not auction.test])
-            billing.add_impressions(session, list(zip(auctions, rows, strict=True)))
+            put_auctions(session, auctions)
 
     def click(self, claims: Claims, now: dt.datetime) -> Charge:
         """Log a click whose token has verified, and charge it at most once per impression.
@@ -254,6 +235,30 @@ def open_store(url: str, must_exist: bool = False) -> Store:
         StoreError: no such database, not reachable, or of a newer raylla.
     """
     return Store(Database(url, must_exist))
+
+
+def put_auctions(session: Session, auctions: Sequence[ServedAuction]) -> None:
+    """Write auctions that `check` has passed, with their impressions, bills and notices."""
+    rows = [
+        models.Auction(
+            id=auction.id,
+            request_id=auction.request_id,
+            created=auction.created,
+            weight_version=auction.weight_version,
+            price_rule=auction.price_rule.value,
+            currency=auction.currency,
+            resample_share=auction.resample_share,
+            canary=auction.canary,
+            test=auction.test,
+            record=RECORD.dump_python(auction, mode="json"),
+        )
+        for auction in auctions
+    ]
+    session.add_all(rows)
+    session.flush()
+    _check_listed(session, auctions)
+    billing.lose(session, [auction for auction in auctions if not auction.test])
+    billing.add_impressions(session, list(zip(auctions, rows, strict=True)))
 
 
 def check(auction: ServedAuction) -> None:
