@@ -158,11 +158,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Click:
-    """The judge's word on one placed ad of one answer."""
+    """The judge's word on one placed ad of one answer, and the probability that it was drawn from, where
+    the judge gave one."""
 
     sample_id: str
     ad_id: str
     clicked: bool
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Workers on Ray, or in this process; importing this imports neither vllm nor torch."""
 
-from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker, parse_clicks
+from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker, judge_item, parse_clicks
 from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
 from raylla.actors.rollout import RolloutWorker
 from raylla.actors.usage import Usage
@@ -17,6 +17,7 @@ __all__ = [
     "RolloutWorker",
     "Usage",
     "WeightStore",
+    "judge_item",
     "next_item",
     "next_reference",
     "parse_clicks",

@@ -4,6 +4,7 @@ A config file is a thin YAML overlay over these defaults; `--set a.b=c` override
 Unknown keys are errors that name the nearest valid key.
 """
 
+from raylla.config.judging import Judging
 from raylla.config.reading import changed, keys, load, parse
 from raylla.config.sections import (
     Actors,
@@ -25,6 +26,7 @@ from raylla.config.sections import (
     Section,
     Serving,
     Tuning,
+    UserLlm,
     Wandb,
     Warmstart,
     World,
@@ -41,6 +43,7 @@ __all__ = [
     "Engines",
     "Evaluation",
     "Irpo",
+    "Judging",
     "Lora",
     "Model",
     "Online",
@@ -52,6 +55,7 @@ __all__ = [
     "Section",
     "Serving",
     "Tuning",
+    "UserLlm",
     "Wandb",
     "Warmstart",
     "World",

@@ -64,6 +64,16 @@ class Model(Section):
     sampling: Sampling = Sampling()
 
 
+class UserLlm(Model):
+    """The User-LLM, and how its judgements are read."""
+
+    reading: Literal["json", "token"] = Field(
+        "json",
+        description="json: one object of 0 and 1 for all ads of an answer; token: one yes or no for each "
+        "ad, by its probability",
+    )
+
+
 class Engine(Section):
     """vLLM settings shared by rollout and judge actors."""
 

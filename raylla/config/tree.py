@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from raylla.config.judging import Judging
 from raylla.config.sections import (
     Actors,
     Bench,
@@ -26,12 +27,13 @@ from raylla.config.sections import (
     Section,
     Serving,
     Storage,
+    UserLlm,
     Wandb,
     Warmstart,
     World,
 )
 
-NOT_OF_A_RUN = {"wandb", "deadlines", "storage", "ray", "bench", "serving", "evaluation"}
+NOT_OF_A_RUN = {"wandb", "deadlines", "storage", "ray", "bench", "serving", "evaluation", "judging"}
 """Sections that decide no result of a run, but for these of the evaluation's fields:"""
 OF_A_RUN = {"queries", "answers", "bootstrap"}
 POOLS = ("rollout", "judge", "reward_trainer")
@@ -45,7 +47,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     world: World = World()
     ad_llm: Model = Model(path="pocket:ad-llm")
-    user_llm: Model = Model(path="pocket:user-llm")
+    user_llm: UserLlm = UserLlm(path="pocket:user-llm")
     engine: Engine = Engine()
     rollout: Engines = Engines()
     judge: Engines = Engines()
@@ -56,6 +58,7 @@ class Config(Section):
     dpo: Dpo = Dpo()
     lora: Lora | None = None
     warmstart: Warmstart | None = None
+    judging: Judging | None = None
     evaluation: Evaluation = Evaluation()
     online: Online = Online()
     deadlines: Deadlines = Deadlines()

@@ -63,7 +63,7 @@ class LiveVllm(VllmEngine):
 
     def submit(self, name: str, prompt: Sequence[int], sampling: Sampling, stream: bool) -> None:
         """See `Live`; sampled with the engine's own random numbers, which cost least."""
-        if error := self._refusal(len(prompt), sampling):
+        if error := self._refusal(len(prompt), sampling.max_tokens):
             raise ValueError(error)
         params = self._params(
             temperature=sampling.temperature,

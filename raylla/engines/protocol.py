@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raylla.config import Sampling
+from raylla.errors import ConfigError
 
 Weights = dict[str, Any]
 """Parameter name -> array (numpy float32), Hugging Face names, tied heads included."""
@@ -16,24 +17,28 @@ Weights = dict[str, Any]
 class Request:
     """One prompt to answer ``n`` times. Draw d is sampled with ``seed + d`` and nothing else, so
     that the same request gives the same texts on any worker in any company. ``logprobs`` asks for
-    the draws' log-probabilities, too."""
+    the draws' log-probabilities, too. ``choices``, each one token long, ask how probable each is as the
+    answer's first token, in place of an answer: one greedy token is generated, whatever the sampling."""
 
     id: str
     messages: list[dict[str, str]]
     n: int
     seed: int
     logprobs: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled text. ``finished`` is False where it ran into the token limit; ``logprob`` is the sum
-    of its tokens' log-probabilities under the model itself, before temperature, top-k and top-p."""
+    of its tokens' log-probabilities under the model itself, before temperature, top-k and top-p;
+    ``choices`` are those of the request's choices (nats, under the model itself, of all its tokens)."""
 
     text: str
     token_ids: Sequence[int]
     finished: bool
     logprob: float | None = None
+    choices: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,22 @@ class Probe:
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+
+
+def choice_ids(tokenizer: Any, choices: Sequence[str]) -> tuple[int, ...]:
+    """The one token that each of ``choices`` is.
+
+    Raises:
+        ConfigError: one of them is more than one.
+    """
+    found = [tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
+    for choice, ids in zip(choices, found, strict=True):
+        if len(ids) != 1:
+            raise ConfigError(
+                f"user_llm.reading=token needs answers of one token, but {choice!r} is {len(ids)} tokens "
+                "of this model; set user_llm.reading=json or give another user_llm.path"
+            )
+    return tuple(int(ids[0]) for ids in found)
 
 
 class Engine(Protocol):

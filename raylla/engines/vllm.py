@@ -24,6 +24,7 @@ from raylla.engines.protocol import (
     Request,
     Scored,
     Weights,
+    choice_ids,
 )
 from raylla.errors import ConfigError, WeightError
 from raylla.models import HEAD, local, shapes
@@ -86,11 +87,13 @@ class VllmEngine:
         try:
             for request in requests:
                 prompt = prompt_ids(self._tokenizer, request.messages)
-                error = self._refusal(len(prompt), sampling)
+                error = self._refusal(len(prompt), 1 if request.choices else sampling.max_tokens)
                 if error is not None:
                     yield Generated(request.id, Ids(prompt), (), error)
-                else:
-                    running[self._submit(prompt, sampling_params(request, sampling))] = request
+                    continue
+                choices = self._choices(request)
+                params = _choosing(choices) if choices else sampling_params(request, sampling)
+                running[self._submit(prompt, params)] = request
             while running:
                 for output in self._engine.step():
                     yield self._generated(running.pop(output.request_id), output)
@@ -169,16 +172,19 @@ class VllmEngine:
                 f"parameters, {HEAD} too where it is tied to the embeddings"
             )
 
-    def _refusal(self, length: int, sampling: Sampling) -> str | None:
-        """Why a prompt of ``length`` tokens cannot be answered, if it cannot."""
-        room = self._settings.max_model_len - sampling.max_tokens
+    def _refusal(self, length: int, longest: int) -> str | None:
+        """Why a prompt of ``length`` tokens cannot be answered with ``longest`` tokens, if it cannot."""
+        room = self._settings.max_model_len - longest
         if 0 < length <= room:
             return None
         return (
             f"the prompt has {length} tokens and may have 1 to {room}: engine.max_model_len="
-            f"{self._settings.max_model_len} less sampling.max_tokens={sampling.max_tokens}; raise the "
+            f"{self._settings.max_model_len} less sampling.max_tokens={longest}; raise the "
             "first or lower the second"
         )
+
+    def _choices(self, request: Request) -> tuple[int, ...]:
+        return choice_ids(self._tokenizer, request.choices)
 
     def _measure(self, probe: Probe) -> float:
         # The engine insists on sampling one token more than it is given.
@@ -204,6 +210,7 @@ class VllmEngine:
                 Ids(draw.token_ids),
                 draw.finish_reason == "stop",
                 draw.cumulative_logprob,
+                tuple(float(draw.logprobs[0][one].logprob) for one in self._choices(request)),
             )
             for draw in output.outputs
         )
@@ -271,6 +278,24 @@ def sampling_params(request: Request, sampling: Sampling) -> Any:
         # The sampled tokens' own, of which only the sum is kept; flat: no object for every token.
         logprobs=0 if request.logprobs else None,
         flat_logprobs=True,
+    )
+
+
+def _choosing(choices: Sequence[int]) -> Any:
+    """Parameters of a request that asks how probable each of ``choices`` (token ids) is.
+
+    vLLM gives the log-probabilities of just these tokens, of the whole vocabulary's softmax and before
+    temperature and cuts (its ``raw_logprobs``); which token it generates is no matter.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        logprob_token_ids=list(choices),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        detokenize=False,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raylla.actors.judge import JudgeItem
+from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import DONE, Call, Pool, next_item
 from raylla.auction import parse
 from raylla.config import Config
@@ -52,7 +52,7 @@ class EvaluationDesk:
         self._crew = crew
         self._deadline = config.deadlines.sample
         self._written: dict[tuple[str, str], Generated] = {}
-        self._judged: dict[tuple[str, int, str], dict[str, bool] | None] = {}
+        self._judged: dict[tuple[str, int, str], Judgement] = {}
         self._predicted: dict[tuple[int, str, str], dict[str, Prediction]] = {}
         self._held: tuple[int, int] | None = None
         self._mean: NDArray[np.float32] | None = None
@@ -98,7 +98,11 @@ class EvaluationDesk:
         return [self._scored[key] for key in keys]
 
     def judge(self, answers: Sequence[tuple[Planned, str]]) -> list[dict[str, bool] | None]:
-        """The User-LLM's clicks by ad id on each answer; none where it could not be read.
+        """The User-LLM's clicks by ad id on each answer; none where it could not be read."""
+        return [judgement.clicks for judgement in self.judgements(answers)]
+
+    def judgements(self, answers: Sequence[tuple[Planned, str]]) -> list[Judgement]:
+        """What the User-LLM says of each answer, with its probabilities where it gives them.
 
         An answer that occurs several times among those of one auction is judged anew each time.
         """
@@ -111,20 +115,20 @@ class EvaluationDesk:
             keys.append(key)
             if key in self._judged:
                 continue
-            placed = parse(text, planned.ads).ad_ids
-            by_id = {ad.id: ad for ad in planned.ads}
-            messages = prompts.judge(
-                self.config.user_llm.prompt,
+            item = judge_item(
+                self.config.user_llm,
+                str(len(items)),
                 planned.query,
                 planned.profile,
                 text,
-                [by_id[ad] for ad in placed],
+                parse(text, planned.ads).placements,
+                {ad.id: ad for ad in planned.ads},
+                seed_of(self.config.seed, f"judge/{key}"),
             )
-            seed = seed_of(self.config.seed, f"judge/{key}")
-            items.append((key, JudgeItem(str(len(items)), messages, placed, seed)))
+            items.append((key, item))
         names = {item.sample_id: key for key, item in items}
         for judgement in self._ask(self._crew.judges, "judge", [item for _, item in items]):
-            self._judged[names[judgement.sample_id]] = judgement.clicks
+            self._judged[names[judgement.sample_id]] = judgement
         return [self._judged[key] for key in keys]
 
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:

@@ -76,19 +76,19 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
         costs.append(_costs(some, time.monotonic() - started))
         ran += some
     offers = [(planned, offer) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers]
-    judged = desk.judge([(planned, offer.text) for planned, offer in offers])
-    unread, failed = judged.count(None), sum(not one.offers for one in ran)
+    judged = desk.judgements([(planned, offer.text) for planned, offer in offers])
+    unread, failed = sum(one.clicks is None for one in judged), sum(not one.offers for one in ran)
     desk.bound(f"auctions of {mechanism.name}", failed, len(ran))
     desk.bound(f"judgements of {mechanism.name}", unread, len(judged))
     outcomes = []
-    for (planned, offer), clicked in zip(offers, judged, strict=True):
-        if clicked is not None:
+    for (planned, offer), one in zip(offers, judged, strict=True):
+        if one.clicks is not None:
             parsed = parse(offer.text, planned.ads, desk.world.ad_ids)
-            chances = clicks.click_probabilities(
+            chances = one.probabilities or clicks.click_probabilities(
                 planned.query, planned.profile, offer.text, parsed.placements, desk.world.ad_by_id
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
-            outcomes.append(Outcome(planned.query.id, parsed, planned.bids, prices, clicked, chances))
+            outcomes.append(Outcome(planned.query.id, parsed, planned.bids, prices, one.clicks, chances))
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
     return Held(per_query(outcomes, desk.penalty), np.array(costs), notes, unread)

@@ -22,6 +22,7 @@ from raylla.evaluation.efficiency import Held
 from raylla.irpo.crew import Crew
 from raylla.irpo.state import Run, package_versions
 from raylla.irpo.versions import committed
+from raylla.judging import about
 from raylla.mechanisms.protocol import Choice, Mechanism, named
 from raylla.observe import Observer
 from raylla.world import store
@@ -78,6 +79,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     mains = [one for one in seen if one.run.config.name == main.name]
     return _compared(seen, mains, settings) | {
         "name": main.name,
+        "clicks": about.sources(main.user_llm),
         "runs": [history.provenance(run) for run in runs],
         "curves": _curves(seen, mains, settings),
         "incentives": _prices(mains, settings),

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
 from raylla.evaluation.figures import FIGURES, png
+from raylla.judging.about import caption as whose
 
 Found = dict[str, Any]
 Table = tuple[str, list[str], list[list[Any]]]
@@ -34,7 +35,7 @@ def report(evaluation: Path, out: Path) -> Path:
         raise RunError(f"{evaluation} does not exist; write it with `raylla evaluate RUN`") from None
     except ValueError as error:
         raise RunError(f"{evaluation} is not JSON: {error}") from None
-    wanted = {"efficiency", "ablations", "curves", "incentives", "pctr", "epochs", "examples"}
+    wanted = {"clicks", "efficiency", "ablations", "curves", "incentives", "pctr", "epochs", "examples"}
     missing = wanted - found.keys()
     if missing:
         raise RunError(
@@ -93,7 +94,7 @@ def _tables(found: Found) -> dict[str, Table]:
 
 
 def _efficiency(found: Found) -> Table:
-    keys = ("revenue", "reward", "welfare", "revenue_click_model", "reward_click_model")
+    keys = ("revenue", "reward", "welfare", "expected_revenue", "expected_reward")
     costs = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
     rates = ("ads_per_answer", "format_error_rate")
     rows = [
@@ -105,14 +106,17 @@ def _efficiency(found: Found) -> Table:
         ]
         for name, row in found["efficiency"].items()
     ]
-    caption = "Mechanisms on the same test auctions, per query; costs per auction"
+    caption = (
+        f"Mechanisms on the same test auctions, per query; costs per auction; {whose(found['clicks'])}"
+    )
     return caption, ["mechanism", *keys, *rates, *costs, "seeds"], rows
 
 
 def _against(found: Found) -> Table:
     keys = ("revenue_difference", "revenue_ratio", "reward_difference")
     rows = [[name, *(one[key] for key in keys)] for name, one in found["against"].items()]
-    return "LLM-Auction less the other, same queries in pairs", ["against", *keys], rows
+    caption = f"LLM-Auction less the other, same queries in pairs; {_counted(found)}"
+    return caption, ["against", *keys], rows
 
 
 def _ablations(found: Found) -> Table:
@@ -124,11 +128,12 @@ def _ablations(found: Found) -> Table:
         if "seeds" in one
     ]
     headings = ["variant", "seeds", *keys, "rank correlation with the bid"]
-    return "Variants less the main config, same seeds and queries in pairs", headings, rows
+    caption = f"Variants less the main config, same seeds and queries in pairs; {_counted(found)}"
+    return caption, headings, rows
 
 
 def _epochs(found: Found) -> Table:
-    keys = ("revenue", "reward", "revenue_click_model", "ads_per_answer", "format_error_rate", "click_rate")
+    keys = ("revenue", "reward", "expected_revenue", "ads_per_answer", "format_error_rate", "click_rate")
     told = ("auc", "calibration_error", "calibration_floor", "coverage")
     stages = ("sample", "learn", "align", "test")
     rows = [
@@ -146,7 +151,7 @@ def _epochs(found: Found) -> Table:
         *(f"pCTR {key}" for key in told),
         *(f"{stage} seconds" for stage in stages),
     ]
-    return "Epoch by epoch, all training seeds", headings, rows
+    return f"Epoch by epoch, all training seeds; {whose(found['clicks'])}", headings, rows
 
 
 def _incentives(found: Found) -> Table:
@@ -156,11 +161,8 @@ def _incentives(found: Found) -> Table:
         for name, entry in found["incentives"].items()
         for rule, one in entry["rules"].items()
     ]
-    return (
-        "Payment and regret of truthful bidding, one ad per query, mean over the bid grid",
-        headings,
-        rows,
-    )
+    caption = "Payment and regret of truthful bidding, one ad per query, mean over the bid grid"
+    return f"{caption}; {_counted(found)}", headings, rows
 
 
 def _equilibrium(found: Found) -> Table:
@@ -171,7 +173,8 @@ def _equilibrium(found: Found) -> Table:
         for goal, one in entry.get("equilibrium", {}).items()
         if isinstance(one, dict)
     ]
-    return "Revenue and welfare where best responses end, a few auctions", headings, rows
+    caption = f"Revenue and welfare where best responses end, a few auctions; {_counted(found)}"
+    return caption, headings, rows
 
 
 def _truthful(found: Found) -> Table:
@@ -183,7 +186,7 @@ def _truthful(found: Found) -> Table:
             price = f"closed form, beta {closed['beta']:g}"
             rows.append([price, closed["revenue"], closed["effective_sample_size"]])
         rows.append(["one self-resampled pass", one["self_resampling"]["revenue"], None])
-    return "LLM-Auction's revenue per query at truthful prices", headings, rows
+    return "LLM-Auction's revenue per query at truthful prices, clicks as predicted", headings, rows
 
 
 PCTR = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error"]
@@ -214,6 +217,10 @@ def _runs(found: Found) -> Table:
         keys,
         [[one[key] for key in keys] for one in found["runs"]],
     )
+
+
+def _counted(found: Found) -> str:
+    return f"clicks of {found['clicks']['counted']}"
 
 
 def _cell(value: Any) -> str:

@@ -8,17 +8,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from raylla.judging.about import caption
+
 
 def show(console: Console, results: dict[str, Any]) -> None:
     """Print `results.json`."""
-    table = Table(title=f"{results['name']}: test split, 95 % bootstrap intervals over queries")
+    table = Table(
+        title=f"{escape(results['name'])}: test split, 95 % bootstrap intervals over queries",
+        caption=escape(caption(results["clicks"])),
+    )
     for heading in (
         "epoch",
         "weights",
         "revenue / query",
         "reward / query",
-        "revenue (click model)",
-        "reward (click model)",
+        "expected revenue",
+        "expected reward",
         "ads / answer",
         "format errors",
         "clicks / ad",
@@ -33,8 +38,8 @@ def show(console: Console, results: dict[str, Any]) -> None:
             row["weight_version"],
             _figure(row["revenue"]),
             _figure(row["reward"]),
-            _figure(row["revenue_click_model"]),
-            _figure(row["reward_click_model"]),
+            _figure(row["expected_revenue"]),
+            _figure(row["expected_reward"]),
             f"{row['ads_per_answer']:.2f}",
             f"{100 * row['format_error_rate']:.1f} %",
             f"{row['click_rate']:.3f}",
@@ -60,8 +65,11 @@ def show(console: Console, results: dict[str, Any]) -> None:
 
 def show_evaluation(console: Console, found: dict[str, Any]) -> None:
     """Print `evaluation.json`."""
-    table = Table(title=f"{found['name']}: test split, 95 % bootstrap intervals over seeds and queries")
-    headings = ("revenue / query", "reward / query", "welfare / query", "revenue (click model)")
+    table = Table(
+        title=f"{escape(found['name'])}: test split, 95 % bootstrap intervals over seeds and queries",
+        caption=escape(caption(found["clicks"])),
+    )
+    headings = ("revenue / query", "reward / query", "welfare / query", "expected revenue")
     for heading in (
         "mechanism",
         *headings,
@@ -77,7 +85,7 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
         costs = row["cost_per_auction"]
         table.add_row(
             name,
-            *(_figure(row[key]) for key in ("revenue", "reward", "welfare", "revenue_click_model")),
+            *(_figure(row[key]) for key in ("revenue", "reward", "welfare", "expected_revenue")),
             f"{row['ads_per_answer']['mean']:.2f}",
             f"{100 * row['format_error_rate']['mean']:.1f} %",
             f"{costs['generations']['mean']:.0f}",

@@ -18,9 +18,9 @@ MEANS = (
     "revenue",
     "welfare",
     "reward",
-    "revenue_click_model",
-    "welfare_click_model",
-    "reward_click_model",
+    "expected_revenue",
+    "expected_welfare",
+    "expected_reward",
     "ads_per_answer",
 )
 RATES = {"format_error_rate": ("broken", "attempts"), "click_rate": ("clicked", "ads_per_answer")}
@@ -32,7 +32,8 @@ COLUMNS = (*MEANS, "broken", "attempts", "clicked")
 class Outcome:
     """One judged test answer: its query, what it placed, and what was and would be clicked.
 
-    ``bids`` are what a click is worth to each advertiser, ``prices`` what it pays.
+    ``bids`` are what a click is worth to each advertiser, ``prices`` what it pays; ``chances`` are the
+    click probabilities, of the judge where it gives them, else of the click model.
     """
 
     query_id: str
@@ -40,14 +41,14 @@ class Outcome:
     bids: Mapping[str, float]
     prices: Mapping[str, float]
     clicks: Mapping[str, bool]
-    model_probabilities: Mapping[str, float]
+    chances: Mapping[str, float]
 
 
 def per_query(answers: Sequence[Outcome], coefficients: Penalty) -> dict[str, Array]:
     """Query id -> mean over its answers of each of `COLUMNS`.
 
     ``revenue`` is price times click, ``welfare`` bid times click, ``reward`` welfare less the
-    penalty, all in bid units; "click model" has the click model's probability for the judge's click.
+    penalty, all in bid units; "expected" has `Outcome.chances` in place of the judge's clicks.
     """
     by_query: dict[str, list[list[float]]] = {}
     for answer in answers:
@@ -81,16 +82,16 @@ def figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> 
 def _account(answer: Outcome, coefficients: Penalty) -> dict[str, float]:
     punished = coefficients.weight * penalty(answer.parsed, coefficients)
     clicked = [ad for ad, click in answer.clicks.items() if click]
-    chances = answer.model_probabilities
+    chances = answer.chances
     welfare = sum(answer.bids[ad] for ad in clicked)
     expected = sum(answer.bids[ad] * p for ad, p in chances.items())
     return {
         "revenue": sum(answer.prices[ad] for ad in clicked),
         "welfare": welfare,
         "reward": welfare - punished,
-        "revenue_click_model": sum(answer.prices[ad] * p for ad, p in chances.items()),
-        "welfare_click_model": expected,
-        "reward_click_model": expected - punished,
+        "expected_revenue": sum(answer.prices[ad] * p for ad, p in chances.items()),
+        "expected_welfare": expected,
+        "expected_reward": expected - punished,
         "ads_per_answer": len(answer.parsed.placements),
         "broken": len(answer.parsed.violations),
         "attempts": answer.parsed.attempts,

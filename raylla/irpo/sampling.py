@@ -21,7 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from raylla.actors.judge import JudgeItem, Judgement
+from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import DONE, Call, next_item, soon
 from raylla.auction import parse
 from raylla.config import Config
@@ -38,13 +38,17 @@ JUDGE_BATCH = 128
 
 @dataclass(slots=True)
 class Sampled:
-    """What some phases of one weight version brought in. Answers are in the order of the plan."""
+    """What some phases of one weight version brought in. Answers are in the order of the plan.
+
+    ``clicks`` and, where the judge gave them, ``probabilities`` are by sample id and ad id.
+    """
 
     plan: dict[str, Planned]
     version: str
     answers: list[Answer] = field(default_factory=list)
     clicks: dict[str, dict[str, bool]] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
+    probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def of(self, phase: Phase) -> Iterator[tuple[Planned, Answer]]:
         """The answers of one phase with their auctions."""
@@ -67,15 +71,20 @@ class Sampled:
         """What there is of these auctions."""
         plan = {planned.auction.id: planned for planned in auctions}
         answers = [answer for answer in self.answers if answer.auction_id in plan]
-        return Sampled(plan, self.version, answers, self.clicks)
+        return Sampled(plan, self.version, answers, self.clicks, probabilities=self.probabilities)
 
     def click_records(self) -> list[Click]:
         """All judgements, flat."""
         return [
-            Click(sample_id, ad_id, clicked)
+            Click(sample_id, ad_id, clicked, self.probabilities.get(sample_id, {}).get(ad_id))
             for sample_id, ads in self.clicks.items()
             for ad_id, clicked in ads.items()
         ]
+
+
+def scored_readings(config: Config) -> int:
+    """Readings of an answer that the judge scores: one is enough where it says how probable a click is."""
+    return 1 if config.user_llm.reading == "token" else config.irpo.judgements
 
 
 def readings(sample_id: str, count: int) -> list[str]:
@@ -116,6 +125,7 @@ class Stream:
         self._read: dict[str, tuple[Planned, list[str]]] = {}
         self._answers: dict[str, list[Answer]] = {}
         self._clicks: dict[str, dict[str, dict[str, bool]]] = {name: {} for name in self.plan}
+        self._probabilities: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self.plan}
         self._open = dict.fromkeys(self.plan, 1)
         self._left = Counter(item.phase for item in planned)
         self._judged: Counter[Phase] = Counter()
@@ -158,6 +168,7 @@ class Stream:
         for name in found.plan:
             found.answers += self._answers.get(name, [])
             found.clicks.update(sorted(self._clicks[name].items()))
+            found.probabilities.update(self._probabilities[name])
         return found
 
     def result(self, *phases: Phase) -> Sampled:
@@ -317,7 +328,7 @@ class Stream:
         if phase != "preference":
             return [sample_id]
         if self._config.irpo.reward == "judge":
-            return readings(sample_id, self._config.irpo.judgements)
+            return readings(sample_id, scored_readings(self._config))
         return []
 
     def _queue_reading(self, planned: Planned, text: str, names: list[str]) -> None:
@@ -325,12 +336,19 @@ class Stream:
         if not parsed.placements:
             self._clicks[planned.auction.id].update((name, {}) for name in names)
             return
-        by_id = {ad.id: ad for ad in planned.ads}
-        shown = [by_id[ad_id] for ad_id in parsed.ad_ids]
-        form = self._config.user_llm.prompt
-        messages = prompts.judge(form, planned.query, planned.profile, text, shown)
+        ads = {ad.id: ad for ad in planned.ads}
         seed = seed_of(self._config.seed, f"judge/{self.version}/{names[0]}")
-        self._queue[planned.phase].append(JudgeItem(names[0], messages, parsed.ad_ids, seed))
+        item = judge_item(
+            self._config.user_llm,
+            names[0],
+            planned.query,
+            planned.profile,
+            text,
+            parsed.placements,
+            ads,
+            seed,
+        )
+        self._queue[planned.phase].append(item)
         self._read[names[0]] = (planned, names)
         self._open[planned.auction.id] += 1
         self._watch.expect("judgements", 1)
@@ -344,6 +362,9 @@ class Stream:
             self._dropped[planned.phase]["judgement"] += len(names)
         else:
             self._clicks[planned.auction.id].update((name, judgement.clicks) for name in names)
+        if judgement.probabilities is not None:
+            told = judgement.probabilities
+            self._probabilities[planned.auction.id].update((name, told) for name in names)
         self._settle(planned)
         self._watch.advance("judgements", 1, 0)
 

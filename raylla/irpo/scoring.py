@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raylla.auction import parse, reward
-from raylla.irpo.sampling import Sampled, readings
+from raylla.irpo.sampling import Sampled, readings, scored_readings
 from raylla.irpo.state import Run
 from raylla.records import Phase, Prediction, Reward
 from raylla.reward.rows import ClickRow, rows
@@ -33,11 +33,13 @@ def careful_rate(predicted: Prediction, risk: float) -> float:
 
 
 def judged_rates(run: Run, sampled: Sampled) -> dict[str, dict[str, float]]:
-    """The judge's own click rate on each ad of every phase-2 answer that it could read."""
+    """The judge's own click rate on each ad of every phase-2 answer that it could read: its probability,
+    or the share of its readings."""
     found: dict[str, dict[str, float]] = {}
     for _, answer in sampled.of("preference"):
-        names = readings(answer.sample_id, run.config.irpo.judgements)
-        read = [sampled.clicks[name] for name in names if name in sampled.clicks]
+        names = readings(answer.sample_id, scored_readings(run.config))
+        told = sampled.probabilities
+        read = [told.get(name, sampled.clicks[name]) for name in names if name in sampled.clicks]
         if read:
             found[answer.sample_id] = {ad: sum(one[ad] for one in read) / len(read) for ad in read[0]}
     return found

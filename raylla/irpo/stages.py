@@ -21,6 +21,7 @@ from raylla.irpo.sampling import Sampled, Stream, seed_of
 from raylla.irpo.schedule import auctions
 from raylla.irpo.scoring import judged_rates, rows_of, score
 from raylla.irpo.state import Run, load_records, package_versions, save_records, write_json, write_text
+from raylla.judging import about
 from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
@@ -127,6 +128,8 @@ def read_sampled(run: Run, stage: str, planned: Sequence[Planned]) -> Sampled:
     sampled.clicks = {name: {} for name in json.loads((directory / "judged.json").read_text())}
     for click in load_records(directory / "clicks.parquet", Click):
         sampled.clicks[click.sample_id][click.ad_id] = click.clicked
+        if click.probability is not None:
+            sampled.probabilities.setdefault(click.sample_id, {})[click.ad_id] = click.probability
     return sampled
 
 
@@ -320,6 +323,7 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     commits = run.commits | {"conclude": report}
     results = {
         "name": run.config.name,
+        "clicks": about.sources(run.config.user_llm),
         "epochs": epochs,
         "wall_seconds": {stage: one["wall_seconds"] for stage, one in commits.items()},
         "timeline": watch.timeline.epochs,
@@ -365,7 +369,7 @@ def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
     catalogue = world.ad_ids
     for planned, answer, clicked in sampled.judged("test"):
         parsed = parse(answer.text, planned.ads, catalogue)
-        chances = clicks.click_probabilities(
+        chances = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
         answers.append(Outcome(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))

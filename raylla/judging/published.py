@@ -66,7 +66,7 @@ class Published:
         if unknown or len(set(names)) != len(names):
             raise DataError(
                 f"judging.judges={list(names)}: {', '.join(unknown) or 'a judge'} is "
-                f"{'not among' if unknown else 'named twice of'} the judges of judging.path; "
+                f"{'not among' if unknown else 'named twice of'} the judges of judging.data; "
                 f"there are {', '.join(self.judges)}"
             )
         return tuple(judge for judge in self.judges if judge in (names or self.judges))
@@ -97,7 +97,7 @@ def read(path: Path) -> Published:
             notes[f"found_by_{impression.passage.found}"] += 1
             found.append(impression)
     if not found:
-        raise DataError(f"{path} holds no judged ad; give a file of judged answers in judging.path")
+        raise DataError(f"{path} holds no judged ad; give a file of judged answers in judging.data")
     return Published(tuple(found), judges, dict(notes))
 
 
@@ -131,7 +131,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         if path.suffix == ".gz":
             text = gzip.decompress(text)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {error}; give a file of judged answers in judging.path") from None
+        raise DataError(f"{path}: {error}; give a file of judged answers in judging.data") from None
     for line, raw in enumerate(text.splitlines(), 1):
         if not raw.strip():
             continue

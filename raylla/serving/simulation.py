@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import httpx
 
-from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker
-from raylla.auction.markup import markup
+from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker, judge_item
+from raylla.auction import markup, parse
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import EndpointError
@@ -244,10 +244,14 @@ def _got(name: str, query: Query, profile: Profile, answer: Any, seconds: float)
 def _read(reader: Reader, config: Config, got: Sequence[Got], traffic: Traffic) -> list[str]:
     """Click URLs of the ads that their users want, as the User-LLM judges."""
     items = [
-        JudgeItem(
+        judge_item(
+            config.user_llm,
             one.name,
-            prompts.judge(config.user_llm.prompt, one.query, one.profile, one.text, one.ads),
-            tuple(ad.id for ad in one.ads),
+            one.query,
+            one.profile,
+            one.text,
+            parse(one.text, one.ads).placements,
+            {ad.id: ad for ad in one.ads},
             seed_of(config.seed, f"simulation/judge/{one.name}"),
         )
         for one in got

@@ -2,11 +2,16 @@
 
 The probability that the user clicks ad i in answer y is
 
-    p_i = relevance(query, ad) * interest(profile, ad) * style(sentence) * position(rank)
-          * competition(similar ads before it), and 0 for every ad of a flooded answer,
+    p_i = relevance(query, ad) * interest(profile, ad) * style(sentence) * crowding(ad i among the others)
 
-clipped to [0.01, 0.95].  Each factor is a constant of this file; `raylla pocket evaluate`
-compares the judge's click rates with these probabilities.
+clipped to [0.01, 0.95], where
+
+    crowding_i = position(rank) * competition(similar ads before it), and 0 for every ad of a flooded
+                 answer, which stays 0.
+
+Each factor is a constant of this file; `raylla pocket evaluate` compares the judge's click rates with these
+probabilities.  `crowding` alone is what a judge gets from here that is asked for one ad at a time
+(``user_llm.reading: token``): the judgements that it learned are of answers with one ad.
 """
 
 from __future__ import annotations
@@ -33,18 +38,32 @@ def click_probabilities(
     query: Query, profile: Profile, text: str, placements: Sequence[Placement], ads: Mapping[str, Ad]
 ) -> dict[str, float]:
     """Click probability of each placed ad, in order of appearance: ad id -> p in [0, 0.95]."""
-    if len(placements) >= FLOOD:
-        return {placement.ad_id: 0.0 for placement in placements}
+    factors = crowding(placements, ads)
     probabilities: dict[str, float] = {}
-    seen: list[str] = []
-    for rank, placement in enumerate(placements):
+    for placement in placements:
         ad = ads[placement.ad_id]
         p = _relevance(query, ad) * _interest(profile, ad)
         p *= BLUNT if BLUNT_WORDS.search(sentence_around(text, placement)) else NATIVE
-        p *= POSITION_DECAY**rank * COMPETITION ** seen.count(ad.category)
-        seen.append(ad.category)
-        probabilities[ad.id] = min(CEILING, max(FLOOR, p))
+        p *= factors[ad.id]
+        probabilities[ad.id] = min(CEILING, max(FLOOR, p)) if factors[ad.id] else 0.0
     return probabilities
+
+
+def crowding(placements: Sequence[Placement], ads: Mapping[str, Ad]) -> dict[str, float]:
+    """What is left of each ad's click probability beside the others of its answer: ad id -> [0, 1].
+
+    1 for an ad by itself; less for each ad before it, and for each of its category; nothing where there
+    are `FLOOD` or more.
+    """
+    if len(placements) >= FLOOD:
+        return {placement.ad_id: 0.0 for placement in placements}
+    factors: dict[str, float] = {}
+    seen: list[str] = []
+    for rank, placement in enumerate(placements):
+        category = ads[placement.ad_id].category
+        factors[placement.ad_id] = POSITION_DECAY**rank * COMPETITION ** seen.count(category)
+        seen.append(category)
+    return factors
 
 
 def sentence_around(text: str, placement: Placement) -> str:

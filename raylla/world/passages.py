@@ -23,11 +23,11 @@ Found = Literal["name", "words", "nothing"]
 """How a passage was found: by the name itself, by words of it, or not: then it is the beginning."""
 
 _TAG = re.compile(r"@?\[Ad-[0-9]+\]")
-_LINK = re.compile(r"!?\[([^\]\n]*)\]\([^)\s]*(?:\s+\"[^\"]*\")?\)")
+_LINK = re.compile(r"!?\[([^\[\]\n]*)\]\([^)\s\[]*(?:[ \t]+\"[^\"\n\[]*\")?\)")
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\])]*[^\s<>\]).,;:!?'\"]/?")
 _SIGNS = re.compile(r"\*+|`+|~~|__+")
-_BULLETS = re.compile(r"^\s*(?:(?:#{1,6}|>|[-+•]|\d{1,2}[.)])\s+)+|^[-=_|:\s]+$", re.MULTILINE)
-_HOLES = re.compile(r"\(\s*\)|[ \t]+(?=[.,;:!?])")
+_BULLETS = re.compile(r"^[ \t]*(?:(?:#{1,6}|>|[-+•]|\d{1,2}[.)])[ \t]+)+|^[-=_|: \t]+$", re.MULTILINE)
+_HOLES = re.compile(r"\([ \t]*\)|(?<![ \t])[ \t]+(?=[.,;:!?])")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[a-z)][.!?])(?=[A-Z])")
 _WORD = re.compile(r"\w{2,}")
 

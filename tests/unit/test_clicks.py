@@ -6,7 +6,7 @@ import pytest
 
 from raylla.auction import markup, parse
 from raylla.records import Ad, Profile, Query
-from raylla.world.clicks import click_probabilities, sentence_around
+from raylla.world.clicks import click_probabilities, crowding, sentence_around
 
 TEA = Ad("1", "Lumo Kettle", "tea", "food")
 POT = Ad("2", "Zed Teapot", "tea", "food")
@@ -39,6 +39,20 @@ def test_interest_bluntness_position_and_competition() -> None:
 def test_nobody_clicks_in_a_flooded_answer() -> None:
     text = " ".join(markup(ad) for ad in ADS.values())
     assert set(rates(text).values()) == {0.0}
+
+
+def test_crowding_is_what_the_others_leave() -> None:
+    text = f"Some like {markup(TEA)}. Or {markup(PIZZA)}. And {markup(POT)}."
+    placements = parse(text, list(ADS.values())).placements
+    assert crowding(placements, ADS) == {
+        "1": 1.0,
+        "3": pytest.approx(0.85),
+        "2": pytest.approx(0.85**2 * 0.5),
+    }
+    assert crowding(placements[2:], ADS) == {"2": 1.0}
+    assert crowding((), ADS) == {}
+    flooded = parse(" ".join(markup(ad) for ad in ADS.values()), list(ADS.values())).placements
+    assert crowding(flooded, ADS) == dict.fromkeys(("1", "2", "3", "4"), 0.0)
 
 
 def test_rates_have_a_floor() -> None:

@@ -73,16 +73,19 @@ class Encoded:
 
 
 class Reader:
-    """Clicks everything, or cannot be read."""
+    """Clicks everything, or cannot be read; says that a click is as probable as ``told``."""
 
-    def __init__(self, unread: bool) -> None:
+    def __init__(self, unread: bool, told: float | None = None) -> None:
         self._unread = unread
+        self.told = told
         self.read: list[str] = []
 
     def judge(self, items: list[JudgeItem]) -> Iterator[Judgement]:
         for item in items:
             self.read.append(item.sample_id)
-            yield Judgement(item.sample_id, None if self._unread else dict.fromkeys(item.ad_ids, True), 1)
+            told = None if self.told is None else dict.fromkeys(item.ad_ids, self.told)
+            clicks = None if self._unread else dict.fromkeys(item.ad_ids, True)
+            yield Judgement(item.sample_id, clicks, 1, None, told)
 
 
 def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any:
@@ -135,6 +138,20 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert len(made.reader.read) == 30
     made.desk.judge([answers[0], answers[0]])
     assert len(made.reader.read) == 31
+
+
+def test_expected_figures_are_the_judges_own_where_it_says_how_probable_clicks_are(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda _: 1.0)
+    made.reader.told = 0.25
+    auctions = efficiency.test_auctions(made.desk.config, made.desk.world)
+    held = efficiency.hold(made.desk, Pretrained(), auctions, {})
+    row = efficiency.row([held], 100, 0)
+    assert row["revenue"]["mean"] > 0
+    assert row["expected_revenue"]["mean"] == pytest.approx(row["revenue"]["mean"] / 4)
+    plain = make(tmp_path, lambda _: 1.0)
+    by_model = efficiency.row([efficiency.hold(plain.desk, Pretrained(), auctions, {})], 100, 0)
+    assert by_model["revenue"]["mean"] == row["revenue"]["mean"]
+    assert by_model["expected_revenue"]["mean"] != pytest.approx(row["expected_revenue"]["mean"])
 
 
 def test_scores_come_in_the_order_asked_and_once(tmp_path: Path) -> None:

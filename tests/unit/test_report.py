@@ -23,7 +23,7 @@ def figure(mean: float) -> dict[str, float]:
 
 
 def evaluation() -> dict[str, Any]:
-    figures = ("revenue", "reward", "welfare", "revenue_click_model", "reward_click_model")
+    figures = ("revenue", "reward", "welfare", "expected_revenue", "expected_reward")
     costs = dict.fromkeys(("generations", "prompt_tokens", "sampled_tokens", "seconds"), figure(1))
     regret = dict.fromkeys(("utility", "value"), figure(2))
     rule = {"payment": figure(3), "least_utility": figure(0), "regret": regret}
@@ -44,6 +44,7 @@ def evaluation() -> dict[str, Any]:
     }
     return {
         "name": HOSTILE,
+        "clicks": {"counted": "adapter:judge (taught by a, b)", "expected": "click model"},
         "runs": [
             {"path": "seed-0", "name": "a", "seed": 0, "digest": "f00d", "weights": "v3", "seconds": 99.5}
         ],
@@ -153,6 +154,8 @@ def test_everything_that_was_measured_is_on_the_page(page: Path) -> None:
     assert "closed form, beta 3" in html
     assert "0.61 [0.52, 0.7]" in html
     assert "f00d" in html
+    assert "clicks of adapter:judge (taught by a, b); expected: by the click model</caption>" in html
+    assert html.count("clicks of adapter:judge (taught by a, b)") == 6
     rows = list(csv.DictReader((page.parent / "shift.csv").open()))
     assert [(row["run"], row["bias"]) for row in rows] == [
         ("main config", "0.01"),
@@ -178,7 +181,7 @@ def test_no_evaluation_or_half_of_one(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not JSON"):
         report(tmp_path / "evaluation.json", tmp_path / "report")
     (tmp_path / "evaluation.json").write_text('{"epochs": []}')
-    with pytest.raises(RunError, match="lacks ablations, curves"):
+    with pytest.raises(RunError, match="lacks ablations, clicks, curves"):
         report(tmp_path / "evaluation.json", tmp_path / "report")
 
 

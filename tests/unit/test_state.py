@@ -6,12 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from raylla.config import Config, parse
 from raylla.errors import RunError
 from raylla.irpo.state import Run, load_records, save_records
-from raylla.records import Answer, Auction
+from raylla.records import Answer, Auction, Click
 
 
 def test_only_committed_stages_survive(tmp_path: Path) -> None:
@@ -71,6 +72,18 @@ def test_records_round_trip(tmp_path: Path) -> None:
     assert load_records(tmp_path / "a.parquet", Answer) == answers
     save_records(tmp_path / "b.parquet", [], Auction)
     assert load_records(tmp_path / "b.parquet", Auction) == []
+
+
+def test_clicks_keep_their_probability_and_older_ones_have_none(tmp_path: Path) -> None:
+    clicks = [Click("s/0", "12", True, 0.75), Click("s/0", "13", False)]
+    save_records(tmp_path / "clicks.parquet", clicks, Click)
+    assert load_records(tmp_path / "clicks.parquet", Click) == clicks
+    table = pq.read_table(tmp_path / "clicks.parquet").drop_columns(["probability"])
+    pq.write_table(table, tmp_path / "older.parquet")
+    assert load_records(tmp_path / "older.parquet", Click) == [
+        Click("s/0", "12", True),
+        Click("s/0", "13", False),
+    ]
 
 
 def test_a_stage_is_on_the_disk_before_the_line_that_commits_it(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -18,10 +20,11 @@ from raylla.errors import BudgetError, RunError
 from raylla.irpo.learning import CHUNK, Learner
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
-from raylla.irpo.scoring import rows_of
-from raylla.irpo.state import Run
+from raylla.irpo.scoring import judged_rates, rows_of
+from raylla.irpo.stages import read_sampled
+from raylla.irpo.state import Run, save_records
 from raylla.observe import Observer
-from raylla.records import Prediction, WeightVersion
+from raylla.records import Answer, Click, Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
 from raylla.storage import home
 from raylla.world import World
@@ -86,6 +89,19 @@ class Babbler:
                 ['{"Ad-1": tru', "I would click!", "[1, 0]", "{}", ""]
             )
             yield Generated(request.id, (1,), (Completion(text, (2,), True),))
+
+
+class Chooser:
+    """The engine of a User-LLM that says how probable a click is: by the seed and the ad."""
+
+    def __init__(self, path: str, settings: object, seed: int) -> None: ...
+
+    def generate(self, requests: list[Request], sampling: object) -> Iterator[Generated]:
+        for request in requests:
+            assert request.choices == ("yes", "no")
+            p = random.Random(f"{request.seed}/{request.messages[1]['content']}").uniform(0.01, 0.99)
+            said = (math.log(p) - 2, math.log(1 - p) - 2)
+            yield Generated(request.id, (1,), (Completion("", (2,), False, None, said),))
 
 
 class Scorer:
@@ -260,6 +276,37 @@ def test_a_judge_that_returns_garbage_teaches_nothing_and_is_bounded(world: Worl
     assert judged
     assert all("@" not in answer.text and not clicks for answer, clicks in judged)
     assert rows_of(world, lenient, "reward") == []
+
+
+def test_probabilities_are_kept_with_the_clicks_and_score_answers(world: World, tmp_path: Path) -> None:
+    tree = config(reward="judge", judgements=4).model_dump(mode="json")
+    tree["user_llm"] |= {"reading": "token"}
+    settings = parse(tree, "test")
+    crew = Crew()
+    args = ("", settings.user_llm.sampling, settings.engine, 0, Chooser)
+    crew.judges = crew._pool("judge", JudgeWorker, args, Actors())
+    found = everything(settings, world, crew)
+    placing = {name for name, ads in found.clicks.items() if ads}
+    assert placing
+    assert found.probabilities.keys() == placing
+    assert all(found.probabilities[name].keys() == found.clicks[name].keys() for name in placing)
+    told = [p for ads in found.probabilities.values() for p in ads.values()]
+    clicked = [click for name in placing for click in found.clicks[name].values()]
+    assert sum(clicked) / len(clicked) == pytest.approx(sum(told) / len(told), abs=0.1)
+    # One reading is enough, and it is what scores the answer.
+    run = Run(home(tmp_path), settings)
+    rates = judged_rates(run, found)
+    assert rates.keys() == {answer.sample_id for _, answer in found.of("preference")}
+    for name, ads in rates.items():
+        assert f"{name}#1" not in found.clicks
+        assert ads == found.probabilities.get(f"{name}#0", {})
+    directory = run.fresh(run.records("epoch-1/sample"))
+    save_records(directory / "answers.parquet", found.answers, Answer)
+    save_records(directory / "clicks.parquet", found.click_records(), Click)
+    (directory / "judged.json").write_text(json.dumps(sorted(found.clicks)))
+    run.commit("epoch-1/sample", [], {"weight_version": "v0"})
+    again = read_sampled(run, "epoch-1/sample", list(found.plan.values()))
+    assert (again.clicks, again.probabilities) == (found.clicks, found.probabilities)
 
 
 def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World, tmp_path: Path) -> None:

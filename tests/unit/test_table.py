@@ -30,7 +30,7 @@ def test_by_hand() -> None:
     assert row["revenue"]["mean"] == pytest.approx((15 + 0) / 2)
     assert row["welfare"]["mean"] == pytest.approx((20 + 0) / 2)
     assert row["reward"]["mean"] == pytest.approx(((38 - 60) / 2 + 0) / 2)
-    assert row["revenue_click_model"]["mean"] == pytest.approx(3.75 / 2)
+    assert row["expected_revenue"]["mean"] == pytest.approx(3.75 / 2)
     assert row["format_error_rate"]["mean"] == pytest.approx(0.5)
     assert row["click_rate"]["mean"] == 1.0
     assert row["ads_per_answer"]["mean"] == pytest.approx(0.25)
