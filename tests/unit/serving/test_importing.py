@@ -104,7 +104,8 @@ def test_a_store_from_before_descriptions_opens(tmp_path: Path) -> None:
         )
         old.execute(
             "INSERT INTO ads (id, row, campaign_id, title, category, theme, url, labels, bid_micros, "
-            "paused, created, version) VALUES ('1', 0, 'cmp_1', 'Cup', 'c', 't', 'u', '[]', 1, 0, '2026-01-01', 1)"
+            "paused, created, version) "
+            "VALUES ('1', 0, 'cmp_1', 'Cup', 'c', 't', 'u', '[]', 1, 0, '2026-01-01', 1)"
         )
         old.execute("UPDATE counters SET value = 1 WHERE name IN ('catalogue', 'row')")
     assert [one.ad for one in _listings(f"sqlite:///{path}")] == [Ad("1", "Cup", "c", "t")]
