@@ -35,8 +35,8 @@ _URL = TypeAdapter(Annotated[HttpUrl, Field(max_length=2000)])
 
 
 def ad_text(ad: Ad) -> str:
-    """What an ad says of itself, to every encoder: title, category and the start of its description."""
-    return f"{ad.title} {ad.category} {cut(ad.description, MAX_READ)}".rstrip()
+    """What an ad says of itself, to every encoder: category, title and the start of its description."""
+    return f"{ad.category} {ad.title} {cut(ad.description, MAX_READ)}".rstrip()
 
 
 def shown(ad: Ad, characters: int) -> str:

@@ -288,7 +288,7 @@ def test_strangers_share_one_embedding(make: Make, judged: list[ClickRow]) -> No
     assert rates(trainer, [one]) == rates(trainer, [two])
     p = rates(trainer, [one, row])
     assert all(0 <= value <= 1 for value in p)
-    reworded = replace(one, ad_text="Zed Boot shoes", ad_category="shoes")
+    reworded = replace(one, ad_text="shoes Zed Boot", ad_category="shoes")
     assert rates(trainer, [one]) != rates(trainer, [reworded])
 
 

@@ -89,8 +89,8 @@ def test_cut_at_a_word() -> None:
 
 
 def test_encoders_read_the_start_of_a_description() -> None:
-    assert texts.ad_text(replace(MUG, description="")) == "Café Crème Mug tea"
-    assert texts.ad_text(MUG).startswith("Café Crème Mug tea A mug. @50%")
+    assert texts.ad_text(replace(MUG, description="")) == "tea Café Crème Mug"
+    assert texts.ad_text(MUG).startswith("tea Café Crème Mug A mug. @50%")
     assert len(texts.ad_text(replace(MUG, description="word " * 500))) <= 19 + texts.MAX_READ
 
 
