@@ -306,6 +306,9 @@ class Evaluation(Section):
         description="name -> overrides section.key=value: runs that it trains beside them, first seed only",
     )
 
+    user_llm: str | None = Field(
+        None, description="who judges in `raylla evaluate`, read as user_llm is; none: user_llm.path itself"
+    )
     queries: Positive | None = Field(None, description="test queries; none: all")
     answers: Positive = Field(4, description="answers per test query")
     bootstrap: Positive = 2000

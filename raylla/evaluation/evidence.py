@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raylla import roles
+from raylla import models
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
@@ -98,7 +99,10 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
 
 
 def _with(run: Run, settings: Evaluation) -> Config:
-    return run.config.model_copy(update={"evaluation": settings})
+    """The run's config with these settings, and with the judge that they name."""
+    config = run.config
+    judge = config.user_llm.model_copy(update={"path": settings.user_llm or config.user_llm.path})
+    return config.model_copy(update={"evaluation": settings, "user_llm": judge})
 
 
 def _seed(desk: EvaluationDesk, mechanisms: Sequence[Mechanism], seeds: int, watch: Observer) -> Seen:

@@ -44,6 +44,9 @@ def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -
     with local(named) as whole:
         model = AutoModelForCausalLM.from_pretrained(whole, **how)
     model.load_adapter(str(directory), NAME, is_trainable=lora is not None)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # in the numbers that it was saved in, which may be coarser
+            parameter.data = parameter.data.float()
     # What loads an adapter renames its base after the folder that it was read from.
     model.peft_config[NAME].base_model_name_or_path = named
     return model

@@ -16,9 +16,7 @@ from raylla.storage import writing
 
 
 def gather(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
-    """What was trained, on the CPU, by name; empty where not ``keep``. All ranks have to call it.
-
-    Whole models are kept in ``dtype``, adapters, which are small, in float32.
+    """What was trained, on the CPU in ``dtype``, by name; empty where not ``keep``. All ranks have to call it.
 
     Under ZeRO-3 one parameter after another is whole, so no device ever holds two copies of the model.
     """
@@ -31,8 +29,7 @@ def gather(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor
         shards = [parameter] if hasattr(parameter, "ds_id") else []
         with deepspeed.zero.GatheredParameters(shards, enabled=bool(shards)):
             if keep:
-                kept = torch.float32 if adapted(model) else dtype
-                found[name] = parameter.detach().to("cpu", kept, copy=True).contiguous()
+                found[name] = parameter.detach().to("cpu", dtype, copy=True).contiguous()
     return found
 
 

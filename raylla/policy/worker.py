@@ -107,7 +107,9 @@ def align(job: AlignJob, dpo: Dpo, lora: Lora | None = None) -> AlignResult | No
             trainer.train()
             trained = time.perf_counter() - begun
             curve, reference = trainer.curve, trainer.reference
-            weights = saving.gather(trainer.model, DTYPES[dpo.precision], keep=main)
+            # An adapter is small, and what an epoch moves in it is smaller: it is kept in float32.
+            kept_in = DTYPES[dpo.precision] if lora is None else torch.float32
+            weights = saving.gather(trainer.model, kept_in, keep=main)
             if main:
                 saving.write(trainer.model, weights, source, staging)
             trainer.model_wrapped.destroy()
@@ -180,7 +182,8 @@ def tune(job: TuneJob, dpo: Dpo, told: supervised.Told) -> TuneResult | None:
             )
             trainer.train()
             losses, resumed = tuple(trainer.losses), trainer.resumed
-            weights = saving.gather(trainer.model, torch.float32, keep=main)
+            # A beginning, from which nothing is to be told apart: half the size will do.
+            weights = saving.gather(trainer.model, torch.bfloat16, keep=main)
             if main:
                 saving.write(trainer.model, weights, source, staging)
             trainer.model_wrapped.destroy()

@@ -64,7 +64,8 @@ def test_it_learns_and_goes_on_from_its_checkpoint(
     assert resumed.losses == pytest.approx(result.losses[3:], abs=1e-5)
     left, right = read_weights(result.path), read_weights(resumed.path)
     assert left.keys() == right.keys()
-    assert max(float(abs(left[name] - right[name]).max()) for name in left) < 1e-5
+    # Equal but for the last bit of the bfloat16 that they are kept in.
+    assert max(float(abs(left[name] - right[name]).max()) for name in left) < 1e-2
 
 
 def test_a_soft_answer_is_learned_as_a_probability(tiny_model: Path, tmp_path: Path) -> None:
