@@ -16,7 +16,7 @@ from raylla.storage import writing
 
 
 def gather(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
-    """What was trained, on the CPU in ``dtype``, by name; empty where not ``keep``. All ranks have to call it.
+    """What was trained, on the CPU, by name; empty where not ``keep``. All ranks have to call it.
 
     Under ZeRO-3 one parameter after another is whole, so no device ever holds two copies of the model.
     """
