@@ -56,7 +56,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     """
     mechanisms = named(settings.mechanisms)
     _check(runs, settings)
-    main = runs[0].config
+    main = _with(runs[0], settings)
     roles.check(main)
     connect(main)
     crew = None

@@ -59,6 +59,7 @@ def test_settings_that_measure_nothing_are_refused(tmp_path: Path) -> None:
     assert "evaluation.bids goes up to 200" in refused([run], bids=[1, 200])
     assert "evaluation.equilibrium_bids goes up to 120" in refused([run], equilibrium_bids=[1, 120])
     assert "3 test queries are too few for an interval" in refused([run], queries=3)
+    assert "'pocket:nobody': no such pocket model" in refused([run], user_llm="pocket:nobody")
 
 
 def test_runs_that_lack_something_are_refused(tmp_path: Path) -> None:
