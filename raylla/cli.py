@@ -12,6 +12,7 @@ import typer
 
 from raylla import config as settings
 from raylla.errors import ConfigError
+from raylla.judging import commands as judging_commands
 from raylla.models import commands as models_commands
 from raylla.serving import commands as serving
 from raylla.storage import home, within
@@ -31,6 +32,7 @@ app.command()(warmstart)
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_app, name="pocket")
 app.add_typer(models_commands.app, name="models")
+app.add_typer(judging_commands.app, name="judge")
 
 
 @app.command()

@@ -45,7 +45,7 @@ class World(Section):
 class Sampling(Section):
     """How an engine samples."""
 
-    temperature: Annotated[float, Field(ge=0, le=5)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: off")
     max_tokens: Positive = 120
@@ -185,7 +185,9 @@ class Irpo(Section):
     reward: Literal["pctr", "judge"] = Field(
         "pctr", description="what scores an answer; judge: the judge's own clicks, which no market has"
     )
-    judgements: Positive = Field(4, description="readings of each answer where the judge scores it")
+    judgements: Positive = Field(
+        4, description="readings of each answer where the judge scores it; one under user_llm.reading=token"
+    )
     reward_epochs: Positive | None = Field(
         None, description="the pCTR model learns in the first epochs only; none: in all"
     )

@@ -91,6 +91,11 @@ class Config(Section):
             )
         return self
 
+    @property
+    def readings(self) -> int:
+        """Readings of an answer that the judge scores: one is enough where it says how sure it is."""
+        return 1 if self.user_llm.reading == "token" else self.irpo.judgements
+
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
         decisive = self.model_dump(mode="json", exclude=NOT_OF_A_RUN)

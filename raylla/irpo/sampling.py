@@ -82,11 +82,6 @@ class Sampled:
         ]
 
 
-def scored_readings(config: Config) -> int:
-    """Readings of an answer that the judge scores: one is enough where it says how probable a click is."""
-    return 1 if config.user_llm.reading == "token" else config.irpo.judgements
-
-
 def readings(sample_id: str, count: int) -> list[str]:
     """Names of the judgements of one answer that is read ``count`` times."""
     return [f"{sample_id}#{reading}" for reading in range(count)]
@@ -328,7 +323,7 @@ class Stream:
         if phase != "preference":
             return [sample_id]
         if self._config.irpo.reward == "judge":
-            return readings(sample_id, scored_readings(self._config))
+            return readings(sample_id, self._config.readings)
         return []
 
     def _queue_reading(self, planned: Planned, text: str, names: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raylla.auction import parse, reward
-from raylla.irpo.sampling import Sampled, readings, scored_readings
+from raylla.irpo.sampling import Sampled, readings
 from raylla.irpo.state import Run
 from raylla.records import Phase, Prediction, Reward
 from raylla.reward.rows import ClickRow, rows
@@ -37,7 +37,7 @@ def judged_rates(run: Run, sampled: Sampled) -> dict[str, dict[str, float]]:
     or the share of its readings."""
     found: dict[str, dict[str, float]] = {}
     for _, answer in sampled.of("preference"):
-        names = readings(answer.sample_id, scored_readings(run.config))
+        names = readings(answer.sample_id, run.config.readings)
         told = sampled.probabilities
         read = [told.get(name, sampled.clicks[name]) for name in names if name in sampled.clicks]
         if read:

@@ -21,6 +21,10 @@ WORKSPACE = 3e9
 """Bytes that an engine keeps for activations and CUDA graphs, at 8192 batched tokens of a 4 B model."""
 
 
+ONE_AD = 190
+"""Tokens of a judge's prompt about one ad of an answer; an answer is taken to hold one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Mean tokens of the texts: the Ad-LLM's prompt and answer, the judge's prompt and reply."""
@@ -36,13 +40,11 @@ class Lengths:
         paper = config.ad_llm.prompt == "paper"
         listing, rest, usual = (35, 400, 400) if paper else (18, 30, 60)
         answer = min(config.ad_llm.sampling.max_tokens, answer or usual)
+        prompt = prompt or rest + listing * config.world.candidates
+        if config.user_llm.reading == "token":
+            return cls(prompt, answer, ONE_AD, 1)
         paper_judge = config.user_llm.prompt == "paper"
-        return cls(
-            prompt or rest + listing * config.world.candidates,
-            answer,
-            answer + (350 if paper_judge else 40),
-            40 if paper_judge else 20,
-        )
+        return cls(prompt, answer, answer + (350 if paper_judge else 40), 40 if paper_judge else 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,9 @@ class _Work:
         """Answers that the judge reads."""
         irpo = self.config.irpo
         clicks = self.asked * irpo.reward_answers + self.tested * self.config.evaluation.answers
-        scored = self.asked * irpo.preference_answers * irpo.judgements if irpo.reward == "judge" else 0
+        scored = (
+            self.asked * irpo.preference_answers * self.config.readings if irpo.reward == "judge" else 0
+        )
         return clicks + scored
 
     @property

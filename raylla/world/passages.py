@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raylla.auction.markup import MARKUP
+from raylla.world.texts import cut
 
 LONGEST = 480
 """Characters of a passage: about 110 tokens of English."""
@@ -70,8 +71,7 @@ def passage(text: str, name: str) -> Passage:
 
 def shortened(text: str, longest: int) -> str:
     """``text`` on one line, its end cut off between words beyond ``longest`` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= longest else text[: longest + 1].rpartition(" ")[0] or text[:longest]
+    return cut(" ".join(text.split()), longest)
 
 
 def _sentences(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from raylla.actors import Pool, RolloutWorker, WeightStore, next_item, read_weig
 from raylla.config import Actors, Sampling
 from raylla.config import Engine as Settings
 from raylla.engines import Generated, Given, Probe, Request, open_engine
-from raylla.errors import WeightError
+from raylla.errors import ConfigError, WeightError
 from raylla.pocket import grammar
 from raylla.records import WeightVersion
 
@@ -105,6 +106,35 @@ def test_the_same_request_gives_the_same_texts_in_any_company(engine: Any) -> No
     assert run(engine, asked[::-1]) == together
     assert run(engine, asked[3:9:2])["q5"] == together["q5"]
     assert run(engine, [asked[7]]) == {"q7": together["q7"]}
+
+
+def test_choices_have_the_models_own_log_probabilities(
+    engine: Any, tokenizer: Any, tiny_model: Path
+) -> None:
+    plain = requests(4, 2)
+    asked = [
+        replace(one, id=f"c{at}", n=1, choices=("1", "0", "t")[: 2 + at % 2])
+        for at, one in enumerate(plain)
+    ]
+    # Among ordinary requests, and under a sampling that has nothing to say about it.
+    found = run(engine, [*asked, *plain], Sampling(temperature=2.0, top_k=1, max_tokens=40))
+    assert {name: len(one.completions) for name, one in found.items() if name[0] == "q"} == dict.fromkeys(
+        ("q0", "q1", "q2", "q3"), 2
+    )
+    reference = Qwen3ForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for one in asked:
+        answer = found[one.id]
+        with torch.no_grad():
+            told = reference(torch.tensor([list(answer.prompt_token_ids)])).logits[0, -1].log_softmax(-1)
+        ids = [tokenizer.encode(choice)[0] for choice in one.choices]
+        assert answer.completions[0].choices == pytest.approx([told[id].item() for id in ids], abs=1e-3)
+        assert len(answer.completions[0].token_ids) == 1
+    assert found["q0"].completions[0].choices == ()
+    # A prompt needs room for one token, not for an answer.
+    room = SETTINGS.max_model_len - len(found["c0"].prompt_token_ids)
+    assert run(engine, [asked[0]], Sampling(max_tokens=room + 1))["c0"].error is None
+    with pytest.raises(ConfigError, match=r"'a long word' is \d+ tokens"):
+        run(engine, [replace(asked[0], choices=("1", "a long word"))])
 
 
 def test_long_seeded_prompts_never_have_their_prefill_cut(engine: Any) -> None:

@@ -47,6 +47,9 @@ def test_override_wins_and_is_validated(tmp_path: Path) -> None:
         ("dpo.batch_groups=7", "dpo.batch_groups"),
         ("world.candidates=101", "world.candidates"),
         ("ad_llm.sampling.temperature=-1", "ad_llm.sampling.temperature"),
+        ("ad_llm.sampling.temperature=2.5", "ad_llm.sampling.temperature"),  # the engine takes up to 2
+        ("user_llm.reading=words", "user_llm.reading"),
+        ("ad_llm.reading=token", "ad_llm.reading"),
         ("evaluation.bids=[50,1]", "evaluation.bids"),
         ("irpo.risk=2", "irpo.risk"),
         ("pctr.members=1", "pctr.members"),

@@ -195,3 +195,14 @@ def test_the_documented_figures_are_the_plan_s() -> None:
     for _, grown in more(chosen, 8):
         gain = found.epoch_seconds / budget(grown, H100, Lengths.of(chosen)).epoch_seconds
         assert f"{gain:.2f} times" in text
+
+
+def test_a_judge_that_says_one_word_for_each_ad_is_cheap_to_read() -> None:
+    scored = ONE.model_copy(
+        update={"irpo": ONE.irpo.model_copy(update={"reward": "judge", "judgements": 4})}
+    )
+    word = scored.model_copy(update={"user_llm": scored.user_llm.model_copy(update={"reading": "token"})})
+    assert (Lengths.of(word).judge_prompt, Lengths.of(word).judgement) == (190, 1)
+    assert Lengths.of(word).answer == Lengths.of(scored).answer
+    tokens = [budget(one, H100, Lengths.of(one)).phase("judge").tokens for one in (scored, word)]
+    assert tokens[1] < tokens[0] / 5

@@ -1,0 +1,132 @@
+"""`raylla judge`: teach a User-LLM the published decisions of others, and measure it on new questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from raylla import config as settings
+from raylla.errors import ConfigError
+from raylla.storage import writing
+from raylla.terminal import ConfigPath, Overrides, console, told
+
+app = typer.Typer(
+    help="A judge that others taught: train it, and hold it against them.", no_args_is_help=True
+)
+ADAPTER = "adapter"
+FREE = {"data", "encoder", "bootstrap", "threads", "save_every"}
+"""Settings of `judging` that decide nothing of the adapter: a training can be gone on with under others."""
+
+
+@app.command()
+@told
+def train(
+    config: ConfigPath,
+    out: Annotated[Path, typer.Option(help="directory for the adapter and the checkpoints")],
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Teach `judging.base` whether the judges of `judging.judges` click; the adapter goes to OUT/adapter.
+
+    An interrupted training goes on from its last checkpoint.
+    """
+    from raylla.actors.placement import connect, disconnect
+    from raylla.judging import about
+    from raylla.judging.train import settings as section
+    from raylla.judging.train import train as teach
+    from raylla.stop import heeded, listen
+
+    loaded = settings.load(config, set_)
+    _claim(out, section(loaded).model_dump_json(indent=2, exclude=FREE))
+    target = out / ADAPTER
+    if about.read(str(target)) is None:
+        connect(loaded)
+        try:
+            with listen(), heeded("the judge's training"):
+                teach(loaded, target, out, _say)
+        finally:
+            disconnect(loaded)
+    _say(f"{target}: set user_llm.path to it, and user_llm.reading to token")
+
+
+@app.command()
+@told
+def evaluate(
+    config: ConfigPath,
+    adapter: Annotated[
+        str | None, typer.Option(help="the judge, as user_llm.path names it; default: user_llm.path")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="also write the figures as JSON")] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Hold a judge against those of the data, on questions that it did not learn from; with intervals."""
+    from raylla.actors.placement import connect, disconnect
+    from raylla.irpo.state import write_json
+    from raylla.judging.evaluate import evaluate as measure
+    from raylla.judging.train import settings as section
+    from raylla.models import resolve
+    from raylla.stop import heeded, listen
+
+    loaded = settings.load(config, set_)
+    resolve(section(loaded).encoder, "judging.encoder")
+    connect(loaded)
+    try:
+        with listen(), heeded("the measure of the judge, which commits nothing before its end"):
+            found = measure(loaded, adapter or loaded.user_llm.path, _say)
+    finally:
+        disconnect(loaded)
+    if out is not None:
+        write_json(out, found)
+    show(found)
+
+
+def show(found: dict[str, Any]) -> None:
+    """The figures by judge: what was measured, the network beside it, and the ceiling."""
+    taught = f", taught by {', '.join(found['taught_by'])}" if found["taught_by"] else ""
+    table = Table(
+        title=escape(
+            f"{found['model']}{taught}: {found['rows']} rows of {found['questions']} new questions, "
+            "95 % bootstrap intervals over questions"
+        ),
+        caption="calibration error beside the floor that a perfect model of these rows has",
+    )
+    for heading in ("clicks of", "predicted by", "rate", "AUC", "log loss", "calibration error", "floor"):
+        table.add_column(heading, justify="left" if heading.endswith("by") else "right")
+    for name, one in (found["judges"] | found["groups"]).items():
+        for what in ("judge", "network", "ceiling"):
+            if what in one:
+                table.add_row(escape(name), what, *_row(one[what]))
+    console.print(table)
+
+
+def _row(one: dict[str, Any]) -> list[str]:
+    cells = [f"{one['predicted']:.2f} of {one['clicked']:.2f}"]
+    for key in ("auc", "log_loss", "calibration_error"):
+        cells.append(f"{one[key]['mean']:.3f} [{one[key]['low']:.3f}, {one[key]['high']:.3f}]")
+    return [*cells, f"{one['calibration_floor']:.3f}"]
+
+
+def _claim(out: Path, section: str) -> None:
+    """Keep the settings of a training beside it, for what is there already is gone on with.
+
+    Raises:
+        ConfigError: the directory is that of a training with other settings.
+    """
+    kept = out / "judging.json"
+    if kept.exists():
+        if kept.read_text() != section:
+            raise ConfigError(
+                f"--out {out}: it holds a judge of other settings of `judging` ({kept.name}); "
+                "choose another directory"
+            )
+        return
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        kept.write_text(section)
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,211 @@
+"""`raylla judge evaluate`: a judge on questions that it never learned from, beside what else could be had.
+
+For each judge of the data and for all of them together: the User-LLM's probabilities, those of a pCTR
+network over a text encoder that learned the same rows, and the ceiling: what the opinion of the other
+judges says of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from raylla.actors.judge import AdItem, JudgeItem, JudgeWorker
+from raylla.actors.pool import DONE, Pool, next_item
+from raylla.auction.checks import Array
+from raylla.config import Config, Judging
+from raylla.errors import BudgetError, ConfigError
+from raylla.judging import about, measures, published
+from raylla.judging.lessons import messages
+from raylla.judging.measures import Clicks
+from raylla.judging.published import Impression
+from raylla.judging.train import settings
+from raylla.models import resolve
+from raylla.records import Ad
+from raylla.reward.rows import ClickRow
+from raylla.warmstart.train import Say
+from raylla.world.passages import plain
+from raylla.world.texts import ad_text
+
+ANYONE = "user"
+"""The data knows no users: all are one."""
+
+
+def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
+    """Measure the judge at ``place`` on the questions that `judging` holds out; needs a connected cluster.
+
+    Everything of the result is on the same rows: those that the engine answered.
+
+    Raises:
+        ConfigError: the judge learned from another split of the questions.
+        DataError: the data is unusable.
+        BudgetError: the engine refused more than ``irpo.max_drop_share`` of the rows.
+        DeadlineError: an engine did not start, or answer, in time.
+    """
+    chosen = settings(config)
+    data = published.read(chosen.data)
+    learned, apart = published.split(data.impressions, chosen.held_out, chosen.seed)
+    taught = about.read(resolve(place, "--adapter"))
+    _same_split(place, taught, chosen)
+    judges = data.chosen(chosen.judges if taught is None else taught.judges)
+    say(f"{len(apart)} rows of questions that nobody learned from, {len(learned)} of others")
+    told = _asked(config, place, apart)
+    read = [at for at, probability in enumerate(told) if probability is not None]
+    if len(apart) - len(read) > config.irpo.max_drop_share * len(apart):
+        raise BudgetError(
+            f"the engine refused {len(apart) - len(read)} of {len(apart)} rows, more than "
+            f"irpo.max_drop_share={config.irpo.max_drop_share} allows; raise engine.max_model_len"
+        )
+    shown = [apart[at] for at in read]
+    say("the network that it is held against")
+    figures = compare(
+        np.array([told[at] for at in read], dtype=np.float64),
+        _network(config, chosen, learned, judges, shown),
+        _clicks(learned, data.judges),
+        _clicks(shown, data.judges),
+        [one.question for one in shown],
+        data.judges,
+        judges,
+        chosen.bootstrap,
+        chosen.seed,
+    )
+    return {
+        "model": place,
+        "taught_by": list(taught.judges) if taught else [],
+        "encoder": chosen.encoder,
+        "data": chosen.data.name,
+        "rows": len(shown),
+        "unread": len(apart) - len(read),
+        "questions": len({one.question for one in shown}),
+        "learned_rows": len(learned),
+        "split_seed": chosen.seed,
+        **figures,
+    }
+
+
+def compare(
+    judge: Array,
+    network: Array,
+    learned: Clicks,
+    clicks: Clicks,
+    questions: Sequence[str],
+    judges: Sequence[str],
+    taught: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Figures by judge, and by groups of judges, of two predictions [n] of held-out ``clicks`` [n, j].
+
+    ``judges`` names the columns; ``learned`` [m, j] are the clicks that were learned from: the ceiling has
+    the click rate among them that goes with each share of the other judges. Groups are all judges, and
+    those that ``taught`` where these are not all.
+    """
+    by_judge: dict[str, Any] = {}
+    for column, name in enumerate(judges):
+        said = clicks[:, column]
+        one: dict[str, Any] = {
+            "judge": measures.against_judge(judge, said, questions, resamples, seed),
+            "network": measures.against_judge(network, said, questions, resamples, seed),
+            "auc_over_network": measures.difference(judge, network, said, questions, resamples, seed),
+        }
+        if len(judges) > 1:
+            shares = measures.share_of_others(clicks, column)
+            known = measures.share_of_others(learned, column)
+            rates = measures.rate_of_share(known, learned[:, column], shares)
+            one["ceiling"] = measures.against_judge(rates, said, questions, resamples, seed)
+            one["ceiling"]["auc"] = measures.against_judge(shares, said, questions, resamples, seed)["auc"]
+        by_judge[name] = one
+    groups = {"all judges": list(judges)}
+    if 1 < len(taught) < len(judges):
+        groups["judges that taught it"] = list(taught)
+    by_group: dict[str, Any] = {}
+    for group, names in groups.items():
+        said = clicks[:, [list(judges).index(name) for name in names]]
+        half = said.mean(axis=1) >= 0.5
+        by_group[group] = {
+            "judge": measures.against_all(judge, said, questions, resamples, seed),
+            "network": measures.against_all(network, said, questions, resamples, seed),
+            "auc_over_network": measures.difference(judge, network, half, questions, resamples, seed),
+        }
+    return {"judges": by_judge, "groups": by_group}
+
+
+def _same_split(place: str, taught: about.Taught | None, chosen: Judging) -> None:
+    """Refuse a judge that may have learned the questions that it is to be measured on."""
+    if taught is not None and (taught.seed, taught.held_out) != (chosen.seed, chosen.held_out):
+        raise ConfigError(
+            f"judging.seed={chosen.seed}, judging.held_out={chosen.held_out:g}: the judge at {place} "
+            f"learned from the split of seed {taught.seed} and share {taught.held_out:g}, and may know the "
+            "questions that another holds out; set these"
+        )
+
+
+def _asked(config: Config, place: str, shown: Sequence[Impression]) -> list[float | None]:
+    """The judge's click probability of each impression; none where the engine refused the prompt."""
+    items = [
+        JudgeItem(str(at), [], (str(at),), 0, (AdItem(messages(one), 1.0),)) for at, one in enumerate(shown)
+    ]
+    made = (place, config.user_llm.sampling, config.engine, config.seed)
+    pool = Pool("judge", JudgeWorker, made, config.judge, config.ray.in_process)
+    found: dict[str, float] = {}
+    try:
+        pool.create(pool.most)
+        pool.wait_ready(config.deadlines.start)
+        calls = [
+            pool.call(worker, "judge", items[at :: pool.size]) for at, worker in enumerate(pool.members)
+        ]
+        while calls:
+            call, item = next_item(calls, config.deadlines.sample, "the next judgement of a held-out row")
+            if item is DONE:
+                calls.remove(call)
+            elif item.probabilities is not None:
+                found |= item.probabilities
+    finally:
+        pool.stop()
+    return [found.get(item.sample_id) for item in items]
+
+
+def _network(
+    config: Config,
+    chosen: Judging,
+    learned: Sequence[Impression],
+    judges: Sequence[str],
+    shown: Sequence[Impression],
+) -> Array:
+    """Click probabilities [n] by a pCTR network that learned the same decisions of the same judges."""
+    from raylla.reward.trainer import RewardTrainer
+
+    trainer = RewardTrainer(chosen.encoder, config.pctr, chosen.seed)
+    rows = [_row(one) for one in learned]
+    for judge in judges:
+        said = [one.clicks[judge] for one in learned]
+        trainer.take([replace(row, clicked=click) for row, click in zip(rows, said, strict=True)])
+    trainer.update()
+    found = trainer.predict_intervals([_row(one) for one in shown])
+    return np.array([one.mean for one in found], dtype=np.float64)
+
+
+def _row(impression: Impression) -> ClickRow:
+    """An impression as the pCTR network reads one: the only ad of its answer, seen by anyone."""
+    name = impression.name
+    return ClickRow(
+        sample_id=impression.question,
+        query_text=impression.question,
+        profile_id=ANYONE,
+        ad_id=name,
+        ad_text=ad_text(Ad(name, name, "", "", impression.description)),
+        ad_category="",
+        answer_text=" ".join(plain(impression.answer).split()),
+        sentence=impression.passage.text,
+        rank=0,
+        placed=1,
+        earlier_same_category=0,
+        clicked=None,
+    )
+
+
+def _clicks(impressions: Sequence[Impression], judges: Sequence[str]) -> Clicks:
+    return np.array([[one.clicks[judge] for judge in judges] for one in impressions], dtype=np.bool_)

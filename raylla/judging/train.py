@@ -1,0 +1,53 @@
+"""`raylla judge train`: the adapter that judges, trained by the policy's own workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raylla.config import Config, Judging
+from raylla.errors import ConfigError
+from raylla.judging import about, published
+from raylla.judging.lessons import lessons
+from raylla.models import resolve
+from raylla.policy.jobs import TuneJob, TuneResult
+from raylla.warmstart.train import Say, tune
+
+
+def settings(config: Config) -> Judging:
+    """The config's settings of a judge.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if config.judging is None:
+        raise ConfigError("judging: the config has no such section; give at least judging.data")
+    return config.judging
+
+
+def train(config: Config, target: Path, storage: Path, say: Say) -> TuneResult:
+    """Teach `judging.base` the decisions of `judging.judges`; the adapter goes to ``target``, checkpoints
+    to ``storage``.
+
+    Raises:
+        DataError: the data is unusable.
+        RayllaError: as `PolicyTrainer.tune`.
+    """
+    chosen = settings(config)
+    source = resolve(chosen.base, "judging.base")
+    data = published.read(chosen.data)
+    judges = data.chosen(chosen.judges)
+    learned, apart = published.split(data.impressions, chosen.held_out, chosen.seed)
+    say(f"judge: {len(learned)} rows, {len(apart)} held out; taught by {', '.join(judges)}")
+    job = TuneJob(
+        "judge",
+        source,
+        str(target),
+        lessons(learned, judges),
+        chosen,
+        chosen.seed,
+        str(storage / "checkpoints"),
+        chosen.base,
+    )
+    result = tune(config, chosen, job, storage, say)
+    about.write(target, about.Taught(judges, chosen.seed, chosen.held_out))
+    return result
