@@ -27,7 +27,7 @@ from raylla.engines.protocol import (
     choice_ids,
 )
 from raylla.errors import ConfigError, WeightError
-from raylla.models import HEAD, local, shapes
+from raylla.models import HEAD, local, renamed, shapes
 from raylla.records import Ids
 
 ENVIRONMENT = {
@@ -138,6 +138,7 @@ class VllmEngine:
             RuntimeError: requests are unfinished (they would mix two versions).
         """
         self._refuse_if_busy("load")
+        weights = renamed(weights, self._shapes)
         self._check(weights)
         # A list, not an iterator: tensor-parallel workers live in other processes.
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _tensors(weights)})

@@ -2,7 +2,7 @@
 
 from raylla.models.merged import copied, local
 from raylla.models.places import CONFIGS, POCKET, check, resolve
-from raylla.models.weights import HEAD, Weights, read_weights, shapes
+from raylla.models.weights import HEAD, Weights, read_weights, renamed, shapes
 
 __all__ = [
     "CONFIGS",
@@ -13,6 +13,7 @@ __all__ = [
     "copied",
     "local",
     "read_weights",
+    "renamed",
     "resolve",
     "shapes",
 ]

@@ -31,6 +31,9 @@ DTYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float3
 UNMERGED = ("use_dora", "use_qalora", "lora_bias", "layer_replication", "trainable_token_indices")
 """Settings of peft's LoRA under which a merged matrix is something else than W + s B A."""
 
+BUFFERS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+"""Tensors in old files that are computed and not learned: masks of GPT-2, frequencies of Llama."""
+
 Floats = npt.NDArray[np.float32]
 Weights = dict[str, Floats]
 Shape = tuple[int, ...]
@@ -67,7 +70,7 @@ def shapes(directory: Path) -> dict[str, Shape]:
     for file in weight_files(directory):
         try:
             with safe_open(file, framework="numpy") as tensors:
-                names = list(tensors.keys())
+                names = [name for name in tensors.keys() if not BUFFERS.search(name)]  # noqa: SIM118
                 sizes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in names)
         except (OSError, SafetensorError) as error:
             raise _unreadable(file, error) from error
@@ -75,6 +78,23 @@ def shapes(directory: Path) -> dict[str, Shape]:
     if tied is not None:
         sizes[HEAD] = sizes[tied]
     return sizes
+
+
+def renamed(weights: Mapping[str, Floats], known: Iterable[str]) -> Weights:
+    """``weights`` under the ``known`` names where they differ by the name of the model's body alone.
+
+    Some families' files leave it out (``h.0...`` for ``transformer.h.0...``), and a trainer writes it.
+    """
+    names = {*known} - {HEAD}
+    if names & weights.keys():
+        return dict(weights)
+    longer = {name.partition(".")[2]: name for name in names}
+
+    def one(name: str) -> str:
+        bare = name.partition(".")[2]
+        return bare if bare in names else longer.get(name, name)
+
+    return {name if name == HEAD else one(name): array for name, array in weights.items()}
 
 
 def stored(directory: Path) -> Weights:
@@ -250,6 +270,8 @@ def _tensors(files: Iterable[Path]) -> Weights:
         except (OSError, SafetensorError) as error:
             raise _unreadable(file, error) from error
         for name, tensor in tensors:
+            if BUFFERS.search(name):
+                continue
             array = _array(tensor["dtype"], tensor["data"], f"{file}: {name}")
             weights[name] = array.reshape(tensor["shape"])
     return weights

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from raylla.errors import WeightError
-from raylla.models import HEAD, read_weights, shapes
+from raylla.models import HEAD, read_weights, renamed, shapes
 
 from .conftest import Adapt
 
@@ -83,12 +83,20 @@ def test_names_and_layouts_of_other_families(tmp_path: Path, adapt: Adapt) -> No
         for name, array in found.items()
         if name != HEAD
     }
-    save_file(bare, tmp_path / "base" / "model.safetensors")
+    masks = {"h.0.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.uint8)}
+    save_file(bare | masks, tmp_path / "base" / "model.safetensors")
     found = read_weights(tmp_path / "adapter")
     assert np.allclose(
         found["h.0.attn.c_attn.weight"], merged.transformer.h[0].attn.c_attn.weight.detach(), 1e-5
     )
     assert found[HEAD] is found["wte.weight"]
+    # and back under the names that the trainer writes, as an engine on the old files gets them
+    trained = {name: np.asarray(tensor) for name, tensor in merged.state_dict().items()}
+    assert {name: array.shape for name, array in renamed(trained, found).items()} == shapes(
+        tmp_path / "base"
+    )
+    assert renamed(found, trained).keys() == trained.keys()
+    assert renamed(found, found) == found
 
 
 def test_a_tied_head_that_cannot_be_told_names_the_architecture(tmp_path: Path) -> None:
