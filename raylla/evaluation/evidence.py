@@ -80,6 +80,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     return _compared(seen, mains, settings) | {
         "name": main.name,
         "clicks": about.sources(main.user_llm),
+        "clicks_of_runs": about.sources(runs[0].config.user_llm),
         "runs": [history.provenance(run) for run in runs],
         "curves": _curves(seen, mains, settings),
         "incentives": _prices(mains, settings),

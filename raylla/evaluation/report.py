@@ -35,7 +35,17 @@ def report(evaluation: Path, out: Path) -> Path:
         raise RunError(f"{evaluation} does not exist; write it with `raylla evaluate RUN`") from None
     except ValueError as error:
         raise RunError(f"{evaluation} is not JSON: {error}") from None
-    wanted = {"clicks", "efficiency", "ablations", "curves", "incentives", "pctr", "epochs", "examples"}
+    wanted = {
+        "clicks",
+        "clicks_of_runs",
+        "efficiency",
+        "ablations",
+        "curves",
+        "incentives",
+        "pctr",
+        "epochs",
+        "examples",
+    }
     missing = wanted - found.keys()
     if missing:
         raise RunError(
@@ -151,7 +161,7 @@ def _epochs(found: Found) -> Table:
         *(f"pCTR {key}" for key in told),
         *(f"{stage} seconds" for stage in stages),
     ]
-    return f"Epoch by epoch, all training seeds; {whose(found['clicks'])}", headings, rows
+    return f"Epoch by epoch, all training seeds; {whose(found['clicks_of_runs'])}", headings, rows
 
 
 def _incentives(found: Found) -> Table:

@@ -45,6 +45,7 @@ def evaluation() -> dict[str, Any]:
     return {
         "name": HOSTILE,
         "clicks": {"counted": "adapter:judge (taught by a, b)", "expected": "click model"},
+        "clicks_of_runs": {"counted": "adapter:own", "expected": "adapter:own"},
         "runs": [
             {"path": "seed-0", "name": "a", "seed": 0, "digest": "f00d", "weights": "v3", "seconds": 99.5}
         ],
@@ -155,7 +156,8 @@ def test_everything_that_was_measured_is_on_the_page(page: Path) -> None:
     assert "0.61 [0.52, 0.7]" in html
     assert "f00d" in html
     assert "clicks of adapter:judge (taught by a, b); expected: by the click model</caption>" in html
-    assert html.count("clicks of adapter:judge (taught by a, b)") == 6
+    assert html.count("clicks of adapter:judge (taught by a, b)") == 5
+    assert "all training seeds; clicks of adapter:own; expected: by its probabilities</caption>" in html
     rows = list(csv.DictReader((page.parent / "shift.csv").open()))
     assert [(row["run"], row["bias"]) for row in rows] == [
         ("main config", "0.01"),
@@ -181,7 +183,7 @@ def test_no_evaluation_or_half_of_one(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not JSON"):
         report(tmp_path / "evaluation.json", tmp_path / "report")
     (tmp_path / "evaluation.json").write_text('{"epochs": []}')
-    with pytest.raises(RunError, match="lacks ablations, clicks, curves"):
+    with pytest.raises(RunError, match="lacks ablations, clicks, clicks_of_runs, curves"):
         report(tmp_path / "evaluation.json", tmp_path / "report")
 
 
