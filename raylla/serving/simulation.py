@@ -137,7 +137,8 @@ async def list_ads(client: httpx.AsyncClient, world: World, config: Config) -> i
                 "title": ad.title,
                 "category": ad.category,
                 "theme": ad.theme,
-                "url": f"https://{domain}/{ad.id}",
+                "description": ad.description,
+                "url": ad.url or f"https://{domain}/{ad.id}",
                 "bid_micros": rng.randint(1, top) * unit,
             }
             await _json(client, "POST", f"/v1/campaigns/{campaign['id']}/ads", json=listing)
