@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated
-
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from raylla.config.sections import (
     Actors,
@@ -24,6 +22,7 @@ from raylla.config.sections import (
     Penalty,
     Ray,
     Section,
+    Seed,
     Serving,
     Storage,
     Wandb,
@@ -41,7 +40,7 @@ class Config(Section):
     """Everything that decides a run."""
 
     name: str = "raylla"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     world: World = World()
     ad_llm: Model = Model(path="pocket:ad-llm")
     user_llm: Model = Model(path="pocket:user-llm")
