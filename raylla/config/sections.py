@@ -12,6 +12,9 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[
+    int, Field(ge=0, le=2**32 - 1, description="numpy, torch and vLLM take seeds up to 2**32 - 1")
+]
 Labels = Annotated[
     dict[str, str], Field(description="Ray labels that a node must have to take them; none: any node")
 ]
@@ -300,7 +303,7 @@ class Dpo(Section):
 class Evaluation(Section):
     """The table at the end of a run, and `raylla evaluate`."""
 
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Seed, ...] = Field(
         (0, 1, 2), min_length=1, description="training seeds that `raylla evaluate CONFIG` trains"
     )
     variants: dict[str, tuple[str, ...]] = Field(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from raylla.config.judging import Judging
 from raylla.config.sections import (
@@ -25,6 +24,7 @@ from raylla.config.sections import (
     Penalty,
     Ray,
     Section,
+    Seed,
     Serving,
     Storage,
     UserLlm,
@@ -44,7 +44,7 @@ class Config(Section):
     """Everything that decides a run."""
 
     name: str = "raylla"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     world: World = World()
     ad_llm: Model = Model(path="pocket:ad-llm")
     user_llm: UserLlm = UserLlm(path="pocket:user-llm")

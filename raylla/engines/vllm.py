@@ -231,6 +231,10 @@ class VllmEngine:
 
 def arguments(model_path: str, settings: Settings, seed: int) -> dict[str, Any]:
     """vLLM's own arguments for ``settings``; sets the environment that vllm must be imported in."""
+    for name, value in list(os.environ.items()):
+        # Kubernetes puts the address of a service named vllm (tcp://10.0.0.1:80) where vLLM reads a port.
+        if name.startswith("VLLM_") and name.endswith("_PORT") and not value.isdecimal():
+            del os.environ[name]
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vllm.platforms import current_platform

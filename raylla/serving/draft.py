@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from raylla.records import Ad, Query
 from raylla.serving.eligibility import Selection
 from raylla.serving.exchange import Answered, Asked, Clock, Shown
 from raylla.serving.records import Candidate, Reason, ServedAuction
 from raylla.serving.repair import Repair, Repaired
+from raylla.serving.spelling import Spelling
 from raylla.serving.wire import Piece
 
 
@@ -57,13 +56,13 @@ class Draft:
         self.raw = ""
         self._field = field
         self._repair = Repair(field.ads, label)
-        self._decode = DecodeStream(skip_special_tokens=True)
-        self._tokenizer = tokenizer.backend_tokenizer
+        self._spelling = Spelling(tokenizer.backend_tokenizer)
 
     def add(self, piece: Piece) -> str:
         """Take a piece; the text that may be shown because of it."""
-        steps = (self._decode.step(self._tokenizer, one) for one in piece.token_ids)
-        words = "".join(step for step in steps if step)
+        words = "".join(map(self._spelling.add, piece.token_ids))
+        if piece.finish:
+            words += self._spelling.end()
         self.token_ids += piece.token_ids
         self.raw += words
         self.version, self.finish = piece.version, piece.finish or ""

@@ -52,6 +52,9 @@ def test_override_wins_and_is_validated(tmp_path: Path) -> None:
         ("ad_llm.reading=token", "ad_llm.reading"),
         ("evaluation.bids=[50,1]", "evaluation.bids"),
         ("irpo.risk=2", "irpo.risk"),
+        ("seed=4294967296", "seed"),
+        ("seed=-1", "seed"),
+        ("evaluation.seeds=[0,4294967296]", "evaluation.seeds"),
         ("pctr.members=1", "pctr.members"),
     ],
 )

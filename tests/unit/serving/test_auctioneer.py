@@ -495,8 +495,8 @@ HALF = "\\ud83d"  # as JSON writes half of a surrogate pair
     "sent",
     [
         f'{{"messages": [{{"role": "user", "content": "which cup {HALF}?"}}]}}',
-        '{"messages": [{"role": "user", "content": [{"type": "text", '
-        f'"text": "which cup {HALF}?"}}]}}]}}',
+        f'{{"messages": [{{"role": "user", "content": '
+        f'[{{"type": "text", "text": "which cup {HALF}?"}}]}}]}}',
         f'{{"messages": [{{"role": "system", "content": "{HALF}"}}, '
         f'{{"role": "user", "content": "which cup {HALF}?"}}]}}',
     ],
