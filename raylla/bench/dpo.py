@@ -2,8 +2,9 @@
 
 Each side trains in a process of its own, in which nothing else happens, and both take turns.  Seconds are
 those that the process computes, on one thread, so that neighbours on the machine do not count.  The model
-is a pocket-sized Qwen3 with random weights.  TRL reads each pair as two rows, computes the reference
-itself, and gets rows of one length, so that it pads nothing; gradient checkpointing is off on both sides.
+is a pocket-sized Qwen3 with random weights (in `raylla.bench.lora` an adapter on a published one).  TRL
+reads each pair as two rows, computes the reference itself, and gets rows of one length, so that it pads
+nothing; gradient checkpointing is off on both sides.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 
 from raylla.bench.measure import Measured, Note, Row, Side, interleave, ratio
 from raylla.bench.run import Bench
-from raylla.models import resolve
+from raylla.config import Lora
+from raylla.models import local
+from raylla.precision import Precision
 
 BASE = "pocket:ad-llm"
 POSITIONS = 8192
@@ -27,13 +30,18 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Shape:
-    """``groups`` of one prompt and ``answers`` answers (one winner), lengths in tokens."""
+    """``groups`` of one prompt and ``answers`` answers (one winner), lengths in tokens of ``vocabulary``.
+
+    ``pairs`` are those that TRL reads at a time, two rows each: as many as went fastest.
+    """
 
     name: str
     prompt: int
     answer: int
     answers: int
     groups: int
+    pairs: int = 1
+    vocabulary: int = 1000
 
     @property
     def packed_tokens(self) -> int:
@@ -46,8 +54,17 @@ class Shape:
         return 4 * (self.answers - 1) * (self.prompt + self.answer)
 
 
-POCKET = Shape("pocket shape", prompt=140, answer=60, answers=5, groups=16)
+POCKET = Shape("pocket shape", prompt=140, answer=60, answers=5, groups=16, pairs=4)
 PAPER = Shape("paper shape", prompt=4000, answer=400, answers=5, groups=1)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained, and in which precision: all of the model in a directory, or a new adapter on it."""
+
+    path: Path
+    lora: Lora | None = None
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -60,11 +77,13 @@ class Trained:
 
 def rows(bench: Bench) -> list[Row]:
     """Groups per second at both shapes, with tokens, peak memory and the gradients' difference."""
-    model = make_model(bench.scratch / "model")
-    return [_row(bench, model, shape) for shape in (POCKET, PAPER)]
+    model = Subject(make_model(bench.scratch / "model"))
+    what = "packed DPO ÷ TRL DPOTrainer"
+    return [side_by_side(bench, model, shape, f"{what}, {shape.name}") for shape in (POCKET, PAPER)]
 
 
-def _row(bench: Bench, model: Path, shape: Shape) -> Row:
+def side_by_side(bench: Bench, subject: Subject, shape: Shape, name: str) -> Row:
+    """Groups per second of both, and the difference between their gradients."""
     grown = {"packed": 0, "plain": 0}
     apart = get_context("spawn")
     with (
@@ -73,21 +92,21 @@ def _row(bench: Bench, model: Path, shape: Shape) -> Row:
     ):
 
         def ours() -> float:
-            found = packed.submit(train_packed, model, shape, True).result()
+            found = packed.submit(train_packed, subject, shape, True).result()
             grown["packed"] = max(grown["packed"], found.grown)
             return shape.groups / found.seconds
 
         def theirs() -> float:
-            found = plain.submit(train_pairs, model, shape).result()
+            found = plain.submit(train_pairs, subject, shape).result()
             grown["plain"] = max(grown["plain"], found.grown)
             return shape.groups / found.seconds
 
         sides = interleave([Side("packed", ours), Side("TRL", theirs)], bench.repeats)
-        difference = plain.submit(gradient_difference, model, shape).result()
-    return _ratio(shape, sides, grown, difference)
+        difference = plain.submit(gradient_difference, subject, shape).result()
+    return _ratio(name, shape, sides, grown, difference)
 
 
-def _ratio(shape: Shape, sides: list[Measured], grown: dict[str, int], difference: float) -> Row:
+def _ratio(name: str, shape: Shape, sides: list[Measured], grown: dict[str, int], difference: float) -> Row:
     notes: dict[str, Note] = {
         "shape": f"{shape.prompt} + {shape.answers} x {shape.answer} tokens",
         "tokens per group, packed": shape.packed_tokens,
@@ -97,30 +116,30 @@ def _ratio(shape: Shape, sides: list[Measured], grown: dict[str, int], differenc
         "largest relative gradient difference": difference,
     }
     ours, theirs = sides
-    return ratio(f"packed DPO ÷ TRL DPOTrainer, {shape.name}", ours, theirs, "groups/s", notes)
+    return ratio(name, ours, theirs, "groups/s", notes)
 
 
-def make_model(path: Path) -> Path:
-    """A float32 model of the pocket Ad-LLM's size for long prompts, with random weights, in ``path``."""
+def make_model(path: Path, like: str = BASE) -> Path:
+    """A float32 model of the size of ``like`` for long prompts, with random weights, in ``path``."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    base = resolve(BASE, "model")
-    config = AutoConfig.from_pretrained(base, max_position_embeddings=POSITIONS, dtype=torch.float32)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    AutoTokenizer.from_pretrained(base).save_pretrained(path)
+    with local(like) as base:
+        config = AutoConfig.from_pretrained(base, max_position_embeddings=POSITIONS, dtype=torch.float32)
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(path)
+        AutoTokenizer.from_pretrained(base).save_pretrained(path)
     return path
 
 
-def make_groups(shape: Shape, vocabulary: int = 1000) -> Any:
+def make_groups(shape: Shape) -> Any:
     """Preference groups of random tokens."""
     from raylla.policy.groups import TokenGroup
 
     rng = random.Random(0)
 
     def tokens(count: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(3, vocabulary) for _ in range(count))
+        return tuple(rng.randrange(3, shape.vocabulary) for _ in range(count))
 
     return [
         TokenGroup(tokens(shape.prompt), tuple(tokens(shape.answer) for _ in range(shape.answers)))
@@ -128,7 +147,7 @@ def make_groups(shape: Shape, vocabulary: int = 1000) -> Any:
     ]
 
 
-def train_packed(path: Path, shape: Shape, given: bool, check: int = 0) -> Trained:
+def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) -> Trained:
     """One optimizer step on all groups; ``given``: their reference log-probabilities come with them.
 
     The trainer computes those of ``check`` groups again.  0: it checks one before the clock starts, for
@@ -137,26 +156,31 @@ def train_packed(path: Path, shape: Shape, given: bool, check: int = 0) -> Train
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from raylla.config import Dpo
-    from raylla.policy import worker, zero
-    from raylla.policy.attention import PARTS
+    from raylla.policy import adapters, worker, zero
     from raylla.policy.trainer import PackedDPOTrainer, arguments
 
     worker.setup()
     # One row a forward pass where it is long: a mask of the whole micro-batch would outgrow the caches.
     micro = max(1, min(shape.groups, 4 * POCKET.packed_tokens // shape.packed_tokens))
-    dpo = Dpo(workers=1, batch_groups=shape.groups, micro_groups=micro, reference_check=max(1, check))
+    dpo = Dpo.model_validate(
+        {
+            "workers": 1,
+            "batch_groups": shape.groups,
+            "micro_groups": micro,
+            "reference_check": max(1, check),
+            "precision": subject.precision,
+        }
+    )
     groups = make_groups(shape)
     with worker.clean_slate(), TemporaryDirectory() as scratch:
         zero.name_ranks()
         args = arguments(dpo, scratch, 0, 1)
-        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=PARTS)
+        model = _packed_model(subject)
         if given:
-            known = _known(path, shape)
+            known = _known(subject, shape)
             groups = [replace(one, reference=sums) for one, sums in zip(groups, known, strict=True)]
-        trainer = PackedDPOTrainer(model, AutoTokenizer.from_pretrained(path), args, dpo, groups)
+        trainer = PackedDPOTrainer(model, adapters.tokenizer(subject.path), args, dpo, groups)
         found = _timed(trainer, after_check=given and not check)
         if trainer.reference.used != ("rollout" if given else "recomputed"):
             raise RuntimeError(f"the reference is {trainer.reference}, not what was to be measured")
@@ -164,44 +188,53 @@ def train_packed(path: Path, shape: Shape, given: bool, check: int = 0) -> Train
     return found
 
 
-_KNOWN: dict[str, list[tuple[float, ...]]] = {}
+def _packed_model(subject: Subject) -> Any:
+    """As the policy trainer loads it: a new adapter changes nothing yet."""
+    from raylla.policy import adapters
+    from raylla.policy.attention import PARTS
+    from raylla.policy.worker import DTYPES
+
+    how = {"dtype": DTYPES[subject.precision], "attn_implementation": PARTS}
+    return adapters.load(subject.path, str(subject.path), subject.lora, 0, **how)
 
 
-def _known(path: Path, shape: Shape) -> list[tuple[float, ...]]:
+_KNOWN: dict[tuple[Path, Shape], list[tuple[float, ...]]] = {}
+
+
+def _known(subject: Subject, shape: Shape) -> list[tuple[float, ...]]:
     """What a rollout would have returned with the answers; computed once a process, unmeasured."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from raylla.policy import packing
-    from raylla.policy.attention import PARTS
 
-    if shape.name not in _KNOWN:
-        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=PARTS)
-        forward = packing.PackedForward(model)
-        _KNOWN[shape.name] = []
+    place = subject.path, shape
+    if place not in _KNOWN:
+        forward = packing.PackedForward(_packed_model(subject))
+        _KNOWN[place] = []
         for group in make_groups(shape):
             packed = packing.pack([group])
             with torch.no_grad():
                 tokens = forward(**{name: packed[name] for name in _inputs()})
             sums = packing.sum_per_answer(tokens, packed["owner"], shape.answers)
-            _KNOWN[shape.name].append(tuple(sums.tolist()))
-    return _KNOWN[shape.name]
+            _KNOWN[place].append(tuple(sums.tolist()))
+    return _KNOWN[place]
 
 
-def train_pairs(path: Path, shape: Shape) -> Trained:
-    """The same step by TRL as it comes, a group's pairs in each forward pass."""
+def train_pairs(subject: Subject, shape: Shape) -> Trained:
+    """The same step by TRL as it comes, some of a group's pairs in each forward pass."""
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as scratch:
-        return _timed(_pair_trainer(path, shape, scratch))
+        return _timed(_pair_trainer(subject, shape, scratch))
 
 
-def _pair_trainer(path: Path, shape: Shape, scratch: str) -> Any:
+def _pair_trainer(subject: Subject, shape: Shape, scratch: str) -> Any:
+    """TRL's trainer; with an adapter, the reference is the model without it, as TRL has it."""
     import trl
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from transformers import AutoModelForCausalLM, PrinterCallback
 
-    from raylla.policy import worker
+    from raylla.policy import adapters, worker
 
     worker.quiet()
     pairs = [
@@ -216,19 +249,22 @@ def _pair_trainer(path: Path, shape: Shape, scratch: str) -> Any:
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    # Two rows a pair; as many pairs at a time as went fastest at each shape.
-    each = 4 if shape.name == POCKET.name else 1
+    def load() -> Any:
+        how = {"dtype": worker.DTYPES[subject.precision], "attn_implementation": "sdpa"}
+        return AutoModelForCausalLM.from_pretrained(subject.path, **how)
+
+    model, lora = load(), subject.lora
     trainer = Tokenized(
-        AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa"),
-        AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa"),
+        model,
+        load() if lora is None else None,
         trl.DPOConfig(
             output_dir=scratch,
             use_cpu=True,
-            bf16=False,
+            bf16=subject.precision == "bfloat16",
             beta=0.1,
             learning_rate=1e-6,
-            per_device_train_batch_size=each,
-            gradient_accumulation_steps=len(pairs) // each,
+            per_device_train_batch_size=shape.pairs,
+            gradient_accumulation_steps=len(pairs) // shape.pairs,
             num_train_epochs=1,
             gradient_checkpointing=False,
             max_length=None,
@@ -237,39 +273,49 @@ def _pair_trainer(path: Path, shape: Shape, scratch: str) -> Any:
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(pairs),
-        processing_class=AutoTokenizer.from_pretrained(path),
+        processing_class=adapters.tokenizer(subject.path),
+        peft_config=lora and adapters.peft_config(lora, str(subject.path), model.config.num_hidden_layers),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def gradient_difference(path: Path, shape: Shape) -> float:
-    """|packed - pairs| / |pairs| of the gradient of one group's loss, over all parameters."""
+def gradient_difference(subject: Subject, shape: Shape) -> float:
+    """|packed - pairs| / |pairs| of the gradient of one group's loss in float32, over all that is trained.
+
+    Policy and reference are not the same, for at equal weights every pair has the same slope: where all is
+    trained, the reference is moved; the adapter, which changes nothing when it is new, else.
+    """
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
     import torch
-    from transformers import AutoModelForCausalLM
 
     from raylla.policy import packing
     from raylla.policy.attention import PARTS
 
     one = replace(shape, groups=1)
+    exact = replace(subject, precision="float32")
     with TemporaryDirectory() as scratch:
-        trainer = _pair_trainer(path, one, scratch)
-        # Not the policy itself: at equal weights every pair has the same slope.
+        trainer = _pair_trainer(exact, one, scratch)
         torch.manual_seed(1)
         reference = trainer.ref_model
+        moved = _trained(trainer.model).values() if reference is None else reference.parameters()
         with torch.no_grad():
-            for parameter in reference.parameters():
+            for parameter in moved:
                 parameter.add_(0.01 * torch.randn_like(parameter))
         pairs = list(trainer.train_dataset)
         inputs = trainer.data_collator(pairs)
         trainer.compute_loss(trainer.model, inputs).backward()
-        expected = _gradients(trainer.model)
-    packed = packing.pack(make_groups(one))
-    policy = AutoModelForCausalLM.from_pretrained(path, attn_implementation=PARTS)
+        trained = _trained(trainer.model)
+    policy = _packed_model(exact)
+    with torch.no_grad():
+        for name, parameter in _trained(policy).items():
+            parameter.copy_(trained[name])
+    if reference is None:
+        reference = _packed_model(replace(exact, lora=None))
     reference.set_attn_implementation(PARTS)
+    packed = packing.pack(make_groups(one))
     sums = []
     for model in (policy, reference):
         with torch.set_grad_enabled(model is policy):
@@ -278,13 +324,19 @@ def gradient_difference(path: Path, shape: Shape) -> float:
     margins = packing.pair_margins(sums[0], sums[1], packed["winner"], packed["loser"], 0.1)
     loss: Any = packing.pair_loss(margins) / len(margins)
     loss.backward()
-    found = _gradients(policy)
+    expected = {name: parameter.grad for name, parameter in trained.items()}
+    found = {name: parameter.grad for name, parameter in _trained(policy).items()}
     difference = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
     return float((difference / sum(float(g.square().sum()) for g in expected.values())) ** 0.5)
 
 
-def _gradients(model: Any) -> dict[str, Any]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def _trained(model: Any) -> dict[str, Any]:
+    """What of a model is trained, by its name in the model itself."""
+    return {
+        name.removeprefix("base_model.model."): parameter  # what peft wraps it in
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def _inputs() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from raylla.bench.dpo import make_model
 from raylla.bench.load import answer_requests
 from raylla.bench.measure import Row, Spread
 from raylla.bench.run import Bench
-from raylla.config import Engine, Sampling
+from raylla.config import Config, Engine, Sampling, World
 from raylla.engines.vllm import arguments, sampling_params
 
 QUERIES = (32, 64, 128, 256)
@@ -98,7 +98,8 @@ def answer(llm: Any, seed: int, queries: int, candidates: int, samples: int) -> 
 
     llm.reset_prefix_cache()
     tokenizer = llm.get_tokenizer()
-    requests = answer_requests(seed, queries, samples, candidates)
+    config = Config(world=World(candidates=candidates))
+    requests = answer_requests(config, seed, queries, samples)
     before, started = _computed(llm), time.process_time()
     inputs = [
         TokensPrompt(

@@ -1,25 +1,59 @@
-"""What engines are asked in benchmarks: answer prompts in the compact form, as in training."""
+"""What engines are asked in benchmarks: answer prompts as in training."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 
+from raylla.config import Config
 from raylla.engines import Request
 from raylla.pocket import grammar
-from raylla.world import prompts
+from raylla.records import Ad, Profile, Query
+from raylla.world import World, build, prompts, store
+
+Asked = tuple[Query, Profile, list[Ad]]
 
 
 def answer_requests(
-    seed: int, count: int, draws: int, candidates: int = 6, logprobs: bool = False
+    config: Config, seed: int, count: int, draws: int, logprobs: bool = False
 ) -> list[Request]:
-    """``count`` auctions of other users and ads each, to be answered ``draws`` times."""
+    """``count`` auctions of other users and ads each, to be answered ``draws`` times.
+
+    They are the config's: its world's queries and ads, or the pocket grammar's where it names none, in its
+    prompt's form.
+
+    Raises:
+        WorldError: the config's world cannot be read.
+    """
     rng = random.Random(seed)
+    path, model = config.world.path, config.ad_llm
+    drawn = _drawn(rng, config.world.candidates) if path is None else _found(rng, config, path)
     found = []
-    for index in range(count):
-        user = grammar.profile(rng)
-        query = grammar.query(rng, user)
-        ads = grammar.ads(rng, query.category, candidates)
-        bids = [float(rng.randint(1, 100)) for _ in ads]
-        messages = prompts.answer("compact", query, user, ads, bids)
+    for index, (query, user, ads) in enumerate(islice(drawn, count)):
+        bids = [float(rng.randint(1, config.world.max_bid)) for _ in ads]
+        messages = prompts.answer(model.prompt, query, user, ads, bids, model.descriptions)
         found.append(Request(f"q{index}", messages, draws, 1000 * index, logprobs))
     return found
+
+
+def _drawn(rng: random.Random, candidates: int) -> Iterator[Asked]:
+    while True:
+        user = grammar.profile(rng)
+        query = grammar.query(rng, user)
+        yield query, user, grammar.ads(rng, query.category, candidates)
+
+
+def _found(rng: random.Random, config: Config, path: Path) -> Iterator[Asked]:
+    world = _world(path)
+    while True:
+        query = rng.choice(world.queries)
+        ads = build.candidates(world, query, config.world.candidates, config.seed)
+        yield query, world.profile_by_id[query.profile_id], list(ads)
+
+
+@lru_cache(maxsize=1)
+def _world(path: Path) -> World:
+    return store.load(path)

@@ -20,6 +20,7 @@ AIMS = {
     "rollout actor ÷ raw vLLM": "≥ 0.97",
     "packed DPO ÷ TRL DPOTrainer, pocket shape": "≥ 3.5",
     "packed DPO ÷ TRL DPOTrainer, paper shape": "≥ 7",
+    "packed LoRA DPO ÷ TRL DPOTrainer": "≥ 5",
     "weight refresh ÷ engine restart": "≤ 0.01",
     "epoch wall ÷ critical path": "≤ 1.10",
     "overlapped ÷ sequential epoch, scripted": "≥ 1.3",

@@ -12,12 +12,11 @@ from raylla.config import Actors
 from raylla.models import resolve
 from raylla.records import WeightVersion
 
-START = 300.0
-
 
 def rows(bench: Bench) -> list[Row]:
     """Seconds from a version on disk to an engine that holds it, through the object store."""
     config = bench.config
+    start = config.deadlines.start
     path = resolve(config.ad_llm.path, "ad_llm.path")
     args = (path, config.ad_llm.sampling, config.engine, config.seed, "v0")
     one = Actors(workers=1, cpus=config.rollout.cpus, gpus=config.rollout.gpus)
@@ -26,7 +25,7 @@ def rows(bench: Bench) -> list[Row]:
         pool = Pool("rollout", RolloutWorker, args, one)
         store = Pool("weight-store", WeightStore, (), Actors(workers=1, cpus=0))
         for made in (pool, store):
-            made.start(START)
+            made.start(start)
         count = 0
 
         def refresh() -> float:
@@ -35,13 +34,13 @@ def rows(bench: Bench) -> list[Row]:
             # Another name each time, or else the store would not read the files again.
             version = WeightVersion(f"v{count}", count, path)
             started = time.perf_counter()
-            roll_out(pool, store, version, None, START)
+            roll_out(pool, store, version, None, config.deadlines.sync)
             return time.perf_counter() - started
 
         def restart() -> float:
             another = Pool("restarted", RolloutWorker, args, one)
             started = time.perf_counter()
-            another.start(START)
+            another.start(start)
             seconds = time.perf_counter() - started
             another.stop()
             return seconds

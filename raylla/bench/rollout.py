@@ -8,19 +8,21 @@ import time
 from raylla.actors import DONE, Pool, RolloutWorker, next_item
 from raylla.actors.placement import connect, disconnect
 from raylla.bench.load import answer_requests
-from raylla.bench.measure import Row, Side, compare
+from raylla.bench.measure import Note, Row, Side, compare
 from raylla.bench.run import Bench
 from raylla.config import Actors
 from raylla.engines import Request
+from raylla.engines.chat import prompt_ids
 from raylla.engines.vllm import arguments, sampling_params
+from raylla.errors import ConfigError
 from raylla.models import local, resolve
 
-REQUESTS, DRAWS, START = 120, 8, 300.0
+REQUESTS, DRAWS = 120, 8
 
 
 def rows(bench: Bench) -> list[Row]:
     """Generated tokens per second; prompts are other ones each time, and the same on both sides."""
-    config = bench.config
+    config, auctions = bench.config, bench.share(REQUESTS)
     path = resolve(config.ad_llm.path, "ad_llm.path")
     with local(path) as directory:
         given = arguments(str(directory), config.engine, config.seed)
@@ -33,32 +35,29 @@ def rows(bench: Bench) -> list[Row]:
     try:
         args = (path, config.ad_llm.sampling, config.engine, config.seed, "v0")
         pool = Pool("rollout", RolloutWorker, args, Actors(workers=1, cpus=config.rollout.cpus))
-        pool.start(START)
+        pool.start(config.deadlines.start)
         turns = {"actor": itertools.count(), "vLLM": itertools.count()}
 
         def asked(side: str) -> list[Request]:
-            return answer_requests(next(turns[side]), REQUESTS, DRAWS)
+            return answer_requests(config, next(turns[side]), auctions, DRAWS)
 
         def actor() -> float:
             requests = asked("actor")
             started, tokens = time.perf_counter(), 0
             call = pool.call(0, "generate", requests, "v0")
             while True:
-                item = next_item([call], START, "the next answer")[1]
+                item = next_item([call], config.deadlines.sample, "the next answer")[1]
                 if item is DONE:
                     return tokens / (time.perf_counter() - started)
+                if item.error is not None:
+                    raise ConfigError(f"request {item.request_id}: {item.error}")
                 tokens += sum(len(one.token_ids) for one in item.completions)
 
         def raw() -> float:
             requests = asked("vLLM")
             started = time.perf_counter()
             inputs = [
-                TokensPrompt(
-                    prompt_token_ids=tokenizer.apply_chat_template(
-                        one.messages, add_generation_prompt=True, return_dict=False
-                    )
-                )
-                for one in requests
+                TokensPrompt(prompt_token_ids=prompt_ids(tokenizer, one.messages)) for one in requests
             ]
             params = [sampling_params(one, config.ad_llm.sampling) for one in requests]
             found = llm.generate(inputs, params, use_tqdm=False)
@@ -69,7 +68,12 @@ def rows(bench: Bench) -> list[Row]:
             return tokens / (time.perf_counter() - started)
 
         sides = Side("rollout actor", actor), Side("vLLM in process", raw)
-        notes = {"auctions": REQUESTS, "answers each": DRAWS}
+        notes: dict[str, Note] = {
+            "model": config.ad_llm.path,
+            "precision": given["dtype"],
+            "auctions": auctions,
+            "answers each": DRAWS,
+        }
         return [compare("rollout actor ÷ raw vLLM", *sides, bench.repeats, "tokens/s", notes)]
     finally:
         disconnect(config)

@@ -23,10 +23,12 @@ from raylla.bench.measure import Row, Spread
 from raylla.config import Config
 from raylla.errors import ConfigError
 from raylla.irpo.state import package_versions, write_json
+from raylla.models import resolve
 
 PARTS = {
     "rollout": "raylla.bench.rollout",
     "dpo": "raylla.bench.dpo",
+    "lora": "raylla.bench.lora",
     "reference": "raylla.bench.reference",
     "refresh": "raylla.bench.refresh",
     "retrieval": "raylla.bench.retrieval",
@@ -38,6 +40,9 @@ PARTS = {
     "growth": "raylla.bench.growth",
 }
 """Module of each part, in the order in which they run; its function `rows` makes the rows."""
+
+MODELS = {"lora": "package:smollm2-135m"}
+"""Models of parts that need another than the config's."""
 
 PINNED = {
     "OMP_NUM_THREADS": "1",
@@ -57,16 +62,23 @@ class Bench:
     repeats: int
     scratch: Path
 
+    def share(self, usual: int) -> int:
+        """``bench.work`` of the ``usual`` amount of something, and one at least."""
+        return max(1, round(self.config.bench.work * usual))
+
 
 def run_parts(names: Sequence[str], config: Config, console: Console) -> dict[str, Any]:
     """Run the parts of these names (none: all), show each one's table, and return what is written of each.
 
     Raises:
-        ConfigError: there is no part of that name.
+        ConfigError: there is no part of that name, or the model that one needs is not there.
     """
     for name in names:
         if name not in PARTS:
             raise ConfigError(f"no benchmark named {name!r}; there are {', '.join(PARTS)}")
+    for name in names or PARTS:
+        if name in MODELS:
+            resolve(MODELS[name], f"raylla bench {name}: its model")
     parts: dict[str, Any] = {}
     machine = {"processor": _processor(), "cores": psutil.cpu_count(), "system": platform.system()}
     for name in names or PARTS:

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ from typing import Any
 
 import aiohttp
 
-from raylla import models, precision
+from raylla import precision
 from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.run import Bench
 from raylla.config import Config, parse
@@ -34,6 +34,7 @@ from raylla.errors import DeadlineError
 from raylla.irpo.loop import train
 from raylla.irpo.state import Run
 from raylla.mechanisms.mosaic import CANDIDATES
+from raylla.models import local
 from raylla.observe import Observer
 from raylla.serving import app, cluster, keyring
 from raylla.serving.importing import import_world
@@ -46,12 +47,21 @@ REQUESTS = {1: 24, 4: 64, 16: 192}
 """Concurrency -> requests of one measurement."""
 MOSAIC_SHARE = 8
 """MOSAIC's measurements have this many times fewer requests: each is `CANDIDATES` answers."""
-START = 300.0
+LONGEST = 1800.0
+"""Seconds of one request."""
 SMALL = {
     "world": {"profiles": 40},
-    "irpo": {"epochs": 1, "queries": 16, "reward_answers": 4, "preference_answers": 4, "delta": 1.0},
+    "irpo": {
+        "epochs": 1,
+        "queries": 16,
+        "reward_answers": 4,
+        "preference_answers": 4,
+        "delta": 1.0,
+        "max_drop_share": 1.0,
+    },
     "evaluation": {"answers": 1, "queries": 8},
-    "rollout": {"workers": 1},
+    "rollout": {"workers": 1, "min_workers": None},
+    "online": {"database": None},
     "ray": {"in_process": True},
     "wandb": {"mode": "disabled"},
 }
@@ -84,22 +94,25 @@ def rows(bench: Bench) -> list[Row]:
     database = f"sqlite:///{bench.scratch / 'bench.db'}"
     settings = {"database": database, "port": _free_port(), "run": str(run.path)}
     tree = run.config.model_dump(mode="json")
-    config, target = app.effective(parse(tree | {"serving": settings}, "bench"), run.path, None)
+    tree["serving"] = bench.config.serving.model_dump(mode="json") | settings
+    config, target = app.effective(parse(tree, "bench"), run.path, None)
     world = worlds.load(run.path / "world")
     store = open_store(database)
     import_world(store, world, config.serving, config.world.max_bid, config.seed, datetime.now(UTC), None)
     version, _ = weights(target)
+    counts = {at: max(at, bench.share(usual)) for at, usual in REQUESTS.items()}
     with (
-        models.local(version.path) as bare_model,
+        local(version.path) as model,
         _endpoint(config, app.manifest(config, target)) as url,
-        _vllm(config, str(bare_model)) as bare,
+        _vllm(config, str(model)) as bare,
     ):
-        ours = Server("endpoint", f"{url}/v1/chat/completions", _key(database), _questions(world))
+        asked = _questions(world, max(counts.values()))
+        ours = Server("endpoint", f"{url}/v1/chat/completions", _key(database), asked)
         asyncio.run(load(ours, 8, len(ours.bodies), False))
         prompts = _prompts(store)
         one = Server("vLLM", bare, "", [_completion(config, ids, 1) for ids in prompts])
         many = Server("MOSAIC", bare, "", [_completion(config, ids, CANDIDATES) for ids in prompts])
-        found = _measured((ours, one, many), bench.repeats)
+        found = _measured((ours, one, many), counts, bench.repeats)
     store.close()
     return _rows(found)
 
@@ -129,7 +142,8 @@ async def load(server: Server, concurrency: int, count: int, stream: bool) -> Lo
             latencies.append(1000 * (time.perf_counter() - started))
 
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    limit = aiohttp.ClientTimeout(total=LONGEST)
+    async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
         started = time.perf_counter()
         await asyncio.gather(*(worker(session) for _ in range(concurrency)))
         wall = time.perf_counter() - started
@@ -156,11 +170,11 @@ async def _read(answer: aiohttp.ClientResponse) -> tuple[float, int]:
 Found = dict[tuple[str, int, bool], list[Load]]
 
 
-def _measured(servers: Sequence[Server], repeats: int) -> Found:
+def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int) -> Found:
     """Every server at every concurrency, whole and streamed, in alternating order; once unmeasured."""
     found: Found = {}
     for repeat in range(repeats + 1):
-        for concurrency, count in REQUESTS.items():
+        for concurrency, count in counts.items():
             for stream in (False, True):
                 order = servers if repeat % 2 else tuple(reversed(servers))
                 for server in order:
@@ -199,12 +213,17 @@ def _trained(bench: Bench) -> Run:
     """The run of ``serving.run``, or one trained here."""
     if bench.config.serving.run is not None:
         return Run.open(bench.config.serving.run)
-    tree = bench.config.model_dump(mode="json")
-    for section, changes in SMALL.items():
-        tree[section] |= changes
-    run = Run.create(bench.scratch / "run", parse(tree, "bench"))
+    run = Run.create(bench.scratch / "run", small(bench.config))
     train(run, Observer(run.config, None))
     return run
+
+
+def small(config: Config) -> Config:
+    """``config`` with as little training as a served run needs."""
+    tree = config.model_dump(mode="json")
+    for section, changes in SMALL.items():
+        tree[section] |= changes
+    return parse(tree, "bench")
 
 
 @contextmanager
@@ -215,7 +234,7 @@ def _endpoint(config: Config, manifest: dict[str, Any]) -> Iterator[str]:
     keyring.ensure(config.serving.database)
     at = cluster.Dashboard(cluster.start())
     try:
-        at.apply(manifest, START)
+        at.apply(manifest, config.deadlines.start)
         yield at.endpoint()
     finally:
         serve.shutdown()
@@ -250,10 +269,11 @@ def _vllm(config: Config, model: str) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + START
+        seconds = config.deadlines.start
+        deadline = time.monotonic() + seconds
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise DeadlineError(f"vLLM's server was not up in {START:g} s: {' '.join(command)}")
+                raise DeadlineError(f"vLLM's server was not up in {seconds:g} s: {' '.join(command)}")
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1/completions"
     finally:
@@ -261,7 +281,7 @@ def _vllm(config: Config, model: str) -> Iterator[str]:
         process.wait(30)
 
 
-def _questions(world: World) -> list[dict[str, Any]]:
+def _questions(world: World, count: int) -> list[dict[str, Any]]:
     profiles = {one.id: one for one in world.profiles}
     queries = list(world.queries)
     random.Random(0).shuffle(queries)
@@ -277,7 +297,7 @@ def _questions(world: World) -> list[dict[str, Any]]:
                 }
             },
         }
-        for one in queries[: max(REQUESTS.values())]
+        for one in queries[:count]
     ]
 
 

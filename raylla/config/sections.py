@@ -474,3 +474,8 @@ class Bench(Section):
     """`raylla bench`."""
 
     repeats: Positive = Field(5, description="interleaved repeats of each comparison")
+    work: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1.0,
+        description="share of their usual auctions that rollout, reference and serve hold in a repeat; "
+        "less for larger models",
+    )

@@ -35,7 +35,7 @@ def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -
         model = AutoModelForCausalLM.from_pretrained(directory, **how)
         if lora is not None:
             torch.manual_seed(seed)
-            model.add_adapter(_config(lora, base, model.config.num_hidden_layers), NAME)
+            model.add_adapter(peft_config(lora, base, model.config.num_hidden_layers), NAME)
         return model
     about = settings(directory)
     if lora is not None:
@@ -60,7 +60,7 @@ def tokenizer(directory: Path) -> Any:
         return tokenizer(base)
 
 
-def _config(lora: Lora, base: str, blocks: int) -> LoraConfig:
+def peft_config(lora: Lora, base: str, blocks: int) -> LoraConfig:
     """peft's form of ``lora`` for a model of so many ``blocks``.
 
     Raises:

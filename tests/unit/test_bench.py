@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from raylla.bench import PARTS, Measured, Row, Side, Spread, compare, driver, merge, run_parts
+from raylla.auction.markup import markup
+from raylla.bench import PARTS, Bench, Measured, Row, Side, Spread, compare, dpo, driver, merge, run_parts
+from raylla.bench.load import answer_requests
 from raylla.bench.run import table
-from raylla.config import Config
+from raylla.config import Config, Lora, World
 from raylla.errors import ConfigError
 from raylla.irpo.schedule import auctions
+from raylla.world import prompts, store
+from tests.worlds import asked_world
+
+LORA = Lora(rank=4, alpha=8, targets=("q_proj", "down_proj"))
 
 
 def test_sides_alternate_after_one_run_unmeasured() -> None:
@@ -64,6 +71,68 @@ def test_a_part_runs_apart_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
         "values": [1.0],
     }
     json.dumps(found)
+
+
+def test_a_part_s_model_is_looked_for_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAYLLA_CACHE", str(tmp_path))
+    monkeypatch.setitem(PARTS, "threads", "tests.unit.bench_part")
+    with pytest.raises(ConfigError, match=r"bench lora.*raylla models fetch smollm2-135m"):
+        run_parts(["threads", "lora"], Config(), Console())
+
+
+def test_less_work_leaves_one_of_each(tmp_path: Path) -> None:
+    bench = Bench(Config.model_validate({"bench": {"work": 0.1}}), 1, tmp_path)
+    assert [bench.share(usual) for usual in (120, 16, 4)] == [12, 2, 1]
+    assert Bench(Config(), 1, tmp_path).share(120) == 120
+
+
+def test_requests_are_the_config_s(tmp_path: Path) -> None:
+    pocket = answer_requests(Config(), 3, 2, 8)
+    assert [(one.id, one.n) for one in pocket] == [("q0", 8), ("q1", 8)]
+    assert pocket[0].messages == answer_requests(Config(), 3, 1, 8)[0].messages
+    assert pocket[0].messages[0]["content"].count("@[Ad-") == 6
+
+    shop = asked_world(World(profiles=4, ads=12))
+    store.save(shop, tmp_path / "world")
+    tree = {
+        "world": {"path": tmp_path / "world", "candidates": 3, "max_bid": 7},
+        "ad_llm": {"path": "pocket:ad-llm", "prompt": "plain"},
+    }
+    rules, said = answer_requests(Config.model_validate(tree), 0, 1, 2)[0].messages
+    assert rules == {"role": "system", "content": prompts.PLAIN_RULES}
+    listed = re.findall(r"bid ([1-7]) \| (@[^@]+@\[Ad-\d+\])", said["content"])
+    assert len(listed) == 3
+    assert {ad for _, ad in listed} <= {markup(ad) for ad in shop.ads}
+    assert any(query.text in said["content"] for query in shop.queries)
+
+
+def test_the_served_run_is_small_whatever_the_config() -> None:
+    from raylla.bench.serving import small
+
+    grown = Config.model_validate(
+        {"rollout": {"workers": 4, "min_workers": 2}, "online": {"database": "sqlite:///x.db"}}
+    )
+    made = small(grown)
+    assert (made.irpo.epochs, made.rollout.least, made.online.database) == (1, 1, None)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "adapter"])
+def test_packed_gradients_are_trl_s(tiny_model: Path, lora: Lora | None) -> None:
+    shape = dpo.Shape("tiny", prompt=12, answer=5, answers=3, groups=1, vocabulary=500)
+    assert 0 < dpo.gradient_difference(dpo.Subject(tiny_model, lora), shape) < 1e-5
+
+
+def test_both_sides_train_the_same_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    shape = dpo.Shape("tiny", prompt=12, answer=5, answers=3, groups=1, vocabulary=500)
+    subject = dpo.Subject(tiny_model, LORA.model_copy(update={"blocks": 1}))
+    theirs = dpo._trained(dpo._pair_trainer(subject, shape, str(tmp_path)).model)
+    ours = dpo._trained(dpo._packed_model(subject))
+    assert {name: tuple(one.shape) for name, one in ours.items()} == {
+        name: tuple(one.shape) for name, one in theirs.items()
+    }
+    assert all("layers.1." in name and ".lora_" in name for name in ours)
 
 
 def test_figures_of_other_parts_stay_and_other_files_are_left_alone(tmp_path: Path) -> None:
