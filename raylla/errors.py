@@ -98,6 +98,10 @@ class UnknownError(StoreError):
     """Nothing of that id is in the store, or not for whoever asks."""
 
 
+class TextError(StoreError):
+    """Text that not every database takes: a NUL character, or half a surrogate pair."""
+
+
 class ClashError(StoreError):
     """The store already holds something else under that id or reference."""
 

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -20,7 +20,7 @@ from raylla.errors import BusyError, EndpointError, StoreError
 from raylla.records import Profile
 from raylla.serving import campaigns, chat, clicks, playground, web
 from raylla.serving.auctioneer import Auctioneer
-from raylla.serving.chat import RETRY_AFTER, code_of
+from raylla.serving.chat import RETRY_AFTER, code_of, said
 from raylla.serving.reports import Reports
 from raylla.wholetext import whole_json
 
@@ -33,11 +33,15 @@ clicks and money behind them. Money is in whole micros (millionths) of `serving.
 
 
 class Health(BaseModel):
-    """Whether the endpoint can answer, and by which weight versions."""
+    """Whether the endpoint can answer, and by which weight versions.
 
-    status: str
+    ``status`` is ok, degraded (it answers, and something in ``tasks`` is wrong) or unavailable.
+    """
+
+    status: Literal["ok", "degraded", "unavailable"]
     versions: dict[str, str | None]
     problems: list[str]
+    tasks: list[str] = []
 
 
 Check = Callable[[], Awaitable[Health]]
@@ -56,6 +60,7 @@ def create(
     web.install(app, services)
     for kind in (BusyError, EndpointError, StoreError):
         app.add_exception_handler(kind, _unavailable)
+    app.add_exception_handler(Exception, _unforeseen)
     app.include_router(chat.router(auctioneer, config.serving, reports))
     app.include_router(campaigns.router)
     app.include_router(clicks.router)
@@ -63,9 +68,9 @@ def create(
 
     @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
     async def healthz() -> JSONResponse:
-        """Alive: the engine steps, the store answers."""
+        """Alive: the engine steps, the store answers; ``tasks`` names background tasks that fail."""
         found = await health()
-        return JSONResponse(found.model_dump(), 200 if found.status == "ok" else 503)
+        return JSONResponse(found.model_dump(), 503 if found.status == "unavailable" else 200)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     def metrics() -> PlainTextResponse:
@@ -85,6 +90,12 @@ def create(
 def _unavailable(_: Request, error: Exception) -> JSONResponse:
     problem = {"message": str(error), "type": "server_error", "code": code_of(error)}
     return JSONResponse({"error": problem}, 503, {"Retry-After": RETRY_AFTER})
+
+
+def _unforeseen(_: Request, error: Exception) -> JSONResponse:
+    """The answer to what nobody foresaw; the error goes on, into the log."""
+    problem = {"message": said(error), "type": "server_error", "code": code_of(error)}
+    return JSONResponse({"error": problem}, 500)
 
 
 class Envelope:

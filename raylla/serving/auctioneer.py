@@ -19,14 +19,15 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from raylla.auction import reward
 from raylla.config import Config, Sampling
 from raylla.engines.chat import chat_format
-from raylla.errors import BusyError
+from raylla.engines.live import Finish
+from raylla.errors import BusyError, EndpointError
 from raylla.records import Ad, Profile, Query
 from raylla.retrieval import Retrieval
 from raylla.reward.rows import rows
@@ -49,6 +50,8 @@ from raylla.serving.store import Store
 from raylla.serving.together import Together
 from raylla.serving.tokens import TokenKeys, new_claims
 from raylla.world import lexicon, prompts
+
+FINISHES = get_args(Finish)
 
 
 class Auctioneer:
@@ -120,9 +123,14 @@ class Auctioneer:
         sampling = _sampling(self._config.ad_llm.sampling, asked.max_tokens)
         async with aclosing(writer.generate(prompt, sampling, stream)) as pieces:
             while not draft.finish:
-                if text := draft.add(await clock.within("the engine", anext(pieces))):
+                piece = await clock.within("the engine", anext(pieces, None))
+                if piece is None:
+                    raise EndpointError("the engine has ended the answer without a finish_reason")
+                if text := draft.add(piece):
                     clock.first_text()
                     yield text
+        if draft.finish not in FINISHES:
+            raise EndpointError(f"the engine has ended the answer early: {draft.finish}")
         if text := draft.end():
             yield text
         clock.mark("generation")

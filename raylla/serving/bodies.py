@@ -12,11 +12,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from raylla.errors import WorldError
 from raylla.records import Ad
 from raylla.serving import names
+from raylla.serving.addresses import AddressError, Hook
 from raylla.serving.money import LARGEST
 from raylla.world.texts import MAX_DESCRIPTION, MAX_TITLE, check_ad, landing, one_line
 
 _MACRO = "${"
-MACROS = ("ID", "IMP_ID", "AD_ID", "SEAT_ID", "CURRENCY", "PRICE", "LOSS")
+MACROS = ("ID", "IMP_ID", "AD_ID", "SEAT_ID", "CURRENCY", "PRICE", "CLICK_PRICE", "LOSS")
 
 
 def _printable(text: str) -> str:
@@ -41,7 +42,7 @@ def _landing(url: str) -> str:
 
 
 def _notice_url(url: str) -> str:
-    """A URL with OpenRTB macros, which may stand anywhere behind the host."""
+    """A URL with OpenRTB macros, which may stand anywhere behind the host, as the sender will read it."""
     bare = url
     for name in MACROS:
         bare = bare.replace(f"${{AUCTION_{name}}}", "0")
@@ -53,6 +54,10 @@ def _notice_url(url: str) -> str:
     if not (url.isascii() and url.isprintable()) or " " in rest:
         raise ValueError("give the URL in ASCII, other characters percent-encoded")
     _landing(bare)
+    try:
+        Hook.parse(bare)
+    except AddressError as error:
+        raise ValueError(str(error)) from None
     return url
 
 
@@ -129,7 +134,7 @@ class NewCampaign(Body):
         daily_budget_micros=20_000_000,
         pacing="even",
         frequency_cap={"impressions": 3, "hours": 24},
-        burl="https://hooks.lumo.example/billed?price=${AUCTION_PRICE}",
+        burl="https://hooks.lumo.example/billed?price=${AUCTION_CLICK_PRICE}",
     )
 
     name: Text

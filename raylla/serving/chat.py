@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -17,6 +18,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from raylla.config import Serving
@@ -30,6 +32,7 @@ from raylla.serving.reports import Reports
 from raylla.serving.web import Application, HttpError, errors
 from raylla.world.prompts import neutral
 
+log = logging.getLogger("raylla.serving")
 RETRY_AFTER = "1"
 NOBODY = "anonymous"
 
@@ -115,15 +118,22 @@ def printable(text: str) -> str:
 async def _watched(
     auctioneer: Auctioneer, asked: Asked, stream: bool, reports: Reports
 ) -> AsyncGenerator[str | Answered, None]:
-    """The answer, reported however it ends."""
-    started = time.monotonic()
+    """The answer, its end last, reported however it ends.
+
+    Raises:
+        EndpointError: it stopped without an end.
+    """
+    started, ended = time.monotonic(), False
     try:
         async with aclosing(auctioneer.answer(asked, stream)) as parts:
             async for part in parts:
                 if isinstance(part, Answered):
+                    ended = True
                     reports.answered(asked, part)
                 yield part
-    except RayllaError as error:
+        if not ended:
+            raise EndpointError("the answer has stopped without an end")
+    except Exception as error:  # whatever it was, it is reported and goes on
         reports.failed(asked, error, time.monotonic() - started)
         raise
     except (asyncio.CancelledError, GeneratorExit):
@@ -254,15 +264,12 @@ def _usage(end: Answered) -> dict[str, int]:
 
 async def _whole(answer: AsyncGenerator[str | Answered, None], form: _Form) -> Response:
     texts: list[str] = []
-    end: Answered | None = None
     async for part in answer:  # to its end: an answer that is left before counts as dropped
         if isinstance(part, Answered):
-            end = part
+            whole = form.whole("".join(texts), part)
         else:
             texts.append(part)
-    if end is None:
-        raise EndpointError("the answer had no end")
-    return JSONResponse(form.whole("".join(texts), end))
+    return JSONResponse(whole)
 
 
 async def _begun(answer: AsyncGenerator[str | Answered, None], form: _Form) -> Response:
@@ -276,8 +283,10 @@ async def _begun(answer: AsyncGenerator[str | Answered, None], form: _Form) -> R
             while part is not None:
                 yield form.closing(part) if isinstance(part, Answered) else form.piece(part)
                 part = await anext(answer, None)
-        except RayllaError as error:
-            problem = {"message": str(error), "type": "server_error", "code": code_of(error)}
+        except Exception as error:  # whatever it was: nobody may take half an answer for a whole one
+            if not isinstance(error, RayllaError):
+                log.exception("a stream has failed")
+            problem = {"message": said(error), "type": "server_error", "code": code_of(error)}
             yield f"data: {json.dumps({'error': problem})}\n\n"
         finally:
             await answer.aclose()
@@ -308,7 +317,18 @@ async def _hung_up(request: Request) -> None:
 
 def code_of(error: Exception) -> str:
     """The code of an error answer."""
+    if isinstance(error, SQLAlchemyError):
+        return "store_unavailable"
+    if not isinstance(error, RayllaError):
+        return "internal_error"
     return "overloaded" if isinstance(error, BusyError) else "unavailable"
 
 
-__all__ = ["RETRY_AFTER", "ChatRequest", "ChatResponse", "code_of", "router"]
+def said(error: Exception) -> str:
+    """The sentence of an error answer; what was not foreseen stays in the log."""
+    if isinstance(error, SQLAlchemyError):
+        return "the store does not answer; try again"
+    return str(error) if isinstance(error, RayllaError) else "the answer has failed; try again"
+
+
+__all__ = ["RETRY_AFTER", "ChatRequest", "ChatResponse", "code_of", "router", "said"]

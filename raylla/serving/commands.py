@@ -96,7 +96,7 @@ def simulate(
     from raylla.irpo.state import Run
     from raylla.serving import keyring, simulation
 
-    key = key or keyring.read(settings.Serving().database).admin_key
+    key = (key or "").strip() or keyring.read(settings.Serving().database).admin_key
     traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
     console.print_json(json.dumps(traffic.figures()))
 

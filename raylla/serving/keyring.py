@@ -42,14 +42,14 @@ def read(database: str) -> Keyring:
         ConfigError: they are in neither; names what to set.
     """
     kept = _kept(database)
-    found = {name: os.environ.get(name) or kept.get(name) for name in (TOKEN_KEYS, ADMIN_KEY)}
+    found = {name: _given(name) or kept.get(name, "").strip() for name in (TOKEN_KEYS, ADMIN_KEY)}
     missing = [name for name, value in found.items() if not value]
     if missing:
         raise ConfigError(
             f"{', '.join(missing)} not set: give the endpoint's secrets as environment variables of the "
             "Ray nodes, or start it with `raylla serve` on a SQLite database, which makes them"
         )
-    return Keyring(str(found[TOKEN_KEYS]), str(found[ADMIN_KEY]))
+    return Keyring(found[TOKEN_KEYS], found[ADMIN_KEY])
 
 
 def ensure(database: str) -> Path | None:
@@ -63,7 +63,7 @@ def ensure(database: str) -> Path | None:
         TOKEN_KEYS: TokenKeys.make,
         ADMIN_KEY: lambda: f"admin_{secrets.token_urlsafe(24)}",
     }
-    missing = [name for name in made if not os.environ.get(name) and name not in kept]
+    missing = [name for name in made if not _given(name) and name not in kept]
     path = file(database)
     if not missing or path is None:
         read(database)
@@ -76,6 +76,11 @@ def ensure(database: str) -> Path | None:
         handle.write(content + "\n")
     fresh.replace(path)
     return path
+
+
+def _given(name: str) -> str:
+    """A secret of the environment, without the line break that a file leaves at its end; "" for none."""
+    return os.environ.get(name, "").strip()
 
 
 def _kept(database: str) -> dict[str, str]:

@@ -77,10 +77,13 @@ class Access:
         """Look keys up in ``store``; ``admin_key`` is the bootstrap key.
 
         Raises:
-            TokenError: the admin key is shorter than 20 characters.
+            TokenError: the admin key is shorter than 20 characters, or no header can carry it.
         """
+        admin_key = admin_key.strip()
         if len(admin_key) < _LEAST_ADMIN_KEY:
             raise TokenError(f"RAYLLA_ADMIN_KEY: give at least {_LEAST_ADMIN_KEY} characters")
+        if not (admin_key.isascii() and admin_key.isprintable()):
+            raise TokenError("RAYLLA_ADMIN_KEY: give printable ASCII characters: a header has to carry it")
         self._store = store
         self._admin = digest(admin_key)
         self._known: dict[str, tuple[float, Principal]] = {}

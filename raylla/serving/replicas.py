@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -38,6 +39,7 @@ from raylla.serving.predictor import Oracle, Predictor, Rate, Vectors
 from raylla.serving.remote import RemoteOracle, RemoteWriter
 from raylla.serving.reports import Reports, log_json
 from raylla.serving.store import open_store
+from raylla.serving.supervision import Supervisor
 from raylla.serving.tokens import TokenKeys
 from raylla.serving.versions import Holding, Target, load_pctr
 from raylla.serving.wire import Piece
@@ -48,6 +50,7 @@ PLAYERS = 30
 """Users to choose from in the playground."""
 CANARY_POLL = 0.5
 STORE_THREADS = 4
+LOOKUPS = 64
 HEALTH_SECONDS = 5.0
 
 
@@ -147,7 +150,6 @@ class Ingress:
         self._wanted_canary: Target | None = None
         self._problem: str | None = None
         self._live: Target | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._app = self._create()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -163,7 +165,7 @@ class Ingress:
             await self._holding.want(stable)
         if self._predictor:
             take_pctr(self._predictor, stable)
-        if not self._tasks:
+        if self._auctioneer.retrieval is None:
             await self._begin()
 
     def check_health(self) -> None:
@@ -186,7 +188,8 @@ class Ingress:
             tokenizer,
             self._threads,
         )
-        reports = Reports(self._revenue_today, lambda: self._auctioneer.ongoing)
+        reports = self._reports = Reports(self._revenue_today, lambda: self._auctioneer.ongoing)
+        self._supervisor = Supervisor(reports.task_failed)
         services = web.Services(
             self._store,
             self._tokens,
@@ -203,6 +206,8 @@ class Ingress:
         """Read the catalogue, then go on looking at it; send notices; watch for the canary."""
         retrieval = Retrieval(await self._oracle.encode(questions(self._world)))
         loop = asyncio.get_running_loop()
+        # Look-ups of hosts run there, and one that hangs must not hold up the others.
+        loop.set_default_executor(ThreadPoolExecutor(LOOKUPS, thread_name_prefix="lookup"))
 
         def refresh() -> None:
             catalogue = self._eligibility.refresh(datetime.now(UTC))
@@ -212,34 +217,32 @@ class Ingress:
             )
 
         async def keep_fresh() -> None:
-            while True:
-                await asyncio.sleep(self._config.serving.refresh)
-                try:
-                    await loop.run_in_executor(self._threads, refresh)
-                except (RayllaError, SQLAlchemyError) as error:
-                    log.warning("the catalogue could not be read: %s", error)
+            await loop.run_in_executor(self._threads, refresh)
 
-        await loop.run_in_executor(self._threads, refresh)
+        await keep_fresh()
         self._auctioneer.retrieval = retrieval
         sender = Sender(self._store.outbox, self._tokens, self._config.serving, web.now)
         every = self._config.serving.refresh
-        jobs = (keep_fresh(), sender.run(every), self._watch_canary())
-        self._tasks = [asyncio.ensure_future(job) for job in jobs]
+        for name, seconds, once in (
+            ("catalogue", every, keep_fresh),
+            ("notices", every, sender.look),
+            ("canary", CANARY_POLL, self._watch_canary),
+        ):
+            self._supervisor.start(name, seconds, once)
+            self._reports.watch(name, partial(self._supervisor.age, name))
 
     async def _watch_canary(self) -> None:
         """Give the canary its share once it holds the version that it should, and no sooner."""
-        while True:
-            await asyncio.sleep(CANARY_POLL)
-            wanted = self._wanted_canary
-            if wanted is None or (self._traffic.canary is not None and self._live == wanted):
-                continue
-            try:
-                self._live, problem = await self._canary.state.remote()
-            except RayError as error:
-                self._live, problem = None, f"the canary is not up: {error}"
-            ready = self._live == wanted == self._wanted_canary
-            self._traffic.canary = RemoteWriter(self._canary) if ready else None
-            self._problem = problem
+        wanted = self._wanted_canary
+        if wanted is None or (self._traffic.canary is not None and self._live == wanted):
+            return
+        try:
+            self._live, problem = await asyncio.wait_for(self._canary.state.remote(), HEALTH_SECONDS)
+        except (RayError, TimeoutError) as error:
+            self._live, problem = None, f"the canary is not up: {error}"
+        ready = self._live == wanted == self._wanted_canary
+        self._traffic.canary = RemoteWriter(self._canary) if ready else None
+        self._problem = problem
 
     async def _health(self) -> Health:
         problems = [self._problem] if self._wanted_canary and self._problem else []
@@ -257,10 +260,12 @@ class Ingress:
             ok = False
             problems.append(f"{type(error).__name__}: {error}")
         canary = self._live.version if self._traffic.canary and self._live else None
+        tasks = self._supervisor.problems()
         return Health(
-            status="ok" if ok else "unavailable",
+            status="unavailable" if not ok else "degraded" if tasks else "ok",
             versions={"stable": stable, "canary": canary},
             problems=problems,
+            tasks=tasks,
         )
 
     async def _reachable(self) -> bool:

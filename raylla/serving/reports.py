@@ -62,6 +62,7 @@ class Reports:
         self._violations = counter("violations", "attempted placements that were broken, by type", "type")
         self._expected = counter("expected_revenue_micros", "bid x pCTR of the ads placed, micros")
         self._clicks = counter("clicks", "clicks by what became of them", "outcome")
+        self._task_failures = counter("task_failures", "failures of background tasks", "task")
         self._latency = Histogram(
             "raylla_latency_seconds", "time by part", ["part"], buckets=BUCKETS, registry=self._registry
         )
@@ -70,7 +71,22 @@ class Reports:
             "earned today (UTC) by the ledger, micros",
             registry=self._registry,
         ).set_function(revenue_today)
+        self._task_age = Gauge(
+            "raylla_task_age_seconds",
+            "since a background task was done",
+            ["task"],
+            registry=self._registry,
+        )
         Gauge("raylla_ongoing", "requests in progress", registry=self._registry).set_function(ongoing)
+
+    def task_failed(self, name: str) -> None:
+        """Count a failure of a background task."""
+        self._task_failures.labels(name).inc()
+
+    def watch(self, name: str, age: Callable[[], float]) -> None:
+        """Tell at each scrape how long ago a background task was done, in seconds."""
+        self._task_failures.labels(name)
+        self._task_age.labels(name).set_function(age)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

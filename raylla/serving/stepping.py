@@ -72,6 +72,8 @@ class Stepper:
                 self._inbox.append(self._pipe.recv())
                 self._news.set()
         except (EOFError, OSError):
+            log.info("nobody asks any more")
+        finally:  # whatever it was: an engine that hears nothing must not seem to be alive
             self._gone = True
             self._news.set()
 

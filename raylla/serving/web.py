@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from raylla.config import Serving
-from raylla.errors import ClashError, MoneyError, RayllaError, UnknownError
+from raylla.errors import ClashError, MoneyError, RayllaError, TextError, UnknownError
 from raylla.serving.keys import Access, Principal, Role
 from raylla.serving.store import Store
 from raylla.serving.tokens import TokenKeys
@@ -105,6 +105,7 @@ def install(app: FastAPI, services: Services) -> None:
     for kind, status, code in (
         (UnknownError, 404, "not_found"),
         (ClashError, 409, "clash"),
+        (TextError, 422, "invalid_field"),
         (MoneyError, 422, "invalid_amount"),
         (OperationalError, 503, "store_unavailable"),
         (PoolTimeout, 503, "store_unavailable"),

@@ -8,6 +8,7 @@ Nothing is ever deleted, so every charge can be followed to what it was for.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Any
 
 from sqlalchemy import (
@@ -20,13 +21,18 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    String,
     TypeDecorator,
     UniqueConstraint,
     text,
 )
+from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from raylla.errors import TextError
+
 APPEND_ONLY = ("ledger", "budgets", "auctions", "impressions", "clicks", "conversions")
+_HALF = re.compile("[\ud800-\udfff]")
 Serial = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -45,10 +51,37 @@ class Utc(TypeDecorator[dt.datetime]):
         return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
 
+class UnstorableError(TextError, DontWrapMixin):
+    """As it is, not inside an error of SQLAlchemy's."""
+
+
+class Text(TypeDecorator[str]):
+    """Text of whole characters without NUL: PostgreSQL takes no other, so that SQLite shall not either."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None or value.isprintable():
+            return value
+        if "\0" in value or _HALF.search(value):
+            raise UnstorableError(
+                f"text {value[:80]!r} holds a NUL character or half a surrogate pair; remove it"
+            )
+        return value
+
+
 class Base(DeclarativeBase):
     """Maps Python types to columns, and names constraints alike on every database."""
 
-    type_annotation_map = {int: BigInteger, dt.datetime: Utc, dt.date: Date, list[str]: JSON, Any: JSON}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        str: Text,
+        int: BigInteger,
+        dt.datetime: Utc,
+        dt.date: Date,
+        list[str]: JSON,
+        Any: JSON,
+    }
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -285,9 +318,13 @@ class ApiKey(Base):
 
 
 class Notice(Base):
-    """A billing or loss notice on its way: ``due`` is its next attempt, none once sent or given up."""
+    """A billing or loss notice on its way: ``due`` is its next attempt, none once sent or given up.
+
+    ``destination`` is whom its URL reaches (`raylla.serving.addresses`), "" where it cannot be called.
+    """
 
     __tablename__ = "notices"
+    __table_args__ = (Index("ix_notices_destination_due", "destination", "due"),)
     id: Mapped[str] = mapped_column(primary_key=True)
     advertiser_id: Mapped[str] = mapped_column(ForeignKey("advertisers.id"))
     kind: Mapped[str]
@@ -298,3 +335,4 @@ class Notice(Base):
     due: Mapped[dt.datetime | None] = mapped_column(index=True)
     sent: Mapped[dt.datetime | None]
     error: Mapped[str | None]
+    destination: Mapped[str]

@@ -2,6 +2,10 @@
 
 Names and macros are OpenRTB's: burl is called when something is billed, lurl when a candidate was not
 placed. A notice is sent at least once; its id tells repetitions apart.
+
+OpenRTB's price is one per thousand impressions, and that is what ``${AUCTION_PRICE}`` says where an
+impression is billed. Where a click is, ``${AUCTION_CLICK_PRICE}`` says what the click cost. The macro that
+does not apply is empty.
 """
 
 from __future__ import annotations
@@ -12,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from raylla.serving import money
-from raylla.serving.records import Listing, Reason, ServedAuction
+from raylla.serving import addresses, money, pricing
+from raylla.serving.records import Listing, PriceRule, Reason, ServedAuction
 from raylla.serving.store import models
 from raylla.serving.store.database import Database
 from raylla.serving.store.parties import new_id
@@ -41,11 +45,24 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def take(self, now: dt.datetime, limit: int, lease: dt.timedelta) -> list[Outgoing]:
-        """Claim notices that are due: nobody else gets them before ``lease`` has passed."""
+    def waiting(self, now: dt.datetime, limit: int) -> list[str]:
+        """Destinations that have notices due, those with the oldest first."""
+        destination = models.Notice.destination
+        query = select(destination).where(models.Notice.due <= now).group_by(destination)
+        with self._database.reading() as session:
+            return list(session.scalars(query.order_by(func.min(models.Notice.due)).limit(limit)))
+
+    def take(
+        self, now: dt.datetime, limit: int, lease: dt.timedelta, destination: str | None = None
+    ) -> list[Outgoing]:
+        """Claim notices that are due, to one destination or to all: nobody else gets them before ``lease``
+        has passed."""
+        wanted = models.Notice.due <= now
+        if destination is not None:
+            wanted &= models.Notice.destination == destination
         due = (
             select(models.Notice.id)
-            .where(models.Notice.due <= now)
+            .where(wanted)
             .order_by(models.Notice.due)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -74,6 +91,14 @@ class Outbox:
         """Leave it unsent for good."""
         self._set(id, due=None, error=error)
 
+    def hold(self, destination: str, until: dt.datetime, oldest: dt.datetime, error: str) -> None:
+        """Try nothing at a destination before ``until``; give up what was written before ``oldest``."""
+        there = models.Notice.destination == destination
+        with self._database.writing() as session:
+            late = there & models.Notice.due.is_not(None) & (models.Notice.created < oldest)
+            session.execute(update(models.Notice).where(late).values(due=None, error=error))
+            session.execute(update(models.Notice).where(there, models.Notice.due < until).values(due=until))
+
     def of(self, advertiser_id: str, after: str, limit: int) -> list[models.Notice]:
         """An advertiser's notices by id."""
         query = select(models.Notice).where(
@@ -92,7 +117,7 @@ def billed(session: Session, entry: models.Entry, impression: models.Impression)
     campaign = session.get_one(models.Campaign, impression.campaign_id)
     if campaign.burl is None:
         return
-    body = {
+    body: dict[str, Any] = {
         "auction_id": impression.auction_id,
         "impid": impression.id,
         "ad_id": impression.ad_id,
@@ -101,9 +126,16 @@ def billed(session: Session, entry: models.Entry, impression: models.Impression)
         "click_id": entry.click_id,
         "charge": entry.kind,
         "price_rule": entry.price_rule,
+        "charged_at": pricing.charged_at(PriceRule(str(entry.price_rule))),
         "price_micros": entry.amount_micros,
         "cur": entry.currency,
     }
+    if body["charged_at"] == "impression":
+        body["auction_price"] = money.decimal(1000 * entry.amount_micros)
+        body["auction_price_unit"] = f"{entry.currency} per 1000 impressions"
+    else:
+        body["click_price"] = money.decimal(entry.amount_micros)
+        body["click_price_unit"] = f"{entry.currency} per click"
     _queue(session, "burl", campaign.burl, body, entry.at)
 
 
@@ -125,13 +157,14 @@ def lost(
 
 
 def _queue(session: Session, kind: str, url: str, body: dict[str, Any], at: dt.datetime) -> None:
-    id = new_id("ntc")
+    id, filled = new_id("ntc"), _filled(url, body)
     session.add(
         models.Notice(
             id=id,
             advertiser_id=body["seat"],
             kind=kind,
-            url=_filled(url, body),
+            url=filled,
+            destination=addresses.destination(filled),
             body={"id": id, "kind": kind, "at": at.isoformat(), **body},
             created=at,
             attempts=0,
@@ -142,14 +175,14 @@ def _queue(session: Session, kind: str, url: str, body: dict[str, Any], at: dt.d
 
 def _filled(url: str, body: Mapping[str, Any]) -> str:
     """``url`` with OpenRTB's macros replaced, each value quoted."""
-    price = body.get("price_micros")
     macros = {
         "AUCTION_ID": body["auction_id"],
         "AUCTION_IMP_ID": body["impid"],
         "AUCTION_AD_ID": body["ad_id"],
         "AUCTION_SEAT_ID": body["seat"],
         "AUCTION_CURRENCY": body["cur"],
-        "AUCTION_PRICE": "" if price is None else money.decimal(price),
+        "AUCTION_PRICE": body.get("auction_price", ""),
+        "AUCTION_CLICK_PRICE": body.get("click_price", ""),
         "AUCTION_LOSS": str(body.get("loss", "")),
     }
     for name, value in macros.items():

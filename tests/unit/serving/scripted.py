@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from fastapi import FastAPI
 from transformers import AutoTokenizer
 
 from raylla.config import Config, Sampling
+from raylla.engines.live import Finish
 from raylla.errors import EndpointError
 from raylla.models import POCKET
 from raylla.records import Profile
@@ -43,12 +44,16 @@ def tokenizer() -> Any:
 
 @dataclass
 class Script:
-    """A `Writer` that says ``text``; ``pause`` seconds before each token, ``fail`` after so many."""
+    """A `Writer` that says ``text``; ``pause`` seconds before each token, ``fail`` after so many.
+
+    ``finish`` "" leaves it without an end.
+    """
 
     text: str = "Nothing to say."
     version: str = "v1"
     pause: float = 0.0
     fail: int | None = None
+    finish: str = "stop"
     prompts: list[str] = field(default_factory=list)
     sampling: list[Sampling] = field(default_factory=list)
     closed: int = 0
@@ -65,7 +70,8 @@ class Script:
                 if place == self.fail:
                     raise EndpointError("the engine was lost")
                 yield Piece((one,), None, self.version)
-            yield Piece((tokenizer().eos_token_id,), "stop", self.version)
+            if self.finish:
+                yield Piece((tokenizer().eos_token_id,), cast(Finish, self.finish), self.version)
         finally:
             self.closed += 1
 

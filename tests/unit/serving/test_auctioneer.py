@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from raylla.auction import markup
@@ -536,3 +537,52 @@ def test_half_a_surrogate_pair_anywhere_else_is_no_failure_either(market: Market
     whole = '{"messages": [{"role": "user", "content": "which \\ud83d\\ude00 \\\\ud83d cup"}]}'
     assert client(one).post("/v1/chat/completions", content=whole, headers=json_).status_code == 200
     assert "which \U0001f600 \\ud83d cup" in one.writer.prompts[-1]
+
+
+def _busy(*_: object) -> None:
+    raise OperationalError("INSERT", {}, Exception("database is locked"))
+
+
+def _odd(*_: object) -> None:
+    raise ZeroDivisionError("nobody foresaw this")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "status", "code"),
+    [
+        ({"finish": ""}, 503, "unavailable"),
+        ({"finish": "abort"}, 503, "unavailable"),
+        ({"record": _busy}, 503, "store_unavailable"),
+        ({"record": _odd}, 500, "internal_error"),
+        ({"rates": _odd}, 500, "internal_error"),
+        ({"answer": None}, 503, "unavailable"),
+    ],
+)
+def test_an_answer_that_breaks_off_ends_in_an_error(
+    store: Store, cup: Listing, monkeypatch: pytest.MonkeyPatch, breaks: Any, status: int, code: str
+) -> None:
+    """Whatever ended it: a stream never ends cleanly without a finish_reason."""
+    one = endpoint(store, placing(cup))
+    one.writer.finish = breaks.get("finish", "stop")
+    if "record" in breaks:
+        monkeypatch.setattr(store, "_write", breaks["record"])
+    if "rates" in breaks:
+        monkeypatch.setattr(one.oracle, "rates", breaks["rates"])
+    if "answer" in breaks:
+
+        async def endless(*_: object) -> Any:
+            yield "Half an"
+
+        monkeypatch.setattr(one.auctioneer, "answer", endless)
+    found = events(one)
+    assert found[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert found[-1]["error"]["code"] == code
+    assert "nobody foresaw" not in found[-1]["error"]["message"]
+    assert not any(event["choices"][0]["finish_reason"] for event in found[:-1])
+    body = {"messages": [{"role": "user", "content": "which cup?"}]}
+    quiet = TestClient(one.app, raise_server_exceptions=False)
+    answer = quiet.post("/v1/chat/completions", json=body, headers=HEADERS)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    if "record" not in breaks:
+        assert logged(store) == []
+    assert 'raylla_requests_total{outcome="failed"} 2.0' in client(one).get("/metrics").text

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from raylla.config import Config
-from raylla.errors import ConfigError
+from raylla.errors import ConfigError, TokenError
 from raylla.serving import app, keyring
 from raylla.serving.deploy import compare
+from raylla.serving.keys import Access, Role
 from raylla.serving.records import Listing, PriceRule, Served
 from raylla.serving.store import Store
 from raylla.serving.tokens import TokenKeys
@@ -122,3 +123,25 @@ def test_secrets_are_made_once_and_are_the_owners_alone(
     assert keyring.read(database).admin_key == "from-the-environment"
     with pytest.raises(ConfigError, match="RAYLLA_TOKEN_KEYS"):
         keyring.ensure("postgresql+psycopg://db/raylla")
+
+
+def test_a_line_break_at_a_secrets_end_is_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    """Files that secrets are mounted from end with one."""
+    secret = "an admin-key_for~tests"
+    monkeypatch.setenv(keyring.TOKEN_KEYS, TokenKeys.make() + "\r\n")
+    monkeypatch.setenv(keyring.ADMIN_KEY, f"{secret}\n")
+    found = keyring.read(f"sqlite:///{tmp_path}/raylla.db")
+    assert found.admin_key == secret
+    assert keyring.ensure(f"sqlite:///{tmp_path}/raylla.db") is None
+    for given in (found.admin_key, f"{secret}\n"):
+        principal = Access(store.parties, given).principal(secret)
+        assert principal is not None
+        assert principal.role is Role.ADMIN
+    for odd in ("caf\u00e9" * 9, "a\nb" * 9, "\ufeff" + secret):
+        with pytest.raises(TokenError, match="header"):
+            Access(store.parties, odd)
+    monkeypatch.setenv(keyring.ADMIN_KEY, " \n")
+    with pytest.raises(ConfigError, match="RAYLLA_ADMIN_KEY"):
+        keyring.read(f"sqlite:///{tmp_path}/raylla.db")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
 import hashlib
 import hmac
 import ipaddress
 import json
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,10 +20,13 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from raylla.config import Serving
-from raylla.serving.addresses import AddressError, public, target
+from raylla.serving import notices
+from raylla.serving.addresses import AddressError, destination, public, target
+from raylla.serving.addresses import Hook as Address
 from raylla.serving.notices import Sender
 from raylla.serving.records import PriceRule
 from raylla.serving.store import Store, models
+from raylla.serving.supervision import Supervisor
 from raylla.serving.tokens import TokenKeys
 from tests.unit.serving.market import KEYS, UNIT, Market
 
@@ -72,8 +78,20 @@ class Post:
 
     def states(self, seat: str) -> list[tuple[int, bool, bool, str | None]]:
         """(attempts, sent, still due, error) of each notice."""
-        rows = self.store.outbox.of(seat, "", 100)
+        rows = self.store.outbox.of(seat, "", 1000)
         return [(one.attempts, one.sent is not None, one.due is not None, one.error) for one in rows]
+
+
+async def until(sender: Sender, done: Callable[[], bool]) -> None:
+    """Have the sender work as it does at the endpoint."""
+    supervisor = Supervisor()
+    supervisor.start("notices", 0.01, sender.look)
+    async with asyncio.timeout(60):
+        while not done():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+    assert supervisor.problems() == []
+    supervisor.stop()
 
 
 def billed(market: Market, url: str, rule: PriceRule = PriceRule.FIRST_PRICE) -> str:
@@ -87,12 +105,15 @@ def billed(market: Market, url: str, rule: PriceRule = PriceRule.FIRST_PRICE) ->
 def test_a_charge_is_told_once_signed_with_its_macros_filled(
     market: Market, store: Store, hook: Hook
 ) -> None:
-    seat = billed(market, hook.url + "/b?p=${AUCTION_PRICE}&i=${AUCTION_IMP_ID}&c=${AUCTION_CURRENCY}")
+    macros = "p=${AUCTION_CLICK_PRICE}&m=${AUCTION_PRICE}&i=${AUCTION_IMP_ID}&c=${AUCTION_CURRENCY}"
+    seat = billed(market, f"{hook.url}/b?{macros}")
     post = Post(store, market.now)
     assert (post.send(), post.send()) == (1, 0)
     ((path, headers, body),) = hook.got
     told = json.loads(body)
-    assert path == f"/b?p=0.640000&i={told['impid']}&c=USD"
+    assert path == f"/b?p=0.640000&m=&i={told['impid']}&c=USD"
+    assert (told["click_price"], told["click_price_unit"]) == ("0.640000", "USD per click")
+    assert "auction_price" not in told
     assert (told["price_micros"], told["seat"], told["charge"]) == (64 * UNIT, seat, "charge")
     assert headers["Host"] == hook.url.removeprefix("http://")
     parts = dict(part.split("=", 1) for part in headers["Raylla-Signature"].split(","))
@@ -103,9 +124,14 @@ def test_a_charge_is_told_once_signed_with_its_macros_filled(
 
 
 def test_impression_billing_is_told_at_the_impression(market: Market, store: Store, hook: Hook) -> None:
-    billed(market, hook.url, PriceRule.EXPECTED)
+    billed(market, hook.url + "/b?m=${AUCTION_PRICE}&p=${AUCTION_CLICK_PRICE}", PriceRule.EXPECTED)
     Post(store, market.now).send()
-    assert [json.loads(body)["click_id"] for _, _, body in hook.got] == [None]
+    ((path, _, body),) = hook.got
+    told = json.loads(body)
+    assert (told["click_id"], told["charged_at"]) == (None, "impression")
+    assert told["price_micros"] == 192_000  # 0.64 x 0.3, of one impression
+    assert (told["auction_price"], told["auction_price_unit"]) == ("192.000000", "USD per 1000 impressions")
+    assert path == "/b?m=192.000000&p="
 
 
 def test_a_click_that_costs_nothing_is_not_told(market: Market, store: Store) -> None:
@@ -264,14 +290,7 @@ def test_the_sender_goes_on_when_the_store_is_back(
 
     monkeypatch.setattr(store.outbox, "take", taken)
 
-    async def until_told() -> None:
-        running = asyncio.create_task(Post(store, market.now).sender.run(0.01))
-        async with asyncio.timeout(60):
-            while not hook.got:
-                await asyncio.sleep(0.01)
-        running.cancel()
-
-    asyncio.run(until_told())
+    asyncio.run(until(Post(store, market.now).sender, lambda: bool(hook.got)))
     assert len(hook.got) == 1
 
 
@@ -280,3 +299,161 @@ def test_an_unsent_notice_survives_in_the_store(market: Market, store: Store) ->
     with store.database.reading() as session:
         (row,) = session.query(models.Notice).filter_by(advertiser_id=seat)
     assert (row.due, row.attempts, row.kind) == (market.now, 0, "burl")
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A hook that takes calls and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(200)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
+def queue(store: Store, market: Market, seat: str, *urls: str) -> None:
+    """Notices that are due now, in this order."""
+    with store.database.writing() as session:
+        for number, url in enumerate(urls):
+            at = market.now - dt.timedelta(seconds=len(urls) - number)
+            row = models.Notice(
+                id=f"ntc_{number:03}", advertiser_id=seat, kind="burl", url=url, body={}, created=at, due=at
+            )
+            row.destination = destination(url)
+            session.add(row)
+
+
+def test_a_hook_that_hangs_holds_up_nobody_elses_notices(
+    market: Market, store: Store, hook: Hook, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "TIMEOUT_SECONDS", 300.0)
+    seat = market.seat()
+    queue(store, market, seat, *[silent] * 100, hook.url)
+    post = Post(store, market.now)
+    asyncio.run(until(post.sender, lambda: bool(hook.got)))
+    states = post.states(seat)
+    assert states[100] == (1, True, False, None)
+    assert sum(tried for tried, _, _, _ in states[:100]) == notices.AT_ONCE
+    monkeypatch.setattr(notices, "TIMEOUT_SECONDS", 0.2)
+    assert post.send(later=61) <= notices.BREAK_AFTER + notices.AT_ONCE
+    assert all(due for _, _, due, _ in post.states(seat)[:100])
+    assert post.send() == 0, "the destination waits as a whole"
+    assert post.send(later=notices.FIRST_BREAK_SECONDS) == 1, "then one of it is tried"
+
+
+def test_a_destination_that_is_back_gets_all_of_its_own(market: Market, store: Store, hook: Hook) -> None:
+    hook.statuses = [503] * notices.BREAK_AFTER + [200]
+    seat = market.seat()
+    queue(store, market, seat, *[hook.url] * 12)
+    post = Post(store, market.now)
+    assert notices.BREAK_AFTER <= post.send() < 12
+    assert post.send(later=300) == 12
+    assert all(sent for _, sent, _, _ in post.states(seat))
+
+
+def test_what_waits_behind_a_broken_destination_is_given_up_in_time(market: Market, store: Store) -> None:
+    seat = market.seat()
+    queue(store, market, seat, *["http://127.0.0.1:1/"] * 20)
+    post = Post(store, market.now, notice_deadline=60)
+    post.send()
+    assert sum(due for _, _, due, _ in post.states(seat)) == 20
+    post.send(later=61)
+    assert [due for _, _, due, _ in post.states(seat)] == [False] * 20
+    assert {str(error).split(" ")[0] for _, _, _, error in post.states(seat)} <= {
+        "http://127.0.0.1:1",
+        "ConnectError:",
+    }
+
+
+def test_no_single_notice_stops_the_sender(
+    market: Market, store: Store, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seat = market.seat()
+    odd = ["https://svc:p[w@hooks.lumo.example/billed", "http://[::1/", "http://x:99999/", "", "\x00"]
+    queue(store, market, seat, *odd, hook.url + "/odd", hook.url + "/fine")
+    sign = Sender._signature
+
+    def signature(self: Sender, notice: Any, body: bytes) -> dict[str, str]:
+        if notice.url.endswith("/odd"):
+            raise ZeroDivisionError("nobody foresaw this")
+        return sign(self, notice, body)
+
+    monkeypatch.setattr(Sender, "_signature", signature)
+    post = Post(store, market.now)
+    asyncio.run(until(post.sender, lambda: sum(due for _, _, due, _ in post.states(seat)) == 1))
+    states = post.states(seat)
+    assert [(sent, due) for _, sent, due, _ in states[: len(odd)]] == [(False, False)] * len(odd)
+    assert states[-2][1:3] == (False, True)
+    assert states[-2][3] == "ZeroDivisionError: nobody foresaw this"
+    assert states[-1][1] is True
+
+
+def test_user_and_password_of_the_url_are_sent_as_authorization(
+    market: Market, store: Store, hook: Hook
+) -> None:
+    seat = billed(market, hook.url.replace("http://", "http://us%65r:p%3Aw%C3%A9@") + "/b")
+    Post(store, market.now).send()
+    ((path, headers, _),) = hook.got
+    wanted = base64.b64encode("user:p:w\u00e9".encode()).decode()
+    assert (path, headers["Authorization"]) == ("/b", f"Basic {wanted}")
+    assert headers["Host"] == hook.url.removeprefix("http://")
+    assert seat
+
+
+def test_the_next_address_is_tried_where_one_hangs(
+    market: Market, store: Store, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = hook.server.server_address[1]
+    found = [(2, 1, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    async def look(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return found
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look)
+    monkeypatch.setattr(notices, "CONNECT_SECONDS", 0.3)
+    seat = billed(market, hook.url)
+    with socket.socket() as full, ExitStack() as waiting:
+        full.bind(("127.0.0.2", port))
+        full.listen(0)
+        for _ in range(3):  # what does not fit into its backlog is not even refused
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.2", port))
+        post = Post(store, market.now)
+        post.send()
+    assert post.states(seat) == [(1, True, False, None)]
+
+
+def test_a_host_that_is_not_found_now_is_looked_up_again(
+    market: Market, store: Store, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seat = billed(market, hook.url)
+    look, away = asyncio.BaseEventLoop.getaddrinfo, [True]
+
+    async def sometimes(*arguments: Any, **more: Any) -> Any:
+        if away:
+            away.pop()
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return await look(*arguments, **more)
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", sometimes)
+    post = Post(store, market.now)
+    post.send()
+    assert post.states(seat)[0][1:3] == (False, True)
+    post.send(later=5)
+    assert post.states(seat)[0][1:3] == (True, False)
+
+
+def test_a_url_is_read_at_the_door_as_it_is_called() -> None:
+    hook = Address.parse("HTTPS://us:pw@Hooks.Lumo.EXAMPLE.:8443/b?x=1#y")
+    assert (hook.name, hook.host) == ("hooks.lumo.example", "hooks.lumo.example:8443")
+    assert hook.destination == "https://hooks.lumo.example:8443"
+    assert hook.at(ipaddress.ip_address("2001:db8::1")) == "https://[2001:db8::1]:8443/b?x=1"
+    assert Address.parse("https://[2001:db8::1]/").host == "[2001:db8::1]"
+    for odd in (
+        "https://a:b[c@x.example/",
+        "https:/x.example",
+        "http://a%41.example/",
+        "http://x..example/",
+    ):
+        with pytest.raises(AddressError):
+            Address.parse(odd)

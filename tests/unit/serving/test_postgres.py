@@ -20,6 +20,7 @@ from raylla.serving.audit import audit
 from raylla.serving.store import Store, models, open_store
 from tests.unit.serving.market import Market
 from tests.unit.serving.test_billing import *  # noqa: F403
+from tests.unit.serving.test_doors import test_the_store_takes_it_from_nobody  # noqa: F401
 from tests.unit.serving.test_eligibility import *  # noqa: F403
 from tests.unit.serving.test_ledger import upgrade
 from tests.unit.serving.test_market_machine import trade
