@@ -98,7 +98,7 @@ def show(found: dict[str, Any]) -> None:
     for name, one in (found["judges"] | found["groups"]).items():
         for what in ("judge", "network", "ceiling"):
             if what in one:
-                table.add_row(escape(name), what, *_row(one[what]))
+                table.add_row(escape(name) if what == "judge" else "", what, *_row(one[what]))
     console.print(table)
 
 

@@ -41,13 +41,13 @@ def ask(form: Form, profile: Profile) -> Messages:
     """User-LLM: write one query that this user might ask."""
     if form == "compact":
         return _user(f"ask\n{_unbid(persona(profile))}")
-    return _user(
-        "Play the user described here.\n"
+    return _chat(
+        "Play the user described here.",
         f"About you: {neutral(profile.basics)}\n"
         f"Interests: {', '.join(profile.interests)}\n\n"
         "Write one question that you would put to an AI assistant in daily life, about something "
         "one of your interests makes you want to know, do or buy. One sentence, in your own words, "
-        "no quotation marks, nothing else."
+        "no quotation marks, nothing else.",
     )
 
 
@@ -75,7 +75,7 @@ def answer(
             for ad, bid in zip(ads, bids, strict=True)
         )
         user = f"Ads:\n{listing}\n\nAbout the user: {persona(profile)}\nQuestion: {neutral(query.text)}"
-        return [{"role": "system", "content": PLAIN_RULES}, *_user(user)]
+        return _chat(PLAIN_RULES, user)
     # What auctions have in common comes first, and bids and user last: an engine computes the rules and
     # a list of candidates once for all queries that have them.
     listing = "\n".join(f"- {ad.category} | {_described(ad, descriptions)}" for ad in ads)
@@ -101,7 +101,7 @@ def answer(
         f"About the user: {neutral(profile.basics)}; interests: {', '.join(profile.interests)}\n"
         f"Question: {neutral(query.text)}"
     )
-    return [{"role": "system", "content": system}, *_user(user)]
+    return _chat(system, user)
 
 
 def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[Ad]) -> Messages:
@@ -112,8 +112,8 @@ def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[A
         return _user(f"{said}\n{listing}")
     listing = "\n".join(f"- [Ad-{ad.id}] {ad.category}: {ad.title}" for ad in ads)
     example = "{" + ", ".join(f'"Ad-{ad.id}": 0' for ad in ads) + "}"
-    return _user(
-        "Play the user described here, reading the answer to a question of yours.\n"
+    return _chat(
+        "Play the user described here, reading the answer to a question of yours.",
         f"About you: {neutral(profile.basics)}\n"
         f"Interests: {', '.join(profile.interests)}\n"
         f"Your question: {neutral(query.text)}\n"
@@ -122,7 +122,7 @@ def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[A
         "Decide for each ad whether you would click it: it must serve what you asked and who you "
         "are, and read as part of the answer; an answer crowded with ads puts you off all of them. "
         "Most ads are not clicked. Reply with one JSON object and nothing else, with 1 for a click "
-        f"and 0 for none, every ad once, for instance {example}"
+        f"and 0 for none, every ad once, for instance {example}",
     )
 
 
@@ -138,7 +138,7 @@ def judge_click(question: str, title: str, description: str, passage: str) -> Me
         f"Ad: {neutral(title)}{': ' if about else ''}{about}\n"
         "Would this user click it? Answer yes or no."
     )
-    return [{"role": "system", "content": CLICK_RULES}, *_user(user)]
+    return _chat(CLICK_RULES, user)
 
 
 def persona(profile: Profile) -> str:
@@ -167,6 +167,12 @@ def compact_bid(bid: float | None) -> str:
 def _unbid(text: str) -> str:
     """``text`` of a compact prompt without a bid's token, whatever it says."""
     return text.replace(BID_SIGN, f"{BID_SIGN} ")
+
+
+def _chat(rules: str, content: str) -> Messages:
+    """With rules of their own, for some templates put others before a chat that has none: that the model is
+    an assistant of that name."""
+    return [{"role": "system", "content": rules}, *_user(content)]
 
 
 def _user(content: str) -> Messages:
