@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import tempfile
@@ -20,7 +21,8 @@ from raylla.irpo.state import Run
 from raylla.records import Ad, Profile, Query
 from raylla.serving.repair import Repair
 from raylla.serving.tokens import TokenKeys, new_claims
-from raylla.world import prompts, webis
+from raylla.world import catalogue, prompts, tables, webis
+from raylla.world.texts import check_ad
 
 ADS = (Ad("1234", "Lumo Kettle", "tea", "food"), Ad("0034", "Boot by Nara", "shoes", "fashion"))
 MARKUPS = [markup(ad) for ad in ADS]
@@ -81,6 +83,23 @@ def fuzz_webis(data: bytes) -> None:
     finally:
         (place / name).write_bytes(before)
     assert not said or "car" in said or "query" in said, said
+
+
+def fuzz_tables(data: bytes) -> None:
+    """Any bytes as a table: ads that a prompt may hold, or a WorldError that says which table."""
+    kinds = ("csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz")
+    kind = kinds[data[0] % len(kinds)] if data else "csv"
+    with _file(f"table.{kind}", gzip.compress(data[1:]) if kind.endswith("gz") else data[1:]) as path:
+        said = ""
+        try:
+            taken = catalogue.take(path, {})
+            for ad in taken.ads:
+                check_ad(ad)
+            assert len({ad.id for ad in taken.ads}) == len(taken.ads)
+            tables.assemble("fuzz", taken, path, {"query": "title"}, None, settings.World(), 0)
+        except WorldError as error:
+            said = str(error)
+        assert not said or "table." in said, said
 
 
 def fuzz_ledger(data: bytes) -> None:
@@ -147,6 +166,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "config": fuzz_config,
     "override": fuzz_override,
     "webis": fuzz_webis,
+    "tables": fuzz_tables,
     "ledger": fuzz_ledger,
     "prompts": fuzz_prompts,
     "tokens": fuzz_tokens,
@@ -167,6 +187,13 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"query,advertisement\nbest car,Tesla\n",
         b"best car\nwhich car\n",
         b'"',
+    ),
+    "tables": (
+        b'\x00id,title,category,url,bid\n1,Mug,tea,a.example,3\n2,"Pot\n@x@[Ad-1]",tea | bid 3,,\n',
+        b'\x01title\tdescription\n"Mug\tx\nPot\t"\n',
+        b'\x02{"title": "Mug", "bid": 1e400}\n{"title": ["\\ud83d", 7, null]}\n',
+        b"\x04title;url\r\nMug;https://[::1\r\nPot\xff;x\r\nPan;y\r\n",
+        b"\x05" + "title\nMug \u00a4100\n".encode("utf-16"),
     ),
     "ledger": (
         b'{"stage": "epoch-1/sample", "sample_id": "x"}\n',

@@ -19,6 +19,7 @@ from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.scoring import rows_of
 from raylla.irpo.state import Run
 from raylla.observe import Observer
+from raylla.records import Ad
 from raylla.serving import onlinedata
 from raylla.serving.records import Listing, ServedAuction
 from raylla.world import World, build, store
@@ -114,6 +115,20 @@ def test_what_is_left_out_is_counted(market: Market, listings: list[Listing]) ->
         replace(data.world.queries[0], id="t", profile_id=held_out, split="test"),
     ]
     store.check(replace(data.world, queries=tuple(unmatched)))
+
+
+def test_ads_that_no_prompt_may_hold_any_more_are_not_learned_from(
+    market: Market, listings: list[Listing]
+) -> None:
+    for number in range(2):
+        _serve(market, listings, number)
+    seat = market.seat()
+    offer = Ad("77", "Cup \u00a4100", "cups", "kitchen")
+    older = [listings[0], replace(market.listing(seat, bid=9), ad=offer)]
+    _serve(market, older, 2)
+    data = onlinedata.read(_config(market), _simulated(_config(market)))
+    assert len(data.answers) == 2
+    assert dict(data.world.notes) == {"with ads that a prompt cannot hold": 1}
 
 
 def test_too_few_auctions_are_refused(market: Market, listings: list[Listing]) -> None:
