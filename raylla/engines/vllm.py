@@ -27,7 +27,7 @@ from raylla.engines.protocol import (
     choice_ids,
 )
 from raylla.errors import ConfigError, WeightError
-from raylla.models import HEAD, local, renamed, shapes
+from raylla.models import HEAD, local, renamed, shapes, tied
 from raylla.records import Ids
 
 ENVIRONMENT = {
@@ -65,12 +65,14 @@ class VllmEngine:
             from vllm import LLM
 
             self._shapes = shapes(directory)
+            head_tied = tied(directory)
             try:
                 self._llm = LLM(**given)
             except ValueError as error:  # pydantic's, too: most often of the config, before anything loads
                 raise ConfigError(
                     f"vLLM refuses the model at {model_path} with these engine settings: {error}"
                 ) from error
+        self._headless = head_tied and not all(self._llm.collective_rpc(_has_head))
         self._engine = self._llm.llm_engine
         self._tokenizer = self._llm.get_tokenizer()
         chat_format(self._tokenizer)  # says now if there is none
@@ -140,6 +142,8 @@ class VllmEngine:
         self._refuse_if_busy("load")
         weights = renamed(weights, self._shapes)
         self._check(weights)
+        if self._headless:
+            del weights[HEAD]
         # A list, not an iterator: tensor-parallel workers live in other processes.
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _tensors(weights)})
         self._llm.reset_prefix_cache()
@@ -315,6 +319,11 @@ def _read(output: Any, ids: Sequence[int], first: int) -> list[float]:
     """Log-probability (nats) of each token of ``ids`` from place ``first`` on."""
     measured = output.prompt_logprobs
     return [float(measured[place][ids[place]].logprob) for place in range(first, len(ids))]
+
+
+def _has_head(worker: Any) -> bool:
+    """Whether vLLM's model takes a head; some families read a tied one from the embeddings instead."""
+    return hasattr(worker.get_model(), "lm_head")
 
 
 def _tensors(weights: Mapping[str, Any]) -> list[tuple[str, Any]]:

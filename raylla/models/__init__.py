@@ -2,7 +2,7 @@
 
 from raylla.models.merged import copied, local
 from raylla.models.places import CONFIGS, POCKET, check, resolve
-from raylla.models.weights import HEAD, Weights, read_weights, renamed, shapes
+from raylla.models.weights import HEAD, Weights, read_weights, renamed, shapes, tied
 
 __all__ = [
     "CONFIGS",
@@ -16,4 +16,5 @@ __all__ = [
     "renamed",
     "resolve",
     "shapes",
+    "tied",
 ]

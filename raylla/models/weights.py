@@ -52,11 +52,11 @@ def read_weights(place: str | Path) -> Weights:
     try:
         with found(place) as directory:
             weights = stored(directory)
-            tied = tied_embedding(directory, {name: array.shape for name, array in weights.items()})
+            embedding = tied_embedding(directory, {name: array.shape for name, array in weights.items()})
     except ConfigError as error:
         raise WeightError(f"weight version at {place}: no *.safetensors there: {error}") from error
-    if tied is not None:
-        weights[HEAD] = weights[tied]
+    if embedding is not None:
+        weights[HEAD] = weights[embedding]
     return weights
 
 
@@ -66,18 +66,18 @@ def shapes(directory: Path) -> dict[str, Shape]:
     Raises:
         WeightError: as `read_weights`.
     """
-    sizes: dict[str, Shape] = {}
-    for file in weight_files(directory):
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                names = [name for name in tensors.keys() if not BUFFERS.search(name)]  # noqa: SIM118
-                sizes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in names)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(file, error) from error
-    tied = tied_embedding(directory, sizes)
-    if tied is not None:
-        sizes[HEAD] = sizes[tied]
-    return sizes
+    sizes = _sizes(directory)
+    embedding = tied_embedding(directory, sizes)
+    return sizes if embedding is None else sizes | {HEAD: sizes[embedding]}
+
+
+def tied(directory: Path) -> bool:
+    """Whether the head of the whole model in ``directory`` is its embedding.
+
+    Raises:
+        WeightError: as `read_weights`.
+    """
+    return tied_embedding(directory, _sizes(directory)) is not None
 
 
 def renamed(weights: Mapping[str, Floats], known: Iterable[str]) -> Weights:
@@ -260,6 +260,19 @@ def _name(name: str, weights: Mapping[str, Floats], directory: Path) -> str:
         if one in weights:
             return one
     raise WeightError(f"{directory}: {name} is no weight of the adapter's base")
+
+
+def _sizes(directory: Path) -> dict[str, Shape]:
+    """Shape of each tensor that a whole model's files hold."""
+    sizes: dict[str, Shape] = {}
+    for file in weight_files(directory):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                names = [name for name in tensors.keys() if not BUFFERS.search(name)]  # noqa: SIM118
+                sizes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in names)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
+    return sizes
 
 
 def _tensors(files: Iterable[Path]) -> Weights:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from raylla.actors import Pool, RolloutWorker, WeightStore, next_item, read_weights, roll_out
@@ -19,6 +20,7 @@ from raylla.config import Actors, Sampling
 from raylla.config import Engine as Settings
 from raylla.engines import Generated, Given, Probe, Request, open_engine
 from raylla.errors import ConfigError, WeightError
+from raylla.models import local
 from raylla.pocket import grammar
 from raylla.records import WeightVersion
 
@@ -229,6 +231,21 @@ def test_new_weights_are_taken_over_there_and_back(engine: Any, tiny_model: Path
             assert list(found.completions[0].token_ids) == greedy(path, found.prompt_token_ids)
             texts[path, found.request_id] = found.completions[0].token_ids
     assert texts[tiny_model, "q0"] != texts[retrained, "q0"]
+
+
+def test_an_adapter_is_taken_over_like_whole_weights(
+    engine: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYLLA_CACHE", str(tmp_path / "cache"))
+    base = Qwen3ForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    lora = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "v1")
+    prompt = run(engine, requests(1, 1), GREEDY)["q0"].prompt_token_ids
+    with local(tmp_path / "v1") as merged:
+        assert engine.load(read_weights(tmp_path / "v1"), probe(merged, prompt, range(40, 60))) < 1e-4
+        found = run(engine, requests(1, 1), GREEDY)["q0"].completions[0].token_ids
+        assert list(found) == greedy(merged, prompt) != greedy(tiny_model, prompt)
+    assert engine.load(read_weights(tiny_model), probe(tiny_model, prompt, range(40, 60))) < 1e-4
 
 
 def test_weights_that_are_not_the_trainer_s_are_an_error(

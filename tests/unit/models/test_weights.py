@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from raylla.errors import WeightError
-from raylla.models import HEAD, read_weights, renamed, shapes
+from raylla.models import HEAD, read_weights, renamed, shapes, tied
 
 from .conftest import Adapt
 
@@ -66,6 +66,7 @@ def test_whole_matrices_of_an_adapter_take_the_base_s_place(tmp_path: Path, adap
     LlamaForCausalLM(shape).save_pretrained(tmp_path / "base")
     merged = adapt(tmp_path / "base", tmp_path / "adapter", modules_to_save=["lm_head"])
     same(read_weights(tmp_path / "adapter"), merged)
+    assert not tied(tmp_path / "base")
 
 
 def test_names_and_layouts_of_other_families(tmp_path: Path, adapt: Adapt) -> None:
@@ -73,6 +74,7 @@ def test_names_and_layouts_of_other_families(tmp_path: Path, adapt: Adapt) -> No
     GPT2LMHeadModel(shape).save_pretrained(tmp_path / "base")
     found = read_weights(tmp_path / "base")
     assert found[HEAD] is found["transformer.wte.weight"]
+    assert tied(tmp_path / "base")
     assert shapes(tmp_path / "base") == {name: array.shape for name, array in found.items()}
     targets = ["c_attn", "c_proj", "c_fc"]
     merged = adapt(tmp_path / "base", tmp_path / "adapter", target_modules=targets)
