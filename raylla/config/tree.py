@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+
 from pydantic import model_validator
 
 from raylla.config.sections import (

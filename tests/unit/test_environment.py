@@ -33,13 +33,13 @@ def test_the_largest_seed_is_one_for_every_library() -> None:
     largest = config.changed(config.Config(), None, [f"seed={2**32 - 1}"]).seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(largest)
-    state, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+    state, numbers = random.getstate(), np.random.get_state()
     try:
         random.seed(largest)
-        np.random.seed(largest)  # noqa: NPY002
+        np.random.seed(largest)
         with pytest.raises(ValueError, match="Seed must be between"):
-            np.random.seed(largest + 1)  # noqa: NPY002
+            np.random.seed(largest + 1)
     finally:
         random.setstate(state)
-        np.random.set_state(numbers)  # noqa: NPY002
+        np.random.set_state(numbers)
     assert arguments("model", config.Engine(), largest)["seed"] == largest
