@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 
 def show(console: Console, results: dict[str, Any]) -> None:
     """Print `results.json`."""
-    table = Table(title=f"{results['name']}: test split, 95 % bootstrap intervals over queries")
+    table = Table(title=Text(f"{results['name']}: test split, 95 % bootstrap intervals over queries"))
     for heading in (
         "epoch",
         "weights",
@@ -44,7 +44,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
         )
     console.print(table)
     for example in results.get("examples", []):
-        console.print(f"\n[bold]{escape(example['query'])}[/bold]  ({escape(example['profile'])})")
+        console.print(Text.assemble("\n", (example["query"], "bold"), f"  ({example['profile']})"))
         bids = ", ".join(f"{title} {bid:g}" for title, bid in example["bids"].items())
         console.print(f"bids: {bids}", markup=False, highlight=False)
         console.print(f"before: {example['before']}", markup=False, highlight=False)
@@ -60,7 +60,8 @@ def show(console: Console, results: dict[str, Any]) -> None:
 
 def show_evaluation(console: Console, found: dict[str, Any]) -> None:
     """Print `evaluation.json`."""
-    table = Table(title=f"{found['name']}: test split, 95 % bootstrap intervals over seeds and queries")
+    title = f"{found['name']}: test split, 95 % bootstrap intervals over seeds and queries"
+    table = Table(title=Text(title))
     headings = ("revenue / query", "reward / query", "welfare / query", "revenue (click model)")
     for heading in (
         "mechanism",
