@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from raylla.judging import commands as judging_commands
 from raylla.models import commands as models_commands
 from raylla.serving import commands as serving
 from raylla.storage import home, within
+from raylla.strictjson import dumps
 from raylla.terminal import Columns, ConfigPath, Overrides, RunPath, console, say, tell, told
 from raylla.warmstart.commands import warmstart
 
@@ -312,9 +312,9 @@ def pocket_evaluate(
     from raylla.pocket.evaluate import evaluate as measure
 
     figures = measure(ad_llm, user_llm, prompts)
-    console.print_json(json.dumps(figures))
+    console.print_json(dumps(figures))
     if out is not None:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        out.write_text(dumps(figures, indent=2) + "\n")
 
 
 def _train(run: Any) -> None:

@@ -5,7 +5,6 @@ Nothing here can stop a run: `tracking` keeps W&B in a thread of its own, behind
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
@@ -17,11 +16,14 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from raylla.actors.spans import Size
 from raylla.config import Config
 from raylla.gauges import Gauges
 from raylla.storage import writing
+from raylla.strictjson import dumps
+from raylla.terminal import plain
 from raylla.timeline import Timeline
 from raylla.tracking import Tracker
 
@@ -33,7 +35,7 @@ class Observer:
     """Progress and metrics of one run."""
 
     def __init__(self, config: Config, directory: Path | None, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or plain()
         self.metrics_path = directory / "metrics.jsonl" if directory else None
         self.timeline = Timeline(directory)
         self.wall: dict[str, float] = {}
@@ -49,16 +51,16 @@ class Observer:
         self._gauges = Gauges(config.name)
         self._tracker = Tracker(config, directory) if directory else None
 
-    def say(self, text: str) -> None:
-        """One line for the reader of the console."""
-        self.console.print(text, highlight=False)
+    def say(self, text: str, style: str = "") -> None:
+        """One line for the reader of the console, as it is."""
+        self.console.print(Text(text, style))
 
     @contextmanager
     def stage(self, name: str, **totals: int) -> Iterator[None]:
         """Time a stage and show a bar for each of its totals."""
         started = self._since = time.monotonic()
         columns = (
-            TextColumn("{task.description:<34}"),
+            TextColumn("{task.description:<34}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[rate]}"),
@@ -82,7 +84,7 @@ class Observer:
                 self._gauges.stage(name, False)
         self.wall[name] = round(time.monotonic() - started, 3)
         tokens = sum(self._tokens.values())
-        self.say(f"[dim]{name}: {self.wall[name]:.1f} s{f', {tokens} tokens' if tokens else ''}[/dim]")
+        self.say(f"{name}: {self.wall[name]:.1f} s{f', {tokens} tokens' if tokens else ''}", "dim")
 
     @contextmanager
     def epoch(self, epoch: int) -> Iterator[None]:
@@ -132,14 +134,14 @@ class Observer:
     def lost(self, group: str) -> None:
         """A worker of ``group`` was lost and is there again."""
         self.restarts[group] += 1
-        self.say(f"[yellow]{group}: a worker was lost and started anew[/yellow]")
+        self.say(f"{group}: a worker was lost and started anew", "yellow")
 
     def metrics(self, epoch: int, values: dict[str, Any]) -> None:
         """Append one line of metrics; hand it to W&B, with ``epoch`` as the step, and to Prometheus."""
         if self.metrics_path:
             line = {"time": time.time(), "epoch": epoch, **values}
             with writing(self.metrics_path), self.metrics_path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(dumps(line) + "\n")
         self._gauges.epoch(epoch, values)
         if self._tracker:
             self._tracker.log(epoch, values)

@@ -9,12 +9,19 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from raylla.errors import RayllaError
 
-console = Console()
+
+def plain(**options: Any) -> Console:
+    """A console that shows text as it is: no name or message is read as markup, or as a sign's name."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+console = plain()
 if not console.is_terminal:
-    console = Console(width=200)  # A table in a log file is not squeezed into 80 columns.
+    console = plain(width=200)  # A table in a log file is not squeezed into 80 columns.
 
 Result = TypeVar("Result")
 ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
@@ -50,9 +57,8 @@ def told(command: Callable[..., Result]) -> Callable[..., Result]:
         try:
             return command(*args, **kwargs)
         except RayllaError as error:
-            Console(stderr=True).print(
-                f"[bold red]{type(error).__name__}[/bold red]: {error}", highlight=False, soft_wrap=True
-            )
+            said = Text.assemble((type(error).__name__, "bold red"), f": {error}")
+            plain(stderr=True).print(said, soft_wrap=True)
             raise typer.Exit(error.status) from None
 
     return wrapper

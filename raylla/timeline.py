@@ -19,6 +19,7 @@ from typing import Any
 from raylla.actors.host import START
 from raylla.actors.spans import Size, Span
 from raylla.storage import writing
+from raylla.strictjson import dumps
 
 ROLLOUT, JUDGE, REWARD, TRAINER = "rollout", "judge", "reward-trainer", "policy-trainer"
 LOAD = "load"
@@ -61,7 +62,7 @@ class Timeline:
                 with (self._directory / "timeline.jsonl").open("a") as file:
                     events = [*map(asdict, self._spans), *map(asdict, self._sizes)]
                     for line in (*({"epoch": epoch} | event for event in events), found):
-                        file.write(json.dumps(line) + "\n")
+                        file.write(dumps(line) + "\n")
                 write_trace(self._directory)
 
 
@@ -143,7 +144,7 @@ def write_trace(directory: Path) -> None:
         for size in lines
         if "pool" in size
     ]
-    (directory / "timeline.trace.json").write_text(json.dumps({"traceEvents": events}))
+    (directory / "timeline.trace.json").write_text(dumps({"traceEvents": events}))
 
 
 def _actors(spans: Sequence[Span], group: str) -> set[str]:

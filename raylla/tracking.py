@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
 
 from raylla.config import Config
 from raylla.storage import remote
+from raylla.terminal import plain
 
 IDENTITY = "wandb-id"
 """The file in a run directory that names its W&B run."""
@@ -101,7 +101,7 @@ class Tracker:
                 act(wandb, run)
             run.finish()
         except Exception as error:
-            Console(stderr=True).print(f"[dim]W&B is off from here on: {error}[/dim]")
+            plain(stderr=True).print(f"W&B is off from here on: {error}", style="dim")
 
 
 def _end_service() -> None:

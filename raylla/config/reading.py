@@ -14,6 +14,9 @@ from raylla.config.sections import Section
 from raylla.config.tree import Config
 from raylla.errors import ConfigError
 
+MERGE = "tag:yaml.org,2002:merge"
+"""YAML's tag of a key ``<<``, which may be there several times."""
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML overlay and apply ``a.b=c`` overrides.
@@ -71,9 +74,49 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 def _yaml(text: str | bytes, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _once(node, what)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise ConfigError(f"{what} is not YAML: {error}") from None
+
+
+def _once(root: yaml.Node, what: str) -> None:
+    """Refuse a mapping, at any depth, that has a key twice: YAML's readers take the last and say nothing.
+
+    Raises:
+        ConfigError: names the key and both lines.
+    """
+    seen: set[int] = set()
+    left: list[tuple[yaml.Node, str]] = [(root, "")]
+    while left:
+        node, path = left.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # an alias is the same node again
+        if not isinstance(node, yaml.MappingNode):
+            left += [(one, path) for one in node.value]
+            continue
+        lines: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            name = f"{path}{key.value}"
+            plain = isinstance(key, yaml.ScalarNode) and key.tag != MERGE
+            if plain and (first := lines.setdefault(key.value, key)) is not key:
+                raise ConfigError(
+                    f"{what}: {name} is set in line {_line(first)} and again in line {_line(key)}; "
+                    "keep one of them"
+                )
+            left.append((value, f"{name}."))
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
 
 
 def _explain(source: str, error: Any) -> str:

@@ -12,9 +12,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seed = Annotated[
-    int, Field(ge=0, le=2**32 - 1, description="numpy, torch and vLLM take seeds up to 2**32 - 1")
-]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes, and with it vLLM
 Labels = Annotated[
     dict[str, str], Field(description="Ray labels that a node must have to take them; none: any node")
 ]

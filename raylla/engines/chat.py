@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary, proxy
 
 from raylla.errors import ConfigError
 from raylla.literal import Literal
@@ -19,14 +19,14 @@ class ChatFormat:
     """How one tokenizer writes chats.
 
     Args:
-        tokenizer: a fast tokenizer of transformers.
+        tokenizer: a fast tokenizer of transformers; whoever asks for a prompt holds it.
 
     Raises:
         ConfigError: it has no chat template, or one that leaves the user's words out; or it is not fast.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = proxy(tokenizer)
         name = tokenizer.name_or_path
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(f"the tokenizer of {name!r} is not a fast one; give one with tokenizer.json")
@@ -119,14 +119,13 @@ class ChatFormat:
         return ids
 
 
-@lru_cache(maxsize=8)
-def _made(tokenizer: Any, template: str) -> ChatFormat:
-    return ChatFormat(tokenizer)
-
-
 def chat_format(tokenizer: Any) -> ChatFormat:
-    """The `ChatFormat` of ``tokenizer``, made once."""
-    return _made(tokenizer, str(tokenizer.chat_template))
+    """The `ChatFormat` of ``tokenizer``, made once; it goes with the tokenizer."""
+    template, found = _formats.get(tokenizer, (None, None))
+    if found is None or template != tokenizer.chat_template:
+        found = ChatFormat(tokenizer)
+        _formats[tokenizer] = tokenizer.chat_template, found
+    return found
 
 
 def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
@@ -146,3 +145,6 @@ def _control_tokens(tokenizer: Any, template: str) -> dict[int, str]:
         for id, token in tokenizer.added_tokens_decoder.items()
         if token.special or (token.content in template and _SIGN.search(token.content))
     }
+
+
+_formats: WeakKeyDictionary[Any, tuple[Any, ChatFormat]] = WeakKeyDictionary()

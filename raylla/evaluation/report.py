@@ -17,6 +17,7 @@ from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
 from raylla.evaluation.figures import FIGURES, png
 from raylla.judging.about import caption as whose
+from raylla.strictjson import dumps
 
 Found = dict[str, Any]
 Table = tuple[str, list[str], list[list[Any]]]
@@ -61,7 +62,7 @@ def report(evaluation: Path, out: Path) -> Path:
             writer = csv.writer(file)
             writer.writerow(_flat(headings, rows[0] if rows else headings))
             writer.writerows(_values(row) for row in rows)
-    (out / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
+    (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
     environment = Environment(
         loader=PackageLoader("raylla.evaluation", "templates"), autoescape=True, undefined=StrictUndefined
     )

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from raylla.judging.about import caption
 
 
 def show(console: Console, results: dict[str, Any]) -> None:
     """Print `results.json`."""
-    table = Table(
-        title=f"{escape(results['name'])}: test split, 95 % bootstrap intervals over queries",
-        caption=escape(caption(results["clicks"])),
-    )
+    title = f"{results['name']}: test split, 95 % bootstrap intervals over queries"
+    table = Table(title=Text(title), caption=Text(caption(results["clicks"])))
     for heading in (
         "epoch",
         "weights",
@@ -49,7 +47,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
         )
     console.print(table)
     for example in results.get("examples", []):
-        console.print(f"\n[bold]{escape(example['query'])}[/bold]  ({escape(example['profile'])})")
+        console.print(Text.assemble("\n", (example["query"], "bold"), f"  ({example['profile']})"))
         bids = ", ".join(f"{title} {bid:g}" for title, bid in example["bids"].items())
         console.print(f"bids: {bids}", markup=False, highlight=False)
         console.print(f"before: {example['before']}", markup=False, highlight=False)
@@ -65,10 +63,8 @@ def show(console: Console, results: dict[str, Any]) -> None:
 
 def show_evaluation(console: Console, found: dict[str, Any]) -> None:
     """Print `evaluation.json`."""
-    table = Table(
-        title=f"{escape(found['name'])}: test split, 95 % bootstrap intervals over seeds and queries",
-        caption=escape(caption(found["clicks"])),
-    )
+    title = f"{found['name']}: test split, 95 % bootstrap intervals over seeds and queries"
+    table = Table(title=Text(title), caption=Text(caption(found["clicks"])))
     headings = ("revenue / query", "reward / query", "welfare / query", "expected revenue")
     for heading in (
         "mechanism",

@@ -110,7 +110,7 @@ class Dispatch:
             if now >= until:
                 self._full = True
                 late = f"{call.worker}: not ready within deadlines.start={self._deadline:g} s, left out"
-                self._watch.say(f"[yellow]{late}[/yellow]")
+                self._watch.say(late, "yellow")
             if now >= until or now - self._pressed > self._pool.idle_seconds:
                 self._withdraw(call)
         self._rest(now - self._pool.idle_seconds)

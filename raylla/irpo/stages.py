@@ -27,6 +27,7 @@ from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
 from raylla.reward.rows import ClickRow
 from raylla.stop import heeded
+from raylla.strictjson import dumps
 from raylla.timeline import TRAINER
 from raylla.world import World, clicks, prompts
 
@@ -102,7 +103,7 @@ def _commit_sampled(
     save_records(directory / "auctions.parquet", held, Auction)
     save_records(directory / "answers.parquet", sampled.answers, Answer)
     save_records(directory / "clicks.parquet", sampled.click_records(), Click)
-    write_text(directory / "judged.json", json.dumps(sorted(sampled.clicks)))
+    write_text(directory / "judged.json", dumps(sorted(sampled.clicks)))
     phases = {planned.phase for planned in sampled.plan.values()}
     name = stage.rpartition("/")[2]
     report = {
@@ -198,7 +199,7 @@ def _save_groups(run: Run, stage: str, groups: Sequence[PreferenceGroup]) -> Non
         }
         for one in groups
     ]
-    write_text(run.records(stage) / "groups.json", json.dumps(flat))
+    write_text(run.records(stage) / "groups.json", dumps(flat))
 
 
 def _read_groups(run: Run, stage: str, sampled: Sampled) -> list[PreferenceGroup]:

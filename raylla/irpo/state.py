@@ -15,7 +15,6 @@ to a run; any number may read it. A run lives on a path or in a bucket (`raylla.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from raylla.config import Config, parse
 from raylla.errors import RunError
 from raylla.records import Ids
 from raylla.storage import Home, durable, home, within, writing
+from raylla.strictjson import dumps
 
 Record = TypeVar("Record")
 PART = 256
@@ -146,8 +146,8 @@ class Run:
         Raises:
             StorageError: the disk or bucket is full, read-only or gone; the last commit stands.
         """
-        lines = [json.dumps({"stage": stage, "sample_id": name}) for name in sample_ids]
-        lines.append(json.dumps({"stage": stage, "commit": _defined(report)}, allow_nan=False))
+        lines = [dumps({"stage": stage, "sample_id": name}) for name in sample_ids]
+        lines.append(dumps({"stage": stage, "commit": report}))
         with writing(self.records(stage)):
             durable(self.records(stage), self.path)
         self.home.append(("\n".join(lines) + "\n").encode())
@@ -203,15 +203,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON, whole or not at all; an undefined figure (NaN) becomes null."""
-    write_text(path, json.dumps(_defined(value), indent=2, allow_nan=False) + "\n")
-
-
-def _defined(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _defined(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_defined(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    write_text(path, dumps(value, indent=2) + "\n")
 
 
 def save_records(path: Path, records: Sequence[Any], kind: type[Any]) -> None:

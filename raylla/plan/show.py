@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raylla.config import Config
 from raylla.plan.budget import Budget, Lengths, budget, stored
@@ -40,9 +41,10 @@ def show(console: Console, config: Config, device: Device, lengths: Lengths, nod
     for one in found.memory:
         if not one.fits:
             console.print(
-                f"[bold red]{one.group} does not fit[/bold red]: {one.used / 1e9:.1f} of "
-                f"{one.limit / 1e9:.1f} GB per device",
-                highlight=False,
+                Text.assemble(
+                    (f"{one.group} does not fit", "bold red"),
+                    f": {one.used / 1e9:.1f} of {one.limit / 1e9:.1f} GB per device",
+                )
             )
 
 

@@ -7,7 +7,6 @@ the samples of step s from a generator seeded with (stage, s).
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from raylla.pocket import grammar, initial, tokenizer
+from raylla.strictjson import dumps
 
 Draw = Callable[[random.Random], grammar.Sample]
 Row = tuple[list[int], list[int], grammar.Sample]
@@ -277,7 +277,7 @@ def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, directory: Pa
     model.config.architectures = ["Qwen3ForCausalLM"]
     model.config.save_pretrained(directory)
     tokenizer.save(words, directory)
-    (directory / "stage.json").write_text(json.dumps(asdict(stage), indent=2) + "\n")
+    (directory / "stage.json").write_text(dumps(asdict(stage), indent=2) + "\n")
     weights = {
         name: value.to(torch.bfloat16).contiguous()
         for name, value in model.state_dict().items()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raylla.errors import RunError
 from raylla.storage import here, making, writing
+from raylla.strictjson import dumps
 
 
 def save(place: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -22,7 +23,7 @@ def save(place: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -
     """
     with making(place) as fresh, writing(fresh):
         save_file({name: value.contiguous() for name, value in tensors.items()}, fresh / "pctr.safetensors")
-        (fresh / "pctr.json").write_text(json.dumps(about, indent=2) + "\n")
+        (fresh / "pctr.json").write_text(dumps(about, indent=2) + "\n")
 
 
 def load(place: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

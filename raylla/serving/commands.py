@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import yaml
 
 from raylla import config as settings
 from raylla.errors import ConfigError
+from raylla.strictjson import dumps
 from raylla.terminal import Columns, ConfigPath, Overrides, console, say, tell, told
 
 app = typer.Typer()
@@ -98,7 +98,7 @@ def simulate(
 
     key = (key or "").strip() or keyring.read(settings.Serving().database).admin_key
     traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
-    console.print_json(json.dumps(traffic.figures()))
+    console.print_json(dumps(traffic.figures()))
 
 
 @campaigns_app.command("import")

@@ -124,8 +124,7 @@ def making(place: Place) -> Iterator[Path]:
             yield fresh
             files, root = opened(place)
             with asked(place, "writing it"):
-                if files.exists(root):
-                    files.rm(root, recursive=True)
+                remove(files, root)
                 for name in names(fresh):
                     put(files, fresh / name, f"{root}/{name}")
         return
@@ -227,6 +226,21 @@ def put(files: AbstractFileSystem, source: Path, target: str) -> None:
     except FileExistsError:  # Azure's driver replaces nothing unasked
         files.rm_file(target)
         files.put_file(str(source), target)
+
+
+def remove(files: AbstractFileSystem, root: str) -> None:
+    """Remove the file or directory of that very name, if it is there: `rm` of some drivers reads names as
+    patterns, and removes whatever matches."""
+    if not files.exists(root):
+        return
+    found = files.find(root, withdirs=True, detail=True)
+    for name in sorted(found, reverse=True):  # what is in a directory goes before it
+        if found[name]["type"] != "directory":
+            files.rm_file(name)
+        elif files.exists(name):  # in a bucket it has gone with its last file
+            files.rmdir(name)
+    if files.exists(root):
+        files.rmdir(root)
 
 
 def folder(files: AbstractFileSystem, path: str) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from raylla.errors import WorldError
 from raylla.records import Ad, Auction, Profile, Query
+from raylla.strictjson import dumps
 from raylla.world.texts import check_ad, check_line, composed
 from raylla.world.world import World
 
@@ -66,7 +67,7 @@ def save(world: World, directory: Path) -> None:
             pq.write_table(pa.Table.from_pylist(rows[name], schema=schema), fresh / f"{name}.parquet")
         about = {"format": FORMAT, "name": world.name, "seed": world.seed, "notes": dict(world.notes)}
         about["counts"] = {name: len(members) for name, members in rows.items()}
-        (fresh / "world.json").write_text(json.dumps(about, indent=2) + "\n")
+        (fresh / "world.json").write_text(dumps(about, indent=2) + "\n")
         fresh.chmod(0o755)
         _swap(fresh, directory)
     finally:

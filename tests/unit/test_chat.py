@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -164,3 +166,12 @@ def test_a_template_may_be_changed_later() -> None:
     before = prompt_ids(made, user("tea"))
     made.chat_template = tokenizers.INST.replace("{{- bos_token -}}", "")
     assert prompt_ids(made, user("tea")) == whole(made, user("tea")) != before
+
+
+def test_a_format_goes_with_its_tokenizer() -> None:
+    made = tokenizers.byte_level()
+    prompt_ids(made, user("tea </s> <|im_end|>"))
+    kept = weakref.ref(made)
+    del made
+    gc.collect()
+    assert kept() is None

@@ -74,7 +74,8 @@ class Database:
 
     def _migrate(self) -> None:
         config = Alembic()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        place = str(Path(__file__).parent / "migrations")
+        config.set_main_option("script_location", place.replace("%", "%%"))  # it is read as a format
         head = ScriptDirectory.from_config(config).get_current_head()
         with self.engine.connect() as connection:  # most often there is nothing to do, and nothing to lock
             if _revision(connection) == head:
