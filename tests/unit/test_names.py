@@ -42,11 +42,12 @@ def test_messages_and_names_are_shown_as_they_are(make: Callable[..., Console]) 
         watch.advance("answers", 1, 1)
     watch.lost(f"lost {ODD}")
     watch.close()
-    row = dict.fromkeys(("revenue", "reward", "revenue_click_model", "reward_click_model"), FIGURE)
+    row = dict.fromkeys(("revenue", "reward", "expected_revenue", "expected_reward"), FIGURE)
     rates = {"ads_per_answer": 1.0, "format_error_rate": 0.0, "click_rate": 0.5}
     pctr = {"auc": 0.5, "calibration_error": None, "coverage": math.nan}
     results = {
         "name": f"results {ODD}",
+        "clicks": {"counted": f"judge {ODD}", "expected": "click model"},
         "epochs": [{"epoch": 1, "weight_version": "v1", "pctr": pctr, **row, **rates}],
         "examples": [
             {
