@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
 from raylla.evaluation.figures import FIGURES, png
+from raylla.evaluation.quality import READER
 
 Found = dict[str, Any]
 Table = tuple[str, list[str], list[list[Any]]]
@@ -34,7 +35,7 @@ def report(evaluation: Path, out: Path) -> Path:
         raise RunError(f"{evaluation} does not exist; write it with `raylla evaluate RUN`") from None
     except ValueError as error:
         raise RunError(f"{evaluation} is not JSON: {error}") from None
-    wanted = {"efficiency", "ablations", "curves", "incentives", "pctr", "epochs", "examples"}
+    wanted = {"efficiency", "ablations", "curves", "incentives", "pctr", "epochs", "examples", "quality"}
     missing = wanted - found.keys()
     if missing:
         raise RunError(
@@ -81,6 +82,7 @@ def _tables(found: Found) -> dict[str, Table]:
     return {
         "efficiency": _efficiency(found),
         "against": _against(found),
+        "reader": _reader(found),
         "ablations": _ablations(found),
         "epochs": _epochs(found),
         "incentives": _incentives(found),
@@ -113,6 +115,17 @@ def _against(found: Found) -> Table:
     keys = ("revenue_difference", "revenue_ratio", "reward_difference")
     rows = [[name, *(one[key] for key in keys)] for name, one in found["against"].items()]
     return "LLM-Auction less the other, same queries in pairs", ["against", *keys], rows
+
+
+def _reader(found: Found) -> Table:
+    quality = found["quality"]
+    keys = [key for key in READER if key not in quality["absent"]]
+    rows = [
+        [name, *(row[key] for key in keys)]
+        for kind in ("organic", "versions", "mechanisms")
+        for name, row in quality[kind].items()
+    ]
+    return "What the reader of an answer gets", ["answers of", *(READER[key] for key in keys)], rows
 
 
 def _ablations(found: Found) -> Table:

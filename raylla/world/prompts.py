@@ -18,8 +18,12 @@ Form = Literal["paper", "plain", "compact"]
 Messages = list[dict[str, str]]
 LARGEST_COMPACT_BID = 100
 """Compact prompts say bids as whole numbers up to this one."""
+ORGANIC_RULES = {
+    "paper": "Answer the user's question helpfully and in full.",
+    "plain": "Answer the user's question helpfully in a few sentences.",
+}
 PLAIN_RULES = (
-    "Answer the user's question helpfully in a few sentences. Where a listed ad fits, weave it into the "
+    f"{ORGANIC_RULES['plain']} Where a listed ad fits, weave it into the "
     "answer, copied exactly as listed: @Title@[Ad-number]. Never invent an ad, never place one twice."
 )
 
@@ -85,6 +89,13 @@ def answer(
         f"Question: {neutral(query.text)}"
     )
     return [{"role": "system", "content": system}, *_user(user)]
+
+
+def organic(form: Form, query: Query, profile: Profile) -> Messages:
+    """Ad-LLM: answer the question, told of no ads; pocket models know their one form alone."""
+    if form == "compact":
+        return answer(form, query, profile, (), ())
+    return [{"role": "system", "content": ORGANIC_RULES[form]}, *_user(neutral(query.text))]
 
 
 def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[Ad]) -> Messages:
