@@ -32,6 +32,15 @@ def gem_bench() -> Path:
 
 
 @pytest.fixture(scope="session")
+def native_answers() -> Path:
+    """The published answers with and without native ads, where they are at hand."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "webis-native-ads" / "answers.jsonl.gz"
+    if not path.is_file():
+        pytest.skip(f"no published native ads at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def kuberay() -> Path:
     """The definitions of KubeRay's custom resources, where they are at hand."""
     path = Path(__file__).parents[2] / "shared" / "data" / "kuberay"

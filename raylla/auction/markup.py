@@ -88,17 +88,31 @@ def parse(text: str, candidates: Sequence[Ad], catalogue_ids: Container[str] = f
             placements.append(Placement(ad.id, match.start(), match.end()))
     rest.append(text[cursor:])
     for piece in rest:
-        violations.extend([Violation.MALFORMED] * _attempts(piece, candidates))
+        violations.extend([Violation.MALFORMED] * len(_broken(piece, candidates)))
     return Parsed(tuple(placements), tuple(violations))
 
 
-def _attempts(piece: str, candidates: Sequence[Ad]) -> int:
-    """Count broken placements in text that holds no well-formed one.
+def attempts(text: str, candidates: Sequence[Ad]) -> list[tuple[int, int]]:
+    """Half-open character spans of all that `parse` calls a placement or a violation, in order."""
+    found: list[tuple[int, int]] = []
+    cursor = 0
+    ends = [(match.start(), match.end()) for match in MARKUP.finditer(text)]
+    for start, end in (*ends, (len(text), len(text))):
+        found += [(cursor + a, cursor + b) for a, b in _broken(text[cursor:start], candidates)]
+        found += [(start, end)] * (end > start)
+        cursor = end
+    return found
+
+
+def _broken(piece: str, candidates: Sequence[Ad]) -> list[tuple[int, int]]:
+    """Spans of the broken placements in text that holds no well-formed one.
 
     A title without its closing ``@`` counts where it starts like a candidate's; otherwise it is
-    a handle.  Parts with nothing but spaces between them are one attempt.
+    a handle.  Parts with nothing but spaces between them are one attempt.  Of a title that nothing closes
+    the span holds the first word.
     """
-    found, end, start = 0, -1, 0
+    found: list[tuple[int, int]] = []
+    end, start = -1, 0
     while begun := _BEGINNING.search(piece, start):
         match = ATTEMPT.match(piece, begun.start())
         start = match.end() if match else begun.end()
@@ -106,9 +120,12 @@ def _attempts(piece: str, candidates: Sequence[Ad]) -> int:
             continue
         if match.lastgroup == "open" and not _opens(match.group(), candidates):
             continue
-        if end < 0 or piece[end : match.start()].strip(" "):
-            found += 1
+        begin = match.start()
+        if end >= 0 and not piece[end:begin].strip(" "):
+            begin = found.pop()[0]
         end = match.end()
+        word = _FIRST_WORD.search(piece, match.start()) if match.lastgroup == "open" else None
+        found.append((begin, word.end() if word else end))
     return found
 
 

@@ -334,6 +334,14 @@ class Evaluation(Section):
     )
     equilibrium_bids: tuple[NonNegative, ...] = (1, 20, 40, 60, 80, 100)
     validation_queries: Positive = Field(60, description="training queries to tune mechanisms on")
+    organic_answers: Annotated[int, Field(ge=2)] = Field(
+        2, description="answers without ads of the untouched model, per test query"
+    )
+    native_answers: Path | None = Field(
+        None,
+        description="published answers with and without native ads (JSON lines), which teach what an ad "
+        "reads like; none: detectability is not measured",
+    )
 
     @field_validator("bids", "equilibrium_bids")
     @classmethod

@@ -53,19 +53,23 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A prompt and an answer to it, by its tokens, whose probability is asked for."""
+    """A prompt and an answer to it whose probability is asked for: by its tokens, or where there are none
+    as ``text``, which is tokenized by itself."""
 
     id: str
     messages: list[dict[str, str]]
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Summed log-probability (nats) of the answer of a `Given`, before temperature and cuts."""
+    """Summed log-probability (nats) of the ``tokens`` tokens of the answer of a `Given`, before temperature
+    and cuts."""
 
     id: str
     logprob: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

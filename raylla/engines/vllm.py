@@ -113,10 +113,11 @@ class VllmEngine:
         try:
             for one in given:
                 prompt = prompt_ids(self._tokenizer, one.messages)
-                ids = [*prompt, *one.token_ids]
-                if not one.token_ids or len(ids) >= self._settings.max_model_len:
+                answer = one.token_ids or self._tokenizer.encode(one.text, add_special_tokens=False)
+                ids = [*prompt, *answer]
+                if not answer or len(ids) >= self._settings.max_model_len:
                     raise ValueError(
-                        f"answer {one.id} has {len(one.token_ids)} tokens, its prompt {len(prompt)}; "
+                        f"answer {one.id} has {len(answer)} tokens, its prompt {len(prompt)}; "
                         f"give 1 or more, and less than engine.max_model_len="
                         f"{self._settings.max_model_len} together"
                     )
@@ -124,7 +125,7 @@ class VllmEngine:
             while running:
                 for output in self._engine.step():
                     one, ids, first = running.pop(output.request_id)
-                    yield Scored(one.id, sum(_read(output, ids, first)))
+                    yield Scored(one.id, sum(_read(output, ids, first)), len(ids) - first)
         finally:
             self._engine.abort_request(list(running))
 

@@ -23,7 +23,7 @@ from raylla.errors import BudgetError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import seed_of
 from raylla.irpo.state import Run
-from raylla.irpo.versions import committed, named
+from raylla.irpo.versions import committed, named, untouched
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.records import Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
@@ -48,6 +48,7 @@ class EvaluationDesk:
         self.config = config
         self.penalty = config.penalty
         self.versions = {weights.name: (weights, probe) for weights, probe in versions}
+        self._untouched = untouched(run)
         self.aliases = {BASE: versions[0][0].name, TRAINED: versions[-1][0].name}
         self._crew = crew
         self._deadline = config.deadlines.sample
@@ -170,6 +171,18 @@ class EvaluationDesk:
             vectors[[place[ad] for ad in planned.ads]].astype(np.float64) @ vectors[index]
             for index, planned in enumerate(auctions)
         ]
+
+    def ask_untouched(self, method: str, items: Sequence[Any]) -> list[Any]:
+        """What the engines yield for ``items`` under the weights that no training for ads has changed."""
+        if not items:
+            return []
+        if self._crew.version != self._untouched:
+            self._crew.refresh(self._untouched, None)
+        return list(self._ask(self._crew.rollouts, method, items, self._untouched.name))
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The pCTR's text encoder's vectors, [len(texts), dim]."""
+        return self._encode(texts)
 
     def generator(self, planned: Planned, what: str) -> np.random.Generator:
         """Random numbers that depend on the run's seed, the auction and ``what`` alone."""

@@ -33,12 +33,13 @@ COSTS = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
 @dataclass(frozen=True, slots=True)
 class Held:
     """What came of a mechanism's auctions: `per_query` figures, `COSTS` per auction of each batch
-    [batches, 4], the mechanism's notes."""
+    [batches, 4], the mechanism's notes, every answer with its auction."""
 
     table: Mapping[str, Array]
     costs: Array
     notes: Mapping[str, float]
     unread: int
+    answers: Sequence[tuple[Planned, str]]
 
 
 def test_auctions(config: Config, world: World) -> list[Planned]:
@@ -91,7 +92,8 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
             outcomes.append(Outcome(planned.query.id, parsed, planned.bids, prices, one.clicks, chances))
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
-    return Held(per_query(outcomes, desk.penalty), np.array(costs), notes, unread)
+    answers = [(planned, offer.text) for planned, offer in offers]
+    return Held(per_query(outcomes, desk.penalty), np.array(costs), notes, unread, answers)
 
 
 def tune(desk: EvaluationDesk, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:

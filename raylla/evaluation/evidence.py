@@ -15,10 +15,20 @@ from raylla import roles
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
-from raylla.errors import RunError
-from raylla.evaluation import drift, efficiency, history, incentives, properties
+from raylla.errors import ConfigError, RunError
+from raylla.evaluation import (
+    detect,
+    drift,
+    efficiency,
+    history,
+    incentives,
+    properties,
+    quality,
+    reading,
+)
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.efficiency import Held
+from raylla.irpo import stages
 from raylla.irpo.crew import Crew
 from raylla.irpo.state import Run, package_versions
 from raylla.irpo.versions import committed
@@ -44,6 +54,7 @@ class Seen:
     sweep: properties.Sweep | None = None
     fine: properties.Fine | None = None
     told: drift.Told = field(default_factory=dict)
+    reads: quality.Reads = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -58,6 +69,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     _check(runs, settings)
     main = _with(runs[0], settings)
     roles.check(main)
+    detector = detect.detector(settings, main.seed)
     connect(main)
     crew = None
     try:
@@ -70,7 +82,10 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         for run in runs:
             desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.part("world")))
             own = run.config.name == main.name
-            seen.append(_seed(desk, mechanisms, seeds, watch) if own else _variant(desk, watch))
+            one = _seed(desk, mechanisms, seeds, watch) if own else _variant(desk, watch)
+            with watch.stage(f"{run.path.name}: what the reader gets"):
+                one.reads = reading.read(desk, _answers(desk, one, own), detector.one)
+            seen.append(one)
     finally:
         if crew is not None:
             crew.stop()
@@ -84,6 +99,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         "runs": [history.provenance(run) for run in runs],
         "curves": _curves(seen, mains, settings),
         "incentives": _prices(mains, settings),
+        "quality": _quality(seen, mains, detector, settings),
         "pctr": drift.drift([one.told for one in mains]),
         "search": {
             name: [one.search[name] for one in mains]
@@ -128,6 +144,20 @@ def _variant(desk: EvaluationDesk, watch: Observer) -> Seen:
     seen.sweep = _sweep(desk, list(desk.versions)[-1:], watch)
     seen.told = drift.told(desk)
     return seen
+
+
+def _answers(desk: EvaluationDesk, seen: Seen, versions: bool) -> dict[str, dict[str, reading.Answers]]:
+    """Every answer to the test queries, by mechanism, and where it is asked for by weight version."""
+    found: dict[str, dict[str, reading.Answers]] = {
+        "mechanisms": {name: held.answers for name, held in seen.held.items()}
+    }
+    if versions:
+        tests = stages.read_tests(desk.run, desk.world)
+        found["versions"] = {
+            f"v{epoch}": [(planned, answer.text) for planned, answer in sampled.of("test")]
+            for epoch, sampled in enumerate(tests)
+        }
+    return found
 
 
 def _hold(desk: EvaluationDesk, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
@@ -232,6 +262,25 @@ def _curves(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation) -
     }
 
 
+def _quality(
+    seen: Sequence[Seen], seeds: Sequence[Seen], detector: detect.Taught, settings: Evaluation
+) -> dict[str, Any]:
+    """What the readers of all rows got; of the variants beside the first weights under the same seed."""
+    first = {one.run.config.seed: one.reads["versions"][quality.FIRST] for one in seeds}
+    variants = {
+        f"{MAIN}: {name}": [
+            (one.reads["mechanisms"][MAIN], first.get(one.run.config.seed)) for one in found
+        ]
+        for name, found in _by_name(seen, seeds).items()
+    }
+    absent = dict(detector.absent)
+    if not any(ad.description for one in seeds for ad in store.load(one.run.part("world")).ads):
+        absent |= dict.fromkeys(quality.FIDELITY, "no ad of the world has a description")
+    reads, seed = [one.reads for one in seeds], seeds[0].run.config.seed
+    found = quality.summary(reads, variants, absent, settings.bootstrap, seed)
+    return found | {"detector": detector.report}
+
+
 def _prices(seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
     resamples, seed = settings.bootstrap, seeds[0].run.config.seed
     found: dict[str, Any] = {}
@@ -282,10 +331,13 @@ def check_settings(config: Config) -> None:
     """Refuse settings that no run can be evaluated with, before there is one.
 
     Raises:
-        ConfigError: a mechanism of ``evaluation.mechanisms`` does not exist.
+        ConfigError: a mechanism of ``evaluation.mechanisms`` or the published answers do not exist.
         RunError: a bid grid leaves the range of bids, or that is too coarse.
     """
     named(config.evaluation.mechanisms)
+    published = config.evaluation.native_answers
+    if published is not None and not published.is_file():
+        raise ConfigError(f"evaluation.native_answers={str(published)!r}: no such file; give it, or none")
     for field_name in ("bids", "equilibrium_bids"):
         bids: tuple[float, ...] = getattr(config.evaluation, field_name)
         if max(bids) > config.world.max_bid:

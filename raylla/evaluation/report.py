@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
 from raylla.evaluation.figures import FIGURES, png
+from raylla.evaluation.quality import READER
 from raylla.judging.about import caption as whose
 from raylla.strictjson import dumps
 
@@ -46,6 +47,7 @@ def report(evaluation: Path, out: Path) -> Path:
         "pctr",
         "epochs",
         "examples",
+        "quality",
     }
     missing = wanted - found.keys()
     if missing:
@@ -93,6 +95,7 @@ def _tables(found: Found) -> dict[str, Table]:
     return {
         "efficiency": _efficiency(found),
         "against": _against(found),
+        "reader": _reader(found),
         "ablations": _ablations(found),
         "epochs": _epochs(found),
         "incentives": _incentives(found),
@@ -128,6 +131,17 @@ def _against(found: Found) -> Table:
     rows = [[name, *(one[key] for key in keys)] for name, one in found["against"].items()]
     caption = f"LLM-Auction less the other, same queries in pairs; {_counted(found)}"
     return caption, ["against", *keys], rows
+
+
+def _reader(found: Found) -> Table:
+    quality = found["quality"]
+    keys = [key for key in READER if key not in quality["absent"]]
+    rows = [
+        [name, *(row[key] for key in keys)]
+        for kind in ("organic", "versions", "mechanisms")
+        for name, row in quality[kind].items()
+    ]
+    return "What the reader of an answer gets", ["answers of", *(READER[key] for key in keys)], rows
 
 
 def _ablations(found: Found) -> Table:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylla.evaluation.quality import READER
 from raylla.judging.about import caption
 
 
@@ -96,6 +97,31 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
             f"x {one['revenue_ratio']['mean']:.2f}, reward {_figure(one['reward_difference'])}",
             highlight=False,
         )
+    _show_quality(console, found["quality"])
+
+
+def _show_quality(console: Console, found: dict[str, Any]) -> None:
+    """Print what the reader of the answers gets."""
+    table = Table(title="what the reader gets")
+    for heading in ("answers of", *READER.values()):
+        table.add_column(heading, justify="right")
+    for kind in ("organic", "versions", "mechanisms"):
+        for name, row in found[kind].items():
+            table.add_row(name, *(_precise(row.get(key)) for key in READER))
+    console.print(table)
+    for name, why in found["absent"].items():
+        console.print(f"{name.replace('_', ' ')}: not measured, for {why}", highlight=False)
+    if found["detector"]:
+        f1 = found["detector"]["f1"]
+        console.print(f"the detector's F1 on held-out published answers: {_precise(f1)}", highlight=False)
+
+
+def _precise(value: dict[str, float] | None) -> str:
+    """Three digits; what was not measured is a dash."""
+    if value is None:
+        return "-"
+    mean, low, high = (f"{value[end]:.3g}" for end in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def _figure(value: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import Any
 
@@ -11,10 +12,12 @@ from raylla.errors import RunError
 from raylla.irpo.crew import Crew
 from raylla.irpo.state import Run
 from raylla.records import WeightVersion
+from raylla.storage import exists, read_text, within
 
 Version = tuple[WeightVersion, Probe | None]
 """A version, and the trainer's probe that an engine must reproduce; the base model has none."""
 
+ADAPTER = "adapter_config.json"
 COLLECT = "collect/"
 SERVED = "served/"
 """Stage of a version's removal, and files that name the versions that were ever served."""
@@ -47,6 +50,21 @@ def committed(run: Run) -> list[Version]:
             found.append((version, read_probe(report)))
         parent = name
     return found
+
+
+def untouched(run: Run) -> WeightVersion:
+    """The model that no training for ads has changed: the base, below all adapters, of what the run starts
+    from.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    base = committed(run)[0][0]
+    place = models.resolve(run.config.ad_llm.path, "ad_llm.path")
+    while exists(within(place, ADAPTER)):
+        below = json.loads(read_text(within(place, ADAPTER)))["base_model_name_or_path"]
+        place = models.resolve(below, f"base_model_name_or_path of {place}")
+    return base if place == base.path else WeightVersion("untouched", 0, place)
 
 
 def named(run: Run, name: str) -> Version:

@@ -21,8 +21,12 @@ Messages = list[dict[str, str]]
 LARGEST_COMPACT_BID = 100
 """Compact prompts say bids as whole numbers up to this one."""
 BID_SIGN = "\u00a4"
+ORGANIC_RULES = {
+    "paper": "Answer the user's question helpfully and in full.",
+    "plain": "Answer the user's question helpfully in a few sentences.",
+}
 PLAIN_RULES = (
-    "Answer the user's question helpfully in a few sentences. Where a listed ad fits, weave it into the "
+    f"{ORGANIC_RULES['plain']} Where a listed ad fits, weave it into the "
     "answer, copied exactly as listed: @Title@[Ad-number]. Never invent an ad, never place one twice."
 )
 CLICK_RULES = "You read answers as the user who asked, and say whether you would click an ad in them."
@@ -102,6 +106,13 @@ def answer(
         f"Question: {neutral(query.text)}"
     )
     return _chat(system, user)
+
+
+def organic(form: Form, query: Query, profile: Profile) -> Messages:
+    """Ad-LLM: answer the question, told of no ads; pocket models know their one form alone."""
+    if form == "compact":
+        return answer(form, query, profile, (), ())
+    return [{"role": "system", "content": ORGANIC_RULES[form]}, *_user(neutral(query.text))]
 
 
 def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[Ad]) -> Messages:

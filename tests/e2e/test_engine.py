@@ -199,7 +199,9 @@ def test_greedy_draws_are_repeated(engine: Any, tiny_model: Path) -> None:
     ]
 
 
-def test_given_answers_are_as_likely_as_the_model_finds_them(engine: Any, tiny_model: Path) -> None:
+def test_given_answers_are_as_likely_as_the_model_finds_them(
+    engine: Any, tokenizer: Any, tiny_model: Path
+) -> None:
     asked = requests(4, 2)
     found = run(engine, asked)
     given = [
@@ -215,6 +217,11 @@ def test_given_answers_are_as_likely_as_the_model_finds_them(engine: Any, tiny_m
         expected = sum(probe(tiny_model, prompt, one.token_ids).logprobs)
         assert scored[one.id] == pytest.approx(expected, abs=2e-3)
     assert scored["other"] != pytest.approx(scored[given[0].id], abs=0.5)
+    text = found[asked[0].id].completions[0].text
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    [said] = engine.score([Given("text", asked[0].messages, text=text)])
+    expected = sum(probe(tiny_model, prompts[asked[0].id], ids).logprobs)
+    assert (said.logprob, said.tokens) == (pytest.approx(expected, abs=2e-3), len(ids))
     for wrong in ((), (5,) * 600):
         with pytest.raises(ValueError, match="tokens, its prompt"):
             list(engine.score([Given("x", asked[0].messages, wrong)]))

@@ -190,6 +190,12 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     assert {row["weight_version"] for row in found["ablations"]["judged"]["pctr"]} == {"v0", "v1"}
     assert set(found["curves"]["monotonicity"]["versions"]) == {"v0", "v1"}
     assert len(found["curves"]["continuity"]["one"][0]["click_rate"]) == 100
+    read = found["quality"]
+    assert set(read["mechanisms"]) == set(rows)
+    assert set(read["versions"]) == {"v0", "v1"}
+    assert read["organic"]["organic"]["similarity"]["mean"] > read["versions"]["v1"]["similarity"]["mean"]
+    assert read["versions"]["v0"]["perplexity_ratio"]["mean"] == 1
+    assert set(read["absent"]) == {"detected", "fidelity", "fidelity_chance"}
     for one in found["incentives"].values():
         assert set(one["rules"]) == {"own", "myerson"}
         assert one["equilibrium"]["queries"] == 1
@@ -204,6 +210,7 @@ def test_evaluate_refuses_before_it_loads_a_model(whole: Path, tmp_path: Path) -
         ("evaluation.mechanisms=[mosaik]", "no mechanism named 'mosaik'"),
         ("evaluation.queries=3", "3 test queries are too few"),
         ("evaluation.bids=[1,200]", "world.max_bid=100"),
+        ("evaluation.native_answers=missing.jsonl", "missing.jsonl': no such file"),
         ("dpo.lr=1", "only settings of evaluation"),
     ):
         log = tmp_path / "log"

@@ -61,7 +61,8 @@ class Writer:
     def score(self, given: list[Given], version: str) -> Iterator[Scored]:
         for one in given:
             self.read.append(one)
-            yield Scored(one.id, -float(sum(one.token_ids)) - len(one.messages[0]["content"]))
+            length = len(one.token_ids) or len(one.text.split())
+            yield Scored(one.id, -float(sum(one.token_ids)) - len(one.messages[0]["content"]), length)
 
 
 class Encoded:

@@ -13,6 +13,7 @@ import pytest
 
 from raylla.errors import RunError
 from raylla.evaluation.figures import FIGURES
+from raylla.evaluation.quality import READER
 from raylla.evaluation.report import pieces, report
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }}"
@@ -116,6 +117,13 @@ def evaluation() -> dict[str, Any]:
             }
         },
         "pctr": [pctr],
+        "quality": {
+            kind: {
+                name: {key: figure(30) for key in READER if key != "detected"} | {"perplexity_ratio": None}
+            }
+            for kind, name in (("organic", "organic"), ("versions", "v0"), ("mechanisms", "mosaic"))
+        }
+        | {"absent": {"detected": "want of published answers"}, "detector": None},
         "search": {},
         "config": {"ad_llm": {"path": "pocket:ad-llm"}},
         "versions": {"numpy": "2"},
@@ -147,7 +155,7 @@ def test_figures_and_tables_lie_beside_it(page: Path) -> None:
 
 def test_everything_that_was_measured_is_on_the_page(page: Path) -> None:
     html = page.read_text()
-    for name in ("efficiency", "against", "ablations", "epochs", "incentives", "truthful"):
+    for name in ("efficiency", "against", "reader", "ablations", "epochs", "incentives", "truthful"):
         assert f'<table id="{name}">' in html
     for name in ("equilibrium", "pctr", "shift", "runs"):
         assert f'<table id="{name}">' in html
@@ -158,6 +166,10 @@ def test_everything_that_was_measured_is_on_the_page(page: Path) -> None:
     assert "clicks of adapter:judge (taught by a, b); expected: by the click model</caption>" in html
     assert html.count("clicks of adapter:judge (taught by a, b)") == 5
     assert "all training seeds; clicks of adapter:own; expected: by its probabilities</caption>" in html
+    assert "detected: not measured, for want of published answers" in html
+    read = list(csv.DictReader((page.parent / "reader.csv").open()))
+    assert [row["answers of"] for row in read] == ["organic", "v0", "mosaic"]
+    assert (read[0]["perplexity"], read[0]["÷ v0's"], "detected" in read[0]) == ("30", "", False)
     rows = list(csv.DictReader((page.parent / "shift.csv").open()))
     assert [(row["run"], row["bias"]) for row in rows] == [
         ("main config", "0.01"),

@@ -1,0 +1,126 @@
+"""Answers read as their reader would: against the untouched model, the pCTR's encoder and the detector.
+
+The untouched model (`irpo.versions.untouched`), asked the question alone, writes the organic answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylla.engines.protocol import Given, Request
+from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.detect import Detector
+from raylla.evaluation.fidelity import Descriptions
+from raylla.evaluation.prose import stripped, undisclosed, without_ads
+from raylla.evaluation.quality import Read, Reads, Table, per_query
+from raylla.irpo.sampling import seed_of
+from raylla.records import Planned
+from raylla.world import prompts
+
+ORGANIC = "organic"
+Answers = Sequence[tuple[Planned, str]]
+Vectors = NDArray[np.float32]
+
+
+def read(
+    desk: EvaluationDesk, answers: Mapping[str, Mapping[str, Answers]], detector: Detector | None
+) -> Reads:
+    """The tables of ``answers``, by kind and name, and of the organic answers to the same queries."""
+    label = desk.config.serving.disclosure
+    answers = {
+        kind: {
+            name: [(planned, undisclosed(text, label)) for planned, text in some]
+            for name, some in tables.items()
+        }
+        for kind, tables in answers.items()
+    }
+    flat = [one for tables in answers.values() for some in tables.values() for one in some]
+    organic = _organic(desk, [planned for planned, _ in flat])
+    reader = _Reader(desk, organic, detector)
+    reader.prepare([*flat, *organic])
+    found: dict[str, dict[str, Table]] = {
+        kind: {name: per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
+        for kind, tables in answers.items()
+    }
+    found[ORGANIC] = {ORGANIC: per_query([reader.read(*one, place) for place, one in enumerate(organic)])}
+    return found
+
+
+class _Reader:
+    """Reads answers one by one, from what was computed for all of them together."""
+
+    def __init__(self, desk: EvaluationDesk, organic: Answers, detector: Detector | None) -> None:
+        self._desk = desk
+        self._organic: dict[str, list[int]] = {}
+        for place, (planned, _) in enumerate(organic):
+            self._organic.setdefault(planned.query.id, []).append(place)
+        self._own = [_bare(*one) for one in organic]
+        self._detector = detector
+        self._descriptions = Descriptions(desk.world.ads)
+        self._nll: dict[tuple[str, str], tuple[float, int]] = {}
+        self._vectors: dict[str, Vectors] = {}
+        self._suspected: dict[str, bool] = {}
+
+    def prepare(self, answers: Answers) -> None:
+        """Encode, score and suspect all of ``answers``, each distinct text once."""
+        bare = list(dict.fromkeys(_bare(*one) for one in answers))
+        vectors = self._desk.encode(bare)
+        place = {text: at for at, text in enumerate(bare)}
+        own = vectors[[place[text] for text in self._own]]
+        vectors = vectors - (own.mean(axis=0) if len(own) else 0)
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        self._vectors = dict(zip(bare, vectors, strict=True))
+        if self._detector is not None:
+            self._suspected = dict(zip(bare, self._detector.suspects(bare).tolist(), strict=True))
+        left = {
+            (one.query.id, text): one for one, whole in answers if (text := without_ads(whole, one.ads))
+        }
+        given = [
+            Given(str(at), _question(self._desk, planned), text=text)
+            for at, ((_, text), planned) in enumerate(left.items())
+        ]
+        keys = list(left)
+        for scored in self._desk.ask_untouched("score", given):
+            self._nll[keys[int(scored.id)]] = -scored.logprob, scored.tokens
+
+    def read(self, planned: Planned, text: str, own: int | None = None) -> Read:
+        """One answer; ``own`` is its place among the organic ones, if it is one, so that it is compared
+        with the others."""
+        bare = _bare(planned, text)
+        others = [place for place in self._organic.get(planned.query.id, ()) if place != own]
+        similar = [float(self._vectors[self._own[place]] @ self._vectors[bare]) for place in others]
+        nll, tokens = self._nll.get((planned.query.id, without_ads(text, planned.ads)), (0.0, 0))
+        return Read(
+            planned.query.id,
+            len(bare.split()),
+            float(np.mean(similar)) if similar else None,
+            nll,
+            tokens,
+            self._suspected.get(bare, False),
+            self._descriptions.borne_out(planned, text),
+        )
+
+
+def _organic(desk: EvaluationDesk, asked: Sequence[Planned]) -> Answers:
+    """Answers of the untouched model to each distinct query, told of no ads."""
+    planned = {one.query.id: one for one in asked}
+    count = desk.config.evaluation.organic_answers
+    requests = [
+        Request(id, _question(desk, one), count, seed_of(desk.config.seed, f"{ORGANIC}/{id}"))
+        for id, one in planned.items()
+    ]
+    written = {one.request_id: one for one in desk.ask_untouched("generate", requests)}
+    found = [(planned[id], draw.text) for id in planned for draw in written[id].completions]
+    desk.bound("organic answers", count * len(requests) - len(found), count * len(requests))
+    return found
+
+
+def _question(desk: EvaluationDesk, planned: Planned) -> prompts.Messages:
+    return prompts.organic(desk.config.ad_llm.prompt, planned.query, planned.profile)
+
+
+def _bare(planned: Planned, text: str) -> str:
+    return stripped(text, planned.ads)
