@@ -237,7 +237,13 @@ def plan(
 @app.command()
 @told
 def bench(
-    parts: Annotated[list[str] | None, typer.Argument(help="which parts; none: all")] = None,
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="rollout, dpo, lora, reference, refresh, retrieval, serve, epoch, overlap, driver, "
+            "mechanisms, growth; none: all"
+        ),
+    ] = None,
     json_: Annotated[
         Path | None, typer.Option("--json", help="write the figures here, too, beside those of other parts")
     ] = None,

@@ -305,8 +305,10 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
             for parameter in moved:
                 parameter.add_(0.01 * torch.randn_like(parameter))
         pairs = list(trainer.train_dataset)
-        inputs = trainer.data_collator(pairs)
-        trainer.compute_loss(trainer.model, inputs).backward()
+        for start in range(0, len(pairs), one.pairs):
+            some = pairs[start : start + one.pairs]
+            loss: Any = trainer.compute_loss(trainer.model, trainer.data_collator(some))
+            (loss * (len(some) / len(pairs))).backward()
         trained = _trained(trainer.model)
     policy = _packed_model(exact)
     with torch.no_grad():
@@ -322,7 +324,7 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
             tokens = packing.PackedForward(model)(**{name: packed[name] for name in _inputs()})
             sums.append(packing.sum_per_answer(tokens, packed["owner"], one.answers))
     margins = packing.pair_margins(sums[0], sums[1], packed["winner"], packed["loser"], 0.1)
-    loss: Any = packing.pair_loss(margins) / len(margins)
+    loss = packing.pair_loss(margins) / len(margins)
     loss.backward()
     expected = {name: parameter.grad for name, parameter in trained.items()}
     found = {name: parameter.grad for name, parameter in _trained(policy).items()}

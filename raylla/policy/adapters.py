@@ -36,19 +36,18 @@ def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -
         if lora is not None:
             torch.manual_seed(seed)
             model.add_adapter(peft_config(lora, base, model.config.num_hidden_layers), NAME)
+            # `add_adapter` puts the folder that the base was read from in place of its name.
+            model.peft_config[NAME].base_model_name_or_path = base
         return model
     about = settings(directory)
     if lora is not None:
         _agree(directory, about, lora)
-    named = about["base_model_name_or_path"]
-    with local(named) as whole:
+    with local(about["base_model_name_or_path"]) as whole:
         model = AutoModelForCausalLM.from_pretrained(whole, **how)
     model.load_adapter(str(directory), NAME, is_trainable=lora is not None)
     for parameter in model.parameters():
         if parameter.requires_grad:  # in the numbers that it was saved in, which may be coarser
             parameter.data = parameter.data.float()
-    # What loads an adapter renames its base after the folder that it was read from.
-    model.peft_config[NAME].base_model_name_or_path = named
     return model
 
 

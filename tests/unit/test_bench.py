@@ -165,6 +165,17 @@ def test_the_page_of_figures_is_that_of_the_file(tmp_path: Path) -> None:
     assert "| ≥ 0.97 |" in page.read_text()
 
 
+def test_every_part_is_in_the_help_and_on_the_page() -> None:
+    from typer.main import get_command
+
+    from raylla.cli import app
+
+    shown = get_command(app).commands["bench"].params[0].help  # type: ignore[attr-defined]
+    assert shown == f"{', '.join(PARTS)}; none: all"
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    assert all(f"`{part}`" in page for part in PARTS)
+
+
 def test_simulated_actors_have_the_plan_s_times_whatever_their_number() -> None:
     seconds = []
     for actors in (16, 256):

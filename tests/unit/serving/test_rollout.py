@@ -33,7 +33,7 @@ class Serve:
         self.stable = ""
         self.canary: str | None = None
 
-    def request(self, method: str, url: str, json: Any = None, timeout: float = 0) -> httpx.Response:
+    def request(self, method: str, url: str, json: Any = None, **_: Any) -> httpx.Response:
         assert url == f"{ADDRESS}/api/serve/applications/"
         if method == "PUT":
             self.config = json
