@@ -53,7 +53,7 @@ class Serve:
             json={"applications": {"raylla": state}, "proxy_location": "EveryNode", "http_options": http},
         )
 
-    def get(self, url: str, timeout: float = 0) -> httpx.Response:
+    def get(self, url: str, **_: Any) -> httpx.Response:
         assert url.endswith("/healthz")
         told = self.told("Ingress")
         problems = []
