@@ -11,7 +11,7 @@ from rich.table import Table
 
 def show(console: Console, results: dict[str, Any]) -> None:
     """Print `results.json`."""
-    table = Table(title=f"{results['name']}: test split, 95 % bootstrap intervals over queries")
+    table = Table(title=f"{results['name']}: test split, 95 % intervals over queries")
     for heading in (
         "epoch",
         "weights",
@@ -60,7 +60,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
 
 def show_evaluation(console: Console, found: dict[str, Any]) -> None:
     """Print `evaluation.json`."""
-    table = Table(title=f"{found['name']}: test split, 95 % bootstrap intervals over seeds and queries")
+    table = Table(title=f"{found['name']}: test split, 95 % intervals")
     headings = ("revenue / query", "reward / query", "welfare / query", "revenue (click model)")
     for heading in (
         "mechanism",
