@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from raylla.auction.checks import Array
 from raylla.config import Evaluation
 from raylla.errors import ConfigError
-from raylla.evaluation.intervals import Figure, figure
+from raylla.evaluation.intervals import Figure, made
 from raylla.evaluation.prose import sentences
 
 LEAST_F1 = 0.85
@@ -187,11 +187,10 @@ def taught(answers: Sequence[Published], resamples: int, seed: int) -> tuple[Det
         suspected = scores >= _best(*map(np.concatenate, zip(*others, strict=True)))
         counts += [np.stack([suspected & labels, suspected & ~labels, ~suspected & labels], axis=1)]
     table = np.concatenate(counts).astype(np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(table), (resamples, len(table)))
+    rng = np.random.default_rng(seed)
     hits, alarms, misses = table.sum(axis=0)
-    resampled = np.stack([table[rows].sum(axis=0) for rows in drawn])
     quality = Quality(
-        figure(_f1(table.sum(axis=0)), _f1(resampled)),
+        made([table], lambda counted: _f1(counted)[..., None], resamples, rng)[0],
         float(hits / max(1, hits + alarms)),
         float(hits / max(1, hits + misses)),
         len(table),
@@ -233,7 +232,7 @@ def _best(scores: Array, labels: NDArray[np.bool_]) -> float:
 
 def _f1(counts: Array) -> Array:
     """F1 [...] from hits, false alarms and misses [..., 3]."""
-    found: Array = 2 * counts[..., 0] / np.maximum(counts @ np.array([2.0, 1.0, 1.0]), 1)
+    found: Array = 2 * counts[..., 0] / np.maximum(counts @ np.array([2.0, 1.0, 1.0]), 1e-9)
     return found
 
 

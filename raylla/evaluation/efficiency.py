@@ -17,7 +17,7 @@ from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import RunError
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.evaluation.intervals import figure, hierarchical, means
+from raylla.evaluation.intervals import means, quotients, within
 from raylla.evaluation.table import COLUMNS, Outcome, figures, per_query
 from raylla.irpo.schedule import plan, some
 from raylla.mechanisms.protocol import Choice, Mechanism, Ran
@@ -115,7 +115,7 @@ def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
     """A mechanism's row over training seeds: `table.figures` and `COSTS` per auction."""
     found = figures([held.table for held in seeds], resamples, seed)
     costs = means([held.costs for held in seeds], resamples, np.random.default_rng(seed))
-    found["cost_per_auction"] = dict(zip(COSTS, costs, strict=True))
+    found["cost_per_auction"] = {name: within(one, 0) for name, one in zip(COSTS, costs, strict=True)}
     found["notes"] = _means([held.notes for held in seeds])
     found["unread_judgements"] = sum(held.unread for held in seeds)
     found["seeds"] = len(seeds)
@@ -124,19 +124,20 @@ def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
 
 def compare(first: Sequence[Held], second: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
     """Differences in reward and revenue of two mechanisms, and the quotient of their revenues, on the
-    same queries, which are resampled in pairs."""
+    same queries of the same seeds, in pairs."""
     wanted = [COLUMNS.index(name) for name in ("revenue", "reward")]
     groups = [
         np.array([[*a.table[name][wanted], *b.table[name][wanted]] for name in a.table if name in b.table])
         for a, b in zip(first, second, strict=True)
     ]
-    mean = np.mean([group.mean(axis=0) for group in groups], axis=0)
-    drawn = hierarchical(groups, resamples, np.random.default_rng(seed))
-    ratios = [values[..., 0] / np.maximum(values[..., 2], 1e-9) for values in (mean, drawn)]
+    rng = np.random.default_rng(seed)
+    revenue, reward = means([group[:, :2] - group[:, 2:] for group in groups], resamples, rng)
+    ours, theirs = ([group[:, [place]] for group in groups] for place in (0, 2))
+    (ratio,) = quotients(ours, theirs, resamples, rng)
     return {
-        "revenue_difference": figure(mean[0] - mean[2], drawn[:, 0] - drawn[:, 2]),
-        "reward_difference": figure(mean[1] - mean[3], drawn[:, 1] - drawn[:, 3]),
-        "revenue_ratio": figure(*ratios),
+        "revenue_difference": revenue,
+        "reward_difference": reward,
+        "revenue_ratio": within(ratio, 0),
     }
 
 

@@ -7,7 +7,7 @@ the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from raylla.auction import incentives, optimum
 from raylla.auction import truthful as truthful_rules
 from raylla.auction.checks import Array
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.evaluation.intervals import Figure, averages, figure, hierarchical, means
+from raylla.evaluation.intervals import Figure, averages, made, means, within
 from raylla.evaluation.properties import random_places
 from raylla.mechanisms.protocol import Choice, Mechanism
 from raylla.records import Planned
@@ -42,32 +42,39 @@ def table(
     """
     both = [np.hstack(group) for group in groups]
     count = len(bids)
-    mean, drawn = averages(both), hierarchical(both, resamples, np.random.default_rng(seed))
-    curve, curves = mean[:count], drawn[:, :count]
-    rules: dict[str, tuple[Array, Array]] = {"own": (mean[count:], drawn[:, count:])}
+    prices: dict[str, Callable[[Array], Array]] = {"own": lambda mean: mean[..., count:]}
     if bids[0] == 0:
-        rules["myerson"] = (optimum.myerson(bids, curve), optimum.myerson(bids, curves))
+        prices["myerson"] = lambda mean: optimum.myerson(bids, mean[..., :count])
     return {
         "bids": list(bids),
         "queries": sum(map(len, both)),
-        "click_rate": curve.tolist(),
-        "rules": {
-            rule: {
-                "payment": figure(price.mean(), prices.mean(axis=-1)),
-                "least_utility": figure(
-                    incentives.least_utility(bids, curve, price),
-                    incentives.least_utility(bids, curves, prices),
-                ),
-                "regret": {
-                    goal: figure(
-                        incentives.regret(bids, curve, price, goal, target).mean(),
-                        incentives.regret(bids, curves, prices, goal, target).mean(axis=-1),
-                    )
-                    for goal, target in TARGETS.items()
-                },
-            }
-            for rule, (price, prices) in rules.items()
-        },
+        "click_rate": averages(both)[:count].tolist(),
+        "rules": {name: _rule(both, bids, price, resamples, seed) for name, price in prices.items()},
+    }
+
+
+def _rule(
+    groups: Sequence[Array],
+    bids: Sequence[float],
+    price: Callable[[Array], Array],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Payment, least utility and regret where ``price`` makes prices [..., bids] of the mean clicks and
+    payments [..., 2 bids]."""
+
+    def of(mean: Array) -> Array:
+        curve, paid = mean[..., : len(bids)], price(mean)
+        regrets = [incentives.regret(bids, curve, paid, *aim).mean(axis=-1) for aim in TARGETS.items()]
+        return np.stack(
+            [paid.mean(axis=-1), incentives.least_utility(bids, curve, paid), *regrets], axis=-1
+        )
+
+    payment, least, *regret = made(groups, of, resamples, np.random.default_rng(seed))
+    return {
+        "payment": payment,
+        "least_utility": least,
+        "regret": {goal: within(one, 0) for goal, one in zip(TARGETS, regret, strict=True)},
     }
 
 

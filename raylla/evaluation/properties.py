@@ -78,8 +78,8 @@ def monotonicity(
 ) -> dict[str, Any]:
     """What the sweeps of all training seeds show together, for every weight version that all have kept.
 
-    ``trend`` is the rank correlation of the mean curve with the bids, its interval over seeds and
-    queries; ``control`` the same where each query's bids were shuffled among its prompts.
+    ``trend`` is the rank correlation of the mean curve with the bids; ``control`` the same where each
+    query's bids were shuffled among its prompts.
     """
     versions: dict[str, Any] = {}
     for name in (one for one in sweeps[0].rates if all(one in sweep.rates for sweep in sweeps)):
@@ -87,7 +87,7 @@ def monotonicity(
         rng = np.random.default_rng(seed)
         shuffled = [rng.permuted(group, axis=1) for group in groups]
         versions[name] = {
-            "click_rate": intervals.means(groups, resamples, rng),
+            "click_rate": [intervals.within(one, 0, 1) for one in intervals.means(groups, resamples, rng)],
             "trend": intervals.rank_trend(bids, groups, resamples, rng),
             "control": intervals.rank_trend(bids, shuffled, resamples, rng),
         }

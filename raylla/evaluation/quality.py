@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raylla.auction.checks import Array
-from raylla.evaluation.intervals import Figure, averages, figure, hierarchical
+from raylla.evaluation.intervals import Figure, averages, made, means, quotients
 
 COLUMNS = (
     "words",
@@ -89,17 +89,18 @@ def figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[str, Figu
         ValueError: a seed has no answers.
     """
     groups = [np.array(list(table.values())) for table in seeds]
-    drawn, mean = hierarchical(groups, resamples, np.random.default_rng(seed)), averages(groups)
-    row: dict[str, Figure | None] = {name: figure(mean[_AT[name]], drawn[:, _AT[name]]) for name in MEANS}
+    mean, rng = averages(groups), np.random.default_rng(seed)
+    columns = [group[:, [_AT[name] for name in MEANS]] for group in groups]
+    row: dict[str, Figure | None] = dict(zip(MEANS, means(columns, resamples, rng), strict=True))
     for name, (above, below) in QUOTIENTS.items():
-        ends = drawn[drawn[:, _AT[below]] > 0]
-        if not len(ends) or mean[_AT[below]] <= 0:
+        if mean[_AT[below]] <= 0:
             row[name] = None
             continue
-        estimate, values = (one[..., _AT[above]] / one[..., _AT[below]] for one in (mean, ends))
+        tops, bottoms = ([group[:, [_AT[side]]] for group in groups] for side in (above, below))
+        (found,) = quotients(tops, bottoms, resamples, rng)
         if name == "perplexity":
-            estimate, values = np.exp(estimate), np.exp(values)
-        row[name] = figure(estimate, values)
+            found = {end: float(np.exp(value)) for end, value in found.items()}
+        row[name] = found
     return row
 
 
@@ -115,14 +116,16 @@ def perplexity_ratio(
     ]
     if not pairs or not all(pairs):
         return None
-    drawn, mean = hierarchical(pairs, resamples, np.random.default_rng(seed)), averages(pairs)
-    ends = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
-    if not len(ends) or min(mean[1], mean[3]) <= 0:
+    if not (averages(pairs)[[1, 3]] > 0).all():
         return None
-    estimate, values = (
-        np.exp(one[..., 0] / one[..., 1] - one[..., 2] / one[..., 3]) for one in (mean, ends)
-    )
-    return figure(estimate, values)
+
+    def ratio(mean: Array) -> Array:
+        tokens = np.maximum(mean[..., [1, 3]], 1e-9)
+        both = mean[..., [0, 2]] / tokens
+        result: Array = np.exp(both[..., :1] - both[..., 1:])
+        return result
+
+    return made(pairs, ratio, resamples, np.random.default_rng(seed))[0]
 
 
 def summary(

@@ -14,7 +14,7 @@ from raylla.judging.about import caption
 
 def show(console: Console, results: dict[str, Any]) -> None:
     """Print `results.json`."""
-    title = f"{results['name']}: test split, 95 % bootstrap intervals over queries"
+    title = f"{results['name']}: test split, 95 % intervals over queries"
     table = Table(title=Text(title), caption=Text(caption(results["clicks"])))
     for heading in (
         "epoch",
@@ -64,7 +64,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
 
 def show_evaluation(console: Console, found: dict[str, Any]) -> None:
     """Print `evaluation.json`."""
-    title = f"{found['name']}: test split, 95 % bootstrap intervals over seeds and queries"
+    title = f"{found['name']}: test split, 95 % intervals over seeds and queries"
     table = Table(title=Text(title), caption=Text(caption(found["clicks"])))
     headings = ("revenue / query", "reward / query", "welfare / query", "expected revenue")
     for heading in (

@@ -1,4 +1,4 @@
-"""What answers earn: figures per test query with bootstrap intervals. Pure numpy."""
+"""What answers earn: figures per test query with their intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raylla.auction.checks import Array
 from raylla.auction.markup import Parsed
 from raylla.auction.reward import penalty
 from raylla.config import Penalty
-from raylla.evaluation.intervals import figure, hierarchical
+from raylla.evaluation.intervals import means, quotients, within
 
 MEANS = (
     "revenue",
@@ -24,7 +24,9 @@ MEANS = (
     "ads_per_answer",
 )
 RATES = {"format_error_rate": ("broken", "attempts"), "click_rate": ("clicked", "ads_per_answer")}
-"""Figures that are the quotient of two columns."""
+"""Figures that are the quotient of two columns, shares of at most 1."""
+SIGNED = ("reward", "expected_reward")
+"""Means that can be below 0; the others cannot."""
 COLUMNS = (*MEANS, "broken", "attempts", "clicked")
 
 
@@ -66,15 +68,16 @@ def figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> 
     if not all(seeds):
         raise ValueError("no judged test answers to evaluate")
     groups = [np.array(list(table.values())) for table in seeds]
-    drawn = hierarchical(groups, resamples, np.random.default_rng(seed))
-    mean = np.mean([group.mean(axis=0) for group in groups], axis=0)
-    at = {name: place for place, name in enumerate(COLUMNS)}
-    row: dict[str, Any] = {name: figure(mean[at[name]], drawn[:, at[name]]) for name in MEANS}
-    for name, (above, below) in RATES.items():
-        both = [
-            values[..., at[above]] / np.maximum(values[..., at[below]], 1e-9) for values in (mean, drawn)
-        ]
-        row[name] = figure(*both)
+    rng = np.random.default_rng(seed)
+    found = means([group[:, : len(MEANS)] for group in groups], resamples, rng)
+    row: dict[str, Any] = {
+        name: one if name in SIGNED else within(one, 0) for name, one in zip(MEANS, found, strict=True)
+    }
+    above, below = ([COLUMNS.index(pair[end]) for pair in RATES.values()] for end in (0, 1))
+    shares = quotients(
+        [group[:, above] for group in groups], [group[:, below] for group in groups], resamples, rng
+    )
+    row |= {name: within(one, 0, 1) for name, one in zip(RATES, shares, strict=True)}
     row["queries"] = sum(map(len, groups))
     return row
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction.checks import Array
-from raylla.evaluation.intervals import Figure, figure
+from raylla.evaluation.intervals import Figure
 from raylla.reward.calibration import auc, calibration_error, calibration_floor, log_loss
 
 Clicks = NDArray[np.bool_]
@@ -119,5 +119,6 @@ def _intervals(
     for name, measure in measures.items():
         values = np.array([value for value in drawn[name] if not math.isnan(value)])
         estimate = measure(everything)
-        found[name] = figure(estimate, values if len(values) else np.array([estimate]))
+        low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (estimate, estimate)
+        found[name] = {"mean": float(estimate), "low": float(low), "high": float(high)}
     return found

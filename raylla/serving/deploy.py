@@ -135,7 +135,7 @@ def compare(
 ) -> tuple[dict[str, int], dict[str, dict[str, intervals.Figure]]]:
     """Auctions on each side, and each measure per auction of canary and stable, with their difference.
 
-    Auctions are the units that the bootstrap resamples, each side on its own; a side counts as the
+    Auctions are the units of the intervals, each side's drawn on their own; a side counts as the
     canary's where it was written by ``version`` as canary.
     """
     unit = config.serving.micros_per_unit
@@ -146,16 +146,11 @@ def compare(
     counts = {side: len(found) for side, found in rows.items()}
     if min(counts.values()) < 2:
         return counts, {}
-    drawn, mean = {}, {}
-    rng = np.random.default_rng(config.seed)
-    for side, found in rows.items():
-        table = np.array(found)
-        mean[side] = table.mean(axis=0)
-        drawn[side] = intervals.hierarchical([table], config.evaluation.bootstrap, rng)
-    mean["difference"] = mean["canary"] - mean["stable"]
-    drawn["difference"] = drawn["canary"] - drawn["stable"]
+    settings = config.evaluation.bootstrap, np.random.default_rng(config.seed)
+    figures = {side: intervals.means([table], *settings) for side, table in rows.items()}
+    figures["difference"] = intervals.apart(rows["canary"], rows["stable"], *settings)
     return counts, {
-        measure: {side: intervals.figure(mean[side][place], drawn[side][:, place]) for side in mean}
+        measure: {side: found[place] for side, found in figures.items()}
         for place, measure in enumerate(MEASURES)
     }
 

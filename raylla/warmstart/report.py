@@ -16,7 +16,7 @@ from raylla.auction.markup import Parsed, Violation
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import RunError
-from raylla.evaluation.intervals import Figure, figure, hierarchical, spearman
+from raylla.evaluation.intervals import Figure, means, quotients, spearman, within
 from raylla.warmstart import rows
 from raylla.warmstart.train import settings
 from raylla.world import prompts
@@ -101,11 +101,10 @@ def figures(
         ranks += list(row.bids)
     counts = np.array(table, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    drawn, mean = hierarchical([counts], resamples, rng), counts.mean(axis=0)
 
-    def rate(above: int, below: int) -> Figure:
-        value = float(mean[above] / max(mean[below], 1e-9))
-        return figure(value, drawn[:, above] / np.maximum(drawn[:, below], 1e-9))
+    def rate(above: int, below: int, most: float = 1.0) -> Figure:
+        (found,) = quotients([counts[:, [above]]], [counts[:, [below]]], resamples, rng)
+        return within(found, 0, most)
 
     by_row = np.array([ranks, shares]).reshape(2, len(asked), -1)
     return {
@@ -114,7 +113,7 @@ def figures(
         "placing": rate(1, 0),
         "valid": rate(2, 3),
         "violations": {str(kind): count for kind, count in sorted(violations.items())},
-        "ads_per_answer": rate(2, 0),
+        "ads_per_answer": rate(2, 0, np.inf),
         "relevance": rate(4, 2),
         "chance": rate(5, 0),
         "ends": rate(6, 0),
@@ -142,4 +141,4 @@ def _account(row: rows.Row, parsed: Sequence[Parsed], finished: Sequence[bool]) 
 def _trend(bids: Array, shares: Array, resamples: int, rng: np.random.Generator) -> Figure:
     """Mean over rows [q, k] of the rank correlation of bid and share, with its interval."""
     by_row = spearman(bids, shares)
-    return figure(float(by_row.mean()), hierarchical([by_row[:, None]], resamples, rng)[:, 0])
+    return within(means([by_row[:, None]], resamples, rng)[0], -1, 1)
