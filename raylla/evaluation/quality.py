@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raylla.auction.checks import Array
-from raylla.evaluation.intervals import Figure, averages, made, means, quotients
+from raylla.evaluation.intervals import Figure, averages, made, means, quotients, within
 
 COLUMNS = (
     "words",
@@ -99,7 +99,7 @@ def figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[str, Figu
         tops, bottoms = ([group[:, [_AT[side]]] for group in groups] for side in (above, below))
         (found,) = quotients(tops, bottoms, resamples, rng)
         if name == "perplexity":
-            found = {end: float(np.exp(value)) for end, value in found.items()}
+            found = {end: float(np.exp(value)) for end, value in within(found, 0).items()}
         row[name] = found
     return row
 
