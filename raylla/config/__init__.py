@@ -4,7 +4,7 @@ A config file is a thin YAML overlay over these defaults; `--set a.b=c` override
 Unknown keys are errors that name the nearest valid key.
 """
 
-from raylla.config.reading import changed, keys, load, parse
+from raylla.config.reading import changed, keys, load, located, parse
 from raylla.config.sections import (
     Actors,
     Bench,
@@ -54,5 +54,6 @@ __all__ = [
     "changed",
     "keys",
     "load",
+    "located",
     "parse",
 ]
