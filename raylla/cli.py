@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raylla import __version__
 from raylla import config as settings
 from raylla.errors import ConfigError
 from raylla.judging import commands as judging_commands
@@ -33,6 +34,21 @@ app.add_typer(world_app, name="world")
 app.add_typer(pocket_app, name="pocket")
 app.add_typer(models_commands.app, name="models")
 app.add_typer(judging_commands.app, name="judge")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"raylla {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show it and end")
+    ] = False,
+) -> None:
+    """Teach a language model to run an ad auction inside its own answers."""
 
 
 @app.command()
@@ -86,7 +102,7 @@ def evaluate(
     from raylla.stop import heeded, listen
 
     with listen(), heeded("the evaluation, which commits nothing before its end"):
-        if len(what) == 1 and Path(what[0]).is_file():
+        if len(what) == 1 and settings.located(Path(what[0])).is_file():
             chosen = settings.load(Path(what[0]), set_)
             directory = runs or f"runs/{chosen.name}-evaluation"
             opened = campaign.runs(chosen, directory, lambda one, path: Observer(one, path, console))

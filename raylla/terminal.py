@@ -24,7 +24,9 @@ if not console.is_terminal:
     console = plain(width=200)  # A table in a log file is not squeezed into 80 columns.
 
 Result = TypeVar("Result")
-ConfigPath = Annotated[Path, typer.Argument(help="YAML overlay over the defaults")]
+ConfigPath = Annotated[
+    Path, typer.Argument(help="YAML overlay over the defaults: a file, or the name of a shipped one")
+]
 RunPath = Annotated[str, typer.Argument(help="run directory, or URL of one in a bucket")]
 Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
 

@@ -5,7 +5,7 @@ Unknown keys are errors that name the nearest valid key.
 """
 
 from raylla.config.judging import Judging
-from raylla.config.reading import changed, keys, load, parse
+from raylla.config.reading import changed, keys, load, located, parse
 from raylla.config.sections import (
     Actors,
     Bench,
@@ -62,5 +62,6 @@ __all__ = [
     "changed",
     "keys",
     "load",
+    "located",
     "parse",
 ]

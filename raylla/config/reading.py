@@ -16,19 +16,31 @@ from raylla.errors import ConfigError
 
 MERGE = "tag:yaml.org,2002:merge"
 """YAML's tag of a key ``<<``, which may be there several times."""
+PACKAGE = Path(__file__).parents[1]
+SHIPPED = next((one for one in (PACKAGE / "configs", PACKAGE.parent / "configs") if one.is_dir()), PACKAGE)
+"""The configs that come with raylla: in an installed package, else in the repository."""
+
+
+def located(path: Path) -> Path:
+    """``path``, or where nothing is a shipped config by its name: ``pocket``, ``configs/pocket.yaml``."""
+    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
+    named = path.parent == Path() or (path.parent == Path("configs") and path.suffix == ".yaml")
+    return shipped if named and not path.exists() and shipped.is_file() else path
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML overlay and apply ``a.b=c`` overrides.
+    """Read a YAML overlay, or a shipped one by its name, and apply ``a.b=c`` overrides.
 
     Raises:
         ConfigError: unreadable file, unknown key or unusable value; names the field.
     """
     try:
-        text = path.read_bytes()
+        text = located(path).read_bytes()
     except OSError as error:
+        names = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.yaml")))
         raise ConfigError(
-            f"config {path}: {error.strerror or error}; give the path of a YAML file"
+            f"config {path}: {error.strerror or error}; give the path of a YAML file, or a config that "
+            f"comes with raylla: {names}"
         ) from None
     tree = _yaml(text, f"config {path}") or {}
     if not isinstance(tree, dict):

@@ -9,6 +9,7 @@ from typing import Any
 from raylla.config import Config
 from raylla.errors import ConfigError, WeightError
 from raylla.models import packages
+from raylla.models.vision import check_vision
 from raylla.storage import exists, read_text, remote, within
 
 POCKET = Path(__file__).parents[1] / "pocket" / "weights"
@@ -59,8 +60,10 @@ def check(config: Config) -> dict[str, str]:
     """Where every model of ``config`` is, by the field that names it.
 
     Raises:
-        ConfigError: some of them do not exist; names each, and the command that fetches it.
+        ConfigError: some of them do not exist, named each with the command that fetches it, or no model
+            can be loaded in this environment.
     """
+    check_vision()
     named = {
         "ad_llm.path": config.ad_llm.path,
         "user_llm.path": config.user_llm.path,
