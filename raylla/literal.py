@@ -34,6 +34,8 @@ class Literal:
         }
         _rename(made, self._names)
         self.tokenizer = Tokenizer.from_str(json.dumps(made))
+        for name, other in self._names.items():
+            assert self.tokenizer.token_to_id(other) == backend.token_to_id(name), name
         longest_first = sorted(self._names, key=len, reverse=True)
         self._written = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
