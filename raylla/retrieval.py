@@ -13,10 +13,14 @@ ad's own bid would keep monotonicity too, but each ad's price would then need th
 is still retrieved.)
 
     up to FLAT eligible rows    every one is compared
-    more                        inverted lists (faiss IVF) around k-means centres; of the lists nearest
-                                to the query, the more the fewer rows are eligible
+    more                        inverted lists (faiss IVF) around k-means centres: those nearest to the
+                                query, and then as many more as may still hold a better row
 
-The mask is applied inside the search, so that ineligible ads never take a place among the k.
+The mask is applied inside the search, so that ineligible ads never take a place among the k. A mask may go
+with the topic (a blocked category is the question's own), and then what is left of the nearest lists says
+nothing about where the best rows are. So a list is left out only where its rows, by their mean and spread
+along the query, cannot be expected to reach the k-th best that was found: WORTH deviations above the mean
+are still below it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import faiss
 import numpy as np
@@ -42,9 +45,11 @@ Encode = Callable[[list[str]], Vectors]
 FLAT = 20_000
 """Most rows that are compared one by one."""
 PROBES = 24
-"""Lists searched for a mask that excludes nothing."""
-PROBED_SHARE = 0.25
-"""Most lists that are searched, as a share."""
+"""Lists that are searched in any case."""
+MORE = 4
+"""How many times as many are searched next, at most, where that may find better rows."""
+WORTH = 4.0
+"""Standard deviations above a list's mean score up to which its best row is expected."""
 ENCODED_AT_ONCE = 4096
 TRAINED_ON = 64
 """Rows per list that k-means sees."""
@@ -97,7 +102,7 @@ class Retrieval:
         self._units: Vectors = np.zeros((0, queries.shape[1]), dtype=np.float32)
         self._scale = _Scale(self._queries, self._queries, np.ones_like(self._queries))
         self._fitted = 0
-        self._index: Any = None
+        self._index: _Lists | None = None
 
     def __len__(self) -> int:
         """Rows of the catalogue."""
@@ -141,7 +146,7 @@ class Retrieval:
             query = self._scale.query(vector.astype(np.float32))
             if exact or self._index is None or allowed <= FLAT:
                 return self._compare(query, mask, k)
-            return self._probe(query, mask, allowed, k)
+            return self._index.search(query, mask, k)
 
     def _compare(self, query: Vectors, mask: Mask | None, k: int) -> list[int]:
         rows = np.arange(len(self._texts)) if mask is None else np.flatnonzero(mask)
@@ -149,19 +154,6 @@ class Retrieval:
         best = np.argpartition(-scores, k - 1)[:k]
         found: list[int] = rows[best[np.lexsort((best, -scores[best]))]].tolist()
         return found
-
-    def _probe(self, query: Vectors, mask: Mask | None, allowed: int, k: int) -> list[int]:
-        lists = self._index.nlist
-        probes = min(
-            math.ceil(PROBES * len(self._texts) / allowed), max(PROBES, int(PROBED_SHARE * lists)), lists
-        )
-        bits = None if mask is None else np.packbits(mask, bitorder="little")
-        # faiss declares the constructors of its C++ side, not those that Python has
-        chosen = None if bits is None else faiss.IDSelectorBitmap(bits)  # type: ignore[arg-type, call-arg]
-        how = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)  # type: ignore[call-arg]
-        _, found = self._index.search(query[None], k, params=how)
-        rows: list[int] = found[0][found[0] >= 0].tolist()
-        return rows
 
     def _rebuild(self, texts: list[str], encode: Encode) -> None:
         vectors = encoded(texts, encode, self._units.shape[1])
@@ -173,7 +165,7 @@ class Retrieval:
         # Room for as many rows again, after which all is made anew; untouched memory is not taken.
         units = np.empty((2 * len(texts), vectors.shape[1]), dtype=np.float32)
         units[: len(texts)] = scale.ad(vectors)
-        index = _inverted(units[: len(texts)]) if len(texts) > FLAT else None
+        index = _Lists(units[: len(texts)]) if len(texts) > FLAT else None
         with self._lock:
             self._texts, self._units, self._scale, self._index = texts, units, scale, index
             self._fitted = len(texts)
@@ -182,9 +174,7 @@ class Retrieval:
         with self._lock:
             self._units[moved] = vectors
             if self._index is not None:
-                gone = np.arange(len(texts), len(self._texts))
-                self._index.remove_ids(faiss.IDSelectorBatch(np.concatenate([moved, gone])))
-                self._index.add_with_ids(vectors, moved)
+                self._index.replace(self._units[: len(texts)], moved)
             self._texts = texts
 
 
@@ -203,17 +193,73 @@ def encoded(texts: Sequence[str], encode: Encode, dim: int) -> Vectors:
     return found
 
 
-def _inverted(units: Vectors) -> Any:
-    """Inverted lists over unit vectors, about sqrt(rows) of them."""
-    count, dim = units.shape
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(dim), dim, 2 ** round(math.log2(math.sqrt(count))), faiss.METRIC_INNER_PRODUCT
-    )
-    index.cp.max_points_per_centroid = TRAINED_ON
-    index.cp.seed = SEED
-    index.train(units)
-    index.add(units)
-    return index
+class _Lists:
+    """Inverted lists over unit vectors, about sqrt(rows) of them, and how the rows of each are spread."""
+
+    def __init__(self, units: Vectors) -> None:
+        count, dim = units.shape
+        self._index = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(dim), dim, 2 ** round(math.log2(math.sqrt(count))), faiss.METRIC_INNER_PRODUCT
+        )
+        self._index.cp.max_points_per_centroid = TRAINED_ON
+        self._index.cp.seed = SEED
+        self._index.train(units)
+        self._index.add(units)
+        lists = self._index.nlist
+        self._centers: Vectors = self._index.quantizer.reconstruct_n(0, lists)
+        self._of = self._nearest(units)
+        self._mean = np.zeros((lists, dim), dtype=np.float32)
+        self._variance = np.zeros((lists, dim), dtype=np.float32)
+        self._measure(units, np.arange(lists))
+
+    def replace(self, units: Vectors, moved: NDArray[np.int64]) -> None:
+        """Take over ``units``, of which the rows ``moved`` are new or other than before."""
+        gone = np.arange(len(units), len(self._of))
+        self._index.remove_ids(faiss.IDSelectorBatch(np.concatenate([moved, gone])))
+        self._index.add_with_ids(units[moved], moved)
+        known = moved[moved < len(self._of)]
+        touched = [self._of[known], self._of[len(units) :]]
+        of = np.zeros(len(units), dtype=np.int64)
+        kept = min(len(units), len(self._of))
+        of[:kept] = self._of[:kept]
+        of[moved] = self._nearest(units[moved])
+        self._of = of
+        self._measure(units, np.unique(np.concatenate([*touched, of[moved]])))
+
+    def search(self, query: Vectors, mask: Mask | None, k: int) -> list[int]:
+        """The ``k`` best rows that ``mask`` allows."""
+        bits = None if mask is None else np.packbits(mask, bitorder="little")
+        # faiss declares the constructors of its C++ side, not those that Python has
+        chosen = None if bits is None else faiss.IDSelectorBitmap(bits)  # type: ignore[arg-type, call-arg]
+        best = self._mean @ query + WORTH * np.sqrt(self._variance @ query**2)
+        best = best[np.argsort(-(self._centers @ query))]  # in the order in which faiss takes the lists
+        probes = min(PROBES, len(best))
+        while True:
+            how = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)  # type: ignore[call-arg]
+            scores, found = self._index.search(query[None], k, params=how)
+            least = scores[0, -1] if found[0, -1] >= 0 else -np.inf
+            hopeful = np.flatnonzero(best > least)
+            needed = int(hopeful[-1]) + 1 if len(hopeful) else 0
+            if needed <= probes:
+                rows: list[int] = found[0][found[0] >= 0].tolist()
+                return rows
+            probes = min(needed, MORE * probes)
+
+    def _nearest(self, units: Vectors) -> NDArray[np.int64]:
+        """The list of each row."""
+        if not len(units):
+            return np.zeros(0, dtype=np.int64)
+        found: NDArray[np.int64] = self._index.quantizer.search(units, 1)[1][:, 0]
+        return found
+
+    def _measure(self, units: Vectors, lists: NDArray[np.int64]) -> None:
+        """Mean and variance [dim] of the rows of ``lists``."""
+        order = np.argsort(self._of, kind="stable")
+        bounds = np.searchsorted(self._of[order], np.stack([lists, lists + 1]))
+        for number, start, stop in zip(lists.tolist(), *bounds.tolist(), strict=True):
+            rows = units[order[start:stop]]
+            if len(rows):
+                self._mean[number], self._variance[number] = rows.mean(axis=0), rows.var(axis=0)
 
 
 def _unit(vectors: Vectors) -> Vectors:

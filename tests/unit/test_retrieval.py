@@ -99,6 +99,31 @@ def test_inverted_lists_agree_with_comparing_all(share: float) -> None:
 
 
 @pytest.mark.usefixtures("inverted")
+@pytest.mark.parametrize("topics", [8, 10, 40])
+def test_a_mask_that_goes_with_the_topic_hides_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, topics: int
+) -> None:
+    """The question's own topic is blocked: the best of the others are found wherever they are."""
+    monkeypatch.setattr(retrieval, "PROBES", 6)  # of 64 lists; a large catalogue has 24 of 256
+    ads = [Ad(str(row), f"Brand {row}", f"topic{row % topics}", "") for row in range(4000)]
+    found, encode = _built(ads)
+    hits = 0
+    for topic in range(0, topics, topics // 8):
+        mask = np.arange(4000) % topics != topic
+        rows = found.search(_query(topic), mask, 5)
+        assert mask[rows].all()
+        hits += len(set(rows) & set(found.search(_query(topic), mask, 5, exact=True)))
+    assert hits / (5 * len(range(0, topics, topics // 8))) >= 0.95
+    # and so it stays where ads have moved
+    moved = [Ad(ad.id, f"{ad.title} new", f"topic{(row // 7) % topics}", "") for row, ad in enumerate(ads)]
+    changed = [new if row % 9 == 0 else old for row, (old, new) in enumerate(zip(ads, moved, strict=True))]
+    assert found.refresh(changed, encode) == len(ads[::9])
+    mask = np.array([ad.category != "topic3" for ad in changed])
+    rows = found.search(_query(3), mask, 20)
+    assert len(set(rows) & set(found.search(_query(3), mask, 20, exact=True))) >= 19
+
+
+@pytest.mark.usefixtures("inverted")
 def test_refresh_encodes_what_is_new_and_drops_what_is_gone() -> None:
     ads = _ads(600)
     found, encode = _built(ads)
