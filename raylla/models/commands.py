@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from raylla.models import packages
@@ -37,5 +36,5 @@ def list_() -> None:
     table = Table("name", "what", "MiB", "licence", "where", box=None, pad_edge=False)
     for name, package in packages.PACKAGES.items():
         where = str(packages.directory(name)) if packages.fetched(name) else "not fetched"
-        table.add_row(name, package.what, str(package.size_mib), package.licence, escape(where))
+        table.add_row(name, package.what, str(package.size_mib), package.licence, where)
     console.print(table)
