@@ -282,4 +282,3 @@ def test_in_process_without_ray(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no preference pair"):
         trainer.align(AlignJob("v2", str(tiny_model), str(tmp_path / "v2"), (), 1))
     trainer.stop()
-    torch.distributed.destroy_process_group()
