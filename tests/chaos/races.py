@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier
 
@@ -103,7 +103,7 @@ def main() -> int:
         store = open_store(given.database or f"sqlite:///{place}/store.db")
         found = run(store, given.times, ACTORS)
         store.close()
-    figures = asdict(found) | {"seconds": round(time.monotonic() - started)}
+    figures = vars(found) | {"seconds": round(time.monotonic() - started)}
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
