@@ -10,9 +10,10 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session, defer
+from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy.orm import Session
 
 from raylla.errors import UnknownError
 from raylla.serving import pricing
@@ -39,46 +40,73 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
-    """What a ledger line is for."""
+class _Shown:
+    """What of an impression and its auction a line of the ledger says."""
 
-    kind: str
-    auction: models.Auction
-    impression: models.Impression
-    click_id: str | None
-    at: dt.datetime
+    id: str
+    auction_id: str
+    ad_id: str
+    campaign_id: str
+    advertiser_id: str
+    price_micros: Micros
+    price_rule: str
+    currency: str
+    weight_version: str
 
 
-def add_impressions(session: Session, auctions: Sequence[tuple[ServedAuction, models.Auction]]) -> None:
+_CLICKED = (
+    select(
+        *(models.Impression.id, models.Impression.auction_id, models.Impression.ad_id),
+        *(models.Impression.campaign_id, models.Impression.advertiser_id, models.Impression.price_micros),
+        *(models.Auction.price_rule, models.Auction.currency, models.Auction.weight_version),
+        *(models.Impression.billed, models.Ad.url),
+    )
+    .join(models.Auction, models.Auction.id == models.Impression.auction_id)
+    .join(models.Ad, models.Ad.id == models.Impression.ad_id)
+    .join(models.Advertiser, models.Advertiser.id == models.Impression.advertiser_id)
+    .where(models.Impression.id == bindparam("impression"))
+    .with_for_update(key_share=True, of=models.Advertiser)
+)
+"""An impression with what a click on it needs, and the lock of its advertiser (`parties.locked`)."""
+_OF_IMPRESSION = models.Click.impression_id == bindparam("impression")
+_FIRST = select(models.Click.id).where(_OF_IMPRESSION, models.Click.outcome.notin_(REPEATED))
+_REPEATS = select(func.count(models.Click.id)).where(_OF_IMPRESSION, models.Click.outcome.in_(REPEATED))
+_BEFORE = select(_FIRST.scalar_subquery().label("first"), _REPEATS.scalar_subquery().label("repeats"))
+_CAMPAIGN = select(models.Campaign.daily_budget_micros, models.Campaign.burl).where(
+    models.Campaign.id == bindparam("campaign")
+)
+_OF_DAY = (models.Spend.campaign_id == bindparam("campaign")) & (models.Spend.day == bindparam("of_day"))
+_DAY = select(models.Spend.spent_micros).where(_OF_DAY)
+_AFTER = models.Spend.spent_micros + bindparam("amount")
+_BOOK = update(models.Spend).where(_OF_DAY).values(spent_micros=_AFTER).returning(models.Spend.spent_micros)
+_WITHIN = _BOOK.where(bindparam("budget") >= _AFTER)
+_COPIED = (
+    *("id", "ad_id", "campaign_id", "advertiser_id", "bid_micros", "price_micros", "pctr", "resampled"),
+)
+"""Of an impression's row, those that are the record's own."""
+
+
+def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None:
     """Write the impressions of ``auctions``; under `expected`, bill each to its campaign's budget."""
-    every = [(shown, auction, row) for auction, row in auctions for shown in auction.impressions]
+    every = [(shown, auction) for auction in auctions for shown in auction.impressions]
     every.sort(key=lambda one: (one[0].advertiser_id, one[0].campaign_id, one[0].id))
+    rows: list[dict[str, object]] = []
     lines: list[models.Entry] = []
-    for shown, auction, row in every:
-        impression = models.Impression(
-            id=shown.id,
-            auction_id=auction.id,
-            ad_id=shown.ad_id,
-            campaign_id=shown.campaign_id,
-            advertiser_id=shown.advertiser_id,
-            user_id=auction.user_id,
-            created=auction.created,
-            bid_micros=shown.bid_micros,
-            price_micros=shown.price_micros,
-            pctr=shown.pctr,
-            resampled=shown.resampled,
-            billed="test" if auction.test else "per_click",
-        )
-        entry = None
+    for shown, auction in every:
+        billed = "test" if auction.test else "per_click"
         if auction.price_rule is PriceRule.EXPECTED and not auction.test:
             locked(session, shown.advertiser_id)
-            entry = _entry(session, _Line("charge", row, impression, None, auction.created))
-            impression.billed = "budget" if entry is None else "charged"
-        session.add(impression)
-        if entry is not None:
-            lines.append(entry)
-            outbox.billed(session, entry, impression)
-    session.flush()  # the ledger's lines name them
+            terms = auction.price_rule.value, auction.currency, auction.weight_version
+            seat = shown.campaign_id, shown.advertiser_id
+            of = _Shown(shown.id, auction.id, shown.ad_id, *seat, shown.price_micros, *terms)
+            entry = _entry(session, "charge", of, None, auction.created)
+            billed = "budget" if entry is None else "charged"
+            lines += [] if entry is None else [entry]
+        copied = {name: getattr(shown, name) for name in _COPIED}
+        of_auction = {"auction_id": auction.id, "user_id": auction.user_id, "created": auction.created}
+        rows.append({**copied, **of_auction, "billed": billed})
+    if rows:
+        session.connection().execute(insert(models.Impression), rows)  # the ledger's lines name them
     ledger.post(session, lines)
 
 
@@ -88,39 +116,37 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
     Raises:
         UnknownError: no such impression, or not the one that the claims describe.
     """
-    impression = session.get(models.Impression, claims.impression_id)
-    if impression is None or not _describes(claims, impression):
+    session.flush()
+    connection = session.connection()  # rows, not objects: clicks are many
+    named = {"impression": claims.impression_id}
+    found = connection.execute(_CLICKED, named).one_or_none()
+    if found is None or not _describes(claims, found):
         raise UnknownError(f"impression {claims.impression_id!r} of this token is not in the store")
-    locked(session, impression.advertiser_id)
-    terms = [defer(models.Auction.record)]  # the record is long and not needed here
-    auction = session.get_one(models.Auction, impression.auction_id, options=terms)
-    url = session.get_one(models.Ad, impression.ad_id).url
-    counted = (models.Click.impression_id == impression.id) & models.Click.outcome.notin_(REPEATED)
-    first = session.scalar(select(models.Click).where(counted))
+    *terms, billed, url = found
+    shown, rule = _Shown(*terms), PriceRule(found.price_rule)
+    first, repeats = connection.execute(_BEFORE, named).one()
     entry, click_id = None, new_id("clk")
     if first is not None:
         outcome = Outcome.REPLAY
     elif claims.expired(now):
         outcome = Outcome.EXPIRED
-    elif impression.billed == "test":
+    elif billed == "test":
         outcome = Outcome.TEST
-    elif auction.price_rule == PriceRule.EXPECTED:
+    elif rule is PriceRule.EXPECTED:
         outcome = Outcome.BILLED_AT_IMPRESSION
     else:
-        outcome = Outcome.ACCRUED if auction.price_rule == PriceRule.RESAMPLED else Outcome.CHARGED
+        outcome = Outcome.ACCRUED if rule is PriceRule.RESAMPLED else Outcome.CHARGED
         kind = "accrual" if outcome is Outcome.ACCRUED else "charge"
-        entry = _entry(session, _Line(kind, auction, impression, click_id, now))
+        entry = _entry(session, kind, shown, click_id, now)
         outcome = outcome if entry is not None else Outcome.BUDGET
-    if outcome not in REPEATED or _repeats(session, impression.id) < REPEATS_LOGGED:
-        row = models.Click(id=click_id, token_id=claims.token_id, impression_id=impression.id, at=now)
-        row.outcome = outcome.value
-        session.add(row)
-        session.flush()  # the ledger's line names it
+    if outcome not in REPEATED or repeats < REPEATS_LOGGED:
+        row = {"id": click_id, "token_id": claims.token_id, "at": now, "outcome": outcome.value}
+        connection.execute(insert(models.Click), row | {"impression_id": shown.id})
+    amount = 0
     if entry is not None:
-        outbox.billed(session, entry, impression)
+        amount = entry.amount_micros
         ledger.post(session, [entry])
-    amount = entry.amount_micros if entry is not None else 0
-    return Charge(first.id if first is not None else click_id, outcome, amount, url)
+    return Charge(first if first is not None else click_id, outcome, amount, url)
 
 
 def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement | None:
@@ -190,12 +216,7 @@ def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
             outbox.lost(session, auction, listing, listening[listing.campaign_id], Reason.NOT_PLACED)
 
 
-def _repeats(session: Session, impression_id: str) -> int:
-    repeated = (models.Click.impression_id == impression_id) & models.Click.outcome.in_(REPEATED)
-    return session.scalars(select(func.count()).select_from(models.Click).where(repeated)).one()
-
-
-def _describes(claims: Claims, impression: models.Impression) -> bool:
+def _describes(claims: Claims, impression: Any) -> bool:
     said = (claims.auction_id, claims.ad_id, claims.seat, claims.price_micros)
     return said == (
         impression.auction_id,
@@ -205,47 +226,48 @@ def _describes(claims: Claims, impression: models.Impression) -> bool:
     )
 
 
-def _entry(session: Session, line: _Line) -> models.Entry | None:
-    """The line, its amount taken from the campaign's day; None where the budget does not hold the price."""
-    impression, auction = line.impression, line.auction
-    amount, day = impression.price_micros, line.at.astimezone(dt.UTC).date()
-    budget = session.scalars(
-        select(models.Campaign.daily_budget_micros).where(models.Campaign.id == impression.campaign_id)
-    ).one()
-    spent = _debit(session, impression.campaign_id, day, max(amount, 0), budget)
+def _entry(
+    session: Session, kind: str, shown: _Shown, click_id: str | None, at: dt.datetime
+) -> models.Entry | None:
+    """The line, its amount taken from the campaign's day and its notice queued; None where the budget does
+    not hold the price."""
+    amount, day = shown.price_micros, at.astimezone(dt.UTC).date()
+    budget, burl = session.connection().execute(_CAMPAIGN, {"campaign": shown.campaign_id}).one()
+    spent = _debit(session, shown.campaign_id, day, max(amount, 0), budget)
     if spent is None:
         return None
-    return models.Entry(
-        at=line.at,
-        kind=line.kind,
+    entry = models.Entry(
+        at=at,
+        kind=kind,
         amount_micros=amount,
-        currency=auction.currency,
-        advertiser_id=impression.advertiser_id,
-        campaign_id=impression.campaign_id,
-        auction_id=auction.id,
-        impression_id=impression.id,
-        click_id=line.click_id,
-        price_rule=auction.price_rule,
-        weight_version=auction.weight_version,
+        currency=shown.currency,
+        advertiser_id=shown.advertiser_id,
+        campaign_id=shown.campaign_id,
+        auction_id=shown.auction_id,
+        impression_id=shown.id,
+        click_id=click_id,
+        price_rule=shown.price_rule,
+        weight_version=shown.weight_version,
         day=day,
         spent_micros=spent,
         budget_micros=budget,
     )
+    if burl is not None:
+        outbox.billed(session, entry, shown.ad_id, burl)
+    return entry
 
 
 def _debit(
     session: Session, campaign_id: str, day: dt.date, amount: Micros, budget: Micros
 ) -> Micros | None:
     """Add to a day's spend unless it would pass the budget, in one conditional UPDATE."""
-    if session.get(models.Spend, (campaign_id, day)) is None:
-        session.add(models.Spend(campaign_id=campaign_id, day=day, spent_micros=0))
-        session.flush()
-    change = (
-        update(models.Spend)
-        .where(models.Spend.campaign_id == campaign_id, models.Spend.day == day)
-        .values(spent_micros=models.Spend.spent_micros + amount)
-        .returning(models.Spend.spent_micros)
-    )
+    connection, of_day = session.connection(), {"campaign": campaign_id, "of_day": day}
+    change, given = _BOOK, of_day | {"amount": amount}
     if amount:  # a rebate is booked whatever is left
-        change = change.where(models.Spend.spent_micros + amount <= budget)
-    return session.execute(change).scalar_one_or_none()
+        change, given = _WITHIN, given | {"budget": budget}
+    spent: Micros | None = connection.execute(change, given).scalar_one_or_none()
+    if spent is None and connection.execute(_DAY, of_day).one_or_none() is None:
+        fresh = {"campaign_id": campaign_id, "day": day, "spent_micros": 0}
+        connection.execute(insert(models.Spend), fresh)
+        spent = connection.execute(change, given).scalar_one_or_none()
+    return spent

@@ -19,10 +19,11 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, case, func, select, update
+from sqlalchemy import ColumnElement, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from raylla.errors import StoreError
@@ -112,6 +113,18 @@ def denominate(database: Database, currency: str) -> None:
         )
 
 
+_END = select(models.Books.currency, models.Books.last, models.Books.seal).with_for_update()
+_ENDS = update(models.Books).values(last=bindparam("last_line"), seal=bindparam("last_seal"))
+_MOVE = (
+    update(models.Advertiser)
+    .where(models.Advertiser.id == bindparam("advertiser"))
+    .values(
+        balance_micros=models.Advertiser.balance_micros + bindparam("balance"),
+        accrued_micros=models.Advertiser.accrued_micros + bindparam("accrued"),
+    )
+)
+
+
 def post(session: Session, lines: Sequence[models.Entry]) -> None:
     """Write ``lines`` at the end of the ledger and move their amounts; balances follow.
 
@@ -123,26 +136,29 @@ def post(session: Session, lines: Sequence[models.Entry]) -> None:
     """
     if not lines:
         return
-    end = select(models.Books).with_for_update()
-    books = session.scalars(end.execution_options(populate_existing=True)).one()
+    session.flush()
+    connection = session.connection()
+    currency, last, end = connection.execute(_END).one()
+    moved: dict[str, Counter[Account]] = defaultdict(Counter)
     for line in lines:
-        if line.currency != books.currency:
+        if line.currency != currency:
             raise StoreError(
                 f"{line.kind} of advertiser {line.advertiser_id} is in {line.currency}, the store is in "
-                f"{books.currency or 'no currency yet'}: a store has one"
+                f"{currency or 'no currency yet'}: a store has one"
             )
         line.debit, line.credit = accounts(line.kind, line.price_rule)
-        line.id, line.previous = books.last + 1, books.last
-        line.seal = sealed(books.seal, line)
-        books.last, books.seal = line.id, line.seal
-        advertiser = session.get_one(models.Advertiser, line.advertiser_id)
+        line.id, line.previous = last + 1, last
+        line.seal = end = sealed(end, line)
+        last = line.id
         for account, amount in legs(line):
-            if account is Account.ADVERTISER:
-                advertiser.balance_micros += amount
-            elif account is Account.ACCRUED:
-                advertiser.accrued_micros -= amount
-    session.add_all(lines)
-    session.flush()
+            moved[line.advertiser_id][account] += amount
+    rows = [{name: getattr(line, name) for name in (*SEALED, "seal")} for line in lines]
+    connection.execute(insert(models.Entry), rows)
+    for advertiser_id, by in moved.items():
+        balance, accrued = by[Account.ADVERTISER], -by[Account.ACCRUED]
+        change = {"advertiser": advertiser_id, "balance": balance, "accrued": accrued}
+        connection.execute(_MOVE, change)
+    connection.execute(_ENDS, {"last_line": last, "last_seal": end})
 
 
 def _plain(value: object) -> object:

@@ -112,17 +112,14 @@ class Outbox:
             session.execute(update(models.Notice).where(models.Notice.id == id).values(**values))
 
 
-def billed(session: Session, entry: models.Entry, impression: models.Impression) -> None:
-    """Queue the billing notice of a ledger line, if its campaign asks for one."""
-    campaign = session.get_one(models.Campaign, impression.campaign_id)
-    if campaign.burl is None:
-        return
+def billed(session: Session, entry: models.Entry, ad_id: str, burl: str) -> None:
+    """Queue the billing notice of a ledger line."""
     body: dict[str, Any] = {
-        "auction_id": impression.auction_id,
-        "impid": impression.id,
-        "ad_id": impression.ad_id,
-        "seat": impression.advertiser_id,
-        "campaign_id": campaign.id,
+        "auction_id": entry.auction_id,
+        "impid": entry.impression_id,
+        "ad_id": ad_id,
+        "seat": entry.advertiser_id,
+        "campaign_id": entry.campaign_id,
         "click_id": entry.click_id,
         "charge": entry.kind,
         "price_rule": entry.price_rule,
@@ -136,7 +133,7 @@ def billed(session: Session, entry: models.Entry, impression: models.Impression)
     else:
         body["click_price"] = money.decimal(entry.amount_micros)
         body["click_price_unit"] = f"{entry.currency} per click"
-    _queue(session, "burl", campaign.burl, body, entry.at)
+    _queue(session, "burl", burl, body, entry.at)
 
 
 def lost(

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from pydantic import TypeAdapter
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, insert, or_, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -25,6 +25,10 @@ from raylla.serving.store.snapshot import Changes
 from raylla.serving.tokens import Claims
 
 RECORD: TypeAdapter[ServedAuction] = TypeAdapter(ServedAuction)
+_COLUMNS = (
+    *("id", "request_id", "created", "weight_version", "currency", "resample_share", "canary", "test"),
+)
+"""Of an auction's row, those that are the record's own."""
 _PAGE = 500
 
 
@@ -240,25 +244,17 @@ def open_store(url: str, must_exist: bool = False) -> Store:
 def put_auctions(session: Session, auctions: Sequence[ServedAuction]) -> None:
     """Write auctions that `check` has passed, with their impressions, bills and notices."""
     rows = [
-        models.Auction(
-            id=auction.id,
-            request_id=auction.request_id,
-            created=auction.created,
-            weight_version=auction.weight_version,
-            price_rule=auction.price_rule.value,
-            currency=auction.currency,
-            resample_share=auction.resample_share,
-            canary=auction.canary,
-            test=auction.test,
-            record=RECORD.dump_python(auction, mode="json"),
-        )
+        {
+            "price_rule": auction.price_rule.value,
+            "record": RECORD.dump_python(auction, mode="json"),
+            **{name: getattr(auction, name) for name in _COLUMNS},
+        }
         for auction in auctions
     ]
-    session.add_all(rows)
-    session.flush()
+    session.connection().execute(insert(models.Auction), rows)
     _check_listed(session, auctions)
     billing.lose(session, [auction for auction in auctions if not auction.test])
-    billing.add_impressions(session, list(zip(auctions, rows, strict=True)))
+    billing.add_impressions(session, auctions)
 
 
 def check(auction: ServedAuction) -> None:

@@ -368,7 +368,13 @@ def test_no_single_notice_stops_the_sender(
     market: Market, store: Store, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seat = market.seat()
-    odd = ["https://svc:p[w@hooks.lumo.example/billed", "http://[::1/", "http://x:99999/", ""]
+    odd = [
+        "https://svc:p[w@hooks.lumo.example/billed",
+        "http://[::1/",
+        "http://x:99999/",
+        "",
+        "http://a b/",
+    ]
     queue(store, market, seat, *odd, hook.url + "/odd", hook.url + "/fine")
     sign = Sender._signature
 
