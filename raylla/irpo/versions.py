@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any
 
@@ -12,12 +11,10 @@ from raylla.errors import RunError
 from raylla.irpo.crew import Crew
 from raylla.irpo.state import Run
 from raylla.records import WeightVersion
-from raylla.storage import exists, read_text, within
 
 Version = tuple[WeightVersion, Probe | None]
 """A version, and the trainer's probe that an engine must reproduce; the base model has none."""
 
-ADAPTER = "adapter_config.json"
 COLLECT = "collect/"
 SERVED = "served/"
 """Stage of a version's removal, and files that name the versions that were ever served."""
@@ -60,10 +57,7 @@ def untouched(run: Run) -> WeightVersion:
         ConfigError: it does not exist.
     """
     base = committed(run)[0][0]
-    place = models.resolve(run.config.ad_llm.path, "ad_llm.path")
-    while exists(within(place, ADAPTER)):
-        below = json.loads(read_text(within(place, ADAPTER)))["base_model_name_or_path"]
-        place = models.resolve(below, f"base_model_name_or_path of {place}")
+    place = models.base(run.config.ad_llm.path, "ad_llm.path")
     return base if place == base.path else WeightVersion("untouched", 0, place)
 
 

@@ -1,7 +1,7 @@
 """Where models are, and what is in them: one way for every reader of weights."""
 
 from raylla.models.merged import copied, local
-from raylla.models.places import CONFIGS, POCKET, check, resolve
+from raylla.models.places import CONFIGS, POCKET, base, check, resolve
 from raylla.models.weights import HEAD, Weights, read_weights, renamed, shapes, tied
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "HEAD",
     "POCKET",
     "Weights",
+    "base",
     "check",
     "copied",
     "local",

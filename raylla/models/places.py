@@ -56,6 +56,18 @@ def settings(directory: str | Path) -> dict[str, Any]:
     return dict(found)
 
 
+def base(path: str, field: str) -> str:
+    """The place of the whole model below all adapters of ``path``: what no training for ads has changed.
+
+    Raises:
+        ConfigError: it does not exist; names ``field``.
+    """
+    place = resolve(path, field)
+    while is_adapter(place):
+        place = resolve(settings(place)["base_model_name_or_path"], f"base_model_name_or_path of {place}")
+    return place
+
+
 def check(config: Config) -> dict[str, str]:
     """Where every model of ``config`` is, by the field that names it.
 

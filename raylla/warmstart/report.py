@@ -8,20 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from raylla import models
 from raylla.actors.pool import DONE, Pool, next_item
 from raylla.actors.rollout import RolloutWorker
 from raylla.auction import parse
 from raylla.auction.checks import Array
 from raylla.auction.markup import Parsed, Violation
 from raylla.config import Config
-from raylla.engines.protocol import Generated, Request
+from raylla.engines.protocol import Generated, Given, Request
 from raylla.errors import RunError
 from raylla.evaluation.intervals import Figure, means, quotients, spearman, within
+from raylla.evaluation.prose import without_ads
 from raylla.warmstart import rows
 from raylla.warmstart.train import settings
 from raylla.world import prompts
 
 VERSION = "v0"
+Read = Array
+"""By row, negative log-likelihood (nats) and tokens of its answers without their ads, summed [rows, 2]."""
 
 
 def report(config: Config, place: str) -> dict[str, Any]:
@@ -29,7 +33,8 @@ def report(config: Config, place: str) -> dict[str, Any]:
 
     Shares are of all attempts at a placement, or of all answers, with 95 % bootstrap intervals over rows.
     ``relevance`` is the share of placed ads of the question's own topic, ``chance`` the candidates'.
-    ``trend`` is the rank correlation of a candidate's bid with its share of the row's answers.
+    ``perplexity`` is that of the answers without the sentences that hold ads, under the model below all
+    adapters. ``trend`` is the rank correlation of a candidate's bid with its share of the row's answers.
 
     Raises:
         RunError: an engine refused a prompt, or no row is held out.
@@ -38,51 +43,72 @@ def report(config: Config, place: str) -> dict[str, Any]:
     chosen = settings(config)
     split = rows.split(rows.read(chosen.data), chosen.held_out, config.seed)
     held_out = rows.rows(split.test, chosen, config.seed)[: chosen.report_rows]
-    answered = _answers(config, place, held_out, chosen.report_answers)
-    return figures(held_out, answered, config.evaluation.bootstrap, config.seed) | {
+    requests = [
+        Request(
+            str(at),
+            prompts.answer(config.ad_llm.prompt, row.query, row.profile, row.ads, row.bids),
+            chosen.report_answers,
+            config.seed + at,
+        )
+        for at, row in enumerate(held_out)
+    ]
+    written = _asked(config, place, "generate", requests)
+    answered = [written[request.id] for request in requests]
+    read = _read(config, held_out, answered)
+    return figures(held_out, answered, read, config.evaluation.bootstrap, config.seed) | {
         "model": config.ad_llm.path,
         "data": chosen.data.name,
         "train_rows": len(split.train),
     }
 
 
-def _answers(config: Config, place: str, asked: Sequence[rows.Row], n: int) -> list[Generated]:
-    """The answers to every row, in order."""
+def _read(config: Config, asked: Sequence[rows.Row], answered: Sequence[Generated]) -> Read:
+    """What the model below all adapters makes of the answers, told the question alone."""
     form = config.ad_llm.prompt
-    requests = [
-        Request(
-            str(at), prompts.answer(form, row.query, row.profile, row.ads, row.bids), n, config.seed + at
-        )
-        for at, row in enumerate(asked)
+    given = [
+        Given(f"{at}/{draw}", prompts.organic(form, row.query, row.profile), text=left)
+        for at, (row, generated) in enumerate(zip(asked, answered, strict=True))
+        for draw, made in enumerate(generated.completions)
+        if (left := without_ads(made.text, row.ads))
     ]
+    scored = _asked(config, models.base(config.ad_llm.path, "ad_llm.path"), "score", given)
+    found = np.zeros((len(asked), 2))
+    for id, one in scored.items():
+        found[int(id.partition("/")[0])] += (-one.logprob, one.tokens)
+    return found
+
+
+def _asked(config: Config, place: str, method: str, items: Sequence[Request | Given]) -> dict[str, Any]:
+    """What engines with the weights at ``place`` yield for ``items``, by the items' ids."""
     made = (place, config.ad_llm.sampling, config.engine, config.seed, VERSION)
     pool = Pool("rollout", RolloutWorker, made, config.rollout, config.ray.in_process)
-    found: dict[str, Generated] = {}
+    found: dict[str, Any] = {}
     try:
         pool.create(pool.most)
         pool.wait_ready(config.deadlines.start)
         calls = [
-            pool.call(worker, "generate", requests[at :: pool.size], VERSION)
+            pool.call(worker, method, items[at :: pool.size], VERSION)
             for at, worker in enumerate(pool.members)
         ]
         while calls:
             call, item = next_item(calls, config.deadlines.sample, "the next answer to a held-out row")
             if item is DONE:
                 calls.remove(call)
-            else:
+            elif isinstance(item, Generated):
+                if item.error is not None:
+                    raise RunError(f"a held-out row was refused: {item.error}")
                 found[item.request_id] = item
+            else:
+                found[item.id] = item
     finally:
         pool.stop()
-    for one in found.values():
-        if one.error is not None:
-            raise RunError(f"a held-out row was refused: {one.error}")
-    return [found[request.id] for request in requests]
+    return found
 
 
 def figures(
-    asked: Sequence[rows.Row], answered: Sequence[Generated], resamples: int, seed: int
+    asked: Sequence[rows.Row], answered: Sequence[Generated], read: Read, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The figures of the answers [rows] to the rows ``asked``.
+    """The figures of the answers [rows] to the rows ``asked``; the model below all adapters ``read`` them.
 
     Raises:
         RunError: there is no row.
@@ -117,6 +143,7 @@ def figures(
         "relevance": rate(4, 2),
         "chance": rate(5, 0),
         "ends": rate(6, 0),
+        "perplexity": _perplexity(read, resamples, rng),
         "trend": _trend(by_row[0], by_row[1], resamples, rng),
     }
 
@@ -136,6 +163,15 @@ def _account(row: rows.Row, parsed: Sequence[Parsed], finished: Sequence[bool]) 
         fitting * len(parsed),
         sum(finished),
     ]
+
+
+def _perplexity(read: Read, resamples: int, rng: np.random.Generator) -> Figure | None:
+    """Of the tokens of all answers without their ads; none where nothing is left of them."""
+    if not read[:, 1].any():
+        return None
+    (found,) = quotients([read[:, [0]]], [read[:, [1]]], resamples, rng)
+    low, mean, high = (float(np.exp(found[name])) for name in ("low", "mean", "high"))
+    return Figure(mean=mean, low=low, high=high)
 
 
 def _trend(bids: Array, shares: Array, resamples: int, rng: np.random.Generator) -> Figure:

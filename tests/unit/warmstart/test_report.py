@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from raylla.auction.markup import markup
@@ -14,6 +15,8 @@ from raylla.warmstart.rows import Row
 ADS = tuple(
     Ad(str(1000 + n), f"Brand {n}", topic, topic) for n, topic in enumerate(("tea", "tea", "car", "car"))
 )
+NOTHING = np.zeros((2, 2))
+"""What two rows leave to be read where their answers are ads alone."""
 USER = Profile("u", "40 nurse Porto", ("tea",))
 
 
@@ -33,9 +36,11 @@ def test_shares_are_of_attempts_and_answers() -> None:
             answered(f"Take {tea}.", f"{car} or {car}."),
             answered("None.", "@Brand 9@[Ad-1001]", finished=False),
         ],
+        np.array([[3 * np.log(2), 3], [np.log(2), 1]]),
         50,
         0,
     )
+    assert found["perplexity"] == pytest.approx({"mean": 2, "low": 2, "high": 2})
     assert (found["rows"], found["answers"]) == (2, 4)
     assert found["placing"]["mean"] == 0.5
     assert found["valid"]["mean"] == 0.5
@@ -48,11 +53,12 @@ def test_shares_are_of_attempts_and_answers() -> None:
 def test_the_trend_is_in_the_bid() -> None:
     up = [row(10, 20, 30, 40), row(40, 30, 20, 10)]
     texts = [answered(markup(ADS[3])), answered(markup(ADS[0]))]
-    assert figures(up, texts, 50, 0)["trend"]["mean"] > 0.7
-    assert figures(up[::-1], texts, 50, 0)["trend"]["mean"] < -0.7
-    assert figures(up, [answered("None.")] * 2, 50, 0)["trend"]["mean"] == 0
+    assert figures(up, texts, NOTHING, 50, 0)["trend"]["mean"] > 0.7
+    assert figures(up[::-1], texts, NOTHING, 50, 0)["trend"]["mean"] < -0.7
+    assert figures(up, [answered("None.")] * 2, NOTHING, 50, 0)["trend"]["mean"] == 0
+    assert figures(up, texts, NOTHING, 50, 0)["perplexity"] is None
 
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(RunError, match=r"warmstart\.held_out"):
-        figures([], [], 50, 0)
+        figures([], [], NOTHING[:0], 50, 0)
