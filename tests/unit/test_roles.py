@@ -14,9 +14,9 @@ from raylla import config, roles
 from raylla.cli import app
 from raylla.errors import ConfigError
 from raylla.irpo.loop import train
-from raylla.irpo.state import Run
 from raylla.models import POCKET
-from raylla.observe import Observer
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "pocket.yaml")
 
