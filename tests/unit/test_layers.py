@@ -76,7 +76,8 @@ def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (one.name for one in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.module and not node.level, f"{path}:{node.lineno}: import by the full name"
+            assert node.module, f"{path}:{node.lineno}: import by the full name"
+            assert not node.level, f"{path}:{node.lineno}: import by the full name"
             for one in node.names:
                 whole = f"{node.module}.{one.name}"
                 yield whole if whole in known else node.module
