@@ -147,7 +147,9 @@ class Pctr(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     batch: Positive = 256
     passes: Positive = Field(5, description="passes over an epoch's clicks")
-    start: str | None = Field(None, description="a run's pCTR model to go on from, RUN/reward/epoch-N")
+    start: str | None = Field(
+        None, description="a pCTR model to go on from: RUN/reward/epoch-N, or `raylla judge network`'s"
+    )
     members: Annotated[int, Field(ge=2)] = Field(
         5,
         description="networks beside it that each leave out a share of the queries: they make intervals",

@@ -54,6 +54,32 @@ def train(
 
 @app.command()
 @told
+def network(
+    config: ConfigPath,
+    out: Annotated[Path, typer.Option(help="directory for the pCTR model; one that is there is replaced")],
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Teach a pCTR model over `pctr.encoder` the decisions of `judging.judges`, for runs to start from.
+
+    It learns from the questions that `judge train` learns from, and from no other.
+    """
+    from raylla.judging import published
+    from raylla.judging.network import learn
+    from raylla.judging.train import settings as section
+
+    loaded = settings.load(config, set_)
+    chosen = section(loaded)
+    data = published.read(chosen.data)
+    judges = data.chosen(chosen.judges)
+    learned, _ = published.split(data.impressions, chosen.held_out, chosen.seed)
+    _say(f"pCTR model over {loaded.pctr.encoder}: {len(learned)} rows, taught by {', '.join(judges)}")
+    with writing(out):
+        learn(loaded.pctr.encoder, loaded.pctr, learned, judges, chosen.seed).save(out)
+    _say(f"{out}: set pctr.start to it")
+
+
+@app.command()
+@told
 def evaluate(
     config: ConfigPath,
     adapter: Annotated[

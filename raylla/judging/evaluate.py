@@ -8,8 +8,7 @@ judges says of one of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,17 +20,14 @@ from raylla.errors import BudgetError, ConfigError
 from raylla.judging import about, measures, published
 from raylla.judging.lessons import messages
 from raylla.judging.measures import Clicks
+from raylla.judging.network import learn, row
 from raylla.judging.published import Impression
 from raylla.judging.train import settings
 from raylla.models import resolve
-from raylla.records import Ad
-from raylla.reward.rows import ClickRow
 from raylla.warmstart.train import Say
-from raylla.world.passages import plain
-from raylla.world.texts import ad_text
 
-ANYONE = "user"
-"""The data knows no users: all are one."""
+if TYPE_CHECKING:
+    from raylla.reward.trainer import RewardTrainer
 
 
 def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
@@ -63,7 +59,7 @@ def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
     say("the network that it is held against")
     figures = compare(
         np.array([told[at] for at in read], dtype=np.float64),
-        _network(config, chosen, learned, judges, shown),
+        _predicted(learn(chosen.encoder, config.pctr, learned, judges, chosen.seed), shown),
         _clicks(learned, data.judges),
         _clicks(shown, data.judges),
         [one.question for one in shown],
@@ -168,43 +164,9 @@ def _asked(config: Config, place: str, shown: Sequence[Impression]) -> list[floa
     return [found.get(item.sample_id) for item in items]
 
 
-def _network(
-    config: Config,
-    chosen: Judging,
-    learned: Sequence[Impression],
-    judges: Sequence[str],
-    shown: Sequence[Impression],
-) -> Array:
-    """Click probabilities [n] by a pCTR network that learned the same decisions of the same judges."""
-    from raylla.reward.trainer import RewardTrainer
-
-    trainer = RewardTrainer(chosen.encoder, config.pctr, chosen.seed)
-    rows = [_row(one) for one in learned]
-    for judge in judges:
-        said = [one.clicks[judge] for one in learned]
-        trainer.take([replace(row, clicked=click) for row, click in zip(rows, said, strict=True)])
-    trainer.update()
-    found = trainer.predict_intervals([_row(one) for one in shown])
+def _predicted(network: RewardTrainer, shown: Sequence[Impression]) -> Array:
+    found = network.predict_intervals([row(one) for one in shown])
     return np.array([one.mean for one in found], dtype=np.float64)
-
-
-def _row(impression: Impression) -> ClickRow:
-    """An impression as the pCTR network reads one: the only ad of its answer, seen by anyone."""
-    name = impression.name
-    return ClickRow(
-        sample_id=impression.question,
-        query_text=impression.question,
-        profile_id=ANYONE,
-        ad_id=name,
-        ad_text=ad_text(Ad(name, name, "", "", impression.description)),
-        ad_category="",
-        answer_text=" ".join(plain(impression.answer).split()),
-        sentence=impression.passage.text,
-        rank=0,
-        placed=1,
-        earlier_same_category=0,
-        clicked=None,
-    )
 
 
 def _clicks(impressions: Sequence[Impression], judges: Sequence[str]) -> Clicks:

@@ -16,7 +16,7 @@ from raylla.actors.judge import JudgeWorker
 from raylla.config import Config, parse
 from raylla.engines import Completion, Generated, Request
 from raylla.errors import BudgetError, ConfigError
-from raylla.judging import about, evaluate
+from raylla.judging import about, evaluate, network
 from raylla.judging.commands import show
 from raylla.records import Prediction
 from raylla.reward.rows import ClickRow
@@ -116,7 +116,7 @@ def test_a_judge_beside_the_network_and_the_ceiling(
     assert both["auc"]["low"] > 0.55
     # The network learned each row once from each judge that taught the adapter, of no held-out question.
     assert [len(rows) for rows in Network.taught] == [480, 480]
-    assert {one.profile_id for one in Network.taught[0]} == {evaluate.ANYONE}
+    assert {one.profile_id for one in Network.taught[0]} == {network.ANYONE}
     show(found)
     said = capsys.readouterr().out
     assert "taught by a, b" in said
