@@ -187,8 +187,9 @@ def check(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Dry run: config, models, world, storage, placement, disk and versions; loads no model."""
-    from raylla import precision, roles
+    from raylla import precision
     from raylla.actors.placement import check_placement, connect, disconnect, needs
+    from raylla.models import roles
     from raylla.reward import reader
     from raylla.runs.state import package_versions
     from raylla.world import build, store

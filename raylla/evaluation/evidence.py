@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raylla import roles
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
@@ -24,6 +23,7 @@ from raylla.irpo import stages
 from raylla.irpo.crew import Crew
 from raylla.judging import about
 from raylla.mechanisms.protocol import Choice, Mechanism, named
+from raylla.models import roles
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
 from raylla.runs.versions import committed

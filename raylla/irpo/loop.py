@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from raylla import roles
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.irpo import asking, served, stages, warming
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
+from raylla.models import roles
 from raylla.runs import versions
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from raylla import config, roles
+from raylla import config
 from raylla.cli import app
 from raylla.errors import ConfigError
 from raylla.irpo.loop import train
-from raylla.models import POCKET
+from raylla.models import POCKET, roles
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 

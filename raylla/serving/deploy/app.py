@@ -12,9 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raylla import models, roles
+from raylla import models
 from raylla.config import Config, Replicas, Serving, parse
 from raylla.errors import ConfigError
+from raylla.models import roles
 from raylla.runs.state import Run
 from raylla.serving.deploy.versions import Target, find
 

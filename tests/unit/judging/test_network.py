@@ -33,7 +33,9 @@ def data(tmp_path: Path) -> Path:
 
 def test_a_run_s_trainer_goes_on_from_what_the_judges_click(data: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "judge.yaml", tmp_path / "pctr"
-    file.write_text(f"judging: {{data: {data}, judges: [a, b]}}\npctr: {{passes: 15, members: 2, batch: 64}}\n")
+    file.write_text(
+        f"judging: {{data: {data}, judges: [a, b]}}\npctr: {{passes: 15, members: 2, batch: 64}}\n"
+    )
     done = CliRunner().invoke(app, ["judge", "network", str(file), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "taught by a, b" in done.output
