@@ -14,6 +14,7 @@ from raylla import config as settings
 from raylla.errors import ConfigError
 from raylla.judging import commands as judging_commands
 from raylla.models import commands as models_commands
+from raylla.online.commands import simulate
 from raylla.serving import commands as serving
 from raylla.storage import home, within
 from raylla.strictjson import dumps
@@ -29,6 +30,7 @@ app = typer.Typer(
 world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
 pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds.", no_args_is_help=True)
 app.add_typer(serving.app)
+app.command()(simulate)
 app.command()(warmstart)
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_app, name="pocket")
@@ -61,7 +63,7 @@ def train(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Run IRPO: answer, judge, learn, align, epoch by epoch; ends with the table of every epoch."""
-    from raylla.irpo.state import Run
+    from raylla.runs.state import Run
 
     _train(Run.create(run, settings.load(config, set_)))
 
@@ -70,7 +72,7 @@ def train(
 @told
 def resume(run: RunPath) -> None:
     """Continue a run after its last committed stage."""
-    from raylla.irpo.state import Run
+    from raylla.runs.state import Run
 
     _train(Run.open(run))
 
@@ -96,9 +98,9 @@ def evaluate(
     """
     from raylla.evaluation import campaign
     from raylla.evaluation.evidence import evaluate as measure
-    from raylla.evaluation.show import show_evaluation
-    from raylla.irpo.state import Run, write_json
-    from raylla.observe import Observer
+    from raylla.evaluation.page.show import show_evaluation
+    from raylla.runs.observe import Observer
+    from raylla.runs.state import Run, write_json
     from raylla.stop import heeded, listen
 
     with listen(), heeded("the evaluation, which commits nothing before its end"):
@@ -124,9 +126,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="default: report/ in the run")] = None,
 ) -> None:
     """One page, figures and tables of an evaluated run's evaluation.json; reads no model."""
-    from raylla.evaluation.report import report as write
-    from raylla.irpo.state import Run
-    from raylla.observe import Observer
+    from raylla.evaluation.page.report import report as write
+    from raylla.runs.observe import Observer
+    from raylla.runs.state import Run
 
     opened = Run.open(run)
     page = write(opened.path / "evaluation.json", out or opened.path / "report")
@@ -185,10 +187,11 @@ def check(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Dry run: config, models, world, storage, placement, disk and versions; loads no model."""
-    from raylla import precision, roles
+    from raylla import precision
     from raylla.actors.placement import check_placement, connect, disconnect, needs
-    from raylla.irpo.state import package_versions
+    from raylla.models import roles
     from raylla.reward import reader
+    from raylla.runs.state import package_versions
     from raylla.world import build, store
 
     loaded = settings.load(config, set_)
@@ -290,7 +293,7 @@ def world_import(
 ) -> None:
     """Turn your own tables (CSV, TSV, JSON lines, Parquet), or a public data set, into a world directory
     for `world.path`."""
-    from raylla.world.importers import import_world, mapping
+    from raylla.world.imports.importers import import_world, mapping
 
     drawn = settings.World.model_validate({"profiles": profiles})
     done = import_world(kind, path, queries, out, mapping(map_), drawn, seed)
@@ -340,9 +343,9 @@ def pocket_evaluate(
 
 
 def _train(run: Any) -> None:
-    from raylla.evaluation.show import show
+    from raylla.evaluation.page.show import show
     from raylla.irpo.loop import train as loop
-    from raylla.observe import Observer
+    from raylla.runs.observe import Observer
     from raylla.stop import listen
 
     with listen(), run.alone():

@@ -55,7 +55,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from raylla.pocket import grammar, tokenizer
+    from raylla.pocket import tokenizer
+    from raylla.world.synthetic import grammar
 
     rng = random.Random(0)
     texts = []

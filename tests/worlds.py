@@ -6,8 +6,8 @@ import random
 from dataclasses import replace
 
 from raylla.config import World as Settings
-from raylla.pocket import grammar
 from raylla.world import World, build
+from raylla.world.synthetic import grammar
 
 
 def asked_world(settings: Settings) -> World:

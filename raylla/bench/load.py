@@ -10,9 +10,9 @@ from pathlib import Path
 
 from raylla.config import Config
 from raylla.engines import Request
-from raylla.pocket import grammar
 from raylla.records import Ad, Profile, Query
 from raylla.world import World, build, prompts, store
+from raylla.world.synthetic import grammar
 
 Asked = tuple[Query, Profile, list[Ad]]
 

@@ -22,22 +22,22 @@ from rich.table import Table
 from raylla.bench.measure import Row, Spread
 from raylla.config import Config
 from raylla.errors import ConfigError
-from raylla.irpo.state import package_versions, write_json
 from raylla.models import resolve
+from raylla.runs.state import package_versions, write_json
 
 PARTS = {
-    "rollout": "raylla.bench.rollout",
-    "dpo": "raylla.bench.dpo",
-    "lora": "raylla.bench.lora",
-    "reference": "raylla.bench.reference",
-    "refresh": "raylla.bench.refresh",
-    "retrieval": "raylla.bench.retrieval",
-    "serve": "raylla.bench.serving",
-    "epoch": "raylla.bench.epoch",
-    "overlap": "raylla.bench.overlap",
-    "driver": "raylla.bench.driver",
-    "mechanisms": "raylla.bench.mechanisms",
-    "growth": "raylla.bench.growth",
+    "rollout": "raylla.bench.parts.rollout",
+    "dpo": "raylla.bench.parts.dpo",
+    "lora": "raylla.bench.parts.lora",
+    "reference": "raylla.bench.parts.reference",
+    "refresh": "raylla.bench.parts.refresh",
+    "retrieval": "raylla.bench.parts.retrieval",
+    "serve": "raylla.bench.parts.serving",
+    "epoch": "raylla.bench.parts.epoch",
+    "overlap": "raylla.bench.parts.overlap",
+    "driver": "raylla.bench.parts.driver",
+    "mechanisms": "raylla.bench.parts.mechanisms",
+    "growth": "raylla.bench.parts.growth",
 }
 """Module of each part, in the order in which they run; its function `rows` makes the rows."""
 

@@ -26,10 +26,10 @@ from raylla.auction.markup import MARKUP
 from raylla.config import Actors, Config, Pctr
 from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
-from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.records import Ids, Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
+from raylla.runs.observe import Observer
 
 REPORTED = ("auc", "log_loss", "calibration_error", "calibration_floor", "base_rate", "rows", "coverage")
 """What the evaluation of a pCTR model reports, as far as a table shows it."""

@@ -10,8 +10,8 @@ from raylla.config import Config
 from raylla.errors import ConfigError
 from raylla.evaluation.evidence import check_settings
 from raylla.irpo import loop
-from raylla.irpo.state import Run
-from raylla.observe import Observer
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 from raylla.storage import within
 
 Watch = Callable[[Config, Path], Observer]

@@ -21,13 +21,13 @@ from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request
 from raylla.errors import BudgetError, WorkerLostError
 from raylla.irpo.crew import Crew
-from raylla.irpo.sampling import seed_of
-from raylla.irpo.state import Run
-from raylla.irpo.versions import committed, named, untouched
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.records import Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
+from raylla.runs.state import Run
+from raylla.runs.versions import committed, named, untouched
 from raylla.world import World, prompts
+from raylla.world.bids import seed_of
 from raylla.world.texts import ad_text
 
 SLACK = 10

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from raylla.auction.checks import Array
 from raylla.config import Evaluation
 from raylla.errors import ConfigError
-from raylla.evaluation.intervals import Figure, made
 from raylla.evaluation.prose import sentences
+from raylla.figures.intervals import Figure, made
 
 LEAST_F1 = 0.85
 """A detector below it says nothing."""

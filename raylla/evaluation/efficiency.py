@@ -17,8 +17,8 @@ from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import RunError
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.evaluation.intervals import means, quotients, within
-from raylla.evaluation.table import COLUMNS, Outcome, figures, per_query
+from raylla.figures.intervals import means, quotients, within
+from raylla.figures.table import COLUMNS, Outcome, figures, per_query
 from raylla.irpo.schedule import plan, some
 from raylla.mechanisms.protocol import Choice, Mechanism, Ran
 from raylla.records import Planned

@@ -11,30 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raylla import roles
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
 from raylla.errors import ConfigError, RunError
-from raylla.evaluation import (
-    detect,
-    drift,
-    efficiency,
-    history,
-    incentives,
-    properties,
-    quality,
-    reading,
-)
+from raylla.evaluation import detect, drift, efficiency, history, incentives, properties, reading
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.efficiency import Held
+from raylla.figures import quality
 from raylla.irpo import stages
 from raylla.irpo.crew import Crew
-from raylla.irpo.state import Run, package_versions
-from raylla.irpo.versions import committed
 from raylla.judging import about
 from raylla.mechanisms.protocol import Choice, Mechanism, named
-from raylla.observe import Observer
+from raylla.models import roles
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run, package_versions
+from raylla.runs.versions import committed
 from raylla.world import store
 
 MAIN = "llm-auction"

@@ -10,8 +10,8 @@ import numpy as np
 from raylla.auction import parse
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.irpo import stages
-from raylla.irpo.state import Run
-from raylla.irpo.versions import collected, committed
+from raylla.runs.state import Run
+from raylla.runs.versions import collected, committed
 from raylla.world import store
 
 

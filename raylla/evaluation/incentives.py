@@ -17,8 +17,8 @@ from raylla.auction import incentives, optimum
 from raylla.auction import truthful as truthful_rules
 from raylla.auction.checks import Array
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.evaluation.intervals import Figure, averages, made, means, within
 from raylla.evaluation.properties import random_places
+from raylla.figures.intervals import Figure, averages, made, means, within
 from raylla.mechanisms.protocol import Choice, Mechanism
 from raylla.records import Planned
 

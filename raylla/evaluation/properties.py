@@ -15,8 +15,8 @@ import numpy as np
 
 from raylla.auction import parse
 from raylla.auction.checks import Array
-from raylla.evaluation import intervals
 from raylla.evaluation.desk import EvaluationDesk
+from raylla.figures import intervals
 from raylla.mechanisms.protocol import TRAINED, Prompt
 from raylla.records import Planned
 

@@ -15,10 +15,10 @@ from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.detect import Detector
 from raylla.evaluation.fidelity import Descriptions
 from raylla.evaluation.prose import stripped, undisclosed, without_ads
-from raylla.evaluation.quality import Read, Reads, Table, per_query
-from raylla.irpo.sampling import seed_of
+from raylla.figures.quality import Read, Reads, Table, per_query
 from raylla.records import Planned
 from raylla.world import prompts
+from raylla.world.bids import seed_of
 
 ORGANIC = "organic"
 Answers = Sequence[tuple[Planned, str]]

@@ -11,14 +11,14 @@ from raylla.engines.protocol import Generated, Request
 from raylla.errors import WorldError
 from raylla.irpo import served
 from raylla.irpo.crew import Crew
-from raylla.irpo.sampling import seed_of
-from raylla.irpo.state import Run
-from raylla.observe import Observer
 from raylla.records import Profile, Split
-from raylla.retrieval import Vectors
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 from raylla.stop import heeded
 from raylla.storage import durable, writing
 from raylla.world import World, build, meaning, prompts, store
+from raylla.world.bids import seed_of
+from raylla.world.retrieval import Vectors
 
 
 def draft_world(run: Run) -> World:

@@ -16,8 +16,8 @@ from raylla.config import Actors, Config
 from raylla.engines.protocol import Probe
 from raylla.errors import WorkerLostError
 from raylla.models import resolve
-from raylla.observe import Observer
 from raylla.records import WeightVersion
+from raylla.runs.observe import Observer
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,7 @@ from typing import Any
 from raylla.actors.host import START
 from raylla.actors.pool import DONE, Call, Pool
 from raylla.errors import WorkerLostError
-from raylla.observe import Observer
+from raylla.runs.observe import Observer
 
 Join = Callable[[Pool, int], Call | None]
 """Has a worker that is ready load what the others hold; the call that does, or none."""

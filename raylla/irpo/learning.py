@@ -20,9 +20,9 @@ from raylla.errors import RunError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
 from raylla.irpo.scoring import careful_rate, rows_of
-from raylla.irpo.state import Run
 from raylla.records import Phase, Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
+from raylla.runs.state import Run
 from raylla.storage import absolute
 from raylla.world import World
 

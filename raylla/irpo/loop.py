@@ -17,15 +17,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from raylla import roles
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.irpo import asking, served, stages, versions, warming
+from raylla.irpo import asking, served, stages, warming
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
-from raylla.irpo.state import Run
-from raylla.observe import Observer
+from raylla.models import roles
+from raylla.runs import versions
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 from raylla.stop import heeded
 from raylla.world import World
 
@@ -52,7 +53,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         if probe is not None:
             with heeded(f"the refresh to {version.name}"):
                 crew.refresh(version, probe)
-            versions.collect(run, crew)
+            versions.collect(run, crew.needs)
         for epoch in range(version.epoch + 1, config.irpo.epochs + 1):
             run_epoch(run, crew, watch, world, epoch)
         last = config.irpo.epochs + 1
@@ -80,4 +81,4 @@ def run_epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -
         version, probe = stages.align(run, watch, epoch, crew.version, alignment)
         with heeded(f"the refresh to {version.name}"):
             crew.refresh(version, probe)
-        versions.collect(run, crew)
+        versions.collect(run, crew.needs)

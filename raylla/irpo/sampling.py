@@ -14,7 +14,6 @@ are the same either way.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import Counter, deque
@@ -29,8 +28,8 @@ from raylla.engines.protocol import Generated, Request
 from raylla.errors import BudgetError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.dispatch import Dispatch
-from raylla.observe import Observer
 from raylla.records import Answer, Click, Phase, Planned
+from raylla.runs.observe import Observer
 from raylla.world import World, bids, prompts
 
 JUDGE_BATCH = 128
@@ -85,11 +84,6 @@ class Sampled:
 def readings(sample_id: str, count: int) -> list[str]:
     """Names of the judgements of one answer that is read ``count`` times."""
     return [f"{sample_id}#{reading}" for reading in range(count)]
-
-
-def seed_of(seed: int, name: str) -> int:
-    """A 31-bit sampling seed that depends on the run's seed and the sample's name alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
 class Stream:
@@ -227,7 +221,7 @@ class Stream:
                 model.prompt, planned.query, planned.profile, planned.ads, auction.bids, model.descriptions
             ),
             planned.n,
-            seed_of(config.seed, f"{self.version}/{auction.id}"),
+            bids.seed_of(config.seed, f"{self.version}/{auction.id}"),
             known and planned.phase == "preference",
         )
 
@@ -332,7 +326,7 @@ class Stream:
             self._clicks[planned.auction.id].update((name, {}) for name in names)
             return
         ads = {ad.id: ad for ad in planned.ads}
-        seed = seed_of(self._config.seed, f"judge/{self.version}/{names[0]}")
+        seed = bids.seed_of(self._config.seed, f"judge/{self.version}/{names[0]}")
         item = judge_item(
             self._config.user_llm,
             names[0],

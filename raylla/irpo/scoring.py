@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from raylla.auction import parse, reward
 from raylla.irpo.sampling import Sampled, readings
-from raylla.irpo.state import Run
 from raylla.records import Phase, Prediction, Reward
 from raylla.reward.rows import ClickRow, rows
+from raylla.runs.state import Run
 from raylla.world import World
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from raylla.irpo.sampling import Stream
-from raylla.irpo.state import Run, load_records, save_records
+from raylla.online import onlinedata
 from raylla.records import Answer, Click
-from raylla.serving import onlinedata
+from raylla.runs.state import Run, load_records, save_records
 from raylla.world import World
 
 

@@ -13,23 +13,24 @@ from raylla.auction import parse
 from raylla.auction.checks import Array
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
-from raylla.evaluation.table import Outcome, figures, per_query
+from raylla.figures.table import Outcome, figures, per_query
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.preference import group
-from raylla.irpo.sampling import Sampled, Stream, seed_of
+from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.scoring import judged_rates, rows_of, score
-from raylla.irpo.state import Run, load_records, package_versions, save_records, write_json, write_text
 from raylla.judging import about
-from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
 from raylla.reward.rows import ClickRow
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run, load_records, package_versions, save_records, write_json, write_text
+from raylla.runs.timeline import TRAINER
 from raylla.stop import heeded
 from raylla.strictjson import dumps
-from raylla.timeline import TRAINER
 from raylla.world import World, clicks, prompts
+from raylla.world.bids import seed_of
 
 TRAINING: tuple[Phase, ...] = ("reward", "preference")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raylla.irpo.state import Run
-from raylla.observe import Observer
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 from raylla.stop import heeded
 from raylla.warmstart.train import warmstart
 

@@ -90,10 +90,10 @@ def evaluate(
 ) -> None:
     """Hold a judge against those of the data, on questions that it did not learn from; with intervals."""
     from raylla.actors.placement import connect, disconnect
-    from raylla.irpo.state import write_json
     from raylla.judging.evaluate import evaluate as measure
     from raylla.judging.train import settings as section
     from raylla.models import resolve
+    from raylla.runs.state import write_json
     from raylla.stop import heeded, listen
 
     loaded = settings.load(config, set_)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction.checks import Array
-from raylla.evaluation.intervals import Figure
+from raylla.figures.intervals import Figure
 from raylla.reward.calibration import auc, calibration_error, calibration_floor, log_loss
 
 Clicks = NDArray[np.bool_]

@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from raylla.pocket import grammar, initial, tokenizer
+from raylla.pocket import initial, tokenizer
 from raylla.strictjson import dumps
+from raylla.world.synthetic import grammar
 
 Draw = Callable[[random.Random], grammar.Sample]
 Row = tuple[list[int], list[int], grammar.Sample]

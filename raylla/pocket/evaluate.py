@@ -19,10 +19,10 @@ from raylla.auction import Parsed, parse
 from raylla.config import Engine, Sampling
 from raylla.engines import Generated, Request, open_engine
 from raylla.models import resolve
-from raylla.pocket import grammar
 from raylla.records import Ad, Query
 from raylla.reward.calibration import auc, calibration
 from raylla.world import prompts
+from raylla.world.synthetic import grammar
 
 ANSWERING, JUDGING = Sampling(temperature=0.7, top_k=10), Sampling()
 """How the two models sample in the pocket config."""

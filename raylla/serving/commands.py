@@ -1,4 +1,4 @@
-"""The commands around the endpoint: serve, deploy, simulate, campaigns, audit."""
+"""The commands around the endpoint: serve, deploy, campaigns, audit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import yaml
 
 from raylla import config as settings
 from raylla.errors import ConfigError
-from raylla.strictjson import dumps
 from raylla.terminal import Columns, ConfigPath, Overrides, console, say, tell, told
 
 app = typer.Typer()
@@ -38,8 +37,8 @@ def serve(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Serve a trained run: the auction endpoint, its campaigns, clicks, metrics and playground."""
-    from raylla.serving import app as application
-    from raylla.serving import cluster
+    from raylla.serving.deploy import app as application
+    from raylla.serving.deploy import cluster
 
     chosen, target = application.effective(settings.load(config, set_), run, version)
     manifest = application.manifest(chosen, target)
@@ -64,8 +63,8 @@ def deploy(
     address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
 ) -> None:
     """Bring a weight version in beside the one that serves, compare them, then promote or roll back."""
-    from raylla.serving import deploy as deployment
-    from raylla.serving.cluster import Dashboard
+    from raylla.serving.deploy import deploy as deployment
+    from raylla.serving.deploy.cluster import Dashboard
 
     at = Dashboard(address)
     if sum((run is not None, promote, rollback, status)) != 1:
@@ -77,28 +76,6 @@ def deploy(
     elif rollback:
         deployment.roll_back(at)
     deployment.show(console, deployment.status(at))
-
-
-@app.command()
-@told
-def simulate(
-    run: Annotated[str, typer.Argument(help="a run: its users, User-LLM and ads")],
-    url: Annotated[str, typer.Option(help="the endpoint")] = "http://127.0.0.1:8000",
-    asks: Annotated[int, typer.Option(min=1, help="questions")] = 200,
-    concurrency: Annotated[int, typer.Option(min=1, help="questions at once")] = 8,
-    seed: Annotated[int, typer.Option(help="another seed asks other questions")] = 0,
-    key: Annotated[
-        str | None,
-        typer.Option(envvar="RAYLLA_ADMIN_KEY", help="API key; none: the one that `raylla serve` has made"),
-    ] = None,
-) -> None:
-    """Have simulated users ask a running endpoint, read its answers and click its ads."""
-    from raylla.irpo.state import Run
-    from raylla.serving import keyring, simulation
-
-    key = (key or "").strip() or keyring.read(settings.Serving().database).admin_key
-    traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
-    console.print_json(dumps(traffic.figures()))
 
 
 @campaigns_app.command("import")
@@ -120,10 +97,9 @@ def campaigns_import(
     pages: an advertiser per domain or theme, a campaign per category."""
     from datetime import UTC, datetime
 
-    from raylla.serving import importing
-    from raylla.serving.store import open_store
-    from raylla.world.importers import mapping
-    from raylla.world.tablefiles import is_table
+    from raylla.serving.store import importing, open_store
+    from raylla.world.imports.importers import mapping
+    from raylla.world.imports.tablefiles import is_table
 
     chosen = settings.load(config, set_) if config else settings.changed(_of_run(source), None, set_)
     max_bid, url = chosen.world.max_bid, database or chosen.serving.database
@@ -145,7 +121,7 @@ def campaigns_import(
 
 def _of_run(source: str) -> settings.Config:
     """The config of the run at ``source``; the defaults where that is no run."""
-    from raylla.irpo.state import Run
+    from raylla.runs.state import Run
     from raylla.storage import exists, within
 
     return Run.open(source).config if exists(within(source, "run.json")) else settings.Config()
@@ -162,8 +138,8 @@ def audit(
     ] = None,
 ) -> None:
     """Recompute every balance, budget and charge from the ledger; status 1 if one does not add up."""
-    from raylla.serving.audit import audit as recompute
-    from raylla.serving.money import decimal
+    from raylla.serving.billing.audit import audit as recompute
+    from raylla.serving.money.money import decimal
     from raylla.serving.store import open_store
 
     known = dict(_noted(one) for one in sealed or [])

@@ -23,7 +23,7 @@ def warmstart(
     """
     from raylla import models
     from raylla.actors.placement import connect, disconnect
-    from raylla.irpo.state import write_json
+    from raylla.runs.state import write_json
     from raylla.stop import heeded, listen
     from raylla.warmstart.report import report
     from raylla.warmstart.train import settings as section

@@ -17,8 +17,8 @@ from raylla.auction.markup import Parsed, Violation
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request
 from raylla.errors import RunError
-from raylla.evaluation.intervals import Figure, means, quotients, spearman, within
 from raylla.evaluation.prose import without_ads
+from raylla.figures.intervals import Figure, means, quotients, spearman, within
 from raylla.warmstart import rows
 from raylla.warmstart.train import settings
 from raylla.world import prompts

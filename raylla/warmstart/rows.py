@@ -21,8 +21,8 @@ from raylla.auction.markup import markup
 from raylla.config import Warmstart
 from raylla.errors import WorldError
 from raylla.records import Ad, Profile, Query
-from raylla.world import lexicon
 from raylla.world.build import IDS
+from raylla.world.synthetic import lexicon
 
 SAME_TOPIC = 2
 """Candidates of the answer's topic beside its own ad."""

@@ -1,7 +1,6 @@
 """Profiles, ads and queries: how they are built, stored, imported and bid for.
 
-Submodules are imported by name (`from raylla.world import build`); `build` draws on the pocket
-grammar, which itself reads this package, so it cannot be loaded from here.
+Submodules are imported by name (`from raylla.world import build`).
 """
 
 from raylla.world.world import World

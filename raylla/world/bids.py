@@ -1,4 +1,4 @@
-"""Auction and sample ids, and the bids that follow from them.
+"""Auction and sample ids, and the seeds and bids that follow from them.
 
 Everything here is a pure function of names, so that lost work is re-done anywhere with the same
 ids and the same bids, and never counted twice.
@@ -6,6 +6,7 @@ ids and the same bids, and never counted twice.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Sequence
@@ -22,6 +23,11 @@ def auction_id(epoch: int, phase: Phase, query_id: str) -> str:
 def sample_id(auction: str, draw: int) -> str:
     """Name of one sampled answer of an auction, for instance ``e1/reward/p12-3/0``."""
     return f"{auction}/{draw}"
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A 31-bit sampling seed that depends on the run's seed and the sample's name alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
 def draw(seed: int, auction: str, count: int, max_bid: int) -> tuple[float, ...]:

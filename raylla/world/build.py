@@ -9,10 +9,9 @@ from dataclasses import replace
 
 from raylla import config
 from raylla.errors import WorldError
-from raylla.pocket import grammar
 from raylla.records import Ad, Profile, Query, Split
-from raylla.world import lexicon
 from raylla.world.prompts import neutral
+from raylla.world.synthetic import grammar, lexicon
 from raylla.world.texts import cut
 from raylla.world.world import World
 

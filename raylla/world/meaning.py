@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from raylla.retrieval import Encode, Retrieval, encoded, questions
+from raylla.world.retrieval import Encode, Retrieval, encoded, questions
 from raylla.world.world import World
 
 

@@ -13,17 +13,17 @@ import pytest
 import ray
 
 from raylla.actors import Pool
-from raylla.bench import driver
-from raylla.bench.overlap import measure, scripted_epoch
+from raylla.bench.parts import driver
+from raylla.bench.parts.overlap import measure, scripted_epoch
 from raylla.bench.scripted import Latencies, ScriptedCrew, ScriptedRollout
 from raylla.config import Config, Deadlines, Engines, parse
 from raylla.engines import Generated, Request
 from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
-from raylla.irpo.state import Run
 from raylla.models import resolve
-from raylla.observe import Observer
 from raylla.records import WeightVersion
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 from tests.worlds import asked_world
 
 LATENCIES = Latencies(

@@ -17,9 +17,9 @@ from raylla.bench.scripted import Latencies, ScriptedCrew
 from raylla.cli import main
 from raylla.config import Config
 from raylla.irpo import loop
-from raylla.irpo.state import Run
-from raylla.observe import Observer
 from raylla.records import WeightVersion
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 
 EVENTS = "RAYLLA_CHAOS_EVENTS"
 SCRIPTED = "RAYLLA_CHAOS_SCRIPTED"

@@ -26,12 +26,12 @@ from sqlalchemy import event as hooks
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from raylla.serving.audit import audit
-from raylla.serving.records import Listing, PriceRule, ServedAuction
+from raylla.serving.billing.audit import audit
+from raylla.serving.money.records import Listing, PriceRule, ServedAuction
+from raylla.serving.security.tokens import Claims
 from raylla.serving.store import Store, billing, models, open_store
 from raylla.serving.store.parties import put_payment
 from raylla.serving.store.store import check, put_auctions
-from raylla.serving.tokens import Claims
 from tests.chaos.second import Second, Shown
 from tests.unit.serving.market import UNIT, Market
 

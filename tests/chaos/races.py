@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier
 
-from raylla.serving.audit import audit
-from raylla.serving.records import Outcome, PriceRule, ServedAuction
+from raylla.serving.billing.audit import audit
+from raylla.serving.money.records import Outcome, PriceRule, ServedAuction
+from raylla.serving.security.tokens import Claims
 from raylla.serving.store import Store, open_store
-from raylla.serving.tokens import Claims
 from tests.unit.serving.market import UNIT, Market
 
 ACTORS = 64

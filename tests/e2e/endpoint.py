@@ -16,14 +16,14 @@ import yaml
 from raylla.auction import parse as parse_answer
 from raylla.auction.markup import markup
 from raylla.config import Config, parse
-from raylla.irpo.state import Run
-from raylla.pocket import grammar
 from raylla.records import Query
 from raylla.reward.rows import ClickRow, rows
 from raylla.reward.trainer import RewardTrainer
-from raylla.serving import keyring
-from raylla.serving.app import effective
+from raylla.runs.state import Run
+from raylla.serving.deploy.app import effective
+from raylla.serving.security import keyring
 from raylla.world import World, build, clicks, store
+from raylla.world.synthetic import grammar
 
 ROOT = Path(__file__).parents[2]
 BASE = "http://endpoint.test"
@@ -52,7 +52,7 @@ def standing_run(path: Path, config: Config) -> Run:
 @asynccontextmanager
 async def served(config: Config, run: Run) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
     """The ingress of ``run``'s last version with engine and pCTR model inside it, and an admin's client."""
-    from raylla.serving.replicas import Ingress
+    from raylla.serving.deploy.replicas import Ingress
 
     complete, target = effective(config, run.path, None)
     keyring.ensure(complete.serving.database)

@@ -18,9 +18,9 @@ from typing import Any
 
 import httpx
 
-from raylla.serving.audit import audit
+from raylla.serving.billing.audit import audit
+from raylla.serving.security.tokens import Claims, TokenKeys
 from raylla.serving.store import Store
-from raylla.serving.tokens import Claims, TokenKeys
 from raylla.world import World
 
 WORKERS = 6

@@ -19,8 +19,8 @@ from raylla.engines import Generated, Request
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
-from raylla.observe import Observer
 from raylla.records import WeightVersion
+from raylla.runs.observe import Observer
 from tests.e2e.fleet import Fleet
 from tests.worlds import asked_world
 

@@ -21,8 +21,8 @@ from raylla.config import Engine as Settings
 from raylla.engines import Generated, Given, Probe, Request, open_engine
 from raylla.errors import ConfigError, WeightError
 from raylla.models import local
-from raylla.pocket import grammar
 from raylla.records import WeightVersion
+from raylla.world.synthetic import grammar
 
 pytestmark = pytest.mark.e2e
 

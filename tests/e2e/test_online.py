@@ -15,12 +15,12 @@ import pytest
 from raylla.actors import JudgeWorker
 from raylla.auction.markup import parse
 from raylla.config import Config
-from raylla.irpo.state import Run
 from raylla.models import resolve
-from raylla.serving import simulation
-from raylla.serving.audit import audit
+from raylla.online import simulation
+from raylla.runs.state import Run
+from raylla.serving.billing.audit import audit
+from raylla.serving.deploy.versions import Target, find
 from raylla.serving.store import open_store
-from raylla.serving.versions import Target, find
 from raylla.world import store as worlds
 from tests.e2e.endpoint import ROOT, pocket, served, standing_run, until_listed
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from raylla.gauges import flat
+from raylla.runs.gauges import flat
 from tests.chaos.processes import hit, kill_tree, workers
 from tests.e2e.nodes import Nodes
 from tests.unit.test_dashboard import metrics

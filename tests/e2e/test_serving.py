@@ -31,9 +31,10 @@ from schemathesis.checks import not_a_server_error
 
 from raylla.auction import parse
 from raylla.errors import WeightError
-from raylla.serving import deploy, keyring
-from raylla.serving.cluster import Dashboard
-from raylla.serving.records import Served
+from raylla.serving.deploy import deploy
+from raylla.serving.deploy.cluster import Dashboard
+from raylla.serving.money.records import Served
+from raylla.serving.security import keyring
 from raylla.serving.store import Store, open_store
 from raylla.world import World
 from raylla.world import store as worlds

@@ -17,11 +17,12 @@ from raylla.actors.judge import parse_clicks
 from raylla.auction import markup, parse
 from raylla.config import Config
 from raylla.errors import ConfigError, RunError, TokenError, WorldError
-from raylla.irpo.state import Run
 from raylla.records import Ad, Profile, Query
-from raylla.serving.repair import Repair
-from raylla.serving.tokens import TokenKeys, new_claims
-from raylla.world import catalogue, prompts, tables, webis
+from raylla.runs.state import Run
+from raylla.serving.auction.repair import Repair
+from raylla.serving.security.tokens import TokenKeys, new_claims
+from raylla.world import prompts
+from raylla.world.imports import catalogue, tables, webis
 from raylla.world.texts import check_ad
 
 ADS = (Ad("1234", "Lumo Kettle", "tea", "food"), Ad("0034", "Boot by Nara", "shoes", "fashion"))

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from raylla.auction.markup import markup
-from raylla.bench import PARTS, Bench, Measured, Row, Side, Spread, compare, dpo, driver, merge, run_parts
+from raylla.bench import PARTS, Bench, Measured, Row, Side, Spread, compare, merge, run_parts
 from raylla.bench.load import answer_requests
+from raylla.bench.parts import dpo, driver
 from raylla.bench.run import table
 from raylla.config import Config, Lora, World
 from raylla.errors import ConfigError
@@ -109,7 +110,7 @@ def test_requests_are_the_config_s(tmp_path: Path) -> None:
 
 
 def test_the_served_run_is_small_whatever_the_config() -> None:
-    from raylla.bench.serving import small
+    from raylla.bench.parts.serving import small
 
     grown = Config.model_validate(
         {"rollout": {"workers": 4, "min_workers": 2}, "online": {"database": "sqlite:///x.db"}}
@@ -148,7 +149,7 @@ def test_figures_of_other_parts_stay_and_other_files_are_left_alone(tmp_path: Pa
 
 
 def test_an_exponent_is_the_slope_of_logarithms() -> None:
-    from raylla.bench.growth import exponent
+    from raylla.bench.parts.growth import exponent
 
     assert exponent([1, 2, 4, 8], [3 * size**1.5 for size in (1, 2, 4, 8)]) == pytest.approx(1.5)
     assert exponent([5, 10, 20], [7.0, 7.0, 7.0]) == pytest.approx(0)

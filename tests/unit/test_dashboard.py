@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from raylla.serving.reports import Reports
+from raylla.serving.http.reports import Reports
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana.json"
 

@@ -23,11 +23,11 @@ from raylla.engines.protocol import Completion, Generated, Given, Request, Score
 from raylla.errors import BudgetError, WorkerLostError
 from raylla.evaluation import desk, efficiency, incentives, properties
 from raylla.evaluation.desk import EvaluationDesk
-from raylla.irpo.state import Run
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt
 from raylla.records import Ad, Prediction, Profile, Query
+from raylla.runs.state import Run
 from raylla.storage import home
 from raylla.world import World
 

@@ -10,7 +10,7 @@ from raylla.actors.pool import DONE, Call, Pool, next_item
 from raylla.config import Config, Engines
 from raylla.errors import WorkerLostError
 from raylla.irpo.dispatch import Dispatch
-from raylla.observe import Observer
+from raylla.runs.observe import Observer
 
 
 class Worker:

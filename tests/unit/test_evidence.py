@@ -13,10 +13,10 @@ from raylla import config
 from raylla.errors import ConfigError, RayllaError, RunError
 from raylla.evaluation import campaign
 from raylla.evaluation.evidence import evaluate
-from raylla.irpo.state import Run
-from raylla.observe import Observer
-from raylla.pocket import grammar
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 from raylla.world import build, store
+from raylla.world.synthetic import grammar
 
 TREE: dict[str, Any] = {
     "name": "small",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from raylla.auction.checks import Array
-from raylla.evaluation import intervals
+from raylla.figures import intervals
 
 
 def mean(

@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 from raylla import config
 from raylla.actors.placement import needs
 from raylla.cli import app
-from raylla.irpo.state import Run
-from raylla.serving import keyring
-from raylla.serving.cluster import environment
+from raylla.runs.state import Run
+from raylla.serving.deploy.cluster import environment
+from raylla.serving.security import keyring
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -17,11 +17,11 @@ from raylla import config
 from raylla.errors import WorldError
 from raylla.irpo import asking, schedule
 from raylla.irpo.crew import Crew
-from raylla.irpo.state import Run
-from raylla.observe import Observer
 from raylla.records import Ad, Auction, Profile, Query
-from raylla.retrieval import Vectors
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 from raylla.world import World, build, meaning, store
+from raylla.world.retrieval import Vectors
 
 TOPICS = 10
 

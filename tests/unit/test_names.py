@@ -20,10 +20,10 @@ from raylla import config
 from raylla.cli import app
 from raylla.config import parse
 from raylla.errors import ConfigError
-from raylla.evaluation.show import show
-from raylla.irpo.state import Run, write_json
-from raylla.observe import Observer
-from raylla.serving.reports import JsonLines
+from raylla.evaluation.page.show import show
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run, write_json
+from raylla.serving.logs import JsonLines
 from raylla.serving.store import database, open_store
 from raylla.storage import exists, home, making
 from raylla.strictjson import dumps

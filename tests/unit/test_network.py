@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from raylla.network import loopback, spare_proxy
-from raylla.serving.cluster import Dashboard
+from raylla.serving.deploy.cluster import Dashboard
 
 PROXIES = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 NO_PROXIES = ("NO_PROXY", "no_proxy")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from raylla.config import parse
-from raylla.gauges import flat
-from raylla.observe import Observer
+from raylla.runs.gauges import flat
+from raylla.runs.observe import Observer
 
 
 def _hanging(**_: object) -> None:
@@ -45,7 +45,7 @@ import os, signal, sys, threading
 from pathlib import Path
 import psutil
 from raylla.config import parse
-from raylla.tracking import SERVICE, Tracker
+from raylla.runs.tracking import SERVICE, Tracker
 
 tracker = Tracker(parse({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), Path(sys.argv[1]))
 begun = threading.Event()

@@ -16,7 +16,6 @@ from raylla import config
 from raylla.actors.reward import RewardWorker
 from raylla.auction import markup, parse
 from raylla.errors import ConfigError, RunError
-from raylla.pocket import grammar
 from raylla.records import Ad, Profile, Query
 from raylla.reward.calibration import auc, calibration_error, log_loss, reliability
 from raylla.reward.encoder import Encoder
@@ -25,6 +24,7 @@ from raylla.reward.intervals import GROUP
 from raylla.reward.rows import ClickRow, rows
 from raylla.reward.trainer import RewardTrainer
 from raylla.world import World, build, clicks
+from raylla.world.synthetic import grammar
 
 SETTINGS = config.Pctr()
 Make = Callable[..., RewardTrainer]

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from raylla.auction import markup, parse
 from raylla.models import resolve
-from raylla.pocket import build, grammar, initial, names, tokenizer
-from raylla.world import lexicon, prompts
+from raylla.pocket import build, initial, tokenizer
+from raylla.world import prompts
+from raylla.world.synthetic import grammar, lexicon, names
 
 
 def fresh(**changes: int) -> Qwen3ForCausalLM:

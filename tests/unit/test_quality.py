@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from raylla.engines.protocol import Completion, Generated, Request
-from raylla.evaluation import efficiency, quality, reading
-from raylla.evaluation.quality import Read
-from raylla.evaluation.show import _show_quality
+from raylla.evaluation import efficiency, reading
+from raylla.evaluation.page.show import _show_quality
+from raylla.figures import quality
+from raylla.figures.quality import Read
 from raylla.world import World
 from tests.unit.test_desk import make
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from raylla.errors import RunError
-from raylla.evaluation.figures import FIGURES
-from raylla.evaluation.quality import READER
-from raylla.evaluation.report import pieces, report
+from raylla.evaluation.page.figures import FIGURES
+from raylla.evaluation.page.report import pieces, report
+from raylla.figures.quality import READER
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }}"
 

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from raylla.config import Config
 from raylla.errors import RunError
-from raylla.irpo.state import Run, load_records, save_records, write_json
 from raylla.records import Answer
+from raylla.runs.state import Run, load_records, save_records, write_json
 
 STAGES = ("world", *(f"epoch-{epoch}/{stage}" for epoch in (1, 2) for stage in ("sample", "learn", "test")))
 CONFIG = Config()

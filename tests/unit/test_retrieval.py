@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylla import retrieval
 from raylla.records import Ad
-from raylla.retrieval import Retrieval, Vectors
+from raylla.world import retrieval
+from raylla.world.retrieval import Retrieval, Vectors
 
 DIM = 24
 

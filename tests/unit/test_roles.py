@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from raylla import config, roles
+from raylla import config
 from raylla.cli import app
 from raylla.errors import ConfigError
 from raylla.irpo.loop import train
-from raylla.irpo.state import Run
-from raylla.models import POCKET
-from raylla.observe import Observer
+from raylla.models import POCKET, roles
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "pocket.yaml")
 

@@ -9,8 +9,8 @@ import pytest
 from raylla import config
 from raylla.irpo.sampling import Sampled, readings
 from raylla.irpo.scoring import careful_rate, judged_rates, score
-from raylla.irpo.state import Run
 from raylla.records import Ad, Answer, Auction, Planned, Prediction, Profile, Query
+from raylla.runs.state import Run
 from raylla.storage import home
 
 AD = Ad("12", "Lumo Kettle", "tea", "food")

@@ -14,10 +14,10 @@ from raylla.actors.policy import Alignment
 from raylla.config import parse
 from raylla.engines.protocol import Probe
 from raylla.irpo import stages
-from raylla.irpo.state import Run
-from raylla.observe import Observer
 from raylla.policy.jobs import AlignJob, AlignResult, Reference
 from raylla.records import WeightVersion
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
 from raylla.world import World
 
 CONFIG = parse({"wandb": {"mode": "disabled"}}, "test")

@@ -11,8 +11,8 @@ import pytest
 
 from raylla.config import Config, parse
 from raylla.errors import RunError
-from raylla.irpo.state import Run, load_records, save_records
 from raylla.records import Answer, Auction, Click
+from raylla.runs.state import Run, load_records, save_records
 
 
 def test_only_committed_stages_survive(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import fsspec
 import pytest
@@ -21,12 +21,11 @@ from raylla.actors import read_weights
 from raylla.cli import app
 from raylla.config import Config, parse
 from raylla.errors import ConfigError, DeadlineError, RunError, StorageError
-from raylla.irpo import versions
-from raylla.irpo.crew import Crew
-from raylla.irpo.state import Run, load_records, save_records
 from raylla.plan.architecture import architecture
 from raylla.records import Answer
-from raylla.serving.versions import Target, find
+from raylla.runs import versions
+from raylla.runs.state import Run, load_records, save_records
+from raylla.serving.deploy.versions import Target, find
 from raylla.storage import exists, here, making, places, within
 
 ANSWERS = [Answer("s/0", "s", 0, "v0", "hi @", (1, 2), (3,), None)]
@@ -255,30 +254,19 @@ def test_a_model_may_lie_behind_a_url(faulty: str) -> None:
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
-class Hands:
-    """What `versions.collect` asks of a crew."""
-
-    def __init__(self, *needs: str) -> None:
-        self.needs = {*needs}
-
-
-def collect(run: Run, *needs: str) -> None:
-    versions.collect(run, cast(Crew, Hands(*needs)))
-
-
 def test_old_versions_are_collected_and_never_one_in_use(where: str) -> None:
     run = Run.create(where, parse({"storage": {"keep_versions": 2}, "irpo": {"epochs": 6}}, "x"))
     with run.alone():
         for epoch in range(1, 4):
             work(run, epoch)
-            collect(run, f"v{epoch}", "v1")  # v1 is what this process began with
+            versions.collect(run, {f"v{epoch}", "v1"})  # v1 is what this process began with
         assert versions.collected(run) == []
         assert find(where, "v2") == Target(run.place, "v2")  # `raylla serve` and `raylla deploy` ask so
         for epoch in (4, 5):
             work(run, epoch)
-            collect(run, f"v{epoch}", "v1")
+            versions.collect(run, {f"v{epoch}", "v1"})
         assert versions.collected(run) == ["v3"]
-        collect(run, "v5")
+        versions.collect(run, {"v5"})
     again = Run.open(where)
     assert versions.collected(again) == ["v3", "v1"]
     assert [version.name for version, _ in versions.committed(again)] == ["v0", "v2", "v4", "v5"]
@@ -295,7 +283,7 @@ def test_old_versions_are_collected_and_never_one_in_use(where: str) -> None:
     with making(again.weights("v3")) as fresh:
         (fresh / "half").touch()
     with again.alone():
-        collect(again, "v5")
+        versions.collect(again, {"v5"})
     assert not exists(again.weights("v3"))
 
 
@@ -303,7 +291,7 @@ def test_nothing_is_collected_unless_asked_for(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", Config())
     work(run, 1)
     work(run, 2)
-    collect(run, "v2")
+    versions.collect(run, {"v2"})
     assert len(versions.committed(run)) == 3
 
 
@@ -337,7 +325,7 @@ import os, subprocess, sys
 from pathlib import Path
 from raylla.config import Config
 from raylla.errors import RunError, StorageError
-from raylla.irpo.state import Run
+from raylla.runs.state import Run
 
 disk = Path(sys.argv[1])
 run = Run.create(disk / "run", Config())

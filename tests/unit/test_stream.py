@@ -22,10 +22,10 @@ from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.scoring import judged_rates, rows_of
 from raylla.irpo.stages import read_sampled
-from raylla.irpo.state import Run, save_records
-from raylla.observe import Observer
 from raylla.records import Answer, Click, Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run, save_records
 from raylla.storage import home
 from raylla.world import World
 from tests.worlds import asked_world

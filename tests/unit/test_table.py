@@ -6,7 +6,7 @@ import pytest
 
 from raylla.auction import parse
 from raylla.config import Penalty
-from raylla.evaluation.table import Outcome, figures, per_query
+from raylla.figures.table import Outcome, figures, per_query
 from raylla.records import Ad
 
 AD = Ad("12", "Lumo Kettle", "tea", "food")

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from raylla import config
 from raylla.cli import app
 from raylla.errors import WorldError
-from raylla.world import build, catalogue, gembench, store, tables
-from raylla.world.webis import import_world as import_webis
+from raylla.world import build, store
+from raylla.world.imports import catalogue, gembench, tables
+from raylla.world.imports.webis import import_world as import_webis
 
 SETTINGS = config.World(profiles=10)
 ADS = "title,category\nMug,tea\nKettle,tea\nTent,camping\n"

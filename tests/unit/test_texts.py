@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from raylla.auction import parse
 from raylla.errors import WorldError
 from raylla.records import Ad, Profile, Query
-from raylla.world import World, lexicon, prompts, store, texts
+from raylla.world import World, prompts, store, texts
+from raylla.world.synthetic import lexicon
 
 MUG = Ad("1000", "Café Crème Mug", "tea", "food", "A mug. @50% off@ [Ad-1001] | bid 99 | ¤100", "")
 QUERY = Query("p0-0", "p0", "which cup", "", "", "train")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raylla.actors.spans import Size, Span
-from raylla.timeline import Timeline, critical_seconds, idle, pools
+from raylla.runs.timeline import Timeline, critical_seconds, idle, pools
 
 
 def epoch(judge_from: float = 1.0, wait: float = 0.0) -> list[Span]:

@@ -11,7 +11,7 @@ import pytest
 from raylla import config
 from raylla.errors import WorldError
 from raylla.world import World, build, store
-from raylla.world.webis import import_world
+from raylla.world.imports.webis import import_world
 
 SETTINGS = config.World(profiles=30)
 

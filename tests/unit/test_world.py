@@ -15,7 +15,8 @@ from raylla import config
 from raylla.auction import parse
 from raylla.errors import WorldError
 from raylla.records import Ad, Profile, Query
-from raylla.world import World, bids, build, lexicon, store
+from raylla.world import World, bids, build, store
+from raylla.world.synthetic import lexicon
 
 SETTINGS = config.World(profiles=8, ads=100)
 

@@ -16,12 +16,12 @@ from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from raylla.errors import UnknownError
-from raylla.serving import pricing
-from raylla.serving.money import Micros
-from raylla.serving.records import Charge, Outcome, PriceRule, Reason, ServedAuction
+from raylla.serving.money import pricing
+from raylla.serving.money.money import Micros
+from raylla.serving.money.records import Charge, Outcome, PriceRule, Reason, ServedAuction
+from raylla.serving.security.tokens import Claims
 from raylla.serving.store import ledger, models, outbox
 from raylla.serving.store.parties import locked, new_id
-from raylla.serving.tokens import Claims
 
 REPEATED = (Outcome.REPLAY.value, Outcome.EXPIRED.value)
 """Outcomes of clicks that do not count."""

@@ -27,8 +27,8 @@ from sqlalchemy import ColumnElement, bindparam, case, func, insert, select, upd
 from sqlalchemy.orm import Session
 
 from raylla.errors import StoreError
-from raylla.serving.money import Micros
-from raylla.serving.records import PriceRule
+from raylla.serving.money.money import Micros
+from raylla.serving.money.records import PriceRule
 from raylla.serving.store import models
 from raylla.serving.store.database import Database
 

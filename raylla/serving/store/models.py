@@ -320,7 +320,8 @@ class ApiKey(Base):
 class Notice(Base):
     """A billing or loss notice on its way: ``due`` is its next attempt, none once sent or given up.
 
-    ``destination`` is whom its URL reaches (`raylla.serving.addresses`), "" where it cannot be called.
+    ``destination`` is whom its URL reaches (`raylla.serving.security.addresses`), "" where it cannot be
+    called.
     """
 
     __tablename__ = "notices"

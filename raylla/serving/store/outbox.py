@@ -19,8 +19,9 @@ from urllib.parse import quote
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from raylla.serving import addresses, money, pricing
-from raylla.serving.records import Listing, PriceRule, Reason, ServedAuction
+from raylla.serving.money import money, pricing
+from raylla.serving.money.records import Listing, PriceRule, Reason, ServedAuction
+from raylla.serving.security import addresses
 from raylla.serving.store import models
 from raylla.serving.store.database import Database
 from raylla.serving.store.parties import new_id

@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 
 from raylla import records
 from raylla.errors import ClashError, UnknownError
-from raylla.serving import keys, names
-from raylla.serving.money import Micros
-from raylla.serving.store import ledger, models
+from raylla.serving.money.money import Micros
+from raylla.serving.security import keys
+from raylla.serving.store import ledger, models, names
 from raylla.serving.store.database import Database
 from raylla.world.build import scattered_id
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from raylla.serving.money import Micros
+from raylla.serving.money.money import Micros
 from raylla.serving.store import models
 from raylla.world.texts import MAX_READ
 

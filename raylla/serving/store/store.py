@@ -13,16 +13,16 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from raylla.errors import ClashError, StoreError, UnknownError
-from raylla.serving import pricing
-from raylla.serving.money import Micros
-from raylla.serving.records import Charge, PriceRule, Served, ServedAuction
+from raylla.serving.money import pricing
+from raylla.serving.money.money import Micros
+from raylla.serving.money.records import Charge, PriceRule, Served, ServedAuction
+from raylla.serving.security.tokens import Claims
 from raylla.serving.store import billing, ledger, models, snapshot
 from raylla.serving.store.billing import Settlement
 from raylla.serving.store.database import Database
 from raylla.serving.store.outbox import Outbox
 from raylla.serving.store.parties import Parties, found, new_id
 from raylla.serving.store.snapshot import Changes
-from raylla.serving.tokens import Claims
 
 RECORD: TypeAdapter[ServedAuction] = TypeAdapter(ServedAuction)
 _COLUMNS = (

@@ -17,14 +17,14 @@ from raylla.actors import WeightStore
 from raylla.config import parse
 from raylla.engines import Probe
 from raylla.errors import RunError, WeightError
-from raylla.irpo import versions
-from raylla.irpo.state import Run
 from raylla.models import read_weights
 from raylla.plan.architecture import architecture
 from raylla.records import WeightVersion
-from raylla.serving.engine import AsyncEngine
-from raylla.serving.stepping import Stepper
-from raylla.serving.wire import Ready
+from raylla.runs import versions
+from raylla.runs.state import Run
+from raylla.serving.engine.engine import AsyncEngine
+from raylla.serving.engine.stepping import Stepper
+from raylla.serving.engine.wire import Ready
 
 from .conftest import Adapt
 

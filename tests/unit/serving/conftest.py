@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from raylla.config import Serving
-from raylla.serving import campaigns, clicks, web
-from raylla.serving.keys import Access
+from raylla.serving.http import campaigns, clicks, web
+from raylla.serving.security.keys import Access
+from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store, open_store
-from raylla.serving.tokens import TokenKeys
 from tests.unit.serving.market import ADMIN_KEY, KEYS, Market
 
 MEMORY = Path("/dev/shm")

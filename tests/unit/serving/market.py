@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from raylla.records import Ad
-from raylla.serving import pricing
-from raylla.serving.records import Candidate, Impression, Listing, PriceRule, ServedAuction
+from raylla.serving.money import pricing
+from raylla.serving.money.records import Candidate, Impression, Listing, PriceRule, ServedAuction
+from raylla.serving.security.tokens import Claims, new_claims
 from raylla.serving.store import NewAd, NewCampaign, Store
-from raylla.serving.tokens import Claims, new_claims
 
 KEYS = {"k2": b"2" * 32, "k1": b"1" * 32}
 ADMIN_KEY = "an-admin-key-for-tests"

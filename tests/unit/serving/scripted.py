@@ -19,19 +19,19 @@ from raylla.engines.live import Finish
 from raylla.errors import EndpointError
 from raylla.models import POCKET
 from raylla.records import Profile
-from raylla.retrieval import Retrieval
 from raylla.reward.rows import ClickRow
-from raylla.serving import web
-from raylla.serving.api import Health, create
-from raylla.serving.auctioneer import Auctioneer
-from raylla.serving.eligibility import Eligibility
-from raylla.serving.exchange import Traffic
-from raylla.serving.keys import Access
-from raylla.serving.predictor import Rate, Vectors
-from raylla.serving.reports import Reports
+from raylla.serving.auction.auctioneer import Auctioneer
+from raylla.serving.auction.eligibility import Eligibility
+from raylla.serving.auction.exchange import Traffic
+from raylla.serving.engine.predictor import Rate, Vectors
+from raylla.serving.engine.wire import Piece
+from raylla.serving.http import web
+from raylla.serving.http.api import Health, create
+from raylla.serving.http.reports import Reports
+from raylla.serving.security.keys import Access
+from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
-from raylla.serving.tokens import TokenKeys
-from raylla.serving.wire import Piece
+from raylla.world.retrieval import Retrieval
 from tests.unit.serving.market import ADMIN_KEY, KEYS
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from raylla.serving import keys, web
-from raylla.serving.audit import audit
+from raylla.serving.billing.audit import audit
+from raylla.serving.http import web
+from raylla.serving.security import keys
 from raylla.serving.store import Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 

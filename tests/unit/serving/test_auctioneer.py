@@ -15,10 +15,10 @@ from raylla.auction import markup
 from raylla.errors import StoreError
 from raylla.pocket.tokenizer import ASSISTANT, END, USER
 from raylla.records import Ad
-from raylla.serving.audit import audit
-from raylla.serving.eligibility import Eligibility
-from raylla.serving.exchange import Traffic
-from raylla.serving.records import Listing, Served
+from raylla.serving.auction.eligibility import Eligibility
+from raylla.serving.auction.exchange import Traffic
+from raylla.serving.billing.audit import audit
+from raylla.serving.money.records import Listing, Served
 from raylla.serving.store import NewAd, Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint

@@ -8,8 +8,8 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from raylla.cli import app
-from raylla.serving.audit import audit
-from raylla.serving.records import PriceRule
+from raylla.serving.billing.audit import audit
+from raylla.serving.money.records import PriceRule
 from raylla.serving.store import Store, models
 from tests.unit.serving.market import Market
 

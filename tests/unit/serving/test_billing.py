@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from raylla.errors import ClashError, StoreError, UnknownError
-from raylla.serving.audit import audit
-from raylla.serving.records import Outcome, PriceRule
+from raylla.serving.billing.audit import audit
+from raylla.serving.money.records import Outcome, PriceRule
 from raylla.serving.store import Store
 from tests.unit.serving.market import MU, UNIT, Market
 

@@ -12,13 +12,14 @@ import pytest
 
 from raylla.config import Config
 from raylla.errors import ConfigError, TokenError
-from raylla.serving import app, keyring
-from raylla.serving.deploy import compare
-from raylla.serving.keys import Access, Role
-from raylla.serving.records import Listing, PriceRule, Served
+from raylla.serving.deploy import app
+from raylla.serving.deploy.deploy import compare
+from raylla.serving.deploy.versions import Target
+from raylla.serving.money.records import Listing, PriceRule, Served
+from raylla.serving.security import keyring
+from raylla.serving.security.keys import Access, Role
+from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
-from raylla.serving.tokens import TokenKeys
-from raylla.serving.versions import Target
 from tests.unit.serving.market import MU, UNIT, Market
 
 

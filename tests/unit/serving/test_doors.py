@@ -10,8 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from raylla.errors import TextError
+from raylla.serving.http.web import Services
 from raylla.serving.store import NewCampaign, Store
-from raylla.serving.web import Services
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}

@@ -9,8 +9,8 @@ import pytest
 
 from raylla.config import Serving
 from raylla.records import Ad
-from raylla.serving.eligibility import Eligibility
-from raylla.serving.records import Filters, Listing, PriceRule, Reason
+from raylla.serving.auction.eligibility import Eligibility
+from raylla.serving.money.records import Filters, Listing, PriceRule, Reason
 from raylla.serving.store import NewAd, NewCampaign, Store
 from raylla.serving.store.snapshot import AdRow, CampaignRow, Changes
 from tests.unit.serving.market import UNIT, Market

@@ -18,9 +18,9 @@ from raylla.engines.live import Step
 from raylla.engines.protocol import Probe, Weights
 from raylla.errors import EndpointError, WeightError
 from raylla.records import WeightVersion
-from raylla.serving.engine import AsyncEngine
-from raylla.serving.stepping import Stepper
-from raylla.serving.wire import Ready
+from raylla.serving.engine.engine import AsyncEngine
+from raylla.serving.engine.stepping import Stepper
+from raylla.serving.engine.wire import Ready
 
 SAMPLING = Sampling(max_tokens=5)
 

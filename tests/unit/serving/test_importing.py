@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from raylla.cli import app
 from raylla.config import Serving, parse
-from raylla.irpo.state import Run
 from raylla.records import Ad
-from raylla.serving.eligibility import Eligibility
-from raylla.serving.records import Listing
+from raylla.runs.state import Run
+from raylla.serving.auction.eligibility import Eligibility
+from raylla.serving.money.records import Listing
 from raylla.serving.store import models, open_store
 from raylla.world.build import scattered_id
 from raylla.world.store import save

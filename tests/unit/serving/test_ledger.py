@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from raylla.cli import app
 from raylla.errors import StoreError, UnknownError
-from raylla.serving.audit import audit
-from raylla.serving.records import PriceRule
+from raylla.serving.billing.audit import audit
+from raylla.serving.money.records import PriceRule
 from raylla.serving.store import Store, database, models, open_store
 from raylla.serving.store.ledger import Account, legs
 from tests.unit.serving.market import ADMIN_KEY, MU, UNIT, Market

@@ -22,10 +22,10 @@ from hypothesis.stateful import (
 from sqlalchemy import event
 
 from raylla.errors import TokenError
-from raylla.serving.audit import audit
-from raylla.serving.records import Filters, Listing, Outcome, PriceRule, Reason, ServedAuction
+from raylla.serving.billing.audit import audit
+from raylla.serving.money.records import Filters, Listing, Outcome, PriceRule, Reason, ServedAuction
+from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
-from raylla.serving.tokens import TokenKeys
 from tests.unit.serving.market import KEYS, UNIT, Market
 from tests.unit.serving.test_eligibility import reasons
 

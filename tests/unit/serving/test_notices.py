@@ -20,14 +20,14 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from raylla.config import Serving
-from raylla.serving import notices
-from raylla.serving.addresses import AddressError, destination, public, target
-from raylla.serving.addresses import Hook as Address
-from raylla.serving.notices import Sender
-from raylla.serving.records import PriceRule
+from raylla.serving.billing import notices
+from raylla.serving.billing.notices import Sender
+from raylla.serving.deploy.supervision import Supervisor
+from raylla.serving.money.records import PriceRule
+from raylla.serving.security.addresses import AddressError, destination, public, target
+from raylla.serving.security.addresses import Hook as Address
+from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store, models
-from raylla.serving.supervision import Supervisor
-from raylla.serving.tokens import TokenKeys
 from tests.unit.serving.market import KEYS, UNIT, Market
 
 

@@ -17,11 +17,11 @@ from raylla.errors import RunError, StoreError
 from raylla.irpo import schedule, served
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.scoring import rows_of
-from raylla.irpo.state import Run
-from raylla.observe import Observer
+from raylla.online import onlinedata
 from raylla.records import Ad
-from raylla.serving import onlinedata
-from raylla.serving.records import Listing, ServedAuction
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
+from raylla.serving.money.records import Listing, ServedAuction
 from raylla.world import World, build, store
 from tests.unit.serving.market import UNIT, Market
 

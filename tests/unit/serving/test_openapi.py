@@ -12,8 +12,8 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from starlette.testclient import TestClient
 
-from raylla.serving import campaigns, clicks, web
-from raylla.serving.audit import audit
+from raylla.serving.billing.audit import audit
+from raylla.serving.http import campaigns, clicks, web
 from raylla.serving.store import Store
 from tests.unit.serving.market import ADMIN_KEY, Market
 

@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from raylla.config import Sampling
 from raylla.records import Profile
-from raylla.serving.records import PriceRule
+from raylla.serving.engine.wire import Piece
+from raylla.serving.money.records import PriceRule
 from raylla.serving.store import Store
-from raylla.serving.wire import Piece
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint, tokenizer
 

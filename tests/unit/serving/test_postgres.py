@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from raylla.errors import StoreError
-from raylla.serving.audit import audit
+from raylla.serving.billing.audit import audit
 from raylla.serving.store import Store, models, open_store
 from tests.unit.serving.market import Market
 from tests.unit.serving.test_billing import *  # noqa: F403

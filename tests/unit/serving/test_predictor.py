@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from raylla.serving.together import Together
+from raylla.serving.engine.together import Together
 
 
 def test_who_waits_is_answered_together() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from raylla.auction import optimum, truthful
 from raylla.auction.checks import Array
-from raylla.serving import pricing
-from raylla.serving.records import PriceRule
+from raylla.serving.money import pricing
+from raylla.serving.money.records import PriceRule
 
 UNIT = 10_000
 # Four answers, two ads: the click probability of each ad in each answer, 0 where it is not placed.

@@ -12,8 +12,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from raylla.config import Sampling
 from raylla.errors import BusyError, EndpointError
-from raylla.serving.remote import RemoteOracle, RemoteWriter
-from raylla.serving.wire import Piece
+from raylla.serving.engine.remote import RemoteOracle, RemoteWriter
+from raylla.serving.engine.wire import Piece
 
 DEAD = ActorUnavailableError("gone", None)
 PIECES = [Piece((1,), None, "v1"), Piece((2,), "stop", "v1")]

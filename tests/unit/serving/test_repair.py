@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from raylla.auction import markup, parse
 from raylla.auction.markup import Violation
 from raylla.records import Ad
-from raylla.serving.repair import HOLD, Repair, repair
+from raylla.serving.auction.repair import HOLD, Repair, repair
 
 CUP = Ad("4820", "Lumo Floral Cup", "mugs", "home")
 KETTLE = Ad("17", "Lumo Kettle", "kettles", "home")

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from raylla.cli import app as cli
 from raylla.config import Config
 from raylla.errors import DeadlineError, DeployError, RunError, WeightError
-from raylla.irpo.state import Run
-from raylla.serving import app, deploy
-from raylla.serving.cluster import Dashboard
+from raylla.runs.state import Run
+from raylla.serving.deploy import app, deploy
+from raylla.serving.deploy.cluster import Dashboard
+from raylla.serving.deploy.versions import find
 from raylla.serving.store import open_store
-from raylla.serving.versions import find
 
 ADDRESS = "http://head:8265"
 
@@ -80,7 +80,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     made = Serve()
     monkeypatch.setattr(httpx, "request", made.request)
     monkeypatch.setattr(httpx, "get", made.get)
-    monkeypatch.setattr("raylla.serving.cluster.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("raylla.serving.deploy.cluster.POLL_SECONDS", 0.0)
     return made
 
 
@@ -189,7 +189,7 @@ def test_the_serve_config_can_be_written_instead_of_deployed(run: Path, tmp_path
     assert done.exit_code == 0, done.output
     tree = yaml.safe_load(out.read_text())
     (application,) = tree["applications"]
-    assert application["import_path"] == "raylla.serving.app:build"
+    assert application["import_path"] == "raylla.serving.deploy.app:build"
     told = {one["name"]: one["user_config"] for one in application["deployments"]}
     assert told["Engine"]["version"] == {"run": str(run), "version": "v2"}
     assert Config.model_validate(application["args"]).serving.engine.max_replicas == 4

@@ -14,8 +14,8 @@ from raylla.actors.judge import JudgeItem, Judgement
 from raylla.config import parse
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import EndpointError
+from raylla.online import simulation
 from raylla.records import Profile, Query
-from raylla.serving import simulation
 from raylla.world import World, build
 
 CONFIG = parse({"world": {"profiles": 6, "ads": 8, "candidates": 3}}, "test")

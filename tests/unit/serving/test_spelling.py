@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from raylla.records import Profile
-from raylla.serving.draft import Draft, Field
-from raylla.serving.exchange import Asked
-from raylla.serving.records import Filters
-from raylla.serving.spelling import Spelling
-from raylla.serving.wire import Piece
+from raylla.serving.auction.draft import Draft, Field
+from raylla.serving.auction.exchange import Asked
+from raylla.serving.auction.spelling import Spelling
+from raylla.serving.engine.wire import Piece
+from raylla.serving.money.records import Filters
 from tests import tokenizers
 
 MADE = {name: make() for name, make in tokenizers.FAMILIES.items()}

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from raylla.cli import app
 from raylla.config import Config, Serving
 from raylla.errors import ClashError, StoreError, UnknownError
-from raylla.irpo.state import Run
 from raylla.records import Ad, Profile, Query
-from raylla.serving.audit import audit
-from raylla.serving.eligibility import Eligibility
-from raylla.serving.importing import import_world
+from raylla.runs.state import Run
+from raylla.serving.auction.eligibility import Eligibility
+from raylla.serving.billing.audit import audit
 from raylla.serving.store import NewCampaign, Store, models, open_store
+from raylla.serving.store.importing import import_world
 from raylla.world import World
 from raylla.world.build import scattered_id
 from raylla.world.store import save
@@ -119,7 +119,7 @@ def test_a_failed_transaction_leaves_nothing(store: Store, market: Market) -> No
 CLICKER = """
 import sys, json, datetime as dt
 from raylla.serving.store import open_store
-from raylla.serving.tokens import Claims
+from raylla.serving.security.tokens import Claims
 store = open_store(sys.argv[1])
 now = dt.datetime.fromisoformat(sys.argv[2])
 print(json.dumps([store.click(Claims(*one), now).outcome for one in json.loads(sys.argv[3])]))

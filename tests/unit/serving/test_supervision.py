@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from raylla.serving import supervision
-from raylla.serving.reports import Reports
-from raylla.serving.supervision import Supervisor
+from raylla.serving.deploy import supervision
+from raylla.serving.deploy.supervision import Supervisor
+from raylla.serving.http.reports import Reports
 
 
 def test_a_task_that_fails_is_tried_again_after_growing_pauses(

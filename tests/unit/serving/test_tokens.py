@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylla.errors import TokenError
-from raylla.serving.tokens import Claims, TokenKeys, new_claims
+from raylla.serving.security.tokens import Claims, TokenKeys, new_claims
 from tests.unit.serving.market import KEYS
 
 NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)

@@ -12,7 +12,7 @@ import pytest
 from raylla.auction import parse
 from raylla.config import Warmstart
 from raylla.errors import WorldError
-from raylla.evaluation.intervals import spearman
+from raylla.figures.intervals import spearman
 from raylla.warmstart import rows
 
 

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from raylla.errors import StoreError
-from raylla.serving.addresses import destination
+from raylla.serving.security.addresses import destination
 
 revision = "0004"
 down_revision = "0003"

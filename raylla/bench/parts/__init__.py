@@ -1,0 +1,1 @@
+"""The parts of `raylla bench`, one a module."""

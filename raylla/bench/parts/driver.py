@@ -1,0 +1,199 @@
+"""The driver's share of an epoch with 16, 64 and 256 rollout actors, simulated.
+
+The loop, its pools, Ray and the records are the real ones. Engines and trainers sleep: as long as the
+plan of `qwen3-4b-1node.yaml` on H100s has it (`raylla plan`), an answer longer or shorter as the answers
+of a real pocket run are; texts and token ids have the paper's sizes. Many rollout actors share a process,
+for the machine has no room for so many. Judges are as many as keep up, and the one reward trainer and the
+DPO trainer as much quicker as there are more actors than the plan's: it is the driver that is looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from raylla.actors.placement import connect, disconnect
+from raylla.bench.measure import Row, Spread
+from raylla.bench.parts.epoch import run_epochs
+from raylla.bench.run import Bench
+from raylla.bench.scripted import Crowd, Latencies, ScriptedCrew, WordyRollout
+from raylla.config import Config, parse
+from raylla.irpo.loop import run_epoch
+from raylla.models import resolve
+from raylla.plan import Lengths, budget, hardware
+from raylla.records import Answer, WeightVersion
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run, load_records
+from raylla.world import World, build
+from raylla.world.synthetic import grammar
+
+MODEL = "Qwen/Qwen3-4B-Instruct-2507"
+ACTORS = (16, 64, 256)
+QUERIES = 4
+"""Training queries of an epoch, for each rollout actor; a quarter as many are tested."""
+
+PLANNED = 5
+"""Rollout actors of the plan that latencies are of."""
+
+READ = 12
+"""Rollout actors that one judge keeps up with."""
+
+FEW = ("irpo.queries=40", "evaluation.queries=10")
+"""Of the pocket run whose answers' lengths are taken."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one simulated epoch took: seconds of wall, of its critical path and of the driver's CPU."""
+
+    wall: float
+    critical: float
+    cpu: float
+    answers: int
+    peak: int
+
+    @property
+    def share(self) -> float:
+        """The driver's CPU seconds in the epoch's."""
+        return self.cpu / self.wall
+
+
+def rows(bench: Bench) -> list[Row]:
+    """The driver's share at each number of actors, and its memory at more and more samples."""
+    measured = bench.scratch / "measured"
+    run_epochs(bench.config, measured, 1, False, FEW)
+    spread = shape(measured)
+    connect(bench.config)
+    try:
+        found, last = [], []
+        for actors in ACTORS:
+            told = [
+                simulate(bench.scratch / f"{actors}-{repeat}", actors, QUERIES, spread)
+                for repeat in range(bench.repeats)
+            ]
+            found.append(_row(actors, told))
+            last.append(told[-1])
+    finally:
+        disconnect(bench.config)
+    return [*found, memory(last)]
+
+
+def shape(directory: Path) -> tuple[float, ...]:
+    """Tokens of a real run's answers ÷ their mean."""
+    answers = load_records(Run.open(directory).part("records/epoch-1/sample") / "answers.parquet", Answer)
+    lengths = [len(answer.token_ids) for answer in answers]
+    mean = statistics.fmean(lengths)
+    return tuple(length / mean for length in lengths)
+
+
+def memory(told: Sequence[Told]) -> Row:
+    """What each further answer adds to the driver's peak."""
+    steps = itertools.pairwise(told)
+    grown = [(more.peak - less.peak) / (more.answers - less.answers) for less, more in steps]
+    notes = {f"peak at {one.answers} answers (MiB)": one.peak / 2**20 for one in told}
+    return Row("driver's memory, a further answer of an epoch", Spread(tuple(grown)), "bytes", notes=notes)
+
+
+def _row(actors: int, told: Sequence[Told]) -> Row:
+    notes = {
+        "epoch wall ÷ critical path": statistics.median(one.wall / one.critical for one in told),
+        "answers": told[0].answers,
+        "answers/s": statistics.median(one.answers / one.wall for one in told),
+        "driver's CPU, an answer (ms)": statistics.median(1e3 * one.cpu / one.answers for one in told),
+    }
+    name = f"driver's CPU ÷ epoch, {actors} simulated rollout actors"
+    return Row(name, Spread(tuple(one.share for one in told)), "", notes=notes)
+
+
+def simulate(directory: Path, actors: int, queries: int, spread: tuple[float, ...]) -> Told:
+    """One epoch of ``queries`` training queries a rollout actor."""
+    return epoch(directory, *settings(actors, queries), spread)
+
+
+def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[float, ...]) -> Told:
+    """One epoch of the loop on sleepers that share processes."""
+    world = asked(config)
+    run = Run.create(directory, config)
+    watch = Observer(config, run.path, Console(quiet=True))
+    version = WeightVersion("v0", 0, resolve("pocket:ad-llm", "the base weights"))
+    crew = ScriptedCrew(config, version, latencies, watch)
+    lengths = Lengths.of(config)
+    args = (latencies, spread, round(lengths.prompt), round(lengths.answer))
+    crew.rollouts = Crowd("rollout", WordyRollout, args, config.rollout, record=watch.timeline.add)
+    try:
+        crew.start()
+        before = time.process_time()
+        run_epoch(run, crew, watch, world, 1)
+        cpu = time.process_time() - before
+    finally:
+        crew.stop()
+        watch.close()
+    told = watch.timeline.epochs[-1]
+    answers = sum(sum(report.get("samples", {}).values()) for report in run.commits.values())
+    answers -= sum(report.get("samples", {}).get("judgement", 0) for report in run.commits.values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Told(told["wall_seconds"], told["critical_seconds"], cpu, answers, peak)
+
+
+def settings(actors: int, queries: int) -> tuple[Config, Latencies]:
+    """The paper's sizes for this many actors, and what each piece of work takes."""
+    each = 5
+    profiles = actors * queries // each
+    tree = {
+        "world": {"profiles": profiles * 5 // 4, "ads": 100, "candidates": 100, "test_share": 0.2},
+        "ad_llm": {
+            "path": MODEL,
+            "prompt": "paper",
+            "sampling": {"max_tokens": 512},
+        },
+        "user_llm": {"path": MODEL, "prompt": "paper"},
+        "engine": {"dtype": "bfloat16", "max_model_len": 8192, "max_num_seqs": 256},
+        "rollout": {"workers": PLANNED, "cpus": 0, "gpus": 1},
+        "judge": {"workers": 1, "cpus": 0, "gpus": 0.8},
+        "reward_trainer": {"gpus": 0.2},
+        "pctr": {"encoder": "Qwen/Qwen3-Embedding-0.6B"},
+        "irpo": {"epochs": 1, "max_drop_share": 1.0},
+        "dpo": {"gpus": 1, "precision": "bfloat16", "gradient_checkpointing": True},
+        "wandb": {"mode": "disabled"},
+    }
+    planned = parse(tree, "the simulated config")
+    costs = budget(planned, hardware.gpu("h100"), Lengths.of(planned))
+    trained, tested = profiles * each, profiles * each // 4
+    irpo = planned.irpo
+    answers = trained * (irpo.reward_answers + irpo.preference_answers) + tested * 4
+    judged = trained * irpo.reward_answers + tested * 4
+    quicker = PLANNED / actors
+    row = costs.phase("learn").seconds * quicker / (answers + trained * irpo.reward_answers)
+    latencies = Latencies(
+        answer=costs.phase("rollout").seconds * PLANNED / answers,
+        judgement=costs.phase("judge").seconds / judged,
+        take=row,
+        update=row,
+        predict=row,
+        group=costs.phase("align").seconds * quicker / trained,
+        load=0.1,
+    )
+    tree["rollout"] = {"workers": actors, "cpus": 0}
+    tree["judge"] = {"workers": -(-actors // READ), "cpus": 0}
+    return parse(tree, "the simulated config"), latencies
+
+
+def asked(config: Config) -> World:
+    """A synthetic world with queries from the pocket grammar."""
+    drawn = build.synthetic(config.world, config.seed)
+    rng = random.Random(config.seed)
+    splits = build.split(drawn.profiles, config.world.test_share, config.seed)
+    queries = [
+        build.query_from_text(user, place, grammar.query(rng, user).text, splits[user.id])
+        for user in drawn.profiles
+        for place in range(config.world.queries_per_profile)
+    ]
+    return replace(drawn, queries=tuple(one for one in queries if one is not None))

@@ -1,0 +1,59 @@
+"""What an auction costs under each mechanism: generations and tokens, from the evaluation's account."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from raylla.actors.placement import connect, disconnect
+from raylla.bench.measure import Measured, Row, Spread, ratio
+from raylla.bench.parts.epoch import SMALL
+from raylla.bench.run import Bench
+from raylla.config import changed
+from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.efficiency import COSTS, hold, test_auctions
+from raylla.irpo.crew import Crew
+from raylla.irpo.loop import train
+from raylla.mechanisms.protocol import named
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
+from raylla.runs.versions import committed
+from raylla.world import store
+
+MAIN = "llm-auction"
+TRAINED = ("irpo.epochs=1", "irpo.queries=48", "evaluation.queries=20")
+
+
+def rows(bench: Bench) -> list[Row]:
+    """Sampled tokens per auction ÷ LLM-Auction's, after one short epoch; counts, so no repeats."""
+    config = changed(bench.config, None, [*SMALL, *TRAINED])
+    run = Run.create(bench.scratch / "run", config)
+    watch = Observer(config, run.path, Console(quiet=True))
+    train(run, watch)
+    costs = {}
+    connect(config)
+    crew = Crew(config, run.path, committed(run)[0][0], watch)
+    try:
+        crew.start(trainer=False)
+        world = store.load(run.path / "world")
+        for mechanism in named(config.evaluation.mechanisms):
+            desk = EvaluationDesk(run, config, crew, world)  # a fresh memory, so that all is paid for
+            choice = mechanism.choices(config.irpo.epochs)[0]
+            held = hold(desk, mechanism, test_auctions(config, world), choice)
+            costs[mechanism.name] = dict(zip(COSTS, held.costs.mean(0).tolist(), strict=True))
+    finally:
+        crew.stop()
+        disconnect(config)
+    return [
+        ratio(
+            f"{name} ÷ {MAIN}",
+            Measured(name, Spread((cost["sampled_tokens"],))),
+            Measured(MAIN, Spread((costs[MAIN]["sampled_tokens"],))),
+            "sampled tokens/auction",
+            {
+                "generations": cost["generations"],
+                "prompt tokens": cost["prompt_tokens"],
+                "seconds": cost["seconds"],
+            },
+        )
+        for name, cost in costs.items()
+    ]

@@ -1,0 +1,1 @@
+"""What `raylla evaluate` found, as a page and on the console."""

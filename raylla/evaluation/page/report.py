@@ -1,0 +1,274 @@
+"""`raylla report RUN`: what `evaluation.json` holds as one page, its figures and its tables.
+
+Nothing is computed here that is not in the file, but how it looks.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from raylla.auction.markup import MARKUP
+from raylla.errors import RunError
+from raylla.evaluation.page.figures import FIGURES, png
+from raylla.figures.quality import READER
+from raylla.judging.about import caption as whose
+from raylla.strictjson import dumps
+
+Found = dict[str, Any]
+Table = tuple[str, list[str], list[list[Any]]]
+"""Caption, headings, rows; a figure is a dict of mean, low and high."""
+
+
+def report(evaluation: Path, out: Path) -> Path:
+    """Write `index.html`, which stands alone, and the figures (PNG), tables (CSV) and JSON beside it.
+
+    Raises:
+        RunError: there is no evaluation, or not a whole one.
+    """
+    try:
+        found: Found = json.loads(evaluation.read_text())
+    except OSError:
+        raise RunError(f"{evaluation} does not exist; write it with `raylla evaluate RUN`") from None
+    except ValueError as error:
+        raise RunError(f"{evaluation} is not JSON: {error}") from None
+    wanted = {
+        "clicks",
+        "clicks_of_runs",
+        "efficiency",
+        "ablations",
+        "curves",
+        "incentives",
+        "pctr",
+        "epochs",
+        "examples",
+        "quality",
+    }
+    missing = wanted - found.keys()
+    if missing:
+        raise RunError(
+            f"{evaluation} lacks {', '.join(sorted(missing))}; write it with `raylla evaluate RUN`"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {name: png(draw, found) for name, (_, draw) in FIGURES.items()}
+    tables = _tables(found)
+    for name, picture in pictures.items():
+        (out / f"{name}.png").write_bytes(picture)
+    for name, (_, headings, rows) in tables.items():
+        with (out / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(_flat(headings, rows[0] if rows else headings))
+            writer.writerows(_values(row) for row in rows)
+    (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
+    environment = Environment(
+        loader=PackageLoader("raylla.evaluation.page", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"cell": _cell, "pieces": pieces}
+    page = environment.get_template("report.html").render(
+        found=found,
+        tables=tables,
+        figures={
+            name: (caption, base64.b64encode(pictures[name]).decode())
+            for name, (caption, _) in FIGURES.items()
+        },
+    )
+    (out / "index.html").write_text(page)
+    return out / "index.html"
+
+
+def pieces(text: str) -> list[tuple[str, bool]]:
+    """``text`` cut at its placements: (piece, whether it is one)."""
+    found: list[tuple[str, bool]] = []
+    cursor = 0
+    for match in MARKUP.finditer(text):
+        found += [(text[cursor : match.start()], False), (match.group(), True)]
+        cursor = match.end()
+    return [(piece, placed) for piece, placed in (*found, (text[cursor:], False)) if piece]
+
+
+def _tables(found: Found) -> dict[str, Table]:
+    return {
+        "efficiency": _efficiency(found),
+        "against": _against(found),
+        "reader": _reader(found),
+        "ablations": _ablations(found),
+        "epochs": _epochs(found),
+        "incentives": _incentives(found),
+        "truthful": _truthful(found),
+        "equilibrium": _equilibrium(found),
+        "pctr": _pctr(found),
+        "shift": _shift(found),
+        "runs": _runs(found),
+    }
+
+
+def _efficiency(found: Found) -> Table:
+    keys = ("revenue", "reward", "welfare", "expected_revenue", "expected_reward")
+    costs = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
+    rates = ("ads_per_answer", "format_error_rate")
+    rows = [
+        [
+            name,
+            *(row[key] for key in (*keys, *rates)),
+            *(row["cost_per_auction"][key] for key in costs),
+            row["seeds"],
+        ]
+        for name, row in found["efficiency"].items()
+    ]
+    caption = (
+        f"Mechanisms on the same test auctions, per query; costs per auction; {whose(found['clicks'])}"
+    )
+    return caption, ["mechanism", *keys, *rates, *costs, "seeds"], rows
+
+
+def _against(found: Found) -> Table:
+    keys = ("revenue_difference", "revenue_ratio", "reward_difference")
+    rows = [[name, *(one[key] for key in keys)] for name, one in found["against"].items()]
+    caption = f"LLM-Auction less the other, same queries in pairs; {_counted(found)}"
+    return caption, ["against", *keys], rows
+
+
+def _reader(found: Found) -> Table:
+    quality = found["quality"]
+    keys = [key for key in READER if key not in quality["absent"]]
+    rows = [
+        [name, *(row[key] for key in keys)]
+        for kind in ("organic", "versions", "mechanisms")
+        for name, row in quality[kind].items()
+    ]
+    return "What the reader of an answer gets", ["answers of", *(READER[key] for key in keys)], rows
+
+
+def _ablations(found: Found) -> Table:
+    keys = ("revenue_difference", "revenue_ratio", "reward_difference")
+    trends = found["curves"]["monotonicity_of_variants"]
+    rows = [
+        [name, one["seeds"], *(one[key] for key in keys), trends[name]["trend"]]
+        for name, one in found["ablations"].items()
+        if "seeds" in one
+    ]
+    headings = ["variant", "seeds", *keys, "rank correlation with the bid"]
+    caption = f"Variants less the main config, same seeds and queries in pairs; {_counted(found)}"
+    return caption, headings, rows
+
+
+def _epochs(found: Found) -> Table:
+    keys = ("revenue", "reward", "expected_revenue", "ads_per_answer", "format_error_rate", "click_rate")
+    told = ("auc", "calibration_error", "calibration_floor", "coverage")
+    stages = ("sample", "learn", "align", "test")
+    rows = [
+        [
+            row["weight_version"],
+            *(row[key] for key in keys),
+            *(row["pctr"].get(key) for key in told),
+            *(row["seconds"].get(stage) for stage in stages),
+        ]
+        for row in found["epochs"]
+    ]
+    headings = [
+        "weights",
+        *keys,
+        *(f"pCTR {key}" for key in told),
+        *(f"{stage} seconds" for stage in stages),
+    ]
+    return f"Epoch by epoch, all training seeds; {whose(found['clicks_of_runs'])}", headings, rows
+
+
+def _incentives(found: Found) -> Table:
+    headings = ["mechanism", "prices", "payment", "least utility", "regret, utility", "regret, value"]
+    rows = [
+        [name, rule, one["payment"], one["least_utility"], one["regret"]["utility"], one["regret"]["value"]]
+        for name, entry in found["incentives"].items()
+        for rule, one in entry["rules"].items()
+    ]
+    caption = "Payment and regret of truthful bidding, one ad per query, mean over the bid grid"
+    return f"{caption}; {_counted(found)}", headings, rows
+
+
+def _equilibrium(found: Found) -> Table:
+    headings = ["mechanism", "bidders", "revenue", "welfare", "settled"]
+    rows = [
+        [name, goal, one["revenue"], one["welfare"], one.get("converged", "")]
+        for name, entry in found["incentives"].items()
+        for goal, one in entry.get("equilibrium", {}).items()
+        if isinstance(one, dict)
+    ]
+    caption = f"Revenue and welfare where best responses end, a few auctions; {_counted(found)}"
+    return caption, headings, rows
+
+
+def _truthful(found: Found) -> Table:
+    headings = ["prices", "revenue", "effective sample size"]
+    rows: list[list[Any]] = []
+    for one in (entry["truthful"] for entry in found["incentives"].values() if "truthful" in entry):
+        rows.append(["first price, predicted clicks", one["first_price"], None])
+        for closed in one["closed_form"]:
+            price = f"closed form, beta {closed['beta']:g}"
+            rows.append([price, closed["revenue"], closed["effective_sample_size"]])
+        rows.append(["one self-resampled pass", one["self_resampling"]["revenue"], None])
+    return "LLM-Auction's revenue per query at truthful prices, clicks as predicted", headings, rows
+
+
+PCTR = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error"]
+PCTR += ["calibration_floor", "calibration_floor_high", "coverage", "interval_width"]
+
+
+def _pctr(found: Found) -> Table:
+    rows = [[row.get(key) for key in PCTR] for row in found["pctr"]]
+    return "Every pCTR model on every version's own answers", PCTR, rows
+
+
+def _shift(found: Found) -> Table:
+    everyone = {"main config": found["pctr"]}
+    everyone |= {name: one["pctr"] for name, one in found["ablations"].items()}
+    rows = [
+        [name, *(row.get(key) for key in PCTR)]
+        for name, table in everyone.items()
+        for row in table
+        if row["weight_version"] == f"v{row['pctr_epoch']}"
+    ]
+    return "Each run's pCTR models on the answers of its own next policy", ["run", *PCTR], rows
+
+
+def _runs(found: Found) -> Table:
+    keys = ["path", "name", "seed", "digest", "weights", "seconds"]
+    return (
+        "Runs, and the wall seconds of their stages",
+        keys,
+        [[one[key] for key in keys] for one in found["runs"]],
+    )
+
+
+def _counted(found: Found) -> str:
+    return f"clicks of {found['clicks']['counted']}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
+    if isinstance(value, float):
+        return f"{round(value, 6) + 0.0:.3g}"  # rounding of sums is no figure, and neither is -0
+    return "-" if value is None else str(value)
+
+
+def _flat(headings: list[str], row: list[Any]) -> list[str]:
+    found: list[str] = []
+    for heading, value in zip(headings, row, strict=True):
+        found.append(heading)
+        if isinstance(value, dict):
+            found += [f"{heading} low", f"{heading} high"]
+    return found
+
+
+def _values(row: list[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in row:
+        found += [value["mean"], value["low"], value["high"]] if isinstance(value, dict) else [value]
+    return found

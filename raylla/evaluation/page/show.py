@@ -1,0 +1,133 @@
+"""The results table and the answers before and after, on the console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raylla.figures.quality import READER
+from raylla.judging.about import caption
+
+
+def show(console: Console, results: dict[str, Any]) -> None:
+    """Print `results.json`."""
+    title = f"{results['name']}: test split, 95 % intervals over queries"
+    table = Table(title=Text(title), caption=Text(caption(results["clicks"])))
+    for heading in (
+        "epoch",
+        "weights",
+        "revenue / query",
+        "reward / query",
+        "expected revenue",
+        "expected reward",
+        "ads / answer",
+        "format errors",
+        "clicks / ad",
+        "pCTR AUC",
+        "pCTR ECE, floor",
+        "covered",
+    ):
+        table.add_column(heading, justify="right")
+    for row in results["epochs"]:
+        table.add_row(
+            str(row["epoch"]),
+            row["weight_version"],
+            _figure(row["revenue"]),
+            _figure(row["reward"]),
+            _figure(row["expected_revenue"]),
+            _figure(row["expected_reward"]),
+            f"{row['ads_per_answer']:.2f}",
+            f"{100 * row['format_error_rate']:.1f} %",
+            f"{row['click_rate']:.3f}",
+            _number(row["pctr"]["auc"]),
+            " ".join(_number(row["pctr"].get(f"calibration_{one}")) for one in ("error", "floor")),
+            _number(row["pctr"]["coverage"]),
+        )
+    console.print(table)
+    for example in results.get("examples", []):
+        console.print(Text.assemble("\n", (example["query"], "bold"), f"  ({example['profile']})"))
+        bids = ", ".join(f"{title} {bid:g}" for title, bid in example["bids"].items())
+        console.print(f"bids: {bids}", markup=False, highlight=False)
+        console.print(f"before: {example['before']}", markup=False, highlight=False)
+        console.print(f"after:  {example['after']}", markup=False, highlight=False)
+    if "dropped" in results:
+        wall = sum(results["wall_seconds"].values())
+        console.print(
+            f"\nstages {wall:.0f} s, peak memory {results['peak_memory_bytes'] / 2**30:.1f} GiB, "
+            f"samples {results['samples']}, dropped {results['dropped']}",
+            highlight=False,
+        )
+
+
+def show_evaluation(console: Console, found: dict[str, Any]) -> None:
+    """Print `evaluation.json`."""
+    title = f"{found['name']}: test split, 95 % intervals over seeds and queries"
+    table = Table(title=Text(title), caption=Text(caption(found["clicks"])))
+    headings = ("revenue / query", "reward / query", "welfare / query", "expected revenue")
+    for heading in (
+        "mechanism",
+        *headings,
+        "ads / answer",
+        "format errors",
+        "generations",
+        "tokens in + out",
+        "ms",
+        "seeds",
+    ):
+        table.add_column(heading, justify="right")
+    for name, row in found["efficiency"].items():
+        costs = row["cost_per_auction"]
+        table.add_row(
+            name,
+            *(_figure(row[key]) for key in ("revenue", "reward", "welfare", "expected_revenue")),
+            f"{row['ads_per_answer']['mean']:.2f}",
+            f"{100 * row['format_error_rate']['mean']:.1f} %",
+            f"{costs['generations']['mean']:.0f}",
+            f"{costs['prompt_tokens']['mean']:.0f} + {costs['sampled_tokens']['mean']:.0f}",
+            _figure({end: 1000 * value for end, value in costs["seconds"].items()}),
+            str(row["seeds"]),
+        )
+    console.print(table)
+    for name, one in found["against"].items():
+        console.print(
+            f"llm-auction against {name}: revenue {_figure(one['revenue_difference'])}, "
+            f"x {one['revenue_ratio']['mean']:.2f}, reward {_figure(one['reward_difference'])}",
+            highlight=False,
+        )
+    _show_quality(console, found["quality"])
+
+
+def _show_quality(console: Console, found: dict[str, Any]) -> None:
+    """Print what the reader of the answers gets."""
+    table = Table(title="what the reader gets")
+    for heading in ("answers of", *READER.values()):
+        table.add_column(heading, justify="right")
+    for kind in ("organic", "versions", "mechanisms"):
+        for name, row in found[kind].items():
+            table.add_row(name, *(_precise(row.get(key)) for key in READER))
+    console.print(table)
+    for name, why in found["absent"].items():
+        console.print(f"{name.replace('_', ' ')}: not measured, for {why}", highlight=False)
+    if found["detector"]:
+        f1 = found["detector"]["f1"]
+        console.print(f"the detector's F1 on held-out published answers: {_precise(f1)}", highlight=False)
+
+
+def _precise(value: dict[str, float] | None) -> str:
+    """Three digits; what was not measured is a dash."""
+    if value is None:
+        return "-"
+    mean, low, high = (f"{value[end]:.3g}" for end in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _figure(value: dict[str, float]) -> str:
+    return f"{value['mean']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
+
+
+def _number(value: float | None) -> str:
+    """A figure that one class of clicks leaves undefined is a dash."""
+    return "-" if value is None or value != value else f"{value:.3f}"

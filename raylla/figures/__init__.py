@@ -1,0 +1,1 @@
+"""Figures per query and their intervals, pure: for training, evaluation and serving alike."""

@@ -1,0 +1,1 @@
+"""Served auctions as an epoch's first phase, and simulated users to have them with."""

@@ -1,0 +1,346 @@
+"""One auction from request to record, top to bottom.
+
+    request ─▶ who may compete ─▶ k candidates ─▶ bids ─▶ prompt ─▶ ONE generation ─▶ repair ─▶ pCTR
+            ─▶ prices ─▶ record in the store ─▶ click tokens ─▶ response
+
+The generation is the auction: whom the model places has won.  Text is released while it is written, as
+far as no ad can still come of it; an ad becomes clickable only with the record, which is in the store
+before the response is complete.  A request without ads is answered by the same model, whose prompt then
+lists none; it is logged, and is no auction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Executor
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import numpy as np
+
+from raylla.auction import reward
+from raylla.config import Config, Sampling
+from raylla.engines.chat import chat_format
+from raylla.engines.live import Finish
+from raylla.errors import BusyError, EndpointError
+from raylla.records import Ad, Profile, Query
+from raylla.reward.rows import rows
+from raylla.serving.auction.draft import Draft, Field
+from raylla.serving.auction.eligibility import Eligibility, Selection
+from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown, Traffic
+from raylla.serving.auction.repair import Repaired
+from raylla.serving.engine.predictor import Oracle, Rate, Vectors
+from raylla.serving.engine.together import Together
+from raylla.serving.money import pricing
+from raylla.serving.money.money import check_bid, to_units
+from raylla.serving.money.records import (
+    Candidate,
+    Impression,
+    Listing,
+    PriceRule,
+    Reason,
+    ServedAuction,
+)
+from raylla.serving.security.tokens import TokenKeys, new_claims
+from raylla.serving.store import Store
+from raylla.world import prompts
+from raylla.world.retrieval import Retrieval
+from raylla.world.synthetic import lexicon
+
+FINISHES = get_args(Finish)
+
+
+class Auctioneer:
+    """Holds auctions; one per ingress replica.
+
+    Args:
+        threads: where the store is called from, which waits for a disk.
+        tokenizer: of the Ad-LLM.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        traffic: Traffic,
+        oracle: Oracle,
+        store: Store,
+        eligibility: Eligibility,
+        tokens: TokenKeys,
+        tokenizer: Any,
+        threads: Executor,
+    ) -> None:
+        self._config = config
+        self._serving = config.serving
+        self.traffic = traffic
+        self._oracle = oracle
+        self._records = Together[ServedAuction, Exception | None](store.record_together, threads)
+        self._eligibility = eligibility
+        self.retrieval: Retrieval | None = None
+        """Set once the catalogue has been read."""
+        self._tokens = tokens
+        self._tokenizer = tokenizer
+        self._chat = chat_format(tokenizer)
+        self._chat.literal()  # no request waits for it
+        self._rule = PriceRule(self._serving.price_rule)
+        self._ongoing = 0
+
+    @property
+    def ongoing(self) -> int:
+        """Requests in progress."""
+        return self._ongoing
+
+    async def answer(self, asked: Asked, stream: bool) -> AsyncGenerator[str | Answered, None]:
+        """The user's text as it becomes final, then how it ended; closing it aborts the generation.
+
+        Raises:
+            BusyError: too many requests are in progress, or this one has run past ``serving.tmax``.
+            EndpointError: the engine cannot answer, or the query is too long for its context.
+            StoreError: the auction could not be recorded; nothing of it is clickable.
+        """
+        if self._ongoing >= self._serving.max_ongoing:
+            raise BusyError(
+                f"{self._ongoing} requests are in progress, as many as serving.max_ongoing allows"
+            )
+        self._ongoing += 1
+        try:
+            async with aclosing(self._hold(asked, stream)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            self._ongoing -= 1
+
+    async def _hold(self, asked: Asked, stream: bool) -> AsyncGenerator[str | Answered, None]:
+        clock = Clock(self._serving.tmax)
+        field = await self._compete(asked, clock) if asked.ads else Field.empty(asked)
+        prompt = self._prompt(field, asked.profile)
+        clock.mark("prompt")
+        writer, canary = self.traffic.writer(asked.request_id)
+        draft = Draft(prompt, field, self._serving.disclosure, self._tokenizer)
+        sampling = _sampling(self._config.ad_llm.sampling, asked.max_tokens)
+        async with aclosing(writer.generate(prompt, sampling, stream)) as pieces:
+            while not draft.finish:
+                piece = await clock.within("the engine", anext(pieces, None))
+                if piece is None:
+                    raise EndpointError("the engine has ended the answer without a finish_reason")
+                if text := draft.add(piece):
+                    clock.first_text()
+                    yield text
+        if draft.finish not in FINISHES:
+            raise EndpointError(f"the engine has ended the answer early: {draft.finish}")
+        if text := draft.end():
+            yield text
+        clock.mark("generation")
+        if not asked.ads:
+            yield draft.answered(clock)
+            return
+        repaired = draft.repaired()
+        pctr_version, rates = await self._rates(asked, field, draft.raw, repaired, clock)
+        clock.mark("pctr")
+        auction = self._auction(asked, field, draft, repaired, pctr_version, rates, clock, canary)
+        # Not within the deadline: once begun, it is written whole, and waits for nobody but the disk.
+        (refused,) = await asyncio.shield(self._records.ask([auction]))
+        if refused is not None:
+            raise refused
+        clock.mark("record")
+        yield draft.answered(clock, auction, self._shown(auction))
+
+    async def _compete(self, asked: Asked, clock: Clock) -> Field:
+        """Eligible ads, the most relevant of them, and the bids that they enter with.
+
+        Raises:
+            MoneyError: no bid may be what a test sets.
+        """
+        if self.retrieval is None:
+            raise BusyError("the catalogue is not read yet")
+        now = datetime.now(UTC)
+        auction_id = f"auc_{secrets.token_hex(12)}"
+        for bid in asked.bids.values():
+            check_bid(bid, self._serving.micros_per_unit, self._config.world.max_bid)
+        selection = self._eligibility.select(asked.filters, now, asked.bids)
+        left_out = Counter(selection.counts())
+        found: list[int] = []
+        if selection.mask.any():
+            vector = (await clock.within("the query's vector", self._oracle.encode([asked.query])))[0]
+            found = self._relevant(self.retrieval, vector, selection, left_out)
+        candidates = []
+        for row in found:
+            candidate = self._enter(selection.catalogue.listing(row), auction_id)
+            # A floor acts on the bid that enters, not on the advertiser's own
+            # (`raylla.serving.money.pricing`).
+            if candidate.bid_micros < selection.floor(row):
+                left_out[Reason.FLOOR] += 1
+            else:
+                candidates.append(candidate)
+        category, theme = _about(asked.query, selection.catalogue.ads[found[0]] if found else None)
+        # Training prompts list their ads in no order: an order would be read as a signal.
+        random.Random(auction_id).shuffle(candidates)
+        clock.mark("candidates")
+        query = Query(asked.request_id, asked.profile.id, asked.query, category, theme, "test")
+        return Field(auction_id, now, query, tuple(candidates), selection, +left_out)
+
+    def _relevant(
+        self, retrieval: Retrieval, vector: Vectors, selection: Selection, left_out: Counter[Reason]
+    ) -> list[int]:
+        """Rows of the most relevant ads that may stand in one prompt together; counts the others."""
+        k = self._serving.candidates or self._config.world.candidates
+        mask = selection.mask
+        while True:  # each round fills the places of the most relevant for good
+            found = retrieval.search(vector, mask, k)
+            mask, gone = selection.without(mask, found)
+            left_out += gone
+            if not gone:
+                left_out[Reason.NOT_RETRIEVED] += int(np.count_nonzero(mask)) - len(found)
+                return found
+
+    def _enter(self, listing: Listing, auction_id: str) -> Candidate:
+        """``listing`` with the bid that the model reads."""
+        entry = pricing.enter(
+            self._rule,
+            listing.bid_micros,
+            self._serving.micros_per_unit,
+            self._serving.resample_share,
+            self._config.seed,
+            auction_id,
+            listing.ad.id,
+        )
+        return Candidate(listing, entry.bid_micros, entry.resampled)
+
+    def _prompt(self, field: Field, profile: Profile) -> list[int]:
+        """The prompt's token ids."""
+        bids = [self._units(one.bid_micros) for one in field.candidates]
+        model = self._config.ad_llm
+        messages = prompts.answer(model.prompt, field.query, profile, field.ads, bids, model.descriptions)
+        return self._chat.ids(messages)
+
+    async def _rates(
+        self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Clock
+    ) -> tuple[str, list[Rate]]:
+        """The pCTR version, and a rate for each placement, of the text as the model wrote it."""
+        ads = {ad.id: ad for ad in field.ads}
+        asks = rows("", field.query, asked.profile, raw, repaired.parsed.placements, ads, None)
+        return await clock.within("click predictions", self._oracle.rates(asks))
+
+    def _auction(
+        self,
+        asked: Asked,
+        field: Field,
+        draft: Draft,
+        repaired: Repaired,
+        pctr_version: str,
+        rates: Sequence[Rate],
+        clock: Clock,
+        canary: bool,
+    ) -> ServedAuction:
+        """The record, prices and reward included."""
+        impressions = self._impressions(repaired, field.candidates, rates)
+        bids = {one.listing.ad.id: self._units(one.bid_micros) for one in field.candidates}
+        pctr = {one.ad_id: one.pctr for one in impressions}
+        found = reward(repaired.parsed, bids, pctr, self._config.penalty)
+        assert field.selection is not None
+        return ServedAuction(
+            id=field.auction_id,
+            request_id=asked.request_id,
+            created=field.created,
+            query=asked.query,
+            user_id=asked.filters.user_id,
+            basics=asked.profile.basics,
+            interests=asked.profile.interests,
+            weight_version=draft.version,
+            pctr_version=pctr_version,
+            prompt=self._config.ad_llm.prompt,
+            seed=self._config.seed,
+            price_rule=self._rule,
+            currency=self._serving.currency,
+            candidates=field.candidates,
+            raw_text=draft.raw,
+            text=repaired.text,
+            prompt_token_ids=tuple(draft.prompt),
+            token_ids=tuple(draft.token_ids),
+            reward_value=found.value,
+            reward_penalty=found.penalty,
+            impressions=impressions,
+            filtered=field.selection.filtered(self._serving.filtered_logged),
+            filtered_counts=dict(field.left_out),
+            violations=dict(Counter(str(one) for one in repaired.parsed.violations)),
+            latency_ms=clock.total(),
+            category=field.query.category,
+            theme=field.query.theme,
+            resample_share=self._serving.resample_share if self._rule is PriceRule.RESAMPLED else None,
+            micros_per_unit=self._serving.micros_per_unit,
+            canary=canary,
+            test=asked.test,
+        )
+
+    def _impressions(
+        self, repaired: Repaired, candidates: Sequence[Candidate], rates: Sequence[Rate]
+    ) -> tuple[Impression, ...]:
+        by_ad = {one.listing.ad.id: one for one in candidates}
+        found = []
+        for span, rate in zip(repaired.spans, rates, strict=True):
+            candidate = by_ad[span.ad_id]
+            listing = candidate.listing
+            price = pricing.price(
+                self._rule,
+                listing.bid_micros,
+                pctr=rate.mean,
+                resampled=candidate.resampled,
+                mu=self._serving.resample_share,
+            )
+            found.append(
+                Impression(
+                    id=f"imp_{secrets.token_hex(12)}",
+                    ad_id=span.ad_id,
+                    campaign_id=listing.campaign_id,
+                    advertiser_id=listing.advertiser_id,
+                    start=span.start,
+                    end=span.end,
+                    bid_micros=listing.bid_micros,
+                    price_micros=price,
+                    pctr=rate.mean,
+                    pctr_low=rate.low,
+                    pctr_high=rate.high,
+                    resampled=candidate.resampled,
+                )
+            )
+        return tuple(found)
+
+    def _shown(self, auction: ServedAuction) -> tuple[Shown, ...]:
+        by_ad = {one.listing.ad.id: one.listing for one in auction.candidates}
+        shown = []
+        for one in auction.impressions:
+            listing = by_ad[one.ad_id]
+            claims = new_claims(
+                auction.id,
+                one.id,
+                one.ad_id,
+                one.advertiser_id,
+                one.price_micros,
+                auction.currency,
+                auction.created,
+                self._serving.token_ttl,
+            )
+            token = self._tokens.sign(claims)
+            shown.append(Shown(one, listing.ad.title, listing.ad.category, listing.domain, token))
+        return tuple(shown)
+
+    def _units(self, micros: int) -> float:
+        return to_units(micros, self._serving.micros_per_unit)
+
+
+def _about(text: str, nearest: Ad | None) -> tuple[str, str]:
+    """Category and theme of a question: by its words, else those of the most relevant ad."""
+    category = lexicon.category_of(text)
+    if category or nearest is None:
+        return category, lexicon.theme_of(category)
+    return nearest.category, nearest.theme
+
+
+def _sampling(configured: Sampling, max_tokens: int | None) -> Sampling:
+    if max_tokens is None or max_tokens >= configured.max_tokens:
+        return configured
+    return configured.model_copy(update={"max_tokens": max_tokens})

@@ -1,0 +1,125 @@
+"""What goes into an auction and what comes out of it, who writes, and how long it may take."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from raylla.config import Sampling
+from raylla.errors import BusyError
+from raylla.records import Profile
+from raylla.serving.engine.wire import Piece
+from raylla.serving.money.money import Micros
+from raylla.serving.money.records import Filters, Impression, ServedAuction
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request. ``profile.id`` is the user's, or nobody's; ``max_tokens`` may only lower the config's."""
+
+    request_id: str
+    query: str
+    profile: Profile
+    filters: Filters
+    ads: bool = True
+    test: bool = False
+    max_tokens: int | None = None
+    bids: Mapping[str, Micros] = field(default_factory=dict)
+    """Of a test auction: other bids than the ads' own, by ad id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A placed ad of a response: the impression and where a click on it goes."""
+
+    impression: Impression
+    title: str
+    category: str
+    domain: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The end of a response. ``auction`` is None where no ads were wanted."""
+
+    text: str
+    finish: str
+    weight_version: str
+    prompt_tokens: int
+    answer_tokens: int
+    latency_ms: dict[str, float]
+    auction: ServedAuction | None = None
+    shown: tuple[Shown, ...] = ()
+
+
+class Writer(Protocol):
+    """Who writes answers: an `AsyncEngine` here, or a Serve deployment of one."""
+
+    def generate(
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+    ) -> AsyncGenerator[Piece, None]:
+        """See `AsyncEngine.generate`."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Which engine answers which request: a ``share`` of them the canary, told by the request's id."""
+
+    stable: Writer
+    canary: Writer | None = None
+    share: float = 0.0
+
+    def writer(self, request_id: str) -> tuple[Writer, bool]:
+        """Who answers, and whether that is the canary; the same request id goes the same way."""
+        if self.canary is None or self.share <= 0:
+            return self.stable, False
+        place = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") / 2**64
+        return (self.canary, True) if place < self.share else (self.stable, False)
+
+
+@dataclass(slots=True)
+class Clock:
+    """Milliseconds by part of an auction, one part after the other, within a deadline."""
+
+    seconds: float
+    started: float = field(default_factory=time.monotonic)
+    parts: dict[str, float] = field(default_factory=dict)
+    _last: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._last = self.started
+
+    def mark(self, part: str) -> None:
+        """``part`` ends here."""
+        now = time.monotonic()
+        self.parts[part] = round(1000 * (now - self._last), 3)
+        self._last = now
+
+    def first_text(self) -> None:
+        """The user sees the first text, if not before."""
+        self.parts.setdefault("first_text", round(1000 * (time.monotonic() - self.started), 3))
+
+    def total(self) -> dict[str, float]:
+        """All parts, and the whole so far."""
+        return {**self.parts, "total": round(1000 * (time.monotonic() - self.started), 3)}
+
+    async def within(self, what: str, waited: Awaitable[T]) -> T:
+        """``waited``, or the deadline's error.
+
+        Raises:
+            BusyError: the auction has taken ``seconds``.
+        """
+        try:
+            async with asyncio.timeout(self.started + self.seconds - time.monotonic()):
+                return await waited
+        except TimeoutError:
+            raise BusyError(
+                f"the auction was not done within serving.tmax={self.seconds:g} s, waiting for {what}"
+            ) from None

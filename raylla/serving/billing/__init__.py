@@ -1,0 +1,1 @@
+"""What follows from the books: the audit, and the notices to who paid or lost."""

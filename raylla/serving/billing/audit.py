@@ -1,0 +1,337 @@
+"""Recomputes every balance, budget and charge from the ledger, and compares to the micro.
+
+The ledger is read once, in order. Each line must follow the one before it, sealed as it was written
+(`raylla.serving.billing.chain`), between the accounts of its kind, in the store's currency. Each charge
+must be the price that its rule gives for the impression that it names, in the auction that showed it, for
+a click that counted; each campaign's day must add up, never beyond the budget it was held against; each
+settlement must be the sum of what it settles; each balance must be what all that leaves. Then the other
+way: every click and impression that should have been charged was, once, and no other.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session, defer
+
+from raylla.serving.billing.chain import Chain
+from raylla.serving.billing.findings import Audit
+from raylla.serving.money import pricing
+from raylla.serving.money.money import Micros
+from raylla.serving.money.records import Outcome, PriceRule
+from raylla.serving.store import Store, models
+from raylla.serving.store.billing import REPEATED
+from raylla.serving.store.ledger import Account
+
+_BATCH = 5_000
+_ENTERED = {"charged": "charge", "accrued": "accrual"}
+"""Outcome of a click -> kind of its ledger line; other outcomes have none."""
+
+
+@dataclass(slots=True)
+class _Account:
+    """An advertiser's account, as the ledger so far makes it."""
+
+    balance: Micros = 0
+    accruals: list[tuple[int, Micros]] = field(default_factory=list)
+    """Unsettled ones, and what was taken back of any."""
+    through: int = 0
+
+    def bill(self, found: Audit, amount: Micros) -> None:
+        """The advertiser owes ``amount`` more."""
+        self.balance -= amount
+        found.billed_micros += amount
+
+    def accrue(self, found: Audit, line: models.Entry, amount: Micros) -> None:
+        """``amount`` waits for the next settlement."""
+        self.accruals.append((line.id, amount))
+        if line.id <= self.through:
+            found.expect(f"ledger {line.id}", "accrual", "already settled", f"behind {self.through}")
+
+
+@dataclass(slots=True)
+class _Books:
+    """What the ledger adds up to, and the daily budgets that campaigns have had."""
+
+    accounts: dict[str, _Account] = field(default_factory=lambda: defaultdict(_Account))
+    days: dict[tuple[str, dt.date], Micros] = field(default_factory=lambda: defaultdict(int))
+    budgets: dict[str, set[Micros]] = field(default_factory=lambda: defaultdict(set))
+    open: dict[int, tuple[str, str, Micros]] = field(default_factory=dict)
+    """Charge or accrual that was not taken back: its kind, advertiser and amount."""
+
+
+def audit(store: Store, known: Mapping[int, str] | None = None) -> Audit:
+    """Audit the whole store, in one state of the database; ``known`` are seals noted before, by line."""
+    found = Audit()
+    with store.database.reading() as session:
+        if session.get_bind().dialect.name == "postgresql":
+            session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        _triggers(session, found)
+        books = _Books()
+        end = session.scalars(select(models.Books)).one()
+        _ledger(session, found, books, Chain(found, end, known or {}))
+        _advertisers(session, found, books)
+        _campaigns(session, found, books)
+        _clicks(session, found, books)
+        _impressions(session, found, books)
+        _auctions(session, found, end.currency)
+    return found
+
+
+def _ledger(session: Session, found: Audit, books: _Books, chain: Chain) -> None:
+    """Check each line against what it is for, and add all of them up."""
+    for budget in session.scalars(select(models.Budget)):
+        books.budgets[budget.campaign_id].add(budget.daily_budget_micros)
+    entry = models.Entry
+    query = (
+        select(entry, models.Impression, models.Auction, models.Click, models.Campaign.advertiser_id)
+        .outerjoin(models.Impression, models.Impression.id == entry.impression_id)
+        .outerjoin(models.Auction, models.Auction.id == entry.auction_id)
+        .outerjoin(models.Click, models.Click.id == entry.click_id)
+        .outerjoin(models.Campaign, models.Campaign.id == entry.campaign_id)
+        .options(defer(models.Auction.record))
+        .order_by(entry.id)
+    )
+    for row in session.execute(query.execution_options(yield_per=_BATCH)):
+        line: models.Entry = row[0]
+        found.counts["ledger"] += 1
+        chain.take(line)
+        account = books.accounts[line.advertiser_id]
+        if line.kind in ("charge", "accrual"):
+            _charge(found, line, row[1], row[2], row[3], row[4])
+            _day(found, line, books)
+            books.open[line.id] = line.kind, line.advertiser_id, line.amount_micros
+        if line.kind == "charge":
+            account.bill(found, line.amount_micros)
+        elif line.kind == "accrual":
+            account.accrue(found, line, line.amount_micros)
+        elif line.kind == "settlement":
+            _settlement(found, line, account)
+        elif line.kind == "invalid":
+            _invalid(found, line, account, books)
+        else:
+            found.expect(f"ledger {line.id}", "kind", line.kind, "payment")
+            account.balance += line.amount_micros
+    chain.end()
+
+
+def _charge(
+    found: Audit,
+    line: models.Entry,
+    impression: models.Impression | None,
+    auction: models.Auction | None,
+    click: models.Click | None,
+    owner: str | None,
+) -> None:
+    """A charge against its impression, auction, click and campaign."""
+    subject = f"ledger {line.id}"
+    if impression is None or auction is None:
+        found.expect(
+            subject, "impression and auction", (line.impression_id, line.auction_id), "in the store"
+        )
+        return
+    rule = PriceRule(auction.price_rule)
+    price = pricing.price(
+        rule,
+        impression.bid_micros,
+        pctr=impression.pctr,
+        resampled=impression.resampled,
+        mu=auction.resample_share or 0.0,
+    )
+    found.expect(subject, "amount_micros", line.amount_micros, price)
+    found.expect(subject, "price_rule", line.price_rule, auction.price_rule)
+    found.expect(subject, "weight_version", line.weight_version, auction.weight_version)
+    found.expect(subject, "currency", line.currency, auction.currency)
+    found.expect(subject, "auction_id", line.auction_id, impression.auction_id)
+    found.expect(subject, "campaign_id", line.campaign_id, impression.campaign_id)
+    found.expect(subject, "advertiser_id", line.advertiser_id, impression.advertiser_id)
+    found.expect(subject, "advertiser of the campaign", owner, line.advertiser_id)
+    found.expect(subject, "kind", line.kind, "accrual" if rule is PriceRule.RESAMPLED else "charge")
+    found.expect(subject, "test auction", auction.test, False)
+    if pricing.charged_at(rule) == "impression":
+        found.expect(subject, "click_id", line.click_id, None)
+    elif click is None:
+        found.expect(subject, "click_id", line.click_id, "a click in the store")
+    else:
+        found.expect(subject, "impression of the click", click.impression_id, line.impression_id)
+        found.expect(subject, "kind for the click's outcome", line.kind, _ENTERED.get(click.outcome))
+
+
+def _day(found: Audit, line: models.Entry, books: _Books) -> None:
+    """A charge against its campaign's day: the running sum, and the budget."""
+    subject, days = f"ledger {line.id}", books.days
+    day = line.at.date()
+    campaign = str(line.campaign_id)
+    found.expect(subject, "day", line.day, day)
+    days[campaign, day] += max(line.amount_micros, 0)
+    found.expect(subject, "spent_micros", line.spent_micros, days[campaign, day])
+    if line.budget_micros not in books.budgets[campaign]:
+        found.expect(subject, "budget_micros", line.budget_micros, f"a budget of {campaign}")
+    elif line.amount_micros > 0 and days[campaign, day] > (line.budget_micros or 0):
+        limit = f"at most {line.budget_micros}"
+        found.expect(subject, f"spend of {campaign} on {day}", days[campaign, day], limit)
+
+
+def _settlement(found: Audit, line: models.Entry, account: _Account) -> None:
+    """A settlement against the accruals that it bills."""
+    through = line.through or 0
+    due = sum(amount for id, amount in account.accruals if id <= through)
+    found.expect(f"ledger {line.id}", "amount_micros", line.amount_micros, due)
+    account.accruals = [(id, amount) for id, amount in account.accruals if id > through]
+    account.through = through
+    account.bill(found, line.amount_micros)
+
+
+def _invalid(found: Audit, line: models.Entry, account: _Account, books: _Books) -> None:
+    """What was taken back against the charge or accrual that had taken it."""
+    kind, advertiser, amount = books.open.pop(line.voids or 0, (None, None, None))
+    subject = f"ledger {line.id}"
+    if kind is None:
+        found.expect(subject, "voids", line.voids, "a charge or accrual before it, once")
+    else:
+        found.expect(subject, "amount_micros", line.amount_micros, amount)
+        found.expect(subject, "advertiser_id", line.advertiser_id, advertiser)
+    if line.credit == Account.ACCRUED:
+        account.accrue(found, line, -line.amount_micros)
+    else:
+        account.bill(found, -line.amount_micros)
+
+
+def _advertisers(session: Session, found: Audit, books: _Books) -> None:
+    for row in session.scalars(select(models.Advertiser).order_by(models.Advertiser.id)):
+        found.counts["advertisers"] += 1
+        account = books.accounts.get(row.id, _Account())
+        accrued = sum(amount for _, amount in account.accruals)
+        found.expect(f"advertiser {row.id}", "balance_micros", row.balance_micros, account.balance)
+        found.expect(f"advertiser {row.id}", "accrued_micros", row.accrued_micros, accrued)
+
+
+def _campaigns(session: Session, found: Audit, books: _Books) -> None:
+    days = books.days
+    spent = {
+        (row.campaign_id, row.day): row.spent_micros
+        for row in session.scalars(select(models.Spend))
+        if row.spent_micros or (row.campaign_id, row.day) in days
+    }
+    for campaign_id, day in sorted(spent.keys() | days.keys()):
+        subject = f"campaign {campaign_id} on {day}"
+        found.expect(
+            subject, "spent_micros", spent.get((campaign_id, day)), days.get((campaign_id, day), 0)
+        )
+    last = {
+        row.campaign_id: row.daily_budget_micros
+        for row in session.scalars(select(models.Budget).order_by(models.Budget.id))
+    }
+    for campaign in session.scalars(select(models.Campaign).order_by(models.Campaign.id)):
+        found.counts["campaigns"] += 1
+        budget = campaign.daily_budget_micros
+        found.expect(f"campaign {campaign.id}", "daily_budget_micros", budget, last.get(campaign.id))
+
+
+def _clicks(session: Session, found: Audit, books: _Books) -> None:
+    """Every click has the ledger line that its outcome calls for, or none."""
+    query = (
+        select(models.Click, models.Entry.kind, models.Impression)
+        .join(models.Impression, models.Impression.id == models.Click.impression_id)
+        .outerjoin(models.Entry, models.Entry.click_id == models.Click.id)
+        .order_by(models.Click.id)
+    )
+    for click, kind, impression in session.execute(query.execution_options(yield_per=_BATCH)):
+        found.counts["clicks"] += 1
+        found.expect(f"click {click.id}", "ledger line", kind, _ENTERED.get(click.outcome))
+        if click.outcome == Outcome.BUDGET:
+            _refused(found, f"click {click.id}", books, impression, click.at.date())
+    first = select(models.Click.impression_id).where(models.Click.outcome.notin_(REPEATED))
+    replays = select(models.Click.id).where(
+        models.Click.outcome == Outcome.REPLAY, models.Click.impression_id.notin_(first)
+    )
+    for id in session.scalars(replays.order_by(models.Click.id)):
+        found.expect(f"click {id}", "outcome", "replay", "the impression's first")
+
+
+def _refused(
+    found: Audit, subject: str, books: _Books, impression: models.Impression, day: dt.date
+) -> None:
+    """What was refused for its budget would not have fitted: a day's spend only grows."""
+    campaign = impression.campaign_id
+    least = min(books.budgets[campaign], default=0)
+    if books.days.get((campaign, day), 0) + impression.price_micros <= least:
+        found.expect(subject, "charge", "refused", f"made: {campaign} had budget left on {day}")
+
+
+def _impressions(session: Session, found: Audit, books: _Books) -> None:
+    """Every impression is billed as its auction's rule says."""
+    query = (
+        select(
+            models.Impression,
+            models.Auction.price_rule,
+            models.Auction.test,
+            models.Entry.click_id,
+            models.Entry.id,
+        )
+        .join(models.Auction, models.Auction.id == models.Impression.auction_id)
+        .outerjoin(models.Entry, models.Entry.impression_id == models.Impression.id)
+        .order_by(models.Impression.id)
+    )
+    for impression, rule, test, click_id, line in session.execute(
+        query.execution_options(yield_per=_BATCH)
+    ):
+        found.counts["impressions"] += 1
+        subject = f"impression {impression.id}"
+        at_once = pricing.charged_at(PriceRule(rule)) == "impression"
+        allowed = ("test",) if test else ("charged", "budget") if at_once else ("per_click",)
+        if impression.billed not in allowed:
+            found.expect(subject, "billed", impression.billed, " or ".join(allowed))
+        if impression.billed == "charged":
+            found.expect(subject, "ledger line", line is not None and click_id is None, True)
+        elif impression.billed != "per_click":
+            found.expect(subject, "ledger line", line, None)
+        if impression.billed == "budget":
+            _refused(found, subject, books, impression, impression.created.date())
+
+
+def _auctions(session: Session, found: Audit, currency: str) -> None:
+    """Every auction's record agrees with the rows made from it."""
+    shown: dict[str, dict[str, tuple[object, ...]]] = {}
+    query = select(models.Auction).order_by(models.Auction.id)
+    for page in session.scalars(query.execution_options(yield_per=_BATCH)).partitions():
+        ids = [auction.id for auction in page]
+        shown = defaultdict(dict)
+        for row in session.scalars(select(models.Impression).where(models.Impression.auction_id.in_(ids))):
+            shown[row.auction_id][row.id] = _terms(row)
+        for auction in page:
+            found.counts["auctions"] += 1
+            subject, record = f"auction {auction.id}", auction.record
+            found.expect(subject, "currency", auction.currency, currency)
+            for name in ("price_rule", "weight_version", "currency", "resample_share", "test"):
+                found.expect(subject, name, getattr(auction, name), record[name])
+            written = {one["id"]: tuple(one[name] for name in _TERMS) for one in record["impressions"]}
+            found.expect(subject, "impressions", shown[auction.id], written)
+
+
+_TERMS = ("ad_id", "campaign_id", "advertiser_id", "bid_micros", "price_micros", "pctr", "resampled")
+
+
+def _terms(row: models.Impression) -> tuple[object, ...]:
+    return tuple(getattr(row, name) for name in _TERMS)
+
+
+def _triggers(session: Session, found: Audit) -> None:
+    """The triggers that keep the books append-only are in place."""
+    if session.get_bind().dialect.name == "postgresql":
+        names = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D'"
+    else:
+        names = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+    there = set(session.scalars(text(names)))
+    for name in _wanted():
+        found.expect(f"trigger {name}", "state", "in place" if name in there else "missing", "in place")
+
+
+def _wanted() -> Iterator[str]:
+    for table in models.APPEND_ONLY:
+        yield f"{table}_no_update"
+        yield f"{table}_no_delete"

@@ -1,0 +1,148 @@
+"""The Serve application: which deployments there are, and what each is told.
+
+    colocated (serving.colocate)   Ingress: HTTP, auctioneer, engine, pCTR model      Canary: engine
+    apart                          Ingress: HTTP, auctioneer    Engine    Predictor   Canary: engine
+
+`manifest` writes the application as a Serve config, which `raylla serve` deploys and which is a
+RayService's `serveConfigV2`; `build` is its import path. The driver imports neither torch nor vllm here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raylla import models
+from raylla.config import Config, Replicas, Serving, parse
+from raylla.errors import ConfigError
+from raylla.models import roles
+from raylla.runs.state import Run
+from raylla.serving.deploy.versions import Target, find
+
+NAME = "raylla"
+IMPORT_PATH = "raylla.serving.deploy.app:build"
+HEALTH_PERIOD, HEALTH_TIMEOUT = 5, 30
+"""Seconds between two questions for a replica's health, and for its answer."""
+SLACK = 2
+"""Serve queues more than `serving.max_ongoing` allows, so that the endpoint itself refuses, and says when
+to come back."""
+
+
+def effective(config: Config, run: str | Path | None, version: str | None) -> tuple[Config, Target]:
+    """The run's config with sections ``serving``, ``engine`` and ``ray`` of ``config``; what to serve.
+
+    Raises:
+        ConfigError: no run was named, or its Ad-LLM cannot chat.
+        RunError: there is no such run or version.
+    """
+    run = run or config.serving.run
+    if run is None:
+        raise ConfigError(
+            "serving.run: name a run directory (--run DIR), made by `raylla train`; its weights write the "
+            "answers and its pCTR model predicts the clicks"
+        )
+    target = find(run, version or config.serving.version)
+    tree = Run.open(run).config.model_dump(mode="json")
+    tree |= config.model_dump(mode="json", include={"serving", "engine", "ray"})
+    tree["serving"] |= {
+        "run": target.run,
+        "version": target.version,
+        "database": _absolute(config.serving.database),
+    }
+    served = parse(tree, "serving")
+    roles.check_chat(models.resolve(served.ad_llm.path, "ad_llm.path"), "ad_llm.path")
+    return served, target
+
+
+def manifest(config: Config, target: Target) -> dict[str, Any]:
+    """The Serve config of an `effective` config, serving ``target`` without a canary."""
+    serving = config.serving
+    deployments = [
+        {
+            "name": "Ingress",
+            "user_config": {"stable": target.plain(), "canary": None, "share": 0.0, "since": None},
+        },
+        {
+            "name": "Canary",
+            "user_config": {"version": None},
+            "autoscaling_config": canary_scale(serving, 0),
+        },
+    ]
+    if not serving.colocate:
+        deployments += [
+            {"name": name, "user_config": {"version": target.plain()}} for name in ("Engine", "Predictor")
+        ]
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": serving.host, "port": serving.port},
+        "applications": [
+            {
+                "name": NAME,
+                "route_prefix": "/",
+                "import_path": IMPORT_PATH,
+                "args": config.model_dump(mode="json", exclude={"evaluation", "bench"}),
+                "deployments": deployments,
+            }
+        ],
+    }
+
+
+def canary_scale(serving: Serving, least: int) -> dict[str, Any]:
+    """Autoscaling of the canary: no replica while there is none to try."""
+    scale = autoscale(serving.engine)
+    return scale | {"min_replicas": least, "initial_replicas": least, "downscale_delay_s": 5}
+
+
+def autoscale(replicas: Replicas) -> dict[str, Any]:
+    """Serve's autoscaling settings."""
+    return {
+        "min_replicas": replicas.min_replicas,
+        "max_replicas": replicas.max_replicas,
+        "target_ongoing_requests": replicas.target_ongoing,
+    }
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The Serve application of a config tree, as `manifest` hands it over."""
+    from ray import serve
+
+    from raylla.serving.deploy import replicas
+
+    config = parse(args, "serve config")
+    serving = config.serving
+    tree = config.model_dump(mode="json")
+
+    def deployed(kind: Any, name: str, group: Replicas, **options: Any) -> Any:
+        width = config.engine.tensor_parallel
+        return serve.deployment(
+            kind,
+            name=name,
+            autoscaling_config=options.pop("scale", None) or autoscale(group),
+            max_ongoing_requests=options.pop("ongoing", SLACK * serving.max_ongoing),
+            ray_actor_options={"num_cpus": group.cpus, "num_gpus": group.gpus * width},
+            graceful_shutdown_timeout_s=serving.tmax + 5,
+            health_check_period_s=HEALTH_PERIOD,
+            health_check_timeout_s=HEALTH_TIMEOUT,
+            **options,
+        )
+
+    canary = deployed(
+        replicas.EngineReplica, "Canary", serving.engine, scale=canary_scale(serving, 0)
+    ).bind(tree)
+    if serving.colocate:
+        held = serving.ingress.model_copy(update={"gpus": serving.engine.gpus})
+        return deployed(replicas.Ingress, "Ingress", held).bind(tree, canary)
+    engine = deployed(replicas.EngineReplica, "Engine", serving.engine).bind(tree)
+    predictor = deployed(replicas.PredictorReplica, "Predictor", serving.predictor).bind(tree)
+    return deployed(replicas.Ingress, "Ingress", serving.ingress).bind(tree, canary, engine, predictor)
+
+
+def _absolute(database: str) -> str:
+    """A SQLite URL with the whole path: replicas work in directories of their own."""
+    prefix = "sqlite:///"
+    if not database.startswith(prefix) or database == prefix:
+        return database
+    return prefix + str(Path(database.removeprefix(prefix)).resolve())
+
+
+__all__ = ["IMPORT_PATH", "NAME", "autoscale", "build", "canary_scale", "effective", "manifest"]

@@ -1,0 +1,200 @@
+"""The Ray cluster that serves: started here, or reached through its dashboard's Serve API.
+
+`ray start --head` opens the dashboard on port 8265; KubeRay does so on the head service. Only whoever
+may deploy should reach it (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import ray
+from ray import serve
+
+from raylla.actors import login
+from raylla.config import Config
+from raylla.errors import DeadlineError, DeployError
+from raylla.network import bracketed, loopback
+from raylla.serving.deploy.app import NAME
+from raylla.serving.security import keyring
+from raylla.serving.store import open_store
+
+POLL_SECONDS = 0.5
+REQUEST_SECONDS = 30.0
+_PATH = "/api/serve/applications/"
+_DONE = {"RUNNING"}
+_FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
+
+
+def environment() -> dict[str, str]:
+    """What Ray's processes on a serving node need: HAProxy in front of the replicas, one loop in each,
+    one thread per process.
+
+    The proxy then costs no Python process on the way, and a replica's HTTP server, auctioneer and
+    engine hand requests over within one event loop.
+    """
+    return {
+        login.MODE: "disabled",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def start() -> str:
+    """Start Ray on this machine for serving, whatever else runs on it; the address of its dashboard."""
+    for name, value in environment().items():
+        os.environ.setdefault(name, value)
+    context = ray.init(
+        "local", include_dashboard=True, log_to_driver=False, object_store_memory=256 * 2**20
+    )
+    return f"http://{context.dashboard_url}"
+
+
+def serve_here(config: Config, manifest: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Serve on a Ray of our own until SIGINT or SIGTERM; ``say`` is told where.
+
+    Raises:
+        ConfigError: the secrets are missing.
+        StoreError: the database cannot be used, or is in another currency.
+        DeployError: the application does not come up.
+    """
+    database = config.serving.database
+    if (made := keyring.ensure(database)) is not None:
+        say(f"made signing and admin keys for this machine: {made} (mode 0600)")
+    store = open_store(database)
+    try:
+        store.denominate(config.serving.currency)
+    finally:
+        store.close()
+    stopped = threading.Event()
+    at = Dashboard(start())
+    for number in (signal.SIGINT, signal.SIGTERM):  # now, for Ray's start has set a handler of its own
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        at.apply(manifest, config.deadlines.start)
+        say(f"endpoint   {at.endpoint()}/v1  (playground at {at.endpoint()}/, OpenAPI at /docs)")
+        say(f"dashboard  {at.address}  (for `raylla deploy --address`)")
+        if (kept := keyring.file(database)) is not None:
+            say(f"admin key  {keyring.ADMIN_KEY} of the environment, else of {kept}")
+        stopped.wait()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+class Dashboard:
+    """The Serve API of a cluster."""
+
+    def __init__(self, address: str) -> None:
+        """``address`` is the dashboard's URL; the token that this process has is shown there."""
+        self.address = address.rstrip("/")
+        login.log_in()
+
+    def details(self) -> dict[str, Any]:
+        """Everything that Serve says about itself.
+
+        Raises:
+            DeployError: nothing answers there, or something else than a Ray dashboard.
+        """
+        return dict(self._ask("GET", None).json())
+
+    def apply(self, config: Mapping[str, Any], seconds: float) -> None:
+        """Deploy a Serve config and wait until it runs.
+
+        Raises:
+            DeployError: Serve refuses it, or it fails.
+            DeadlineError: it did not run within ``seconds``.
+        """
+        self._ask("PUT", config)
+        deadline = time.monotonic() + seconds
+        # Serve takes a moment to begin, and until then the old state is shown.
+        time.sleep(POLL_SECONDS)
+        while True:
+            found = self.details().get("applications", {}).get(NAME, {})
+            if found.get("status") in _DONE and _settled(found):
+                return
+            if found.get("status") in _FAILED:
+                raise DeployError(f"Serve application {NAME}: {found['status']}: {_why(found)}")
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"Serve application {NAME} is {found.get('status', 'absent')} after {seconds:g} s "
+                    f"({_why(found)}); look at the replicas' logs on {self.address}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def deployed(self) -> dict[str, Any]:
+        """The Serve config that is deployed, in the form that `apply` takes.
+
+        Raises:
+            DeployError: raylla is not deployed there.
+        """
+        found = self.details()
+        application = found.get("applications", {}).get(NAME)
+        if not application or not application.get("deployed_app_config"):
+            raise DeployError(f"no application {NAME} at {self.address}; start one with `raylla serve`")
+        return {
+            "proxy_location": found["proxy_location"],
+            "http_options": {name: found["http_options"][name] for name in ("host", "port")},
+            "applications": [application["deployed_app_config"]],
+        }
+
+    def endpoint(self) -> str:
+        """Where the cluster's auctions are held, as seen from here."""
+        options = self.details()["http_options"]
+        host = options["host"]
+        if host in ("0.0.0.0", "::", ""):
+            host = urlsplit(self.address).hostname
+        return f"http://{bracketed(host)}:{options['port']}"
+
+    def health(self) -> dict[str, Any]:
+        """The endpoint's own word on its health.
+
+        Raises:
+            DeployError: it does not answer.
+        """
+        url = f"{self.endpoint()}/healthz"
+        try:
+            return dict(httpx.get(url, timeout=REQUEST_SECONDS, trust_env=not loopback(url)).json())
+        except (httpx.HTTPError, ValueError) as error:
+            raise DeployError(f"{url} does not answer: {error}") from None
+
+    def _ask(self, method: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        try:
+            answer = httpx.request(
+                method,
+                self.address + _PATH,
+                json=body,
+                headers=login.headers(),
+                timeout=REQUEST_SECONDS,
+                trust_env=not loopback(self.address),
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise DeployError(
+                f"--address {self.address}: {error}; give the URL of the cluster's dashboard, "
+                "such as http://127.0.0.1:8265"
+            ) from None
+        if answer.status_code in (401, 403):
+            raise DeployError(f"--address {self.address}: {answer.text[:200]}; {login.missing()}")
+        if answer.status_code != 200:
+            raise DeployError(f"{self.address}: Serve refuses the config: {answer.text[:2000]}")
+        return answer
+
+
+def _settled(application: Mapping[str, Any]) -> bool:
+    return all(one["status"] == "HEALTHY" for one in application.get("deployments", {}).values())
+
+
+def _why(application: Mapping[str, Any]) -> str:
+    messages = [application.get("message", "")]
+    messages += [f"{name}: {one['message']}" for name, one in application.get("deployments", {}).items()]
+    return "; ".join(one for one in messages if one.strip(": ")) or "no message"

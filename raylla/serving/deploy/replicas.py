@@ -1,0 +1,284 @@
+"""What the deployments of the Serve application hold: engine, pCTR model, and the ingress over them.
+
+A replica is made from the config and then told its versions by Serve (`reconfigure`, see
+`raylla.serving.deploy.versions`), at its start as at every change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError
+from sqlalchemy.exc import SQLAlchemyError
+from transformers import AutoTokenizer
+
+from raylla import models
+from raylla.config import Config, Sampling, parse
+from raylla.errors import RayllaError, RunError
+from raylla.records import WeightVersion
+from raylla.reward.rows import ClickRow
+from raylla.runs.state import Run
+from raylla.serving.auction.auctioneer import Auctioneer
+from raylla.serving.auction.eligibility import Eligibility
+from raylla.serving.auction.exchange import Traffic, Writer
+from raylla.serving.billing.notices import Sender
+from raylla.serving.deploy.supervision import Supervisor
+from raylla.serving.deploy.versions import Holding, Target, load_pctr
+from raylla.serving.engine.engine import start
+from raylla.serving.engine.predictor import Oracle, Predictor, Rate, Vectors
+from raylla.serving.engine.remote import RemoteOracle, RemoteWriter
+from raylla.serving.engine.wire import Piece
+from raylla.serving.http import web
+from raylla.serving.http.api import Health, create
+from raylla.serving.http.reports import Reports
+from raylla.serving.logs import log_json
+from raylla.serving.security import keyring
+from raylla.serving.security.keys import Access
+from raylla.serving.security.tokens import TokenKeys
+from raylla.serving.store import open_store
+from raylla.world import store as worlds
+from raylla.world.retrieval import Retrieval, questions
+
+log = logging.getLogger("raylla.serving")
+PLAYERS = 30
+"""Users to choose from in the playground."""
+CANARY_POLL = 0.5
+STORE_THREADS = 4
+LOOKUPS = 64
+HEALTH_SECONDS = 5.0
+
+
+def open_engine(config: Config) -> Holding:
+    """An engine with the base model's weights; a run's version comes with `Holding.want`."""
+    path = models.resolve(config.ad_llm.path, "ad_llm.path")
+    version = WeightVersion("v0", 0, path)
+    engine = start(path, config.engine, config.seed, version, config.deadlines.start)
+    return Holding(engine, Target("", "v0"))
+
+
+class EngineReplica:
+    """An engine on its own: deployments `Engine` and `Canary`."""
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        log_json()
+        self._holding = open_engine(parse(tree, "serve config"))
+
+    async def reconfigure(self, wanted: dict[str, Any]) -> None:
+        """Take over the version that Serve says."""
+        if target := Target.of(wanted["version"]):
+            await self._holding.want(target)
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+    ) -> AsyncGenerator[Piece, None]:
+        """See `AsyncEngine.generate`."""
+        async for piece in self._holding.engine.generate(prompt, sampling, stream):
+            yield piece
+
+    async def state(self) -> tuple[Target, str | None]:
+        """The version that it holds, and why not another."""
+        return self._holding.held, self._holding.problem
+
+    def check_health(self) -> None:
+        """Asked by Serve, which starts another replica where this raises."""
+        self._holding.engine.check()
+
+
+class PredictorReplica:
+    """The pCTR model on its own: deployment `Predictor`."""
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        log_json()
+        self._predictor = Predictor(parse(tree, "serve config"))
+
+    async def reconfigure(self, wanted: dict[str, Any]) -> None:
+        """Take over the newest model of the run that Serve says; an unusable one leaves the old."""
+        take_pctr(self._predictor, Target(**wanted["version"]))
+
+    async def rates(self, rows: list[ClickRow]) -> tuple[str, list[Rate]]:
+        """See `Oracle`."""
+        return await self._predictor.rates(rows)
+
+    async def encode(self, texts: list[str]) -> Vectors:
+        """See `Oracle`."""
+        return await self._predictor.encode(texts)
+
+
+def take_pctr(predictor: Predictor, target: Target) -> None:
+    """Load the target's pCTR model; where one predicts already, an unusable one leaves it in place.
+
+    Raises:
+        RunError: there is no model yet, and this one cannot be loaded.
+    """
+    try:
+        load_pctr(predictor, target)
+    except RunError as error:
+        if not predictor.version:
+            raise
+        log.error("refused: pCTR model of %s: %s", target.run, error)
+
+
+@serve.ingress()
+class Ingress:
+    """HTTP, the auctioneer and, where colocated, engine and pCTR model."""
+
+    def __init__(
+        self, tree: dict[str, Any], canary: Any, engine: Any = None, predictor: Any = None
+    ) -> None:
+        log_json()
+        self._config = config = parse(tree, "serve config")
+        run = Run.open(_run(config))  # held while it is read: its working copy goes with it
+        self._world = worlds.load(run.part("world"))
+        self._store = open_store(config.serving.database)
+        self._store.denominate(config.serving.currency)
+        self._canary = canary
+        self._holding = open_engine(config) if engine is None else None
+        self._predictor = Predictor(config) if predictor is None else None
+        writer: Writer = self._holding.engine if self._holding else RemoteWriter(engine)
+        self._engine = engine
+        self._oracle: Oracle = self._predictor or RemoteOracle(predictor)
+        self._traffic = Traffic(writer)
+        self._tokens = TokenKeys.parse(keyring.read(config.serving.database).token_keys)
+        self._eligibility = Eligibility(self._store, config.serving, config.world.max_bid)
+        self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self._wanted_canary: Target | None = None
+        self._problem: str | None = None
+        self._live: Target | None = None
+        self._app = self._create()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app
+
+    async def reconfigure(self, wanted: dict[str, Any]) -> None:
+        """Take over the versions and shares that Serve says."""
+        stable = Target(**wanted["stable"])
+        self._wanted_canary, self._traffic.share = Target.of(wanted["canary"]), float(wanted["share"])
+        if self._wanted_canary is None:
+            self._traffic.canary = None  # first: what follows may outlast the canary's replica
+        if self._holding:
+            await self._holding.want(stable)
+        if self._predictor:
+            take_pctr(self._predictor, stable)
+        if self._auctioneer.retrieval is None:
+            await self._begin()
+
+    def check_health(self) -> None:
+        """Asked by Serve, which starts another replica where this raises."""
+        if self._holding:
+            self._holding.engine.check()
+
+    def _create(self) -> FastAPI:
+        config = self._config
+        keys = keyring.read(config.serving.database)
+        with models.local(models.resolve(config.ad_llm.path, "ad_llm.path")) as found:
+            tokenizer = AutoTokenizer.from_pretrained(found)
+        self._auctioneer = Auctioneer(
+            config,
+            self._traffic,
+            self._oracle,
+            self._store,
+            self._eligibility,
+            self._tokens,
+            tokenizer,
+            self._threads,
+        )
+        reports = self._reports = Reports(self._revenue_today, lambda: self._auctioneer.ongoing)
+        self._supervisor = Supervisor(reports.task_failed)
+        services = web.Services(
+            self._store,
+            self._tokens,
+            Access(self._store.parties, keys.admin_key),
+            config.serving,
+            config.world.max_bid,
+            reports.clicked,
+        )
+        tested = {query.profile_id for query in self._world.of("test")}
+        users = [user for user in self._world.profiles if user.id in tested][:PLAYERS]
+        return create(config, self._auctioneer, services, reports, self._health, users)
+
+    async def _begin(self) -> None:
+        """Read the catalogue, then go on looking at it; send notices; watch for the canary."""
+        retrieval = Retrieval(await self._oracle.encode(questions(self._world)))
+        loop = asyncio.get_running_loop()
+        # Look-ups of hosts run there, and one that hangs must not hold up the others.
+        loop.set_default_executor(ThreadPoolExecutor(LOOKUPS, thread_name_prefix="lookup"))
+
+        def refresh() -> None:
+            catalogue = self._eligibility.refresh(datetime.now(UTC))
+            retrieval.refresh(
+                catalogue.ads,
+                lambda texts: asyncio.run_coroutine_threadsafe(self._oracle.encode(texts), loop).result(),
+            )
+
+        async def keep_fresh() -> None:
+            await loop.run_in_executor(self._threads, refresh)
+
+        await keep_fresh()
+        self._auctioneer.retrieval = retrieval
+        sender = Sender(self._store.outbox, self._tokens, self._config.serving, web.now)
+        every = self._config.serving.refresh
+        for name, seconds, once in (
+            ("catalogue", every, keep_fresh),
+            ("notices", every, sender.look),
+            ("canary", CANARY_POLL, self._watch_canary),
+        ):
+            self._supervisor.start(name, seconds, once)
+            self._reports.watch(name, partial(self._supervisor.age, name))
+
+    async def _watch_canary(self) -> None:
+        """Give the canary its share once it holds the version that it should, and no sooner."""
+        wanted = self._wanted_canary
+        if wanted is None or (self._traffic.canary is not None and self._live == wanted):
+            return
+        try:
+            self._live, problem = await asyncio.wait_for(self._canary.state.remote(), HEALTH_SECONDS)
+        except (RayError, TimeoutError) as error:
+            self._live, problem = None, f"the canary is not up: {error}"
+        ready = self._live == wanted == self._wanted_canary
+        self._traffic.canary = RemoteWriter(self._canary) if ready else None
+        self._problem = problem
+
+    async def _health(self) -> Health:
+        problems = [self._problem] if self._wanted_canary and self._problem else []
+        stable = None
+        try:
+            if self._holding:
+                self._holding.engine.check()
+                held, problem = self._holding.held, self._holding.problem
+            else:
+                held, problem = await asyncio.wait_for(self._engine.state.remote(), HEALTH_SECONDS)
+            stable = held.version
+            problems += [problem] if problem else []
+            ok = await asyncio.wait_for(self._reachable(), HEALTH_SECONDS)
+        except (RayllaError, RayError, SQLAlchemyError, TimeoutError) as error:
+            ok = False
+            problems.append(f"{type(error).__name__}: {error}")
+        canary = self._live.version if self._traffic.canary and self._live else None
+        tasks = self._supervisor.problems()
+        return Health(
+            status="unavailable" if not ok else "degraded" if tasks else "ok",
+            versions={"stable": stable, "canary": canary},
+            problems=problems,
+            tasks=tasks,
+        )
+
+    async def _reachable(self) -> bool:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self._store.spending, datetime.now(UTC).date())
+        return True
+
+    def _revenue_today(self) -> int:
+        return self._store.revenue(datetime.now(UTC).date())
+
+
+def _run(config: Config) -> str:
+    assert config.serving.run is not None  # `app.effective` has seen to it
+    return config.serving.run

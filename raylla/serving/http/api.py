@@ -1,0 +1,179 @@
+"""The endpoint as one FastAPI application, whoever runs it (Ray Serve, or a test in its own process)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raylla.config import Config
+from raylla.errors import BusyError, EndpointError, StoreError
+from raylla.records import Profile
+from raylla.serving.auction.auctioneer import Auctioneer
+from raylla.serving.http import campaigns, chat, clicks, playground, web
+from raylla.serving.http.chat import RETRY_AFTER, code_of, said
+from raylla.serving.http.reports import Reports
+from raylla.wholetext import whole_json
+
+log = logging.getLogger("raylla.serving")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DESCRIPTION = """
+Answers with native ads, each chosen and placed by one generation of the Ad-LLM, and the campaigns,
+clicks and money behind them. Money is in whole micros (millionths) of `serving.currency`.
+"""
+
+
+class Health(BaseModel):
+    """Whether the endpoint can answer, and by which weight versions.
+
+    ``status`` is ok, degraded (it answers, and something in ``tasks`` is wrong) or unavailable.
+    """
+
+    status: Literal["ok", "degraded", "unavailable"]
+    versions: dict[str, str | None]
+    problems: list[str]
+    tasks: list[str] = []
+
+
+Check = Callable[[], Awaitable[Health]]
+
+
+def create(
+    config: Config,
+    auctioneer: Auctioneer,
+    services: web.Services,
+    reports: Reports,
+    health: Check,
+    users: Sequence[Profile],
+) -> FastAPI:
+    """The application over what a replica has opened; ``users`` are those of the playground."""
+    app = FastAPI(title="raylla", description=DESCRIPTION, version="1", docs_url="/docs", redoc_url=None)
+    web.install(app, services)
+    for kind in (BusyError, EndpointError, StoreError):
+        app.add_exception_handler(kind, _unavailable)
+    app.add_exception_handler(Exception, _unforeseen)
+    app.include_router(chat.router(auctioneer, config.serving, reports))
+    app.include_router(campaigns.router)
+    app.include_router(clicks.router)
+    app.include_router(playground.router(users))
+
+    @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
+    async def healthz() -> JSONResponse:
+        """Alive: the engine steps, the store answers; ``tasks`` names background tasks that fail."""
+        found = await health()
+        return JSONResponse(found.model_dump(), 503 if found.status == "unavailable" else 200)
+
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    def metrics() -> PlainTextResponse:
+        """Prometheus metrics of the replica that answers."""
+        return PlainTextResponse(reports.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models", tags=["answers"])
+    async def models() -> dict[str, Any]:
+        """The one model, as OpenAI's clients list it."""
+        one = {"id": "raylla", "object": "model", "created": 0, "owned_by": "raylla"}
+        return {"object": "list", "data": [one]}
+
+    app.add_middleware(Envelope, largest=config.serving.largest_body)
+    return app
+
+
+def _unavailable(_: Request, error: Exception) -> JSONResponse:
+    problem = {"message": str(error), "type": "server_error", "code": code_of(error)}
+    return JSONResponse({"error": problem}, 503, {"Retry-After": RETRY_AFTER})
+
+
+def _unforeseen(_: Request, error: Exception) -> JSONResponse:
+    """The answer to what nobody foresaw; the error goes on, into the log."""
+    problem = {"message": said(error), "type": "server_error", "code": code_of(error)}
+    return JSONResponse({"error": problem}, 500)
+
+
+class Envelope:
+    """ASGI middleware around every request: its id, the size of its body, and a line in the log."""
+
+    def __init__(self, app: ASGIApp, largest: int) -> None:
+        self._app = app
+        self._largest = largest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        length = headers.get(b"content-length", b"0")
+        try:
+            if length.isdigit() and int(length) > self._largest:
+                await self._refuse()(scope, receive, answer)
+            else:
+                await self._app(scope, _Body(receive, self._largest), answer)
+        finally:
+            log.info(
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    # Not the path of a click: its token is worth money.
+                    "path": re.sub(r"^/v1/clicks/.*", "/v1/clicks/...", scope["path"]),
+                    "status": status,
+                    "seconds": round(time.monotonic() - started, 4),
+                },
+            )
+
+    def _refuse(self) -> JSONResponse:
+        problem = {
+            "message": _too_large(self._largest),
+            "type": "invalid_request_error",
+            "code": "too_large",
+        }
+        return JSONResponse({"error": problem}, 413)
+
+
+class _Body:
+    """``receive``, with the body in one piece and of whole characters, up to a number of bytes: some bodies
+    do not state their length."""
+
+    def __init__(self, receive: Receive, largest: int) -> None:
+        self._receive = receive
+        self._largest = largest
+        self._taken = False
+
+    async def __call__(self) -> Message:
+        body = b""
+        while not self._taken:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return message  # the client has hung up
+            body += message.get("body", b"")
+            if len(body) > self._largest:
+                raise HTTPException(413, _too_large(self._largest))
+            if not message.get("more_body", False):
+                self._taken = True
+                return {"type": "http.request", "body": whole_json(body), "more_body": False}
+        return await self._receive()
+
+
+def _too_large(largest: int) -> str:
+    return f"the body has more than serving.largest_body={largest} bytes"

@@ -1,0 +1,1 @@
+"""Amounts, price rules, and the records that hold them."""

@@ -1,5 +1,0 @@
-"""The playground: one page on which a person asks, moves bids, clicks and sees what it costs."""
-
-from raylla.serving.playground.routes import router
-
-__all__ = ["router"]

@@ -1,0 +1,1 @@
+"""What the endpoint trusts: keys, secrets, signed tokens, addresses."""

@@ -1,0 +1,140 @@
+"""Brings the ads of a world, or of a table, into the store: an advertiser per domain or theme, a campaign
+per category."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sqlalchemy.exc import IntegrityError
+
+from raylla.config import Serving
+from raylla.errors import ClashError, WorldError
+from raylla.records import Ad
+from raylla.serving.store import NewAd, NewCampaign, Store
+from raylla.serving.store.parties import put_ads, put_advertiser, put_campaign
+from raylla.storage import exists, here, within
+from raylla.world import World, bids
+from raylla.world.imports import catalogue
+from raylla.world.imports.tablefiles import Cells
+from raylla.world.store import load
+
+DAILY_BUDGET_UNITS = 100_000
+"""Daily budget of an imported campaign, in units of a bid, unless another is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """How much came in."""
+
+    advertisers: int
+    campaigns: int
+    ads: int
+
+
+def read(source: str) -> World:
+    """The world of a directory: a saved world, or a run's.
+
+    Raises:
+        WorldError: neither is there.
+    """
+    inside = within(source, "world")
+    with here(inside if exists(inside) else source) as directory:
+        return load(directory)
+
+
+def read_table(file: Path, named: Mapping[str, str], max_bid: int) -> catalogue.Taken:
+    """The ads of a table (see `catalogue.take`); a row whose bid no auction could hold is passed over.
+
+    Raises:
+        WorldError: the table cannot be read, or more than half of its rows cannot be used.
+    """
+    for unknown in named.keys() - catalogue.ADS.keys():
+        raise WorldError(f"--map {unknown}=: ads have no such field; those are {', '.join(catalogue.ADS)}")
+
+    def on_the_grid(cells: Cells) -> Cells:
+        bid = catalogue.bid_of(cells.get("bid", ""))
+        if bid is not None and not (bid.is_integer() and 1 <= bid <= max_bid):
+            raise WorldError(f"bid={cells['bid']}: bids are whole units from 1 to world.max_bid={max_bid}")
+        return cells
+
+    return catalogue.take(file, named, on_the_grid)
+
+
+def import_world(
+    store: Store,
+    world: World,
+    serving: Serving,
+    max_bid: int,
+    seed: int,
+    now: dt.datetime,
+    daily_budget_micros: int | None = None,
+) -> Imported:
+    """List all ads of ``world``, as `import_ads` does; it knows no bids."""
+    unknown = [None] * len(world.ads)
+    return import_ads(
+        store, world.name, world.ads, unknown, serving, max_bid, seed, now, daily_budget_micros
+    )
+
+
+def import_ads(
+    store: Store,
+    name: str,
+    ads: Sequence[Ad],
+    offers: Sequence[float | None],
+    serving: Serving,
+    max_bid: int,
+    seed: int,
+    now: dt.datetime,
+    daily_budget_micros: int | None = None,
+) -> Imported:
+    """List ``ads`` in one transaction, with the bids ``offers`` (units); where one is None it is drawn
+    from U{1..max_bid}, fixed by ``seed`` and ``name``.
+
+    Each domain of landing pages becomes an advertiser, or each theme of ads that have none; each category
+    is a campaign of it, paced `asap`.  Ads without a landing page get one under the reserved domain
+    ``.example``.
+
+    Raises:
+        ClashError: one of its ads is listed already; nothing is imported.
+    """
+    drawn = bids.draw(seed, f"import/{name}", len(ads), max_bid)
+    budget = (
+        DAILY_BUDGET_UNITS * serving.micros_per_unit if daily_budget_micros is None else daily_budget_micros
+    )
+    parts: dict[tuple[str, str], dict[str, list[NewAd]]] = defaultdict(lambda: defaultdict(list))
+    for ad, offer, other in zip(ads, offers, drawn, strict=True):
+        seat, url = _seat(ad)
+        units = other if offer is None else offer
+        parts[seat][ad.category].append(NewAd(ad, url, round(units) * serving.micros_per_unit))
+    try:
+        with store.database.writing() as session:
+            for (who, domain), categories in parts.items():
+                seat_id = put_advertiser(session, who, domain, now).id
+                for category, news in categories.items():
+                    campaign = put_campaign(session, seat_id, NewCampaign(category, budget, "asap"), now)
+                    put_ads(session, campaign.id, news, now)
+    except IntegrityError:
+        raise ClashError(
+            f"world or table {name}: some of its ads are listed in {store.database} already"
+        ) from None
+    return Imported(len(parts), sum(len(one) for one in parts.values()), len(ads))
+
+
+def _seat(ad: Ad) -> tuple[tuple[str, str], str]:
+    """Name and domain of an ad's advertiser, and the ad's landing page."""
+    host = (urlsplit(ad.url).hostname or "").removeprefix("www.")
+    if host:
+        return (host, host), ad.url
+    theme = ad.theme or ad.category
+    domain = f"{_slug(theme)}.example"
+    return (theme, domain), f"https://{domain}/ads/{ad.id or _slug(ad.title)}"
+
+
+def _slug(words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:60].strip("-") or "ads"

@@ -1,0 +1,1 @@
+"""Worlds from tables and from public collections."""

@@ -1,0 +1,1 @@
+"""The synthetic world's words: lexicon, names, grammar."""
