@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction.checks import Array
+from raylla.auction.prose import sentences
 from raylla.config import Evaluation
 from raylla.errors import ConfigError
-from raylla.evaluation.prose import sentences
 from raylla.figures.intervals import Figure, made
 
 LEAST_F1 = 0.85

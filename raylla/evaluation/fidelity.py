@@ -16,7 +16,7 @@ import numpy as np
 
 from raylla.auction import parse
 from raylla.auction.markup import MARKUP
-from raylla.evaluation.prose import around
+from raylla.auction.prose import around
 from raylla.records import Ad, Planned
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from raylla.auction.prose import stripped, undisclosed, without_ads
 from raylla.engines.protocol import Given, Request
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.detect import Detector
 from raylla.evaluation.fidelity import Descriptions
-from raylla.evaluation.prose import stripped, undisclosed, without_ads
 from raylla.figures.quality import Read, Reads, Table, per_query
 from raylla.records import Planned
 from raylla.world import prompts

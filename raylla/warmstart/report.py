@@ -14,10 +14,10 @@ from raylla.actors.rollout import RolloutWorker
 from raylla.auction import parse
 from raylla.auction.checks import Array
 from raylla.auction.markup import Parsed, Violation
+from raylla.auction.prose import without_ads
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request
 from raylla.errors import RunError
-from raylla.evaluation.prose import without_ads
 from raylla.figures.intervals import Figure, means, quotients, spearman, within
 from raylla.warmstart import rows
 from raylla.warmstart.train import settings

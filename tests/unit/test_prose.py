@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylla.auction import attempts, parse
-from raylla.evaluation.prose import around, sentences, stripped, undisclosed, without_ads
+from raylla.auction.prose import around, sentences, stripped, undisclosed, without_ads
 from raylla.records import Ad
 
 ADS = (Ad("12", "Dr. Oat's Tea", "tea", "food"), Ad("34", "Lumo Kettle", "kettle", "home"))
