@@ -17,7 +17,7 @@ from raylla.models import commands as models_commands
 from raylla.serving import commands as serving
 from raylla.storage import home, within
 from raylla.strictjson import dumps
-from raylla.terminal import Columns, ConfigPath, Overrides, RunPath, console, say, tell, told
+from raylla.terminal import Columns, ConfigPath, Overrides, RunPath, console, loading, say, tell, told
 from raylla.warmstart.commands import warmstart
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ def train(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Run IRPO: answer, judge, learn, align, epoch by epoch; ends with the table of every epoch."""
+    loading()
     from raylla.irpo.state import Run
 
     _train(Run.create(run, settings.load(config, set_)))
@@ -70,6 +71,7 @@ def train(
 @told
 def resume(run: RunPath) -> None:
     """Continue a run after its last committed stage."""
+    loading()
     from raylla.irpo.state import Run
 
     _train(Run.open(run))
@@ -94,6 +96,7 @@ def evaluate(
     Given a config, first trains what is missing of evaluation.seeds and evaluation.variants. Given
     runs, --set evaluation.key=value measures with other settings than the first run's.
     """
+    loading()
     from raylla.evaluation import campaign
     from raylla.evaluation.evidence import evaluate as measure
     from raylla.evaluation.show import show_evaluation

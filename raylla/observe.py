@@ -15,12 +15,12 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from raylla.actors.spans import Size
 from raylla.config import Config
 from raylla.gauges import Gauges
+from raylla.progress import Shown, shown, stamp
 from raylla.storage import writing
 from raylla.strictjson import dumps
 from raylla.terminal import plain
@@ -40,8 +40,7 @@ class Observer:
         self.timeline = Timeline(directory)
         self.wall: dict[str, float] = {}
         self.restarts: Counter[str] = Counter()
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._progress: Shown | None = None
         self._totals: dict[str, int] = {}
         self._done: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
@@ -53,34 +52,19 @@ class Observer:
 
     def say(self, text: str, style: str = "") -> None:
         """One line for the reader of the console, as it is."""
-        self.console.print(Text(text, style))
+        self.console.print(Text(f"{stamp(self.console)}{text}", style), soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, **totals: int) -> Iterator[None]:
-        """Time a stage and show a bar for each of its totals."""
+        """Time a stage and show how far it is with each of its totals."""
         started = self._since = time.monotonic()
-        columns = (
-            TextColumn("{task.description:<34}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         self._totals, self._done, self._tokens = dict(totals), dict.fromkeys(totals, 0), {}
         self._gauges.stage(name, True)
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            self._progress = progress
-            self._tasks = {
-                kind: progress.add_task(f"{name}: {kind}", total=total, rate="")
-                for kind, total in totals.items()
-            }
-            if not totals:
-                progress.add_task(name, total=None, rate="")
+        with shown(self.console, name, totals) as self._progress:
             try:
                 yield
             finally:
-                self._progress, self._tasks = None, {}
+                self._progress = None
                 self._gauges.stage(name, False)
         self.wall[name] = round(time.monotonic() - started, 3)
         tokens = sum(self._tokens.values())
@@ -117,14 +101,9 @@ class Observer:
         if self._progress is None or now - self._shown < SHOW_SECONDS:
             return
         self._shown = now
-        for kind, task in self._tasks.items():
+        for kind, total in self._totals.items():
             rate = self._tokens.get(kind, 0) / max(1e-9, now - self._since)
-            self._progress.update(
-                task,
-                completed=self._done[kind],
-                total=self._totals[kind],
-                rate=f"{rate:.0f} tok/s" if rate else "",
-            )
+            self._progress.update(kind, self._done[kind], total, rate)
 
     def pool(self, name: str, workers: int, joining: int) -> None:
         """From now on ``workers`` of a pool take calls, and ``joining`` more are to."""

@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from raylla import __version__
 from raylla.errors import RayllaError
+from raylla.progress import stamp
 
 
 def plain(**options: Any) -> Console:
@@ -24,6 +26,14 @@ if not console.is_terminal:
     console = plain(width=200)  # A table in a log file is not squeezed into 80 columns.
 
 Result = TypeVar("Result")
+
+
+def loading() -> None:
+    """Say what is at work before the first stage: on a cold machine the imports take a minute or two."""
+    text = f"raylla {__version__}: loading Ray and the driver (a minute or two on a cold machine)"
+    console.print(f"{stamp(console)}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
 ConfigPath = Annotated[
     Path, typer.Argument(help="YAML overlay over the defaults: a file, or the name of a shipped one")
 ]

@@ -39,7 +39,8 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
     config = run.config
     roles.check(config)
     draft = asking.draft_world(run)
-    connect(config)
+    with watch.stage("start Ray or join it"):
+        connect(config)
     crew = None
     try:
         check_placement(config)

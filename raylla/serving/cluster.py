@@ -77,6 +77,7 @@ def serve_here(config: Config, manifest: Mapping[str, Any], say: Callable[[str],
     finally:
         store.close()
     stopped = threading.Event()
+    say("starting Ray here, then the engine (some minutes on a cold machine)")
     at = Dashboard(start())
     for number in (signal.SIGINT, signal.SIGTERM):  # now, for Ray's start has set a handler of its own
         signal.signal(number, lambda *_: stopped.set())
