@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment in .venv and runs a job in it:
-#   bash dev.sh install | train [CONFIG [RUN]] | test [PYTEST ARGS]
+#   bash dev.sh install | train [CONFIG [RUN]] | test [fast | PYTEST ARGS]
 # REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -46,7 +46,21 @@ case ${1:-} in
         "$environment/bin/ruff" check .
         "$environment/bin/ruff" format --check .
         "$environment/bin/mypy"
-        exec "$environment/bin/python" -m pytest "$@"
+        case ${1:-} in
+            fast)
+                exec "$environment/bin/python" -m pytest --fast tests/unit "${@:2}"
+                ;;
+            '')
+                # Two processes: what Ray, vLLM and DeepSpeed leave in one never meets the other's tests.
+                status=0
+                "$environment/bin/python" -m pytest --ignore=tests/actors --ignore=tests/e2e || status=$?
+                "$environment/bin/python" -m pytest tests/actors tests/e2e || status=$?
+                exit "$status"
+                ;;
+            *)
+                exec "$environment/bin/python" -m pytest "$@"
+                ;;
+        esac
         ;;
     *)
         sed -n '2,5p' "$0" >&2

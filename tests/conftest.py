@@ -8,6 +8,31 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.lightness import heavy
+
+SLOW = "slow"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="unit tests that load neither a model library nor Ray"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``--fast`` a file that would load much is not opened."""
+    file = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if config.getoption("--fast") and file and heavy(collection_path) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--fast`` tests that say that they take seconds, or need a server, are left out."""
+    if config.getoption("--fast"):
+        left = [one for one in items if one.get_closest_marker(SLOW) or one.get_closest_marker("postgres")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [one for one in items if one not in left]
+
+
 # No example is judged by the clock: these machines are busy.
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
