@@ -35,6 +35,7 @@ from raylla.irpo.versions import committed
 from raylla.judging import about
 from raylla.mechanisms.protocol import Choice, Mechanism, named
 from raylla.observe import Observer
+from raylla.terminal import RAY
 from raylla.world import store
 
 MAIN = "llm-auction"
@@ -70,7 +71,8 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     main = _with(runs[0], settings)
     roles.check(main)
     detector = detect.detector(settings, main.seed)
-    connect(main)
+    with watch.stage(RAY):
+        connect(main)
     crew = None
     try:
         check_placement(main)

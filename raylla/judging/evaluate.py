@@ -24,9 +24,9 @@ from raylla.judging.measures import Clicks
 from raylla.judging.published import Impression
 from raylla.judging.train import settings
 from raylla.models import resolve
+from raylla.progress import Steps
 from raylla.records import Ad
 from raylla.reward.rows import ClickRow
-from raylla.warmstart.train import Say
 from raylla.world.passages import plain
 from raylla.world.texts import ad_text
 
@@ -34,7 +34,7 @@ ANYONE = "user"
 """The data knows no users: all are one."""
 
 
-def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
+def evaluate(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     """Measure the judge at ``place`` on the questions that `judging` holds out; needs a connected cluster.
 
     Everything of the result is on the same rows: those that the engine answered.
@@ -51,8 +51,8 @@ def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
     taught = about.read(resolve(place, "--adapter"))
     _same_split(place, taught, chosen)
     judges = data.chosen(chosen.judges if taught is None else taught.judges)
-    say(f"{len(apart)} rows of questions that nobody learned from, {len(learned)} of others")
-    told = _asked(config, place, apart)
+    watch.say(f"{len(apart)} rows of questions that nobody learned from, {len(learned)} of others")
+    told = _asked(config, place, apart, watch)
     read = [at for at, probability in enumerate(told) if probability is not None]
     if len(apart) - len(read) > config.irpo.max_drop_share * len(apart):
         raise BudgetError(
@@ -60,18 +60,20 @@ def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
             f"irpo.max_drop_share={config.irpo.max_drop_share} allows; raise engine.max_model_len"
         )
     shown = [apart[at] for at in read]
-    say("the network that it is held against")
-    figures = compare(
-        np.array([told[at] for at in read], dtype=np.float64),
-        _network(config, chosen, learned, judges, shown),
-        _clicks(learned, data.judges),
-        _clicks(shown, data.judges),
-        [one.question for one in shown],
-        data.judges,
-        judges,
-        chosen.bootstrap,
-        chosen.seed,
-    )
+    with watch.stage("teach the network that it is held against"):
+        network = _network(config, chosen, learned, judges, shown)
+    with watch.stage("figures"):
+        figures = compare(
+            np.array([told[at] for at in read], dtype=np.float64),
+            network,
+            _clicks(learned, data.judges),
+            _clicks(shown, data.judges),
+            [one.question for one in shown],
+            data.judges,
+            judges,
+            chosen.bootstrap,
+            chosen.seed,
+        )
     return {
         "model": place,
         "taught_by": list(taught.judges) if taught else [],
@@ -143,7 +145,7 @@ def _same_split(place: str, taught: about.Taught | None, chosen: Judging) -> Non
         )
 
 
-def _asked(config: Config, place: str, shown: Sequence[Impression]) -> list[float | None]:
+def _asked(config: Config, place: str, shown: Sequence[Impression], watch: Steps) -> list[float | None]:
     """The judge's click probability of each impression; none where the engine refused the prompt."""
     items = [
         JudgeItem(str(at), [], (str(at),), 0, (AdItem(messages(one), 1.0),)) for at, one in enumerate(shown)
@@ -152,17 +154,22 @@ def _asked(config: Config, place: str, shown: Sequence[Impression]) -> list[floa
     pool = Pool("judge", JudgeWorker, made, config.judge, config.ray.in_process)
     found: dict[str, float] = {}
     try:
-        pool.create(pool.most)
-        pool.wait_ready(config.deadlines.start)
-        calls = [
-            pool.call(worker, "judge", items[at :: pool.size]) for at, worker in enumerate(pool.members)
-        ]
-        while calls:
-            call, item = next_item(calls, config.deadlines.sample, "the next judgement of a held-out row")
-            if item is DONE:
-                calls.remove(call)
-            elif item.probabilities is not None:
-                found |= item.probabilities
+        with watch.stage("start engines"):
+            pool.create(pool.most)
+            pool.wait_ready(config.deadlines.start)
+        with watch.stage("judge held-out rows", rows=len(items)):
+            calls = [
+                pool.call(worker, "judge", items[at :: pool.size]) for at, worker in enumerate(pool.members)
+            ]
+            while calls:
+                waited = "the next judgement of a held-out row"
+                call, item = next_item(calls, config.deadlines.sample, waited)
+                if item is DONE:
+                    calls.remove(call)
+                    continue
+                watch.advance("rows", 1)
+                if item.probabilities is not None:
+                    found |= item.probabilities
     finally:
         pool.stop()
     return [found.get(item.sample_id) for item in items]

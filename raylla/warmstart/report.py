@@ -17,6 +17,7 @@ from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import RunError
 from raylla.evaluation.intervals import Figure, means, quotients, spearman, within
+from raylla.progress import Steps
 from raylla.warmstart import rows
 from raylla.warmstart.train import settings
 from raylla.world import prompts
@@ -24,7 +25,7 @@ from raylla.world import prompts
 VERSION = "v0"
 
 
-def report(config: Config, place: str) -> dict[str, Any]:
+def report(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     """Measure the weights at ``place`` on the rows that `warmstart` holds out; needs a connected cluster.
 
     Shares are of all attempts at a placement, or of all answers, with 95 % bootstrap intervals over rows.
@@ -38,15 +39,19 @@ def report(config: Config, place: str) -> dict[str, Any]:
     chosen = settings(config)
     split = rows.split(rows.read(chosen.data), chosen.held_out, config.seed)
     held_out = rows.rows(split.test, chosen, config.seed)[: chosen.report_rows]
-    answered = _answers(config, place, held_out, chosen.report_answers)
-    return figures(held_out, answered, config.evaluation.bootstrap, config.seed) | {
+    answered = _answers(config, place, held_out, chosen.report_answers, watch)
+    with watch.stage("figures"):
+        found = figures(held_out, answered, config.evaluation.bootstrap, config.seed)
+    return found | {
         "model": config.ad_llm.path,
         "data": chosen.data.name,
         "train_rows": len(split.train),
     }
 
 
-def _answers(config: Config, place: str, asked: Sequence[rows.Row], n: int) -> list[Generated]:
+def _answers(
+    config: Config, place: str, asked: Sequence[rows.Row], n: int, watch: Steps
+) -> list[Generated]:
     """The answers to every row, in order."""
     form = config.ad_llm.prompt
     requests = [
@@ -59,18 +64,22 @@ def _answers(config: Config, place: str, asked: Sequence[rows.Row], n: int) -> l
     pool = Pool("rollout", RolloutWorker, made, config.rollout, config.ray.in_process)
     found: dict[str, Generated] = {}
     try:
-        pool.create(pool.most)
-        pool.wait_ready(config.deadlines.start)
-        calls = [
-            pool.call(worker, "generate", requests[at :: pool.size], VERSION)
-            for at, worker in enumerate(pool.members)
-        ]
-        while calls:
-            call, item = next_item(calls, config.deadlines.sample, "the next answer to a held-out row")
-            if item is DONE:
-                calls.remove(call)
-            else:
+        with watch.stage("start engines"):
+            pool.create(pool.most)
+            pool.wait_ready(config.deadlines.start)
+        with watch.stage("answer held-out rows", answers=n * len(requests)):
+            calls = [
+                pool.call(worker, "generate", requests[at :: pool.size], VERSION)
+                for at, worker in enumerate(pool.members)
+            ]
+            while calls:
+                call, item = next_item(calls, config.deadlines.sample, "the next answer to a held-out row")
+                if item is DONE:
+                    calls.remove(call)
+                    continue
                 found[item.request_id] = item
+                drawn = item.completions
+                watch.advance("answers", len(drawn), sum(len(one.token_ids) for one in drawn))
     finally:
         pool.stop()
     for one in found.values():
