@@ -1,13 +1,14 @@
-"""Which test files load a model library or Ray: read from the imports, ours followed, nothing executed."""
+"""Tests without a model library or Ray: one that comes to load such a module is left out there."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
-ROOT = Path(__file__).parents[1]
+import pytest
+
 HEAVY = {
     "torch",
     "vllm",
@@ -21,42 +22,13 @@ HEAVY = {
 }
 
 
-def heavy(path: Path) -> bool:
-    """Whether importing a file loads one of `HEAVY`; imports inside functions are not made by it."""
-    return _loads(path, set())
+class Light(MetaPathFinder):
+    """Skips whatever test or test file imports one of `HEAVY`, at whatever depth, before it is loaded."""
 
-
-def _loads(path: Path, seen: set[Path]) -> bool:
-    if path in seen:
-        return False
-    seen.add(path)
-    for name in _named(path):
-        if name.partition(".")[0] in HEAVY or any(_loads(file, seen) for file in _files(name)):
-            return True
-    return False
-
-
-@cache
-def _named(path: Path) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_imports(ast.parse(path.read_text()))))
-
-
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import):
-            yield from (one.name for one in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{one.name}" for one in node.names)
-        elif isinstance(node, ast.Try | ast.With) or (
-            isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test)
-        ):
-            yield from _imports(node)
-
-
-def _files(name: str) -> Iterator[Path]:
-    """The files of ours that importing a module runs: its own and its packages'."""
-    parts = name.split(".")
-    for length in range(1, len(parts) + 1):
-        module = ROOT.joinpath(*parts[:length])
-        yield from (one for one in (module / "__init__.py", module.with_suffix(".py")) if one.is_file())
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Nothing, so that others look for the module; or no return."""
+        if name in HEAVY:
+            raise pytest.skip.Exception(f"--fast: loads {name}", allow_module_level=True)
+        return None

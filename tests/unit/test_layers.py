@@ -37,6 +37,7 @@ DRIVER = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
