@@ -24,7 +24,9 @@ def environment(tmp_path: Path) -> Path:
         program = tmp_path / "bin" / name
         program.write_text(
             f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/noted\n'
-            f'case "$*" in *tests/actors\\ tests/chaos*) exit ${{SECOND:-0}};; *pytest*) exit ${{FIRST:-0}};; '
+            'case "$*" in\n'
+            "*tests/actors\\ tests/chaos*) exit ${SECOND:-0} ;;\n"
+            "*pytest*) exit ${FIRST:-0} ;;\n"
             "esac\n"
         )
         program.chmod(0o755)
