@@ -201,8 +201,9 @@ def check(
     loaded = settings.load(config, set_)
     console.print(f"config     {config}: digest {loaded.digest()}")
     places = roles.check(loaded)
-    for field in (field for field in ("pctr.encoder", "judging.encoder") if field in places):
-        reader.check(places[field], field)
+    for encoder in ("pctr.encoder", "judging.encoder"):
+        if encoder in places:
+            reader.check(places[encoder], encoder)
     for field, path in places.items():
         console.print(f"model      {field}: {path}")
     if loaded.world.path is not None:
