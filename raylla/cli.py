@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from raylla.online.commands import simulate
 from raylla.serving import commands as serving
 from raylla.storage import home, within
 from raylla.strictjson import dumps
-from raylla.terminal import Columns, ConfigPath, Overrides, RunPath, console, say, tell, told
+from raylla.terminal import Columns, ConfigPath, Overrides, RunPath, console, loading, say, tell, told
 from raylla.warmstart.commands import warmstart
 
 app = typer.Typer(
@@ -63,18 +64,23 @@ def train(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Run IRPO: answer, judge, learn, align, epoch by epoch; ends with the table of every epoch."""
-    from raylla.runs.state import Run
+    chosen = settings.load(config, set_)
+    with loading():
+        from raylla.irpo.loop import train as loop
+        from raylla.runs.state import Run
 
-    _train(Run.create(run, settings.load(config, set_)))
+    _train(Run.create(run, chosen), loop)
 
 
 @app.command()
 @told
 def resume(run: RunPath) -> None:
     """Continue a run after its last committed stage."""
-    from raylla.runs.state import Run
+    with loading():
+        from raylla.irpo.loop import train as loop
+        from raylla.runs.state import Run
 
-    _train(Run.open(run))
+    _train(Run.open(run), loop)
 
 
 @app.command()
@@ -96,12 +102,13 @@ def evaluate(
     Given a config, first trains what is missing of evaluation.seeds and evaluation.variants. Given
     runs, --set evaluation.key=value measures with other settings than the first run's.
     """
-    from raylla.evaluation import campaign
-    from raylla.evaluation.evidence import evaluate as measure
-    from raylla.evaluation.page.show import show_evaluation
-    from raylla.runs.observe import Observer
-    from raylla.runs.state import Run, write_json
-    from raylla.stop import heeded, listen
+    with loading():
+        from raylla.evaluation import campaign
+        from raylla.evaluation.evidence import evaluate as measure
+        from raylla.evaluation.page.show import show_evaluation
+        from raylla.runs.observe import Observer
+        from raylla.runs.state import Run, write_json
+        from raylla.stop import heeded, listen
 
     with listen(), heeded("the evaluation, which commits nothing before its end"):
         if len(what) == 1 and settings.located(Path(what[0])).is_file():
@@ -197,7 +204,9 @@ def check(
     loaded = settings.load(config, set_)
     console.print(f"config     {config}: digest {loaded.digest()}")
     places = roles.check(loaded)
-    reader.check(places["pctr.encoder"], "pctr.encoder")
+    for encoder in ("pctr.encoder", "judging.encoder"):
+        if encoder in places:
+            reader.check(places[encoder], encoder)
     for field, path in places.items():
         console.print(f"model      {field}: {path}")
     if loaded.world.path is not None:
@@ -342,9 +351,8 @@ def pocket_evaluate(
         out.write_text(dumps(figures, indent=2) + "\n")
 
 
-def _train(run: Any) -> None:
+def _train(run: Any, loop: Callable[..., dict[str, Any]]) -> None:
     from raylla.evaluation.page.show import show
-    from raylla.irpo.loop import train as loop
     from raylla.runs.observe import Observer
     from raylla.stop import listen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,7 +12,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from raylla import __version__
 from raylla.errors import RayllaError
+from raylla.progress import Steps
 
 
 def plain(**options: Any) -> Console:
@@ -24,6 +27,8 @@ if not console.is_terminal:
     console = plain(width=200)  # A table in a log file is not squeezed into 80 columns.
 
 Result = TypeVar("Result")
+
+
 ConfigPath = Annotated[
     Path, typer.Argument(help="YAML overlay over the defaults: a file, or the name of a shipped one")
 ]
@@ -34,6 +39,8 @@ Columns = Annotated[
     list[str],
     typer.Option("--map", help="FIELD=COLUMN of a table, repeatable: title=ad_title"),
 ]
+RAY = "start Ray or join it"
+"""The stage of a command that connects to Ray."""
 NAMED = 20
 """Rows of a table that are named where it has many that cannot be used."""
 
@@ -41,6 +48,16 @@ NAMED = 20
 def say(text: str) -> None:
     """Print ``text`` as it is, whatever signs it holds."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def steps() -> Steps:
+    """What a command is at, for whoever waits for it."""
+    return Steps(console)
+
+
+def loading() -> AbstractContextManager[None]:
+    """What is at work before the first stage: on a cold machine the imports take a minute or two."""
+    return steps().stage(f"raylla {__version__}: load Ray and the driver")
 
 
 def tell(faults: Sequence[object]) -> None:

@@ -20,16 +20,21 @@ def whole_json(body: bytes) -> bytes:
     if not _HALF.search(body):
         return body
     try:
-        return json.dumps(_mended(json.loads(body))).encode()
+        return json.dumps(whole_value(json.loads(body))).encode()
     except (ValueError, RecursionError):
         return body  # no JSON; who parses it says so
 
 
-def _mended(value: Any) -> Any:
+def whole_value(value: Any) -> Any:
+    """What JSON holds, with such halves replaced in all its strings.
+
+    Raises:
+        RecursionError: it is nested too deeply.
+    """
     if isinstance(value, str):
         return whole(value)
     if isinstance(value, list):
-        return [_mended(one) for one in value]
+        return [whole_value(one) for one in value]
     if isinstance(value, dict):
-        return {whole(key): _mended(one) for key, one in value.items()}
+        return {whole(key): whole_value(one) for key, one in value.items()}
     return value

@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.lightness import Light
+
+SLOW = "slow"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="unit tests that load neither a model library nor Ray"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``--fast`` nothing heavy is loaded, whoever asks for it."""
+    if config.getoption("--fast"):
+        sys.meta_path.insert(0, Light())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--fast`` tests that say that they take seconds, or need a server, are left out."""
+    if config.getoption("--fast"):
+        left = [one for one in items if one.get_closest_marker(SLOW) or one.get_closest_marker("postgres")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [one for one in items if one not in left]
+
 
 # No example is judged by the clock: these machines are busy.
 hypothesis.settings.register_profile("busy", deadline=None)

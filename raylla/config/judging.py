@@ -19,7 +19,7 @@ class Judging(Tuning):
     held_out: Share = Field(0.2, description="share of questions that only the report sees")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of that split, and of the training")
     batch: Positive = Field(16, description="rows of an optimizer step, all ranks")
-    micro: Positive = Field(8, description="rows of a forward pass of one rank")
+    micro: Positive = Field(2, description="rows of a forward pass of one rank")
     lora: Lora | None = Lora(rank=8, alpha=16)
     encoder: str = Field(
         "package:minilm-l6", description="encoder of the pCTR network that the report holds it against"

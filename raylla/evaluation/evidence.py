@@ -27,6 +27,7 @@ from raylla.models import roles
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
 from raylla.runs.versions import committed
+from raylla.terminal import RAY
 from raylla.world import store
 
 MAIN = "llm-auction"
@@ -62,7 +63,8 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     main = _with(runs[0], settings)
     roles.check(main)
     detector = detect.detector(settings, main.seed)
-    connect(main)
+    with watch.stage(RAY):
+        connect(main)
     crew = None
     try:
         check_placement(main)

@@ -28,6 +28,7 @@ from raylla.runs import versions
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.stop import heeded
+from raylla.terminal import RAY
 from raylla.world import World
 
 
@@ -40,7 +41,8 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
     config = run.config
     roles.check(config)
     draft = asking.draft_world(run)
-    connect(config)
+    with watch.stage(RAY):
+        connect(config)
     crew = None
     try:
         check_placement(config)
@@ -51,7 +53,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
             crew.start()
         world = asking.ask_queries(run, crew, watch, draft)
         if probe is not None:
-            with heeded(f"the refresh to {version.name}"):
+            with watch.stage("deploy"), heeded(f"the refresh to {version.name}"):
                 crew.refresh(version, probe)
             versions.collect(run, crew.needs)
         for epoch in range(version.epoch + 1, config.irpo.epochs + 1):
@@ -79,6 +81,6 @@ def run_epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -
         alignment = stages.begin_align(run, crew, epoch, groups, sampled)
         stages.test(run, crew, watch, world, epoch, stream)
         version, probe = stages.align(run, watch, epoch, crew.version, alignment)
-        with heeded(f"the refresh to {version.name}"):
+        with watch.stage(f"epoch {epoch}: deploy"), heeded(f"the refresh to {version.name}"):
             crew.refresh(version, probe)
         versions.collect(run, crew.needs)

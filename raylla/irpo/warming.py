@@ -18,8 +18,8 @@ def warm(run: Run, watch: Observer) -> None:
     """
     if run.config.warmstart is None or run.committed(STAGE) is not None:
         return
-    with watch.stage("warm start"), heeded(STAGE):
-        result = warmstart(run.config, run.weights("v0"), run.path / STAGE, watch.say)
+    with heeded(STAGE):
+        result = warmstart(run.config, run.weights("v0"), run.path / STAGE, watch)
     run.commit(
         STAGE,
         [],

@@ -11,6 +11,7 @@ from raylla.config import UserLlm
 from raylla.errors import ConfigError, DataError
 from raylla.models import resolve
 from raylla.storage import exists, read_text, within
+from raylla.strictjson import dumps
 
 ABOUT = "judge.json"
 """File beside an adapter that says what it is taught by."""
@@ -28,7 +29,7 @@ class Taught:
 
 def write(directory: Path, taught: Taught) -> None:
     """Put ``taught`` beside the adapter in ``directory``."""
-    (directory / ABOUT).write_text(json.dumps(asdict(taught), indent=2) + "\n")
+    (directory / ABOUT).write_text(dumps(asdict(taught), indent=2) + "\n")
 
 
 def read(place: str) -> Taught | None:

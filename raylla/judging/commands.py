@@ -12,7 +12,7 @@ from rich.table import Table
 from raylla import config as settings
 from raylla.errors import ConfigError
 from raylla.storage import writing
-from raylla.terminal import ConfigPath, Overrides, console, told
+from raylla.terminal import RAY, ConfigPath, Overrides, console, loading, say, steps, told
 
 app = typer.Typer(
     help="A judge that others taught: train it, and hold it against them.", no_args_is_help=True
@@ -33,23 +33,28 @@ def train(
 
     An interrupted training goes on from its last checkpoint.
     """
-    from raylla.actors.placement import connect, disconnect
-    from raylla.judging import about
-    from raylla.judging.train import settings as section
-    from raylla.judging.train import train as teach
-    from raylla.stop import heeded, listen
-
     loaded = settings.load(config, set_)
+    with loading():
+        from raylla.actors.placement import connect, disconnect
+        from raylla.judging import about
+        from raylla.judging.train import settings as section
+        from raylla.judging.train import train as teach
+        from raylla.models import resolve
+        from raylla.stop import heeded, listen
+
     _claim(out, section(loaded).model_dump_json(indent=2, exclude=FREE))
+    resolve(section(loaded).base, "judging.base")
     target = out / ADAPTER
     if about.read(str(target)) is None:
-        connect(loaded)
+        watch = steps()
+        with watch.stage(RAY):
+            connect(loaded)
         try:
             with listen(), heeded("the judge's training"):
-                teach(loaded, target, out, _say)
+                teach(loaded, target, out, watch)
         finally:
             disconnect(loaded)
-    _say(f"{target}: set user_llm.path to it, and user_llm.reading to token")
+    say(f"{target}: set user_llm.path to it, and user_llm.reading to token")
 
 
 @app.command()
@@ -63,19 +68,20 @@ def network(
 
     It learns from the questions that `judge train` learns from, and from no other.
     """
-    from raylla.judging import published
-    from raylla.judging.network import learn
-    from raylla.judging.train import settings as section
-
     loaded = settings.load(config, set_)
+    with loading():
+        from raylla.judging import published
+        from raylla.judging.network import learn
+        from raylla.judging.train import settings as section
+
     chosen = section(loaded)
     data = published.read(chosen.data)
     judges = data.chosen(chosen.judges)
     learned, _ = published.split(data.impressions, chosen.held_out, chosen.seed)
-    _say(f"pCTR model over {loaded.pctr.encoder}: {len(learned)} rows, taught by {', '.join(judges)}")
-    with writing(out):
+    say(f"pCTR model over {loaded.pctr.encoder}: {len(learned)} rows, taught by {', '.join(judges)}")
+    with steps().stage("teach the pCTR model"), writing(out):
         learn(loaded.pctr.encoder, loaded.pctr, learned, judges, chosen.seed).save(out)
-    _say(f"{out}: set pctr.start to it")
+    say(f"{out}: set pctr.start to it")
 
 
 @app.command()
@@ -89,19 +95,22 @@ def evaluate(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Hold a judge against those of the data, on questions that it did not learn from; with intervals."""
-    from raylla.actors.placement import connect, disconnect
-    from raylla.judging.evaluate import evaluate as measure
-    from raylla.judging.train import settings as section
-    from raylla.models import resolve
-    from raylla.runs.state import write_json
-    from raylla.stop import heeded, listen
-
     loaded = settings.load(config, set_)
+    with loading():
+        from raylla.actors.placement import connect, disconnect
+        from raylla.judging.evaluate import evaluate as measure
+        from raylla.judging.train import settings as section
+        from raylla.models import resolve
+        from raylla.runs.state import write_json
+        from raylla.stop import heeded, listen
+
     resolve(section(loaded).encoder, "judging.encoder")
-    connect(loaded)
+    watch = steps()
+    with watch.stage(RAY):
+        connect(loaded)
     try:
         with listen(), heeded("the measure of the judge, which commits nothing before its end"):
-            found = measure(loaded, adapter or loaded.user_llm.path, _say)
+            found = measure(loaded, adapter or loaded.user_llm.path, watch)
     finally:
         disconnect(loaded)
     if out is not None:
@@ -152,7 +161,3 @@ def _claim(out: Path, section: str) -> None:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         kept.write_text(section)
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -24,13 +24,13 @@ from raylla.judging.network import learn, row
 from raylla.judging.published import Impression
 from raylla.judging.train import settings
 from raylla.models import resolve
-from raylla.warmstart.train import Say
+from raylla.progress import Steps
 
 if TYPE_CHECKING:
     from raylla.reward.trainer import RewardTrainer
 
 
-def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
+def evaluate(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     """Measure the judge at ``place`` on the questions that `judging` holds out; needs a connected cluster.
 
     Everything of the result is on the same rows: those that the engine answered.
@@ -47,8 +47,8 @@ def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
     taught = about.read(resolve(place, "--adapter"))
     _same_split(place, taught, chosen)
     judges = data.chosen(chosen.judges if taught is None else taught.judges)
-    say(f"{len(apart)} rows of questions that nobody learned from, {len(learned)} of others")
-    told = _asked(config, place, apart)
+    watch.say(f"{len(apart)} rows of questions that nobody learned from, {len(learned)} of others")
+    told = _asked(config, place, apart, watch)
     read = [at for at, probability in enumerate(told) if probability is not None]
     if len(apart) - len(read) > config.irpo.max_drop_share * len(apart):
         raise BudgetError(
@@ -56,18 +56,20 @@ def evaluate(config: Config, place: str, say: Say) -> dict[str, Any]:
             f"irpo.max_drop_share={config.irpo.max_drop_share} allows; raise engine.max_model_len"
         )
     shown = [apart[at] for at in read]
-    say("the network that it is held against")
-    figures = compare(
-        np.array([told[at] for at in read], dtype=np.float64),
-        _predicted(learn(chosen.encoder, config.pctr, learned, judges, chosen.seed), shown),
-        _clicks(learned, data.judges),
-        _clicks(shown, data.judges),
-        [one.question for one in shown],
-        data.judges,
-        judges,
-        chosen.bootstrap,
-        chosen.seed,
-    )
+    with watch.stage("teach the network that it is held against"):
+        network = learn(chosen.encoder, config.pctr, learned, judges, chosen.seed)
+    with watch.stage("figures"):
+        figures = compare(
+            np.array([told[at] for at in read], dtype=np.float64),
+            network,
+            _clicks(learned, data.judges),
+            _clicks(shown, data.judges),
+            [one.question for one in shown],
+            data.judges,
+            judges,
+            chosen.bootstrap,
+            chosen.seed,
+        )
     return {
         "model": place,
         "taught_by": list(taught.judges) if taught else [],
@@ -139,7 +141,7 @@ def _same_split(place: str, taught: about.Taught | None, chosen: Judging) -> Non
         )
 
 
-def _asked(config: Config, place: str, shown: Sequence[Impression]) -> list[float | None]:
+def _asked(config: Config, place: str, shown: Sequence[Impression], watch: Steps) -> list[float | None]:
     """The judge's click probability of each impression; none where the engine refused the prompt."""
     items = [
         JudgeItem(str(at), [], (str(at),), 0, (AdItem(messages(one), 1.0),)) for at, one in enumerate(shown)
@@ -148,17 +150,22 @@ def _asked(config: Config, place: str, shown: Sequence[Impression]) -> list[floa
     pool = Pool("judge", JudgeWorker, made, config.judge, config.ray.in_process)
     found: dict[str, float] = {}
     try:
-        pool.create(pool.most)
-        pool.wait_ready(config.deadlines.start)
-        calls = [
-            pool.call(worker, "judge", items[at :: pool.size]) for at, worker in enumerate(pool.members)
-        ]
-        while calls:
-            call, item = next_item(calls, config.deadlines.sample, "the next judgement of a held-out row")
-            if item is DONE:
-                calls.remove(call)
-            elif item.probabilities is not None:
-                found |= item.probabilities
+        with watch.stage("start engines"):
+            pool.create(pool.most)
+            pool.wait_ready(config.deadlines.start)
+        with watch.stage("judge held-out rows", rows=len(items)):
+            calls = [
+                pool.call(worker, "judge", items[at :: pool.size]) for at, worker in enumerate(pool.members)
+            ]
+            while calls:
+                waited = "the next judgement of a held-out row"
+                call, item = next_item(calls, config.deadlines.sample, waited)
+                if item is DONE:
+                    calls.remove(call)
+                    continue
+                watch.advance("rows", 1)
+                if item.probabilities is not None:
+                    found |= item.probabilities
     finally:
         pool.stop()
     return [found.get(item.sample_id) for item in items]

@@ -10,7 +10,8 @@ from raylla.judging import about, published
 from raylla.judging.lessons import lessons
 from raylla.models import resolve
 from raylla.policy.jobs import TuneJob, TuneResult
-from raylla.warmstart.train import Say, tune
+from raylla.progress import Steps
+from raylla.warmstart.train import tune
 
 
 def settings(config: Config) -> Judging:
@@ -24,7 +25,7 @@ def settings(config: Config) -> Judging:
     return config.judging
 
 
-def train(config: Config, target: Path, storage: Path, say: Say) -> TuneResult:
+def train(config: Config, target: Path, storage: Path, watch: Steps) -> TuneResult:
     """Teach `judging.base` the decisions of `judging.judges`; the adapter goes to ``target``, checkpoints
     to ``storage``.
 
@@ -37,7 +38,7 @@ def train(config: Config, target: Path, storage: Path, say: Say) -> TuneResult:
     data = published.read(chosen.data)
     judges = data.chosen(chosen.judges)
     learned, apart = published.split(data.impressions, chosen.held_out, chosen.seed)
-    say(f"judge: {len(learned)} rows, {len(apart)} held out; taught by {', '.join(judges)}")
+    watch.say(f"judge: {len(learned)} rows, {len(apart)} held out; taught by {', '.join(judges)}")
     job = TuneJob(
         "judge",
         source,
@@ -48,6 +49,6 @@ def train(config: Config, target: Path, storage: Path, say: Say) -> TuneResult:
         str(storage / "checkpoints"),
         chosen.base,
     )
-    result = tune(config, chosen, job, storage, say)
+    result = tune(config, chosen, job, storage, watch, "teach the judge")
     about.write(target, about.Taught(judges, chosen.seed, chosen.held_out))
     return result

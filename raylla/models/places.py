@@ -81,6 +81,10 @@ def check(config: Config) -> dict[str, str]:
         "user_llm.path": config.user_llm.path,
         "pctr.encoder": config.pctr.encoder,
     }
+    if config.evaluation.user_llm is not None:
+        named["evaluation.user_llm"] = config.evaluation.user_llm
+    if config.judging is not None:
+        named |= {"judging.base": config.judging.base, "judging.encoder": config.judging.encoder}
     start = config.pctr.start
     if start is not None and not exists(start):
         raise ConfigError(f"pctr.start={start!r}: no such directory; give RUN/reward/epoch-N of a run")

@@ -25,6 +25,7 @@ from raylla.errors import RunError
 from raylla.policy import packing, schedule, zero
 from raylla.policy.jobs import Example, Lesson
 from raylla.policy.trainer import MODEL_INPUTS, MicroBatches, warm_cosine
+from raylla.strictjson import dumps
 
 Told = Callable[[int, int, float], None]
 """Is called with the steps done, the steps in all and the last one's loss."""
@@ -174,7 +175,7 @@ class SupervisedTrainer(trl.SFTTrainer):
         if self._rank == 0:
             note = self.checkpoints / "done.json"
             fresh = note.with_suffix(".new")
-            fresh.write_text(json.dumps({"steps": done, "of": len(self.plan)}))
+            fresh.write_text(dumps({"steps": done, "of": len(self.plan)}))
             fresh.replace(note)
 
     def restore(self) -> None:

@@ -15,76 +15,45 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from raylla.actors.spans import Size
 from raylla.config import Config
 from raylla.runs.gauges import Gauges
+from raylla.progress import Clock, Steps
 from raylla.storage import writing
 from raylla.strictjson import dumps
 from raylla.terminal import plain
 from raylla.runs.timeline import Timeline
 from raylla.runs.tracking import Tracker
 
-SHOW_SECONDS = 0.1
-"""Between two updates of the progress bars, at least."""
 
-
-class Observer:
+class Observer(Steps):
     """Progress and metrics of one run."""
 
-    def __init__(self, config: Config, directory: Path | None, console: Console | None = None) -> None:
-        self.console = console or plain()
+    def __init__(
+        self,
+        config: Config,
+        directory: Path | None,
+        console: Console | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(console or plain(), clock)
         self.metrics_path = directory / "metrics.jsonl" if directory else None
         self.timeline = Timeline(directory)
-        self.wall: dict[str, float] = {}
         self.restarts: Counter[str] = Counter()
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._totals: dict[str, int] = {}
-        self._done: dict[str, int] = {}
-        self._tokens: dict[str, int] = {}
-        self._shown = 0.0
-        self._since = time.monotonic()
         self._memory = _Memory()
         self._gauges = Gauges(config.name)
         self._tracker = Tracker(config, directory) if directory else None
 
-    def say(self, text: str, style: str = "") -> None:
-        """One line for the reader of the console, as it is."""
-        self.console.print(Text(text, style))
-
     @contextmanager
     def stage(self, name: str, **totals: int) -> Iterator[None]:
-        """Time a stage and show a bar for each of its totals."""
-        started = self._since = time.monotonic()
-        columns = (
-            TextColumn("{task.description:<34}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._totals, self._done, self._tokens = dict(totals), dict.fromkeys(totals, 0), {}
+        """`Steps.stage`, also told to Prometheus."""
         self._gauges.stage(name, True)
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            self._progress = progress
-            self._tasks = {
-                kind: progress.add_task(f"{name}: {kind}", total=total, rate="")
-                for kind, total in totals.items()
-            }
-            if not totals:
-                progress.add_task(name, total=None, rate="")
-            try:
+        try:
+            with super().stage(name, **totals):
                 yield
-            finally:
-                self._progress, self._tasks = None, {}
-                self._gauges.stage(name, False)
-        self.wall[name] = round(time.monotonic() - started, 3)
-        tokens = sum(self._tokens.values())
-        self.say(f"{name}: {self.wall[name]:.1f} s{f', {tokens} tokens' if tokens else ''}", "dim")
+        finally:
+            self._gauges.stage(name, False)
 
     @contextmanager
     def epoch(self, epoch: int) -> Iterator[None]:
@@ -97,34 +66,10 @@ class Observer:
         self.say(f"epoch {epoch}: {wall:.1f} s, critical path {critical:.1f} s; idle: {shares}")
         self.metrics(epoch, {f"timeline/{key}": value for key, value in found.items() if key != "epoch"})
 
-    def expect(self, kind: str, more: int) -> None:
-        """Raise a bar's total."""
-        if kind in self._totals:
-            self._totals[kind] += more
-            self._show()
-
-    def advance(self, kind: str, count: int, tokens: int) -> None:
-        """``count`` more of ``kind`` are done, worth ``tokens`` generated tokens."""
-        self._tokens[kind] = self._tokens.get(kind, 0) + tokens
+    def advance(self, kind: str, count: int, tokens: int = 0) -> None:
+        """`Steps.advance`, also told to Prometheus."""
         self._gauges.done(kind, count, tokens)
-        if kind in self._done:
-            self._done[kind] += count
-            self._show()
-
-    def _show(self) -> None:
-        """Bring the bars up to date, which costs too much to be done for every answer."""
-        now = time.monotonic()
-        if self._progress is None or now - self._shown < SHOW_SECONDS:
-            return
-        self._shown = now
-        for kind, task in self._tasks.items():
-            rate = self._tokens.get(kind, 0) / max(1e-9, now - self._since)
-            self._progress.update(
-                task,
-                completed=self._done[kind],
-                total=self._totals[kind],
-                rate=f"{rate:.0f} tok/s" if rate else "",
-            )
+        super().advance(kind, count, tokens)
 
     def pool(self, name: str, workers: int, joining: int) -> None:
         """From now on ``workers`` of a pool take calls, and ``joining`` more are to."""

@@ -11,7 +11,7 @@ import yaml
 
 from raylla import config as settings
 from raylla.errors import ConfigError
-from raylla.terminal import Columns, ConfigPath, Overrides, console, say, tell, told
+from raylla.terminal import Columns, ConfigPath, Overrides, console, say, steps, tell, told
 
 app = typer.Typer()
 campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
@@ -46,9 +46,10 @@ def serve(
         write.write_text(yaml.safe_dump(manifest, sort_keys=False))
         return
     if address is not None:
-        cluster.Dashboard(address).apply(manifest, chosen.deadlines.start)
+        with steps().stage(cluster.ENDPOINT):
+            cluster.Dashboard(address).apply(manifest, chosen.deadlines.start)
         return
-    cluster.serve_here(chosen, manifest, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    cluster.serve_here(chosen, manifest, steps())
 
 
 @app.command()
@@ -70,7 +71,8 @@ def deploy(
     if sum((run is not None, promote, rollback, status)) != 1:
         raise ConfigError("deploy: give a run directory, or one of --promote, --rollback and --status")
     if run is not None:
-        deployment.canary(at, run, version, share)
+        with steps().stage("start the canary"):
+            deployment.canary(at, run, version, share)
     elif promote:
         deployment.promote(at)
     elif rollback:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from raylla import config as settings
-from raylla.terminal import ConfigPath, Overrides, console, told
+from raylla.terminal import RAY, ConfigPath, Overrides, console, loading, steps, told
 
 
 @told
@@ -21,24 +21,26 @@ def warmstart(
 
     An interrupted training goes on from its last checkpoint. Weights that are there are only reported on.
     """
-    from raylla import models
-    from raylla.actors.placement import connect, disconnect
-    from raylla.runs.state import write_json
-    from raylla.stop import heeded, listen
-    from raylla.warmstart.report import report
-    from raylla.warmstart.train import settings as section
-    from raylla.warmstart.train import warmstart as train
-
     loaded = settings.load(config, set_)
+    with loading():
+        from raylla import models
+        from raylla.actors.placement import connect, disconnect
+        from raylla.runs.state import write_json
+        from raylla.stop import heeded, listen
+        from raylla.warmstart.report import report
+        from raylla.warmstart.train import settings as section
+        from raylla.warmstart.train import warmstart as train
+
     section(loaded)
     models.check(loaded)
-    target = out / "weights"
-    connect(loaded)
+    target, watch = out / "weights", steps()
+    with watch.stage(RAY):
+        connect(loaded)
     try:
         with listen(), heeded("the warm start"):
             if not any((target / name).exists() for name in models.CONFIGS):
-                train(loaded, str(target), out, console.print)
-            found = report(loaded, str(target))
+                train(loaded, str(target), out, watch)
+            found = report(loaded, str(target), watch)
     finally:
         disconnect(loaded)
     write_json(out / "warmstart.json", found)

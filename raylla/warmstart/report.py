@@ -19,6 +19,7 @@ from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request
 from raylla.errors import RunError
 from raylla.figures.intervals import Figure, means, quotients, spearman, within
+from raylla.progress import Steps
 from raylla.warmstart import rows
 from raylla.warmstart.train import settings
 from raylla.world import prompts
@@ -28,7 +29,7 @@ Read = Array
 """By row, negative log-likelihood (nats) and tokens of its answers without their ads, summed [rows, 2]."""
 
 
-def report(config: Config, place: str) -> dict[str, Any]:
+def report(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     """Measure the weights at ``place`` on the rows that `warmstart` holds out; needs a connected cluster.
 
     Shares are of all attempts at a placement, or of all answers, with 95 % bootstrap intervals over rows.
@@ -52,33 +53,38 @@ def report(config: Config, place: str) -> dict[str, Any]:
         )
         for at, row in enumerate(held_out)
     ]
-    written = _asked(config, place, "generate", requests)
+    with watch.stage("answer held-out rows", rows=len(requests)):
+        written = _asked(config, place, "generate", requests, watch)
     answered = [written[request.id] for request in requests]
-    read = _read(config, held_out, answered)
-    return figures(held_out, answered, read, config.evaluation.bootstrap, config.seed) | {
+    given = _left(config, held_out, answered)
+    with watch.stage("read the answers with the model below all adapters", rows=len(given)):
+        scored = _asked(config, models.base(config.ad_llm.path, "ad_llm.path"), "score", given, watch)
+    read = np.zeros((len(held_out), 2))
+    for id, one in scored.items():
+        read[int(id.partition("/")[0])] += (-one.logprob, one.tokens)
+    with watch.stage("figures"):
+        found = figures(held_out, answered, read, config.evaluation.bootstrap, config.seed)
+    return found | {
         "model": config.ad_llm.path,
         "data": chosen.data.name,
         "train_rows": len(split.train),
     }
 
 
-def _read(config: Config, asked: Sequence[rows.Row], answered: Sequence[Generated]) -> Read:
-    """What the model below all adapters makes of the answers, told the question alone."""
+def _left(config: Config, asked: Sequence[rows.Row], answered: Sequence[Generated]) -> list[Given]:
+    """What is left of the answers without their ads, as answers to the question alone; ids "row/draw"."""
     form = config.ad_llm.prompt
-    given = [
+    return [
         Given(f"{at}/{draw}", prompts.organic(form, row.query, row.profile), text=left)
         for at, (row, generated) in enumerate(zip(asked, answered, strict=True))
         for draw, made in enumerate(generated.completions)
         if (left := without_ads(made.text, row.ads))
     ]
-    scored = _asked(config, models.base(config.ad_llm.path, "ad_llm.path"), "score", given)
-    found = np.zeros((len(asked), 2))
-    for id, one in scored.items():
-        found[int(id.partition("/")[0])] += (-one.logprob, one.tokens)
-    return found
 
 
-def _asked(config: Config, place: str, method: str, items: Sequence[Request | Given]) -> dict[str, Any]:
+def _asked(
+    config: Config, place: str, method: str, items: Sequence[Request | Given], watch: Steps
+) -> dict[str, Any]:
     """What engines with the weights at ``place`` yield for ``items``, by the items' ids."""
     made = (place, config.ad_llm.sampling, config.engine, config.seed, VERSION)
     pool = Pool("rollout", RolloutWorker, made, config.rollout, config.ray.in_process)
@@ -98,8 +104,10 @@ def _asked(config: Config, place: str, method: str, items: Sequence[Request | Gi
                 if item.error is not None:
                     raise RunError(f"a held-out row was refused: {item.error}")
                 found[item.request_id] = item
+                watch.advance("rows", 1, sum(len(draw.token_ids) for draw in item.completions))
             else:
                 found[item.id] = item
+                watch.advance("rows", 1)
     finally:
         pool.stop()
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 from raylla.actors.policy import PolicyTrainer
@@ -11,10 +9,10 @@ from raylla.config import Config, Tuning, Warmstart
 from raylla.errors import ConfigError
 from raylla.models import resolve
 from raylla.policy.jobs import Lesson, TuneJob, TuneResult
+from raylla.progress import Steps
+from raylla.strictjson import dumps
 from raylla.warmstart import rows
 from raylla.world import prompts
-
-Say = Callable[[str], None]
 
 
 def settings(config: Config) -> Warmstart:
@@ -38,7 +36,7 @@ def lessons(config: Config, split: rows.Split) -> tuple[Lesson, ...]:
     )
 
 
-def warmstart(config: Config, target: str, storage: Path, say: Say) -> TuneResult:
+def warmstart(config: Config, target: str, storage: Path, watch: Steps) -> TuneResult:
     """Train `ad_llm.path` to place ads; the weights go to ``target``, checkpoints to ``storage``.
 
     Raises:
@@ -48,27 +46,31 @@ def warmstart(config: Config, target: str, storage: Path, say: Say) -> TuneResul
     chosen = settings(config)
     split = rows.split(rows.read(chosen.data), chosen.held_out, config.seed)
     taught = lessons(config, split)
-    say(f"warm start: {len(taught)} rows, {len(split.test)} held out")
+    watch.say(f"warm start: {len(taught)} rows, {len(split.test)} held out")
     source = resolve(config.ad_llm.path, "ad_llm.path")
     kept = str(storage / "checkpoints")
     job = TuneJob("v0", source, target, taught, chosen, config.seed, kept, config.ad_llm.path)
-    return tune(config, chosen, job, storage, say)
+    return tune(config, chosen, job, storage, watch, "warm start")
 
 
-def tune(config: Config, chosen: Tuning, job: TuneJob, storage: Path, say: Say) -> TuneResult:
-    """Run one supervised job on workers of its own, with a line for each step."""
+def tune(
+    config: Config, chosen: Tuning, job: TuneJob, storage: Path, watch: Steps, name: str
+) -> TuneResult:
+    """Run one supervised job on workers of its own, as the stage ``name``, with a line for each step."""
     dpo = config.dpo.model_copy(update={"workers": chosen.workers})
     trainer = PolicyTrainer(dpo, config.seed, config.ray.in_process, storage / "trainer", config.deadlines)
 
     def told(step: tuple[int, int, float]) -> None:
         done, of, loss = step
+        watch.reach("steps", done, of)
         with (storage / "losses.jsonl").open("a") as lines:
-            lines.write(json.dumps({"step": done, "of": of, "loss": loss}) + "\n")
-        say(f"step {done}/{of}: loss {loss:.3f}")
+            lines.write(dumps({"step": done, "of": of, "loss": loss}) + "\n")
+        watch.say(f"step {done}/{of}: loss {loss:.3f}")
 
     storage.mkdir(parents=True, exist_ok=True)
     trainer.start()
     try:
-        return trainer.tune(job, told)
+        with watch.stage(name, steps=0):
+            return trainer.tune(job, told)
     finally:
         trainer.stop()

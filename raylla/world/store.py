@@ -223,5 +223,8 @@ def _rows(path: Path, name: str) -> list[dict[str, Any]]:
     for column in there:
         if table.column(column).null_count:
             raise WorldError(f"{path}: column {column!r} has gaps; build or import the world again")
-    rows: list[dict[str, Any]] = table.select(there).to_pylist()
+    try:
+        rows: list[dict[str, Any]] = table.select(there).to_pylist()
+    except UnicodeDecodeError as error:
+        raise WorldError(f"{path} holds text that is not UTF-8 ({error}); {_AGAIN}") from None
     return [{**added, **row} for row in rows]

@@ -34,3 +34,9 @@ def test_named_documents_are_there() -> None:
         if found:
             missing[str(path.relative_to(ROOT))] = found
     assert not missing
+
+
+def test_contributors_are_sent_to_files_that_are_there() -> None:
+    named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) >= 8
+    assert not [one for one in named if not (ROOT / one).exists() and not (ROOT / "raylla" / one).exists()]

@@ -45,6 +45,7 @@ def revenue(rng: np.random.Generator, queries: int = 100, clicked: float = 0.2) 
     return (rng.random(queries) < clicked) * rng.integers(1, 101, queries).astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draw", "truth", "most"),
     [
@@ -66,6 +67,7 @@ def test_a_mean_s_interval_holds(
         assert missed.max() <= 0.05, "it misses on one side"
 
 
+@pytest.mark.slow
 def test_a_quotient_s_interval_holds() -> None:
     def found(rng: np.random.Generator) -> intervals.Figure:
         base = rng.lognormal(0, 1, 100)
@@ -81,6 +83,7 @@ def test_a_quotient_s_interval_holds() -> None:
     assert _missed(rate, 0.1, 400).sum() <= 0.08
 
 
+@pytest.mark.slow
 def test_a_difference_of_unlike_queries_holds() -> None:
     def found(rng: np.random.Generator) -> intervals.Figure:
         return intervals.apart(revenue(rng, 60, 0.4)[:, None], revenue(rng, 150, 0.2)[:, None], 200, rng)[0]
@@ -88,6 +91,7 @@ def test_a_difference_of_unlike_queries_holds() -> None:
     assert _missed(found, 10.1, 400).sum() <= 0.08
 
 
+@pytest.mark.slow
 def test_any_other_figure_s_interval_holds() -> None:
     def found(rng: np.random.Generator) -> intervals.Figure:
         table = np.stack([rng.gamma(2.0, 5.0, 100), rng.gamma(2.0, 4.0, 100)], axis=1)
@@ -96,6 +100,7 @@ def test_any_other_figure_s_interval_holds() -> None:
     assert _missed(found, np.sqrt(10) + np.sqrt(8), 400).sum() <= 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 2.0, 6.0], ids=str)
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_intervals_over_seeds_cover_what_they_say(seeds: int, spread: float) -> None:
@@ -109,6 +114,7 @@ def test_intervals_over_seeds_cover_what_they_say(seeds: int, spread: float) -> 
     assert missed.max() <= 0.04
 
 
+@pytest.mark.slow
 def test_figures_of_seeds_that_are_no_means_cover_too() -> None:
     def groups(rng: np.random.Generator) -> tuple[list[Array], list[Array]]:
         below = [rng.gamma(4, 5, 100) + rng.normal(0, 2) for _ in range(3)]
@@ -224,6 +230,7 @@ def test_a_trend_shows_and_its_shuffled_control_does_not() -> None:
         assert np.mean([figure["mean"] for figure in control]) == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_noise_on_a_smooth_curve_is_no_jump_and_a_step_is() -> None:
     rng, bids, samples = _rng(), np.arange(1, 101), 200
     smooth = 0.1 + 0.6 / (1 + np.exp(-(bids - 50) / 10))
@@ -238,6 +245,7 @@ def test_noise_on_a_smooth_curve_is_no_jump_and_a_step_is() -> None:
     assert found[1] >= 0.95
 
 
+@pytest.mark.slow
 def test_a_curve_that_is_steep_at_the_edge_is_no_jump() -> None:
     rng, samples = _rng(), 2000
     rate = 0.6 * (1 - np.exp(-np.arange(1, 101) / 10))

@@ -46,6 +46,7 @@ DRIVER = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [

@@ -60,6 +60,7 @@ tracker.close()
 """
 
 
+@pytest.mark.slow
 def test_a_wandb_that_stops_answering_keeps_no_process_from_its_end(tmp_path: Path) -> None:
     """The real one: its hooks at exit used to wait for ever."""
     ended = subprocess.run(

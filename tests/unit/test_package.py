@@ -48,6 +48,7 @@ def imported(*folders: str) -> dict[str, str]:
     return {name: path for name, path in found.items() if name not in ours}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [(["raylla", "jobs"], ["cpu", "cuda", "postgres"]), (["tests"], ["cpu", "postgres", "dev"])],
@@ -89,6 +90,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "installed"
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_knows_the_configs_by_name(wheel: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
     assert sorted(path.name for path in (wheel / "raylla" / "configs").glob("*.yaml")) == names

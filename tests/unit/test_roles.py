@@ -19,6 +19,11 @@ from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "pocket.yaml")
+JUDGING = [
+    *("--set", "judging.data=judged.jsonl"),
+    *("--set", "judging.base=pocket:ad-llm"),
+    *("--set", "judging.encoder=pocket:ad-llm"),
+]
 
 
 @pytest.fixture
@@ -29,9 +34,9 @@ def mute(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("field", ["ad_llm.path", "user_llm.path"])
+@pytest.mark.parametrize("field", ["ad_llm.path", "user_llm.path", "evaluation.user_llm", "judging.base"])
 def test_a_model_that_cannot_chat_is_refused_by_name(mute: Path, field: str) -> None:
-    result = CliRunner().invoke(app, ["check", CONFIG, "--set", f"{field}={mute}"])
+    result = CliRunner().invoke(app, ["check", CONFIG, *JUDGING, "--set", f"{field}={mute}"])
     assert result.exit_code == 2
     said = " ".join(result.output.split())
     assert f"{field}='{mute}' has no chat template" in said.replace("/ ", "/")
@@ -66,11 +71,12 @@ def test_an_adapter_chats_as_its_base_does(mute: Path, tmp_path: Path) -> None:
         roles.check_chat(str(adapter), "ad_llm.path")
 
 
-def test_an_encoder_that_reads_no_text_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["pctr.encoder", "judging.encoder"])
+def test_an_encoder_that_reads_no_text_is_refused_by_name(tmp_path: Path, field: str) -> None:
     path = tmp_path / "sees"
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    result = CliRunner().invoke(app, ["check", CONFIG, "--set", f"pctr.encoder={path}"])
+    result = CliRunner().invoke(app, ["check", CONFIG, *JUDGING, "--set", f"{field}={path}"])
     assert result.exit_code == 2
-    assert "pctr.encoder=" in result.output
+    assert f"{field}=" in result.output
     assert "cannot be used" in " ".join(result.output.split())

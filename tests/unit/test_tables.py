@@ -131,7 +131,7 @@ def test_json_lines_that_are_none(tmp_path: Path) -> None:
     taken = _taken(tmp_path / "ads.jsonl", "\n".join(lines))
     assert [(ad.title, bid) for ad, bid in zip(taken.ads, taken.bids, strict=True)] == [
         ("Mug", 3.0),
-        ("half pair", None),
+        ("half \ufffd pair", None),
         ("1984", 2.0),
         ("A B", 7.0),
         ("Cup", None),
@@ -141,6 +141,21 @@ def test_json_lines_that_are_none(tmp_path: Path) -> None:
     assert taken.faults[1].why == "holds a list, not an object"
     assert taken.faults[2].why == "title is a dict, not a text or number"
     assert taken.faults[4].why == "has no title"
+
+
+def test_halves_of_surrogate_pairs_are_replaced_in_every_field(tmp_path: Path) -> None:
+    row = '{{"title": "Mug {0}", "description": "a{1}b", "unread{1}": 1}}'
+    half = enumerate(("\\ud83d", "\\udcff", "\\ud83d\\ude00"))
+    lines = [row.format(number, one) for number, one in half]
+    data = "\n".join([*lines, '{"title": "Cup", "description": "a']).encode() + b'\xff"}\n'
+    taken = _taken(tmp_path / "ads.jsonl", data)
+    assert [ad.description for ad in taken.ads] == ["a\ufffdb", "a\ufffdb", "a\U0001f600b"]
+    assert [fault.why for fault in taken.faults] == ["description: byte 0xff is not UTF-8"]
+    asked = [f'{{"query": "which mug {number} \\ud83d"}}' for number in range(20)]
+    queries = _write(tmp_path / "queries.jsonl", "\n".join(asked))
+    done = tables.import_world(tmp_path / "ads.jsonl", queries, tmp_path / "world", SETTINGS, 0)
+    assert {query.text[-1] for query in store.load(tmp_path / "world").queries} == {"\ufffd"}
+    assert len(done.world.ads) == 3
 
 
 def test_columns_of_other_types(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -146,6 +147,13 @@ def test_partial_worlds_are_refused(world: World, tmp_path: Path) -> None:
         store.load(path)
     pq.write_table(pq.read_table(ads).drop_columns(["title"]), ads)
     with pytest.raises(WorldError, match="no column 'title'"):
+        store.load(path)
+    ads.write_bytes(whole)
+    table = pq.read_table(ads)
+    field = table.schema.get_field_index("category")
+    other = pa.array([b"tea \xff"] * len(table), pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(field, table.schema.field(field), other), ads)
+    with pytest.raises(WorldError, match=r"ads\.parquet holds text that is not UTF-8 .*0xff.* again"):
         store.load(path)
     ads.write_bytes(whole[:100])
     with pytest.raises(WorldError, match="not a parquet file"):

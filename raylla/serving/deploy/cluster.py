@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,10 +22,14 @@ from raylla.actors import login
 from raylla.config import Config
 from raylla.errors import DeadlineError, DeployError
 from raylla.network import bracketed, loopback
+from raylla.progress import Steps
 from raylla.serving.deploy.app import NAME
 from raylla.serving.security import keyring
 from raylla.serving.store import open_store
+from raylla.terminal import say
 
+ENDPOINT = "start the endpoint and its engines"
+"""The stage in which a deployment is waited for."""
 POLL_SECONDS = 0.5
 REQUEST_SECONDS = 30.0
 _PATH = "/api/serve/applications/"
@@ -60,8 +64,8 @@ def start() -> str:
     return f"http://{context.dashboard_url}"
 
 
-def serve_here(config: Config, manifest: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Serve on a Ray of our own until SIGINT or SIGTERM; ``say`` is told where.
+def serve_here(config: Config, manifest: Mapping[str, Any], watch: Steps) -> None:
+    """Serve on a Ray of our own until SIGINT or SIGTERM; says where.
 
     Raises:
         ConfigError: the secrets are missing.
@@ -77,11 +81,13 @@ def serve_here(config: Config, manifest: Mapping[str, Any], say: Callable[[str],
     finally:
         store.close()
     stopped = threading.Event()
-    at = Dashboard(start())
+    with watch.stage("start Ray here"):
+        at = Dashboard(start())
     for number in (signal.SIGINT, signal.SIGTERM):  # now, for Ray's start has set a handler of its own
         signal.signal(number, lambda *_: stopped.set())
     try:
-        at.apply(manifest, config.deadlines.start)
+        with watch.stage(ENDPOINT):
+            at.apply(manifest, config.deadlines.start)
         say(f"endpoint   {at.endpoint()}/v1  (playground at {at.endpoint()}/, OpenAPI at /docs)")
         say(f"dashboard  {at.address}  (for `raylla deploy --address`)")
         if (kept := keyring.file(database)) is not None:

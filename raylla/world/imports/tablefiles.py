@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylla.errors import WorldError
+from raylla.wholetext import whole_value
 
 Cells = dict[str, str]
 """Field -> text of the cell, without blanks around it; `""` where there is none."""
@@ -186,6 +187,8 @@ def _json_lines(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fau
                 continue
             try:
                 row = json.loads(said)
+                if not _bytes(said):  # a byte that is no UTF-8 stays what `_bytes` finds
+                    row = whole_value(row)
             except (ValueError, RecursionError) as error:
                 yield line, Fault(file, line, f"not JSON: {error}")
                 continue

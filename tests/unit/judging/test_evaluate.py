@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from raylla.actors.judge import JudgeWorker
 from raylla.config import Config, parse
@@ -18,10 +20,12 @@ from raylla.engines import Completion, Generated, Request
 from raylla.errors import BudgetError, ConfigError
 from raylla.judging import about, evaluate, network
 from raylla.judging.commands import show
+from raylla.progress import Steps
 from raylla.records import Prediction
 from raylla.reward.rows import ClickRow
 from tests.unit.judging.test_published import JUDGES, row, written
 
+SILENT = Steps(Console(quiet=True))
 TASTE = {"a": 0.9, "b": 0.6, "c": 0.4, "d": 0.1}
 """How likely each judge clicks an ad that is called Good; half of that, one that is not."""
 
@@ -97,7 +101,7 @@ def test_a_judge_beside_the_network_and_the_ceiling(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = adapter(tmp_path / "judge", about.Taught(("a", "b"), 0, 0.2))
-    found = evaluate.evaluate(config, place, lambda _: None)
+    found = evaluate.evaluate(config, place, SILENT)
     json.dumps(found, allow_nan=False)
     assert (found["rows"], found["unread"], found["questions"], found["learned_rows"]) == (120, 0, 20, 480)
     assert found["taught_by"] == ["a", "b"]
@@ -126,11 +130,19 @@ def test_a_judge_beside_the_network_and_the_ceiling(
 def test_a_judge_that_may_know_the_questions_is_refused(config: Config, tmp_path: Path) -> None:
     place = adapter(tmp_path / "judge", about.Taught(("a",), 1, 0.2))
     with pytest.raises(ConfigError, match=r"judging\.seed=0.*split of seed 1"):
-        evaluate.evaluate(config, place, lambda _: None)
+        evaluate.evaluate(config, place, SILENT)
 
 
 def test_a_model_that_nobody_taught_is_measured_too(config: Config) -> None:
-    found = evaluate.evaluate(config, "pocket:user-llm", lambda _: None)
+    said = io.StringIO()
+    found = evaluate.evaluate(config, "pocket:user-llm", Steps(Console(file=said)))
+    begun = [line.split(" ", 2)[2] for line in said.getvalue().splitlines() if line.endswith(": begun")]
+    assert begun == [
+        "start engines: begun",
+        "judge held-out rows: begun",
+        "teach the network that it is held against: begun",
+        "figures: begun",
+    ]
     assert found["taught_by"] == []
     assert list(found["groups"]) == ["all judges"]
     assert [len(rows) for rows in Network.taught] == [480] * 4
@@ -141,9 +153,9 @@ def test_rows_that_the_engine_refuses_are_left_out_and_bounded(
 ) -> None:
     monkeypatch.setattr(Engine, "refused", "question 1")
     with pytest.raises(BudgetError, match=r"refused \d+ of 120 rows"):
-        evaluate.evaluate(config, "pocket:user-llm", lambda _: None)
+        evaluate.evaluate(config, "pocket:user-llm", SILENT)
     lenient = parse(config.model_dump(mode="json") | {"irpo": {"max_drop_share": 1.0}}, "test")
-    found: dict[str, Any] = evaluate.evaluate(lenient, "pocket:user-llm", lambda _: None)
+    found: dict[str, Any] = evaluate.evaluate(lenient, "pocket:user-llm", SILENT)
     assert found["rows"] + found["unread"] == 120
     assert found["unread"] > 0
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from raylla.cli import app
@@ -14,6 +17,7 @@ from raylla.errors import ConfigError, DataError
 from raylla.judging import about
 from raylla.judging.train import settings, train
 from raylla.policy.jobs import TuneJob
+from raylla.progress import Steps
 from tests.unit.judging.test_published import row, written
 
 
@@ -23,7 +27,7 @@ class Trainer:
     jobs: ClassVar[list[TuneJob]] = []
 
     @classmethod
-    def tune(cls, config: Any, chosen: Any, job: TuneJob, storage: Path, say: Any) -> None:
+    def tune(cls, config: Any, chosen: Any, job: TuneJob, storage: Path, watch: Steps, name: str) -> None:
         cls.jobs.append(job)
         Path(job.target).mkdir(parents=True)
 
@@ -37,16 +41,16 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_job_holds_the_learned_rows_alone(data: Path, tmp_path: Path) -> None:
     judging = {"data": str(data), "judges": ["c", "a", "b"], "base": "pocket:user-llm", "seed": 5}
-    said: list[str] = []
+    said = io.StringIO()
     target = tmp_path / "out" / "adapter"
-    train(parse({"judging": judging}, "test"), target, tmp_path / "out", said.append)
+    train(parse({"judging": judging}, "test"), target, tmp_path / "out", Steps(Console(file=said)))
     (job,) = Trainer.jobs
     assert len(job.lessons) == 8
     assert all(lesson.weights == pytest.approx((2 / 3, 1 / 3)) for lesson in job.lessons)
     assert (job.seed, job.base, job.target) == (5, "pocket:user-llm", str(target))
     assert job.settings.batch == 16
     assert about.read(str(target)) == about.Taught(("a", "b", "c"), 5, 0.2)
-    assert said == ["judge: 8 rows, 2 held out; taught by a, b, c"]
+    assert said.getvalue().endswith(" judge: 8 rows, 2 held out; taught by a, b, c\n")
 
 
 def test_what_is_missing_or_unknown_is_said_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
@@ -54,7 +58,7 @@ def test_what_is_missing_or_unknown_is_said_before_anything_is_trained(data: Pat
         settings(parse({}, "test"))
     unknown = {"data": str(data), "judges": ["e"], "base": "pocket:user-llm"}
     with pytest.raises(DataError, match="e is not among"):
-        train(parse({"judging": unknown}, "test"), tmp_path / "adapter", tmp_path, print)
+        train(parse({"judging": unknown}, "test"), tmp_path / "adapter", tmp_path, Steps(Console()))
     assert Trainer.jobs == []
 
 
@@ -65,6 +69,10 @@ def test_the_command_goes_on_with_its_own_training_alone(data: Path, tmp_path: P
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     assert "set user_llm.path to it" in first.output
+    lines = first.output.splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:]{8} raylla \S+: load Ray and the driver: begun", lines[0])
+    assert any(line.endswith("start Ray or join it: begun") for line in lines)
+    assert all(line.strip() for line in lines)
     again = CliRunner().invoke(app, [*command, "--set", "judging.save_every=3"])
     assert again.exit_code == 0
     assert len(Trainer.jobs) == 1

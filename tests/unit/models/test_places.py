@@ -79,3 +79,17 @@ def test_a_check_names_everything_that_is_missing(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["check", str(tmp_path / "c.yaml")])
     assert told.exit_code == 2
     assert "raylla models fetch minilm-l6" in told.stderr
+
+
+def test_a_check_knows_the_models_of_every_section(cache: Path) -> None:
+    judging = {"data": "judged.jsonl", "base": "package:smollm2-135m", "encoder": "package:minilm-l6"}
+    tree = {"evaluation": {"user_llm": "adapter:nobody"}, "judging": judging}
+    with pytest.raises(ConfigError) as told:
+        check(Config.model_validate(tree))
+    parts = str(told.value).split("; ")
+    for field in ("evaluation.user_llm='adapter:nobody'", "judging.base=", "judging.encoder="):
+        assert any(one.startswith(field) for one in parts), parts
+    tree = {"evaluation": {"user_llm": "pocket:user-llm"}, "judging": judging | {"base": "pocket:user-llm"}}
+    tree["judging"]["encoder"] = tree["judging"]["base"]
+    found = check(Config.model_validate(tree))
+    assert {"evaluation.user_llm", "judging.base", "judging.encoder"} <= found.keys()
