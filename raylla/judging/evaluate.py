@@ -61,7 +61,7 @@ def evaluate(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     with watch.stage("figures"):
         figures = compare(
             np.array([told[at] for at in read], dtype=np.float64),
-            network,
+            _predicted(network, shown),
             _clicks(learned, data.judges),
             _clicks(shown, data.judges),
             [one.question for one in shown],
