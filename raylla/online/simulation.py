@@ -213,7 +213,7 @@ async def _answer(client: httpx.AsyncClient, name: str, query: Query, profile: P
     body = {
         "model": "raylla",
         "messages": [{"role": "user", "content": query.text}],
-        "raylla": {"profile": user},
+        "raylla": {"profile": user, "links": "annotations"},
     }
     for _ in range(TRIES):
         started = time.monotonic()

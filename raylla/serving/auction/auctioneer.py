@@ -1,12 +1,12 @@
 """One auction from request to record, top to bottom.
 
     request ─▶ who may compete ─▶ k candidates ─▶ bids ─▶ prompt ─▶ ONE generation ─▶ repair ─▶ pCTR
-            ─▶ prices ─▶ record in the store ─▶ click tokens ─▶ response
+            ─▶ prices ─▶ record in the store ─▶ response
 
 The generation is the auction: whom the model places has won.  Text is released while it is written, as
-far as no ad can still come of it; an ad becomes clickable only with the record, which is in the store
-before the response is complete.  A request without ads is answered by the same model, whose prompt then
-lists none; it is logged, and is no auction.
+far as no ad can still come of it, with the click's URL where the text is to hold links; a click counts
+only with the record, which is in the store before the response is complete.  A request without ads is
+answered by the same model, whose prompt then lists none; it is logged, and is no auction.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from raylla.serving.auction.draft import Draft, Field
 from raylla.serving.auction.eligibility import Eligibility, Selection
 from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown, Traffic
 from raylla.serving.auction.repair import Repaired
+from raylla.serving.auction.tickets import Tickets
 from raylla.serving.engine.predictor import Oracle, Rate, Vectors
 from raylla.serving.engine.together import Together
 from raylla.serving.money import pricing
@@ -46,7 +47,7 @@ from raylla.serving.money.records import (
     Reason,
     ServedAuction,
 )
-from raylla.serving.security.tokens import TokenKeys, new_claims
+from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
 from raylla.world import prompts
 from raylla.world.retrieval import Retrieval
@@ -120,7 +121,8 @@ class Auctioneer:
         prompt = self._prompt(field, asked.profile)
         clock.mark("prompt")
         writer, canary = self.traffic.writer(asked.request_id)
-        draft = Draft(prompt, field, self._serving.disclosure, self._tokenizer)
+        tickets = Tickets(asked, field, self._serving, self._tokens)
+        draft = Draft(prompt, field, self._serving.disclosure, self._tokenizer, tickets.shown)
         sampling = _sampling(self._config.ad_llm.sampling, asked.max_tokens)
         async with aclosing(writer.generate(prompt, sampling, stream)) as pieces:
             while not draft.finish:
@@ -141,13 +143,14 @@ class Auctioneer:
         repaired = draft.repaired()
         pctr_version, rates = await self._rates(asked, field, draft.raw, repaired, clock)
         clock.mark("pctr")
-        auction = self._auction(asked, field, draft, repaired, pctr_version, rates, clock, canary)
+        impressions = self._impressions(repaired, field.candidates, rates, tickets)
+        auction = self._auction(asked, field, draft, repaired, pctr_version, impressions, clock, canary)
         # Not within the deadline: once begun, it is written whole, and waits for nobody but the disk.
         (refused,) = await asyncio.shield(self._records.ask([auction]))
         if refused is not None:
             raise refused
         clock.mark("record")
-        yield draft.answered(clock, auction, self._shown(auction))
+        yield draft.answered(clock, auction, _shown(auction, repaired, tickets))
 
     async def _compete(self, asked: Asked, clock: Clock) -> Field:
         """Eligible ads, the most relevant of them, and the bids that they enter with.
@@ -232,12 +235,11 @@ class Auctioneer:
         draft: Draft,
         repaired: Repaired,
         pctr_version: str,
-        rates: Sequence[Rate],
+        impressions: tuple[Impression, ...],
         clock: Clock,
         canary: bool,
     ) -> ServedAuction:
         """The record, prices and reward included."""
-        impressions = self._impressions(repaired, field.candidates, rates)
         bids = {one.listing.ad.id: self._units(one.bid_micros) for one in field.candidates}
         pctr = {one.ad_id: one.pctr for one in impressions}
         found = reward(repaired.parsed, bids, pctr, self._config.penalty)
@@ -277,13 +279,17 @@ class Auctioneer:
         )
 
     def _impressions(
-        self, repaired: Repaired, candidates: Sequence[Candidate], rates: Sequence[Rate]
+        self,
+        repaired: Repaired,
+        candidates: Sequence[Candidate],
+        rates: Sequence[Rate],
+        tickets: Tickets,
     ) -> tuple[Impression, ...]:
         by_ad = {one.listing.ad.id: one for one in candidates}
         found = []
         for span, rate in zip(repaired.spans, rates, strict=True):
             candidate = by_ad[span.ad_id]
-            listing = candidate.listing
+            listing, ticket = candidate.listing, tickets.of(span.ad_id)
             price = pricing.price(
                 self._rule,
                 listing.bid_micros,
@@ -293,7 +299,7 @@ class Auctioneer:
             )
             found.append(
                 Impression(
-                    id=f"imp_{secrets.token_hex(12)}",
+                    id=ticket.impression_id,
                     ad_id=span.ad_id,
                     campaign_id=listing.campaign_id,
                     advertiser_id=listing.advertiser_id,
@@ -305,31 +311,23 @@ class Auctioneer:
                     pctr_low=rate.low,
                     pctr_high=rate.high,
                     resampled=candidate.resampled,
+                    seen=ticket.seen,
                 )
             )
         return tuple(found)
 
-    def _shown(self, auction: ServedAuction) -> tuple[Shown, ...]:
-        by_ad = {one.listing.ad.id: one.listing for one in auction.candidates}
-        shown = []
-        for one in auction.impressions:
-            listing = by_ad[one.ad_id]
-            claims = new_claims(
-                auction.id,
-                one.id,
-                one.ad_id,
-                one.advertiser_id,
-                one.price_micros,
-                auction.currency,
-                auction.created,
-                self._serving.token_ttl,
-            )
-            token = self._tokens.sign(claims)
-            shown.append(Shown(one, listing.ad.title, listing.ad.category, listing.domain, token))
-        return tuple(shown)
-
     def _units(self, micros: int) -> float:
         return to_units(micros, self._serving.micros_per_unit)
+
+
+def _shown(auction: ServedAuction, repaired: Repaired, tickets: Tickets) -> tuple[Shown, ...]:
+    by_ad = {one.listing.ad.id: one.listing for one in auction.candidates}
+    shown = []
+    for one, span in zip(auction.impressions, repaired.shown_spans, strict=True):
+        listing, url = by_ad[one.ad_id], tickets.of(one.ad_id).url
+        ad = listing.ad
+        shown.append(Shown(one, ad.title, ad.category, listing.domain, url, span.start, span.end))
+    return tuple(shown)
 
 
 def _about(text: str, nearest: Ad | None) -> tuple[str, str]:

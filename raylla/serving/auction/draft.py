@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -46,16 +46,24 @@ class Draft:
     Args:
         prompt: its token ids.
         label: of disclosure.
+        link: what users are shown in the place of a placed ad's title, asked once for each.
     """
 
-    def __init__(self, prompt: Sequence[int], field: Field, label: str, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        field: Field,
+        label: str,
+        tokenizer: Any,
+        link: Callable[[Ad], str],
+    ) -> None:
         self.prompt = prompt
         self.token_ids: list[int] = []
         self.finish: str = ""
         self.version: str = ""
         self.raw = ""
         self._field = field
-        self._repair = Repair(field.ads, label)
+        self._repair = Repair(field.ads, label, link)
         self._spelling = Spelling(tokenizer.backend_tokenizer)
 
     def add(self, piece: Piece) -> str:
@@ -82,7 +90,7 @@ class Draft:
     ) -> Answered:
         """The end of the response."""
         return Answered(
-            self.repaired().text if auction is None else auction.text,
+            self._repair.shown,
             self.finish,
             self.version,
             len(self.prompt),

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from raylla.config import Sampling
+from raylla.config import Links, Sampling
 from raylla.errors import BusyError
 from raylla.records import Profile
 from raylla.serving.engine.wire import Piece
@@ -32,22 +32,29 @@ class Asked:
     max_tokens: int | None = None
     bids: Mapping[str, Micros] = field(default_factory=dict)
     """Of a test auction: other bids than the ads' own, by ad id."""
+    base: str = ""
+    """Where users reach the endpoint; click URLs begin with it."""
+    links: Links = "annotations"
+    """Whether the text has titles or Markdown links."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A placed ad of a response: the impression and where a click on it goes."""
+    """A placed ad of a response: the impression, where a click on it goes, and the half-open span of
+    characters that stand for it in the text as the user gets it: its title, or a Markdown link."""
 
     impression: Impression
     title: str
     category: str
     domain: str
-    token: str
+    url: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The end of a response. ``auction`` is None where no ads were wanted."""
+    """The end of a response. ``text`` is what the user got, ``auction`` None where no ads were wanted."""
 
     text: str
     finish: str

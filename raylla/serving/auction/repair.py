@@ -12,16 +12,20 @@ becomes of them:
 - any other attempt (unknown id, another ad's id, altered title, unfinished markup): removed, so that
   nobody is shown an advertiser's name that leads nowhere and is not disclosed;
 - an ``@`` or a bracket that is none of these (an address, a handle): left alone.
+
+Users may be shown something else in a title's place (a Markdown link, `raylla.serving.auction.links`): it
+is released in one piece with its label, and ``text`` stays with the title.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from raylla.auction import Parsed, parse
 from raylla.records import Ad, Placement
+from raylla.serving.auction.links import BINDING
 
 HOLD = 80
 """Characters that an unfinished title may hold the stream back, where no candidate's is longer."""
@@ -39,22 +43,31 @@ class Repaired:
     """An answer as the user gets it.
 
     ``spans`` are the half-open character spans of the placed titles in ``text``, in order;
-    ``parsed`` is what the model wrote: its placements are in the raw text.
+    ``parsed`` is what the model wrote: its placements are in the raw text. ``shown`` is the text as it was
+    released, ``shown_spans`` are those of what stands there for the titles.
     """
 
     text: str
     spans: tuple[Placement, ...]
     parsed: Parsed
+    shown: str
+    shown_spans: tuple[Placement, ...]
 
 
 class Repair:
-    """The repair of one answer, fed piece by piece."""
+    """The repair of one answer, fed piece by piece.
 
-    def __init__(self, candidates: Sequence[Ad], label: str) -> None:
+    ``link`` makes what users are shown in the place of an ad's title, once for each; None: the title.
+    """
+
+    def __init__(
+        self, candidates: Sequence[Ad], label: str, link: Callable[[Ad], str] | None = None
+    ) -> None:
         self._candidates = tuple(candidates)
         self._by_id = {ad.id: ad for ad in candidates}
         self._titles = [_WORDS.findall(ad.title.casefold()) for ad in candidates]
         self._label = f" ({label})" if label else ""
+        self._link = link
         longest = max([HOLD, *(len(ad.title) for ad in candidates)])
         self._hold = longest
         self._markup = re.compile(rf"@([^@\[\]\n]{{1,{longest}}})@\[Ad-([0-9]{{1,20}})\]")
@@ -66,10 +79,18 @@ class Repair:
         self._before = ""
         self._clean: list[str] = []
         self._length = 0
+        self._out: list[str] = []
+        self._sent = 0
         self._space = ""
         self._cut = False
         self._placed: set[str] = set()
         self._spans: list[Placement] = []
+        self._shown: list[Placement] = []
+
+    @property
+    def shown(self) -> str:
+        """The text that was released so far."""
+        return "".join(self._out)
 
     def feed(self, piece: str) -> str:
         """More of the model's text; returns the text that the user may see now."""
@@ -87,10 +108,10 @@ class Repair:
     def repaired(self, catalogue_ids: Container[str] = frozenset()) -> Repaired:
         """Everything, after `finish`; ``catalogue_ids`` tell a wrong ad from one that does not exist."""
         parsed = parse("".join(self._raw), self._candidates, catalogue_ids)
-        return Repaired("".join(self._clean), tuple(self._spans), parsed)
+        return Repaired("".join(self._clean), tuple(self._spans), parsed, self.shown, tuple(self._shown))
 
     def _advance(self, final: bool) -> str:
-        at, released = 0, len(self._clean)
+        at, released = 0, len(self._out)
         text = self._rest
         while at < len(text):
             if text[at] not in "@[":
@@ -104,7 +125,7 @@ class Repair:
             self._before = text[stop - 1]
             at = stop
         self._rest = text[at:]
-        return "".join(self._clean[released:])
+        return "".join(self._out[released:])
 
     def _act(self, read: _Read, text: str, at: int, final: bool) -> int:
         """Do what was read at ``at``; how many characters that used up, 0 to wait for more."""
@@ -179,9 +200,15 @@ class Repair:
     def _place(self, ad: Ad) -> None:
         self._placed.add(ad.id)
         self._open_gap(ad.title[0])
-        start = self._length
-        self._put(ad.title)
+        start, shown = self._length, ad.title
+        if self._link is not None:
+            shown = self._link(ad)
+            if shown != ad.title and self._out and self._out[-1][-1] in BINDING:
+                self._release(" ")
+        sent = self._sent
+        self._put(ad.title, shown)
         self._spans.append(Placement(ad.id, start, self._length))
+        self._shown.append(Placement(ad.id, sent, self._sent))
         self._put(self._label)
 
     def _say(self, words: str) -> None:
@@ -206,11 +233,16 @@ class Repair:
         self._put(gap)
         self._space, self._cut = "", False
 
-    def _put(self, text: str) -> str:
+    def _put(self, text: str, shown: str | None = None) -> str:
         if text:
             self._clean.append(text)
             self._length += len(text)
+            self._release(text if shown is None else shown)
         return text
+
+    def _release(self, text: str) -> None:
+        self._out.append(text)
+        self._sent += len(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from raylla.serving.money import pricing
 from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Outcome, PriceRule
 from raylla.serving.store import Store, models
-from raylla.serving.store.billing import REPEATED
+from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.ledger import Account
 
 _BATCH = 5_000
@@ -243,6 +243,11 @@ def _clicks(session: Session, found: Audit, books: _Books) -> None:
     for click, kind, impression in session.execute(query.execution_options(yield_per=_BATCH)):
         found.counts["clicks"] += 1
         found.expect(f"click {click.id}", "ledger line", kind, _ENTERED.get(click.outcome))
+        invalid = click.outcome == Outcome.INVALID
+        found.counts["invalid clicks"] += invalid
+        if invalid == (click.reason is None):
+            wanted = "why the click is invalid" if invalid else None
+            found.expect(f"click {click.id}", "reason", click.reason, wanted)
         if click.outcome == Outcome.BUDGET:
             _refused(found, f"click {click.id}", books, impression, click.at.date())
     first = select(models.Click.impression_id).where(models.Click.outcome.notin_(REPEATED))

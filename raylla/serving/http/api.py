@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylla.config import Config
@@ -84,6 +85,14 @@ def create(
         return {"object": "list", "data": [one]}
 
     app.add_middleware(Envelope, largest=config.serving.largest_body)
+    if config.serving.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.serving.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],  # whatever the page asks for: clients send names of their own
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
     return app
 
 

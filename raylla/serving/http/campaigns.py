@@ -80,6 +80,17 @@ def list_ledger(
     return _page(views.EntryView, behind.store.ledger(advertiser_id, after, limit), limit)
 
 
+@router.get("/advertisers/{advertiser_id}/clicks", tags=["accounts"], responses=_LOST)
+def count_clicks(
+    advertiser_id: bodies.AdvertiserId, behind: web.Behind, caller: web.Seat, day: bodies.Day = None
+) -> list[views.TallyView]:
+    """An advertiser's clicks of a day by campaign and outcome; of invalid ones by reason."""
+    _own(caller, advertiser_id)
+    behind.store.parties.advertiser(advertiser_id)
+    found = behind.store.clicks(advertiser_id, day or web.now().date())
+    return [views.TallyView.model_validate(one) for one in found]
+
+
 @router.get("/advertisers/{advertiser_id}/notices", tags=["notices"], responses=_LOST)
 def list_notices(
     advertiser_id: bodies.AdvertiserId,
@@ -214,7 +225,8 @@ def list_floors(behind: web.Behind, _: web.Seat) -> list[bodies.FloorBody]:
 @router.post("/keys", status_code=201, tags=["keys"], responses=_LOST)
 def add_key(body: bodies.NewKey, behind: web.Behind, _: web.Admin) -> views.FreshKey:
     """Make an API key; its secret is shown this once."""
-    row, key = behind.store.parties.add_key(Role(body.role), body.advertiser_id, body.name, web.now())
+    made = Role(body.role), body.advertiser_id, body.name
+    row, key = behind.store.parties.add_key(*made, web.now(), body.links)
     return views.FreshKey(key=key, **views.KeyView.model_validate(row).model_dump())
 
 

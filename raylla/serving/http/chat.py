@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: the OpenAI chat completion, with ads as annotations.
+"""POST /v1/chat/completions: the OpenAI chat completion, with ads as annotations, Markdown links or both.
 
 The last message is the question; the model was trained on single questions, so earlier messages are
 accepted and not read.  How the model samples is part of the mechanism (its policy is what prices are
@@ -14,6 +14,7 @@ import time
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,6 +27,7 @@ from raylla.errors import BusyError, EndpointError, RayllaError
 from raylla.records import Profile
 from raylla.serving.auction.auctioneer import Auctioneer
 from raylla.serving.auction.exchange import Answered, Asked, Shown
+from raylla.serving.http.arrivals.origin import base_url
 from raylla.serving.http.chatbodies import ChatRequest, ChatResponse
 from raylla.serving.http.reports import Reports
 from raylla.serving.http.web import Application, HttpError, errors
@@ -60,10 +62,13 @@ def router(auctioneer: Auctioneer, serving: Serving, reports: Reports) -> APIRou
         responses={200: streamed, **errors(400, 401, 403, 413, 422, 503)},
         summary="Answer a question, with native ads",
     )
-    async def complete(body: ChatRequest, request: Request, _: Application) -> Response:
-        asked = _asked(body, request.state.request_id, serving)
-        base = (serving.public_url or str(request.base_url)).rstrip("/")
-        writer = _Form(body, asked, base, serving)
+    async def complete(body: ChatRequest, request: Request, caller: Application) -> Response:
+        asked = replace(
+            _asked(body, request.state.request_id, serving),
+            base=base_url(request, serving),
+            links=body.raylla.links or caller.links or serving.links,
+        )
+        writer = _Form(body, asked, serving)
         answer = _watched(auctioneer, asked, bool(body.stream), reports)
         if not body.stream:
             return await _unless_gone(request, _whole(answer, writer))
@@ -144,8 +149,8 @@ async def _watched(
 class _Form:
     """The OpenAI objects of one response."""
 
-    def __init__(self, body: ChatRequest, asked: Asked, base: str, serving: Serving) -> None:
-        self._asked, self._base, self._serving = asked, base, serving
+    def __init__(self, body: ChatRequest, asked: Asked, serving: Serving) -> None:
+        self._asked, self._serving = asked, serving
         self.usage_wanted = bool(body.stream_options and body.stream_options.include_usage)
         self._common = {
             "id": f"chatcmpl-{asked.request_id}",
@@ -191,14 +196,16 @@ class _Form:
         }
 
     def annotations(self, end: Answered) -> list[dict[str, Any]]:
-        """One url_citation per placed ad."""
+        """One url_citation per placed ad, unless the text alone has the links."""
+        if self._asked.links == "markdown":
+            return []
         return [
             {
                 "type": "url_citation",
                 "url_citation": {
-                    "start_index": one.impression.start,
-                    "end_index": one.impression.end,
-                    "url": f"{self._base}/v1/clicks/{one.token}",
+                    "start_index": one.start,
+                    "end_index": one.end,
+                    "url": one.url,
                     "title": one.title,
                 },
             }

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raylla.config import Links
+
 Short = Annotated[str, Field(max_length=100)]
 UserId = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -50,6 +52,11 @@ class Extras(BaseModel):
     badv: Annotated[list[Short], Field(max_length=1000)] = Field(
         [], description="blocked advertisers, by id or domain"
     )
+    links: Links | None = Field(
+        None,
+        description="click URLs beside the text (`annotations`), as Markdown links in it, or both; "
+        "left out: as the API key says, else `serving.links`",
+    )
     test: bool = Field(False, description="a test auction: its clicks are never charged")
     bids: Annotated[dict[str, Annotated[int, Field(ge=1, le=10**15)]], Field(max_length=1000)] = Field(
         {}, description="with `test`: other bids in micros for these ads, by ad id"
@@ -91,7 +98,7 @@ class ChatRequest(BaseModel):
 
 
 class UrlCitation(BaseModel):
-    """Where a placed ad stands in the text, and where a click on it goes."""
+    """Where a placed ad stands in the text (its title, or the whole link), and where a click goes."""
 
     start_index: int
     end_index: int

@@ -18,15 +18,24 @@ from sqlalchemy.orm import Session
 from raylla.errors import UnknownError
 from raylla.serving.money import pricing
 from raylla.serving.money.money import Micros
-from raylla.serving.money.records import Charge, Outcome, PriceRule, Reason, ServedAuction
+from raylla.serving.money.records import (
+    Charge,
+    ClickLimits,
+    Invalid,
+    Outcome,
+    PriceRule,
+    Reason,
+    ServedAuction,
+)
 from raylla.serving.security.tokens import Claims
-from raylla.serving.store import ledger, models, outbox
+from raylla.serving.store import clicks, ledger, models, outbox
+from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.parties import locked, new_id
 
-REPEATED = (Outcome.REPLAY.value, Outcome.EXPIRED.value)
-"""Outcomes of clicks that do not count."""
 REPEATS_LOGGED = 100
-"""Such clicks that are logged per impression: a token that is called without end fills no disk."""
+"""Clicks that do not count which are logged per impression: a token that is called without end fills no
+disk."""
+NO_LIMITS = ClickLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,8 @@ _CLICKED = (
         *(models.Impression.id, models.Impression.auction_id, models.Impression.ad_id),
         *(models.Impression.campaign_id, models.Impression.advertiser_id, models.Impression.price_micros),
         *(models.Auction.price_rule, models.Auction.currency, models.Auction.weight_version),
-        *(models.Impression.billed, models.Ad.url),
+        *(models.Impression.billed, models.Ad.url, models.Impression.user_id),
+        func.coalesce(models.Impression.seen, models.Impression.created).label("seen"),
     )
     .join(models.Auction, models.Auction.id == models.Impression.auction_id)
     .join(models.Ad, models.Ad.id == models.Impression.ad_id)
@@ -104,14 +114,23 @@ def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None
             lines += [] if entry is None else [entry]
         copied = {name: getattr(shown, name) for name in _COPIED}
         of_auction = {"auction_id": auction.id, "user_id": auction.user_id, "created": auction.created}
-        rows.append({**copied, **of_auction, "billed": billed})
+        rows.append({**copied, **of_auction, "billed": billed, "seen": shown.seen})
     if rows:
         session.connection().execute(insert(models.Impression), rows)  # the ledger's lines name them
     ledger.post(session, lines)
 
 
-def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
+def click(
+    session: Session,
+    claims: Claims,
+    now: dt.datetime,
+    automatic: Invalid | None = None,
+    limits: ClickLimits = NO_LIMITS,
+) -> Charge:
     """Log an authentic click and charge it, if it is the impression's first, in time and in budget.
+
+    One that is ``automatic``, or would count and is beyond ``limits``, is invalid: it is charged nothing,
+    and the impression waits for its true click as before.
 
     Raises:
         UnknownError: no such impression, or not the one that the claims describe.
@@ -122,16 +141,20 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
     found = connection.execute(_CLICKED, named).one_or_none()
     if found is None or not _describes(claims, found):
         raise UnknownError(f"impression {claims.impression_id!r} of this token is not in the store")
-    *terms, billed, url = found
+    *terms, billed, url, _, _ = found
     shown, rule = _Shown(*terms), PriceRule(found.price_rule)
     first, repeats = connection.execute(_BEFORE, named).one()
-    entry, click_id = None, new_id("clk")
-    if first is not None:
+    entry, click_id, reason = None, new_id("clk"), automatic
+    if reason is not None:
+        outcome = Outcome.INVALID
+    elif first is not None:
         outcome = Outcome.REPLAY
     elif claims.expired(now):
         outcome = Outcome.EXPIRED
     elif billed == "test":
         outcome = Outcome.TEST
+    elif (reason := clicks.beyond(connection, found, claims, now, limits)) is not None:
+        outcome = Outcome.INVALID
     elif rule is PriceRule.EXPECTED:
         outcome = Outcome.BILLED_AT_IMPRESSION
     else:
@@ -141,12 +164,13 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
         outcome = outcome if entry is not None else Outcome.BUDGET
     if outcome not in REPEATED or repeats < REPEATS_LOGGED:
         row = {"id": click_id, "token_id": claims.token_id, "at": now, "outcome": outcome.value}
+        row["reason"] = None if reason is None else reason.value
         connection.execute(insert(models.Click), row | {"impression_id": shown.id})
     amount = 0
     if entry is not None:
         amount = entry.amount_micros
         ledger.post(session, [entry])
-    return Charge(first if first is not None else click_id, outcome, amount, url)
+    return Charge(first if first is not None else click_id, outcome, amount, url, reason)
 
 
 def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement | None:
@@ -217,13 +241,11 @@ def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
 
 
 def _describes(claims: Claims, impression: Any) -> bool:
-    said = (claims.auction_id, claims.ad_id, claims.seat, claims.price_micros)
-    return said == (
-        impression.auction_id,
-        impression.ad_id,
-        impression.advertiser_id,
-        impression.price_micros,
-    )
+    said = (claims.auction_id, claims.ad_id, claims.seat)
+    if said != (impression.auction_id, impression.ad_id, impression.advertiser_id):
+        return False
+    at_once = pricing.charged_at(PriceRule(impression.price_rule)) == "impression"
+    return claims.price_micros == impression.price_micros or (at_once and claims.price_micros == 0)
 
 
 def _entry(

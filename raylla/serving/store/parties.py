@@ -10,13 +10,14 @@ import datetime as dt
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from raylla import records
+from raylla.config import Links
 from raylla.errors import ClashError, UnknownError
 from raylla.serving.money.money import Micros
 from raylla.serving.security import keys
@@ -25,6 +26,7 @@ from raylla.serving.store.database import Database
 from raylla.world.build import scattered_id
 
 Row = TypeVar("Row", bound=models.Base)
+_LINKS: dict[str | None, Links | None] = {None: None} | {one: one for one in get_args(Links)}
 FIRST_COUNT = 1001
 """What the counter of ads says at the first of them."""
 
@@ -212,7 +214,12 @@ class Parties:
             return {floor.category: floor.floor_micros for floor in session.scalars(query)}
 
     def add_key(
-        self, role: keys.Role, advertiser_id: str | None, name: str, now: dt.datetime
+        self,
+        role: keys.Role,
+        advertiser_id: str | None,
+        name: str,
+        now: dt.datetime,
+        links: Links | None = None,
     ) -> tuple[models.ApiKey, str]:
         """A new API key, and the key itself: it cannot be had again.
 
@@ -220,9 +227,8 @@ class Parties:
             UnknownError: no such advertiser.
         """
         id, key, digest = keys.make()
-        row = models.ApiKey(
-            id=id, role=role.value, advertiser_id=advertiser_id, name=name, digest=digest, created=now
-        )
+        whose = {"role": role.value, "advertiser_id": advertiser_id, "name": name, "links": links}
+        row = models.ApiKey(id=id, digest=digest, created=now, **whose)
         with self._database.writing() as session:
             if advertiser_id is not None:
                 found(session, models.Advertiser, advertiser_id)
@@ -252,8 +258,8 @@ class Parties:
             row = session.get(models.ApiKey, id)
             if row is None:
                 return None
-            role = keys.Role(row.role)
-            return keys.StoredKey(row.id, role, row.advertiser_id, row.digest, row.revoked is not None)
+            role, revoked = keys.Role(row.role), row.revoked is not None
+            return keys.StoredKey(row.id, role, row.advertiser_id, row.digest, revoked, _LINKS[row.links])
 
 
 def new_id(kind: str) -> str:
