@@ -148,7 +148,8 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
         row = {"id": click_id, "token_id": claims.token_id, "at": now, "outcome": outcome.value}
         connection.execute(insert(models.Click), row | {"impression_id": shown.id})
     tallies, amount = Tallies(), 0
-    tallies.click(outcome.value, now, created, shown.ad_id, shown.weight_version)
+    if billed != "test":
+        tallies.click(outcome.value, now, created, shown.ad_id, shown.weight_version)
     if entry is not None:
         amount = entry.amount_micros
         _tally(tallies, entry, shown.ad_id)
@@ -245,13 +246,10 @@ def _tally(tallies: Tallies, entry: models.Entry, ad_id: str) -> None:
 
 def _tally_void(session: Session, back: models.Entry, line: models.Entry) -> None:
     """Less was earned now, and the click that the ``line`` was for is an invalid one of when it came."""
-    query = select(
-        models.Impression.ad_id, models.Impression.created, models.Click.at, models.Click.outcome
-    )
-    query = query.outerjoin(models.Click, models.Click.id == line.click_id)
-    ad_id, shown, at, outcome = session.execute(
-        query.where(models.Impression.id == line.impression_id)
-    ).one()
+    impression, click = models.Impression, models.Click
+    query = select(impression.ad_id, impression.created, click.at, click.outcome)
+    query = query.outerjoin(click, click.id == line.click_id).where(impression.id == line.impression_id)
+    ad_id, shown, at, outcome = session.execute(query).one()
     tallies = Tallies()
     _tally(tallies, back, ad_id)
     if at is not None:

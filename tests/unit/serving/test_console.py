@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from raylla.serving.http import web
-from raylla.serving.http.advertisers import ROUTERS
 from raylla.serving.http.advertisers.console import FILES
 from raylla.serving.http.api import Health
 from raylla.serving.security.keys import Role
@@ -30,9 +29,6 @@ TABLE = (
 
 @pytest.fixture
 def app(app: FastAPI) -> FastAPI:
-    for router in ROUTERS:
-        app.include_router(router)
-
     @app.get("/healthz")
     def healthz() -> Health:
         return Health(status="ok", versions={"stable": "v1", "canary": "v2"}, problems=[])
@@ -152,11 +148,11 @@ def test_an_advertiser_sees_its_money_and_steers_by_keyboard(
         page.set_input_files("#file", str(table))
         page.locator("#upload-form button").focus()
         page.keyboard.press("Enter")
-        page.locator("#error", has_text="1 rows are at fault").wait_for()
+        page.locator("#error", has_text="rows at fault: 1").wait_for()
         assert page.locator("#row-errors tbody tr").inner_text().split("\t")[:2] == ["3", "bid"]
         page.locator("#good").check()
         page.locator("#upload-form button").click()
-        page.locator("#done", has_text="1 ads are listed, 1 rows are not").wait_for()
+        page.locator("#done", has_text="Ads listed: 1. Rows not listed: 1.").wait_for()
         page.locator("#ads .item", has_text="Oak <b>Cup</b>").wait_for()
         page.screenshot(path=str(tmp_path / "console.png"), full_page=True)
         assert problems == []

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from raylla.serving.billing.audit import audit
 from raylla.serving.http import web
-from raylla.serving.http.advertisers import ROUTERS, rates, table
+from raylla.serving.http.advertisers import rates, table
 from raylla.serving.http.api import Envelope
 from raylla.serving.security.keys import Role
 from raylla.serving.store import Store
@@ -22,13 +22,6 @@ from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
 WHEN = {"from": "2026-11-25", "to": "2026-11-26"}
-
-
-@pytest.fixture
-def client(app: FastAPI, services: web.Services) -> TestClient:
-    for router in ROUTERS:
-        app.include_router(router)
-    return TestClient(app, follow_redirects=False)
 
 
 def own(store: Store, market: Market, seat: str) -> dict[str, str]:
@@ -156,7 +149,7 @@ FIELDS = [
 def send(client: TestClient, campaign: str, text: str, kind: str = "text/csv", **how: Any) -> Any:
     headers = how.pop("headers", HEADERS) | {"Content-Type": kind}
     path = f"/v1/campaigns/{campaign}/ads/upload"
-    return client.post(path, content=text.encode(), headers=headers, **how)
+    return client.post(path, content=text.encode(errors="surrogateescape"), headers=headers, **how)
 
 
 @pytest.fixture
@@ -207,8 +200,9 @@ def test_bad_rows_are_named_by_row_and_field(client: TestClient, store: Store, c
         ("title,url\n", "text/csv", 422, "no rows"),
         ("name of it\nx\n", "text/csv", 422, "no column for title"),
         ('title\n"open', "text/csv", 422, "never closed"),
+        ("caf\udce9\nx\n", "text/csv", 422, "no column for title"),
         ("{}", "application/json", 415, "text/csv"),
-        ("title\nCup\n", "text/csv", 422, "1 rows are at fault"),
+        ("title\nCup\n", "text/csv", 422, "rows at fault: 1"),
     ],
 )
 def test_what_is_no_table_is_refused(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from raylla.errors import MoneyError, WorldError
 from raylla.serving.http import bodies
 from raylla.serving.store import NewAd
+from raylla.wholetext import whole
 from raylla.world.imports import catalogue
 from raylla.world.imports.tablefiles import Cells, Columns, Fault, read
 from raylla.world.texts import cut
@@ -67,7 +68,7 @@ class Taken:
         """Count a row, and keep what is wrong with it while there is room."""
         self.refused += 1
         if len(self.wrong) < MOST_ERRORS:
-            self.wrong.append(Wrong(row, field, reason))
+            self.wrong.append(Wrong(row, field, whole(reason)))
 
 
 def take(table: bytes, kind: str, unit: int, check_bid: Callable[[int], object]) -> Taken:
@@ -98,7 +99,7 @@ def _rows(table: bytes, kind: str) -> Iterator[tuple[int, Cells | Fault]]:
         try:
             yield from read(file, Columns(FIELDS, "title", WAY_OUT))
         except WorldError as error:
-            raise WorldError(str(error).replace(f"{file}", "the file")) from None
+            raise WorldError(whole(str(error)).replace(f"{file}", "the file")) from None
 
 
 def _ad(cells: Cells, unit: int, check_bid: Callable[[int], object]) -> NewAd:

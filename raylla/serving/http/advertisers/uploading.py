@@ -121,8 +121,6 @@ def upload(
 
 
 def _nothing(refused: int, told: list[Refused]) -> JSONResponse:
-    message = (
-        f"nothing is listed: {refused} rows are at fault; mend them, or list the others with rows=good"
-    )
+    message = f"nothing is listed, rows at fault: {refused}; mend them, or list the others with rows=good"
     detail = web.ErrorDetail(message=message, type="invalid_request_error", code="bad_rows")
     return JSONResponse(NothingListed(error=detail, refused=refused, errors=told).model_dump(), 422)

@@ -21,7 +21,7 @@ from raylla.serving.money.records import Outcome, PriceRule, ServedAuction
 from raylla.serving.store.tallies.model import COUNTS, LOSSES, Tally
 
 KEY = ("span", "start", "ad_id", "weight_version")
-_UNCOUNTED = (Outcome.REPLAY.value, Outcome.EXPIRED.value, Outcome.TEST.value)
+_UNCOUNTED = (Outcome.REPLAY.value, Outcome.EXPIRED.value)
 _NOTHING = dict.fromkeys(COUNTS, 0)
 _LOST = {reason.value: column for reason, column in LOSSES.items()}
 
@@ -59,7 +59,7 @@ class Tallies:
         by: int = 1,
         taken_back: bool = False,
     ) -> None:
-        """Count a click that came ``at`` a moment on an impression of ``shown``, ``by`` times.
+        """Count a click that came ``at`` a moment on an impression of ``shown``, no test, ``by`` times.
 
         Here it is decided what a report counts as a click, and what as an invalid one: that whose charge
         was ``taken_back``.

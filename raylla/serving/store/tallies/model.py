@@ -37,7 +37,10 @@ class Tally(models.Base):
     """
 
     __tablename__ = "tallies"
-    __table_args__ = (Index("ix_tallies_ad_id_span_start", "ad_id", "span", "start"),)
+    __table_args__ = (
+        Index("ix_tallies_ad_id_span_start", "ad_id", "span", "start"),
+        {"sqlite_with_rowid": False},  # rows lie in order of their key: a span is read in one go
+    )
     span: Mapped[str] = mapped_column(primary_key=True)
     start: Mapped[dt.datetime] = mapped_column(primary_key=True)
     ad_id: Mapped[str] = mapped_column(primary_key=True)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import BigInteger, Integer, Select, cast, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from raylla.serving.store import models
 from raylla.serving.store.tallies.model import COUNTS, Tally
@@ -71,33 +71,46 @@ def report(session: Session, wanted: Wanted, offset: int, limit: int) -> Report:
     """Lines from ``offset`` on, at most ``limit``. Groups without a count have none."""
     sums = [cast(func.coalesce(func.sum(getattr(Tally, name)), 0), _Whole).label(name) for name in COUNTS]
     groups = [_COLUMN[group].label(group.value) for group in wanted.by]
-    of_all = _of(select(*sums), wanted)
-    total = session.execute(of_all).one()
-    lines: Sequence[Any] = ()
+    lines: list[Line] = []
     if groups:
-        query = _of(select(*groups, *sums), wanted).group_by(*groups).order_by(*groups)
-        lines = session.execute(query.offset(offset).limit(limit + 1)).all()
-    return Report([_line(wanted.by, row) for row in lines[:limit]], _line((), total), len(lines) > limit)
+        query = _of(_joined(select(*groups, *sums).select_from(Tally), wanted.by), wanted)
+        query = query.group_by(*groups).order_by(*groups).offset(offset).limit(limit + 1)
+        lines = [_line(wanted.by, row) for row in session.execute(query)]
+    more = len(lines) > limit
+    if groups and not offset and not more:
+        total = Line({}, {name: sum(line.counts[name] for line in lines) for name in COUNTS})
+    else:
+        total = _line((), session.execute(_of(select(*sums), wanted)).one())
+    return Report(lines[:limit], total, more)
 
 
 _Whole = BigInteger().with_variant(Integer, "sqlite")
 
 
+def _joined(query: Select[Any], by: Sequence[Group]) -> Select[Any]:
+    """``query`` with what its groups are read from."""
+    if {Group.ADVERTISER, Group.CAMPAIGN, Group.CATEGORY} & set(by):
+        query = query.join(models.Ad, models.Ad.id == Tally.ad_id)
+    if Group.ADVERTISER in by:
+        query = query.join(models.Campaign, models.Campaign.id == models.Ad.campaign_id)
+    return query
+
+
 def _of(query: Select[Any], wanted: Wanted) -> Select[Any]:
     """``query`` over the tallies that are wanted: days where all of it is whole days, else hours."""
-    query = query.select_from(Tally).join(models.Ad, models.Ad.id == Tally.ad_id)
-    query = query.join(models.Campaign, models.Campaign.id == models.Ad.campaign_id)
     whole = all(moment.astimezone(dt.UTC).hour == 0 for moment in (wanted.since, wanted.until))
     span = "day" if whole and Group.HOUR not in wanted.by else "hour"
     query = query.where(Tally.span == span, Tally.start >= wanted.since, Tally.start < wanted.until)
-    for column, value in (
-        (models.Campaign.advertiser_id, wanted.advertiser_id),
-        (models.Ad.campaign_id, wanted.campaign_id),
-        (Tally.ad_id, wanted.ad_id),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    return query
+    if wanted.ad_id is not None:
+        query = query.where(Tally.ad_id == wanted.ad_id)
+    ad, campaign = aliased(models.Ad), aliased(models.Campaign)
+    listed = select(ad.id)
+    if wanted.campaign_id is not None:
+        listed = listed.where(ad.campaign_id == wanted.campaign_id)
+    if wanted.advertiser_id is not None:
+        listed = listed.join(campaign, campaign.id == ad.campaign_id)
+        listed = listed.where(campaign.advertiser_id == wanted.advertiser_id)
+    return query.where(Tally.ad_id.in_(listed))
 
 
 def _line(by: Sequence[Group], row: Any) -> Line:

@@ -59,7 +59,8 @@ def _clicks() -> Select[Any]:
     query = query.join(_SHOWN, _SHOWN.id == _CLICK.impression_id)
     query = query.join(_HELD, _HELD.id == _SHOWN.auction_id)
     query = query.outerjoin(_LINE, _LINE.impression_id == _SHOWN.id)
-    return query.outerjoin(back, (back.voids == _LINE.id) & (_LINE.click_id == _CLICK.id))
+    query = query.outerjoin(back, (back.voids == _LINE.id) & (_LINE.click_id == _CLICK.id))
+    return query.where(_SHOWN.billed != "test")
 
 
 def _conversions() -> Select[Any]:

@@ -181,7 +181,7 @@ async function upload() {
     byId("upload-form").reset();
     await openAds(editing.campaign);
     showRowErrors(said.errors);
-    done(`${whole(said.listed)} ads are listed, ${whole(said.refused)} rows are not.`);
+    done(`Ads listed: ${whole(said.listed)}. Rows not listed: ${whole(said.refused)}.`);
   } catch (error) {
     showRowErrors(error.body?.errors ?? []);
     throw error;

@@ -11,7 +11,7 @@ async function signIn(key) {
   const admin = state.start.role === "admin";
   for (const one of document.querySelectorAll(".admin")) one.hidden = !admin;
   if (admin) await offerAdvertisers();
-  else byId("by").querySelector(".admin").remove();
+  else byId("by").querySelector(".admin")?.remove();
   byId("about").textContent = admin ? "All advertisers." : (await get(`/v1/advertisers/${state.start.advertiser_id}`)).name;
   byId("key-form").hidden = true;
   byId("key").value = "";

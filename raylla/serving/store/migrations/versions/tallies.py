@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("weight_version", sa.String(), nullable=False),
         *(sa.Column(name, sa.BigInteger(), nullable=False) for name in COUNTS),
         sa.PrimaryKeyConstraint("span", "start", "ad_id", "weight_version", name="pk_tallies"),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_tallies_ad_id_span_start", "tallies", ["ad_id", "span", "start"])
     connection = op.get_bind()
