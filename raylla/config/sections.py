@@ -473,6 +473,7 @@ class Serving(Section):
     )
     longest_query: Positive = Field(2000, description="characters of a question, and of a profile's basics")
     largest_body: Positive = Field(256 * 2**10, description="bytes of a request's body")
+    largest_upload: Positive = Field(64 * 2**20, description="bytes of a table of ads that is uploaded")
     public_url: str | None = Field(
         None, description="where users reach the endpoint, for click URLs; none: as the request's Host says"
     )

@@ -5,7 +5,8 @@ The ledger is read once, in order. Each line must follow the one before it, seal
 must be the price that its rule gives for the impression that it names, in the auction that showed it, for
 a click that counted; each campaign's day must add up, never beyond the budget it was held against; each
 settlement must be the sum of what it settles; each balance must be what all that leaves. Then the other
-way: every click and impression that should have been charged was, once, and no other.
+way: every click and impression that should have been charged was, once, and no other. Last, the tallies
+that reports are served from, against what they count (`raylla.serving.billing.tallied`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sqlalchemy.orm import Session, defer
 
 from raylla.serving.billing.chain import Chain
 from raylla.serving.billing.findings import Audit
+from raylla.serving.billing.tallied import tallied
 from raylla.serving.money import pricing
 from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Outcome, PriceRule
@@ -79,6 +81,7 @@ def audit(store: Store, known: Mapping[int, str] | None = None) -> Audit:
         _clicks(session, found, books)
         _impressions(session, found, books)
         _auctions(session, found, end.currency)
+        tallied(session, found)
     return found
 
 

@@ -20,13 +20,14 @@ from raylla.config import Config
 from raylla.errors import BusyError, EndpointError, StoreError
 from raylla.records import Profile
 from raylla.serving.auction.auctioneer import Auctioneer
-from raylla.serving.http import campaigns, chat, clicks, playground, web
+from raylla.serving.http import advertisers, campaigns, chat, clicks, playground, web
 from raylla.serving.http.chat import RETRY_AFTER, code_of, said
 from raylla.serving.http.reports import Reports
 from raylla.wholetext import whole_json
 
 log = logging.getLogger("raylla.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UPLOAD = re.compile(r"/v1/campaigns/[^/]+/ads/upload")
 DESCRIPTION = """
 Answers with native ads, each chosen and placed by one generation of the Ad-LLM, and the campaigns,
 clicks and money behind them. Money is in whole micros (millionths) of `serving.currency`.
@@ -66,6 +67,8 @@ def create(
     app.include_router(campaigns.router)
     app.include_router(clicks.router)
     app.include_router(playground.router(users))
+    for router in advertisers.ROUTERS:
+        app.include_router(router)
 
     @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
     async def healthz() -> JSONResponse:
@@ -84,11 +87,12 @@ def create(
         one = {"id": "raylla", "object": "model", "created": 0, "owned_by": "raylla"}
         return {"object": "list", "data": [one]}
 
-    app.add_middleware(Envelope, largest=config.serving.largest_body)
-    if config.serving.cors_origins:
+    serving = config.serving
+    app.add_middleware(Envelope, largest=serving.largest_body, largest_upload=serving.largest_upload)
+    if serving.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=config.serving.cors_origins,
+            allow_origins=serving.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["*"],  # whatever the page asks for: clients send names of their own
             expose_headers=["X-Request-ID", "Retry-After"],
@@ -110,9 +114,10 @@ def _unforeseen(_: Request, error: Exception) -> JSONResponse:
 class Envelope:
     """ASGI middleware around every request: its id, the size of its body, and a line in the log."""
 
-    def __init__(self, app: ASGIApp, largest: int) -> None:
+    def __init__(self, app: ASGIApp, largest: int, largest_upload: int) -> None:
         self._app = app
         self._largest = largest
+        self._largest_upload = largest_upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -133,11 +138,13 @@ class Envelope:
             await send(message)
 
         length = headers.get(b"content-length", b"0")
+        upload = _UPLOAD.fullmatch(scope["path"]) is not None
+        largest = self._largest_upload if upload else self._largest
         try:
-            if length.isdigit() and int(length) > self._largest:
-                await self._refuse()(scope, receive, answer)
+            if length.isdigit() and int(length) > largest:
+                await _refusal(largest, upload)(scope, receive, answer)
             else:
-                await self._app(scope, _Body(receive, self._largest), answer)
+                await self._app(scope, _Body(receive, largest, upload), answer)
         finally:
             log.info(
                 "request",
@@ -151,38 +158,42 @@ class Envelope:
                 },
             )
 
-    def _refuse(self) -> JSONResponse:
-        problem = {
-            "message": _too_large(self._largest),
-            "type": "invalid_request_error",
-            "code": "too_large",
-        }
-        return JSONResponse({"error": problem}, 413)
+
+def _refusal(largest: int, upload: bool) -> JSONResponse:
+    problem = {
+        "message": _too_large(largest, upload),
+        "type": "invalid_request_error",
+        "code": "too_large",
+    }
+    return JSONResponse({"error": problem}, 413)
 
 
 class _Body:
     """``receive``, with the body in one piece and of whole characters, up to a number of bytes: some bodies
-    do not state their length."""
+    do not state their length. An ``upload`` is no JSON text and comes as it is."""
 
-    def __init__(self, receive: Receive, largest: int) -> None:
+    def __init__(self, receive: Receive, largest: int, upload: bool) -> None:
         self._receive = receive
         self._largest = largest
+        self._upload = upload
         self._taken = False
 
     async def __call__(self) -> Message:
-        body = b""
+        body = bytearray()
         while not self._taken:
             message = await self._receive()
             if message["type"] != "http.request":
                 return message  # the client has hung up
             body += message.get("body", b"")
             if len(body) > self._largest:
-                raise HTTPException(413, _too_large(self._largest))
+                raise HTTPException(413, _too_large(self._largest, self._upload))
             if not message.get("more_body", False):
                 self._taken = True
-                return {"type": "http.request", "body": whole_json(body), "more_body": False}
+                whole = bytes(body) if self._upload else whole_json(bytes(body))
+                return {"type": "http.request", "body": whole, "more_body": False}
         return await self._receive()
 
 
-def _too_large(largest: int) -> str:
-    return f"the body has more than serving.largest_body={largest} bytes"
+def _too_large(largest: int, upload: bool) -> str:
+    name = "largest_upload" if upload else "largest_body"
+    return f"the body has more than serving.{name}={largest} bytes"

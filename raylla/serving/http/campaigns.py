@@ -153,7 +153,7 @@ def get_campaign(
     campaign_id: bodies.CampaignId, behind: web.Behind, caller: web.Seat
 ) -> views.CampaignView:
     """A campaign and what it has spent today."""
-    return _campaign(behind, _own_campaign(behind, caller, campaign_id))
+    return _campaign(behind, own_campaign(behind, caller, campaign_id))
 
 
 @router.patch("/campaigns/{campaign_id}", tags=["campaigns"], responses=_LOST)
@@ -161,7 +161,7 @@ def change_campaign(
     campaign_id: bodies.CampaignId, body: bodies.CampaignChange, behind: web.Behind, caller: web.Seat
 ) -> views.CampaignView:
     """Change budget, pacing, cap or notices; pause and resume. Holds from the next charge on."""
-    _own_campaign(behind, caller, campaign_id)
+    own_campaign(behind, caller, campaign_id)
     changes = _flat(body.model_dump(exclude_unset=True))
     return _campaign(behind, behind.store.parties.change_campaign(campaign_id, changes, web.now()))
 
@@ -171,7 +171,7 @@ def add_ad(
     campaign_id: bodies.CampaignId, body: bodies.NewAd, behind: web.Behind, caller: web.Seat
 ) -> views.AdView:
     """List an ad; the store gives its id."""
-    _own_campaign(behind, caller, campaign_id)
+    own_campaign(behind, caller, campaign_id)
     _check_bid(behind, body.bid_micros)
     new = NewAd(body.ad(), body.url, body.bid_micros, tuple(body.labels), body.paused)
     return views.AdView.model_validate(behind.store.parties.add_ads(campaign_id, [new], web.now())[0])
@@ -186,7 +186,7 @@ def list_ads(
     limit: bodies.Limit = 100,
 ) -> views.Page[views.AdView]:
     """A campaign's ads by id."""
-    _own_campaign(behind, caller, campaign_id)
+    own_campaign(behind, caller, campaign_id)
     return _page(views.AdView, behind.store.parties.ads(campaign_id, after, limit), limit)
 
 
@@ -251,7 +251,12 @@ def _own(caller: Principal, advertiser_id: str) -> None:
         raise UnknownError(f"advertiser {advertiser_id!r} does not exist")
 
 
-def _own_campaign(behind: web.Services, caller: Principal, id: str) -> models.Campaign:
+def own_campaign(behind: web.Services, caller: Principal, id: str) -> models.Campaign:
+    """A campaign of the caller's.
+
+    Raises:
+        UnknownError: there is none of that id, or it is another's.
+    """
     campaign = behind.store.parties.campaign(id)
     if caller.role is Role.ADVERTISER and caller.advertiser_id != campaign.advertiser_id:
         raise UnknownError(f"campaign {id!r} does not exist")

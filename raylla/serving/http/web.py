@@ -86,7 +86,8 @@ _MEANING = {
     404: "No such thing, or not yours",
     409: "Something else is already booked under that id or reference",
     422: "A field is missing, unknown or unusable; the message names it",
-    413: "The body is larger than serving.largest_body",
+    413: "The body is larger than serving.largest_body, or serving.largest_upload",
+    415: "The body is of a type that is not read here",
     503: "The database is busy or away; try again after the given seconds",
 }
 

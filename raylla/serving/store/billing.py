@@ -31,6 +31,7 @@ from raylla.serving.security.tokens import Claims
 from raylla.serving.store import clicks, ledger, models, outbox
 from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.parties import locked, new_id
+from raylla.serving.store.tallies import Tallies, of_auctions
 
 REPEATS_LOGGED = 100
 """Clicks that do not count which are logged per impression: a token that is called without end fills no
@@ -68,7 +69,7 @@ _CLICKED = (
         *(models.Impression.id, models.Impression.auction_id, models.Impression.ad_id),
         *(models.Impression.campaign_id, models.Impression.advertiser_id, models.Impression.price_micros),
         *(models.Auction.price_rule, models.Auction.currency, models.Auction.weight_version),
-        *(models.Impression.billed, models.Ad.url, models.Impression.user_id),
+        *(models.Impression.billed, models.Ad.url, models.Impression.created, models.Impression.user_id),
         func.coalesce(models.Impression.seen, models.Impression.created).label("seen"),
     )
     .join(models.Auction, models.Auction.id == models.Impression.auction_id)
@@ -102,6 +103,7 @@ def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None
     every.sort(key=lambda one: (one[0].advertiser_id, one[0].campaign_id, one[0].id))
     rows: list[dict[str, object]] = []
     lines: list[models.Entry] = []
+    tallies = of_auctions(auctions)
     for shown, auction in every:
         billed = "test" if auction.test else "per_click"
         if auction.price_rule is PriceRule.EXPECTED and not auction.test:
@@ -111,12 +113,15 @@ def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None
             of = _Shown(shown.id, auction.id, shown.ad_id, *seat, shown.price_micros, *terms)
             entry = _entry(session, "charge", of, None, auction.created)
             billed = "budget" if entry is None else "charged"
-            lines += [] if entry is None else [entry]
+            if entry is not None:
+                lines.append(entry)
+                _tally(tallies, entry, shown.ad_id)
         copied = {name: getattr(shown, name) for name in _COPIED}
         of_auction = {"auction_id": auction.id, "user_id": auction.user_id, "created": auction.created}
         rows.append({**copied, **of_auction, "billed": billed, "seen": shown.seen})
     if rows:
         session.connection().execute(insert(models.Impression), rows)  # the ledger's lines name them
+    tallies.write(session.connection())
     ledger.post(session, lines)
 
 
@@ -141,7 +146,7 @@ def click(
     found = connection.execute(_CLICKED, named).one_or_none()
     if found is None or not _describes(claims, found):
         raise UnknownError(f"impression {claims.impression_id!r} of this token is not in the store")
-    *terms, billed, url, _, _ = found
+    *terms, billed, url, created, _, _ = found
     shown, rule = _Shown(*terms), PriceRule(found.price_rule)
     first, repeats = connection.execute(_BEFORE, named).one()
     entry, click_id, reason = None, new_id("clk"), automatic
@@ -162,13 +167,19 @@ def click(
         kind = "accrual" if outcome is Outcome.ACCRUED else "charge"
         entry = _entry(session, kind, shown, click_id, now)
         outcome = outcome if entry is not None else Outcome.BUDGET
-    if outcome not in REPEATED or repeats < REPEATS_LOGGED:
+    logged = outcome not in REPEATED or repeats < REPEATS_LOGGED
+    if logged:
         row = {"id": click_id, "token_id": claims.token_id, "at": now, "outcome": outcome.value}
         row["reason"] = None if reason is None else reason.value
         connection.execute(insert(models.Click), row | {"impression_id": shown.id})
-    amount = 0
+    tallies, amount = Tallies(), 0
+    if logged and billed != "test":
+        tallies.click(outcome.value, now, created, shown.ad_id, shown.weight_version)
     if entry is not None:
         amount = entry.amount_micros
+        _tally(tallies, entry, shown.ad_id)
+    tallies.write(connection)
+    if entry is not None:
         ledger.post(session, [entry])
     return Charge(first if first is not None else click_id, outcome, amount, url, reason)
 
@@ -222,6 +233,7 @@ def void(session: Session, advertiser_id: str, line_id: int, now: dt.datetime) -
             voids=line_id,
             **{name: getattr(line, name) for name in same},
         )
+        _tally_void(session, booked, line)
         ledger.post(session, [booked])
     return booked
 
@@ -238,6 +250,38 @@ def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
     for auction, listing in lost:
         if listing.campaign_id in listening:
             outbox.lost(session, auction, listing, listening[listing.campaign_id], Reason.NOT_PLACED)
+
+
+def tally_conversion(session: Session, booked: models.Conversion, impression: models.Impression) -> None:
+    """Count a conversion that is booked, where it is of no test."""
+    if impression.billed == "test":
+        return
+    of_auction = select(models.Auction.weight_version).where(models.Auction.id == impression.auction_id)
+    version, tallies = session.scalars(of_auction).one(), Tallies()
+    counts = {"conversions": 1, "conversion_micros": booked.value_micros}
+    tallies.add(booked.at, impression.ad_id, version, **counts)
+    tallies.write(session.connection())
+
+
+def _tally(tallies: Tallies, entry: models.Entry, ad_id: str) -> None:
+    """What a line of an ad earned, in the tallies of its moment."""
+    sign = -1 if entry.kind == "invalid" else 1
+    tallies.add(entry.at, ad_id, str(entry.weight_version), charged_micros=sign * entry.amount_micros)
+
+
+def _tally_void(session: Session, back: models.Entry, line: models.Entry) -> None:
+    """Less was earned now, and the click that the ``line`` was for is an invalid one of when it came."""
+    impression, click = models.Impression, models.Click
+    query = select(impression.ad_id, impression.created, click.at, click.outcome)
+    query = query.outerjoin(click, click.id == line.click_id).where(impression.id == line.impression_id)
+    ad_id, shown, at, outcome = session.execute(query).one()
+    tallies = Tallies()
+    _tally(tallies, back, ad_id)
+    if at is not None:
+        of_click = outcome, at, shown, ad_id, str(line.weight_version)
+        tallies.click(*of_click, by=-1)
+        tallies.click(*of_click, taken_back=True)
+    tallies.write(session.connection())
 
 
 def _describes(claims: Claims, impression: Any) -> bool:

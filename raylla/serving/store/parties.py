@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -23,12 +23,10 @@ from raylla.serving.money.money import Micros
 from raylla.serving.security import keys
 from raylla.serving.store import ledger, models, names
 from raylla.serving.store.database import Database
-from raylla.world.build import scattered_id
+from raylla.serving.store.numbering import bumped, free_ids
 
 Row = TypeVar("Row", bound=models.Base)
 _LINKS: dict[str | None, Links | None] = {None: None} | {one: one for one in get_args(Links)}
-FIRST_COUNT = 1001
-"""What the counter of ads says at the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,14 +296,6 @@ def locked(session: Session, advertiser_id: str) -> models.Advertiser:
     return row
 
 
-def bumped(session: Session, counter: str, by: int = 1) -> int:
-    """Add to a counter and return what it says then."""
-    change = update(models.Counter).where(models.Counter.name == counter)
-    return session.execute(
-        change.values(value=models.Counter.value + by).returning(models.Counter.value)
-    ).scalar_one()
-
-
 def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
     """Write a new advertiser; its domain in the form that is compared."""
     advertiser = models.Advertiser(
@@ -372,11 +362,12 @@ def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.d
     """Write new ads on the rows behind the last, and return how many rows there are then."""
     version = bumped(session, "catalogue")
     last = bumped(session, "row", len(news))
+    given = iter(free_ids(session, sum(not new.ad.id for new in news)))
     session.execute(
         insert(models.Ad),
         [
             {
-                "id": new.ad.id or _next_ad_id(session),
+                "id": new.ad.id or next(given),
                 "row": row,
                 "campaign_id": campaign_id,
                 "title": new.ad.title,
@@ -394,13 +385,6 @@ def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.d
         ],
     )
     return last
-
-
-def _next_ad_id(session: Session) -> str:
-    while True:
-        id = scattered_id(bumped(session, "ad") - FIRST_COUNT)
-        if session.get(models.Ad, id) is None:
-            return id
 
 
 def _budget(campaign: models.Campaign, now: dt.datetime) -> models.Budget:

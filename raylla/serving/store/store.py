@@ -24,6 +24,7 @@ from raylla.serving.store.database import Database
 from raylla.serving.store.outbox import Outbox
 from raylla.serving.store.parties import Parties, found, new_id
 from raylla.serving.store.snapshot import Changes
+from raylla.serving.store.tallies import Report, Wanted, report
 
 RECORD: TypeAdapter[ServedAuction] = TypeAdapter(ServedAuction)
 _COLUMNS = (
@@ -186,6 +187,7 @@ class Store:
                     id=new_id("cnv"), click_id=click_id, order_id=order_id, value_micros=value, at=now
                 )
                 session.add(booked)
+                billing.tally_conversion(session, booked, impression)
             elif booked.value_micros != value:
                 raise ClashError(f"order_id={order_id!r} was booked with {booked.value_micros} micros")
         return booked
@@ -240,6 +242,11 @@ class Store:
         of_day = (models.Entry.at >= start) & (models.Entry.at < start + dt.timedelta(days=1))
         with self.database.reading() as session:
             return int(session.scalars(select(ledger.earned()).where(of_day)).one())
+
+    def report(self, wanted: Wanted, offset: int, limit: int) -> Report:
+        """What ads were shown, clicked and charged, from the tallies."""
+        with self.database.reading() as session:
+            return report(session, wanted, offset, limit)
 
     def seen(self, user_id: str, since: dt.datetime) -> list[tuple[str, dt.datetime]]:
         """Campaigns whose ads a user was shown since then, and when; one pair per impression."""

@@ -24,6 +24,11 @@ from tests.unit.serving.test_doors import test_the_store_takes_it_from_nobody  #
 from tests.unit.serving.test_eligibility import *  # noqa: F403
 from tests.unit.serving.test_ledger import upgrade
 from tests.unit.serving.test_market_machine import trade
+from tests.unit.serving.test_tallies import (  # noqa: F401
+    test_a_click_whose_charge_is_taken_back_is_an_invalid_one_of_its_own_day,
+    test_a_report_says_what_happened,
+    test_every_grouping_adds_up_to_the_ledger,
+)
 
 pytestmark = pytest.mark.postgres
 USER = "postgres"
