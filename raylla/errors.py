@@ -114,6 +114,10 @@ class EndpointError(RayllaError):
     """The endpoint cannot answer a request: its engine failed, or refuses the prompt."""
 
 
+class RequestError(RayllaError):
+    """A request to the endpoint cannot be answered as it is: what it holds is too long for the model."""
+
+
 class BusyError(RayllaError):
     """The endpoint cannot take a request, or not finish it in time; it is worth trying again."""
 

@@ -12,10 +12,12 @@ from typing import Literal, Protocol
 
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines.protocol import Probe, Weights
+from raylla.engines.protocol import Probe, Weights, Wish
 from raylla.engines.vllm import VllmEngine
 
 Finish = Literal["stop", "length"]
+WISHED = {"seed", "frequency_penalty", "presence_penalty"}
+"""What a `Wish` adds, as vLLM names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class LiveVllm(VllmEngine):
         self._kinds = {True: RequestOutputKind.DELTA, False: RequestOutputKind.FINAL_ONLY}
 
     def submit(self, name: str, prompt: Sequence[int], sampling: Sampling, stream: bool) -> None:
-        """See `Live`; sampled with the engine's own random numbers, which cost least."""
+        """See `Live`; sampled with the engine's own random numbers, which cost least, but for a seed."""
         if error := self._refusal(len(prompt), sampling.max_tokens):
             raise ValueError(error)
         params = self._params(
@@ -72,6 +74,7 @@ class LiveVllm(VllmEngine):
             max_tokens=sampling.max_tokens,
             output_kind=self._kinds[stream],
             detokenize=False,
+            **(sampling.model_dump(include=WISHED) if isinstance(sampling, Wish) else {}),
         )
         self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
 

@@ -70,7 +70,7 @@ class EvaluationDesk:
             planned, messages = prompt.planned, self._messages(prompt)
             id = f"{planned.auction.id}/{prompt.name}/{prompt.n}/{messages}"
             seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{prompt.name}")
-            requests[id] = Request(id, messages, prompt.n, seed)
+            requests[id] = Request(id, messages, prompt.n, seed, turns=len(planned.query.turns))
             ids.append(id)
         missing = [one for id, one in requests.items() if (name, id) not in self._written]
         if missing:
@@ -90,7 +90,10 @@ class EvaluationDesk:
             key = (name, str(messages), tuple(token_ids))
             keys.append(key)
             if key not in self._scored and key not in asked:
-                asked[key] = Given(str(len(asked)), messages, tuple(token_ids))
+                turns = len(prompt.planned.query.turns)
+                asked[key] = Given(
+                    str(len(asked)), messages, tuple(token_ids), turns=turns, room=self.config.prompt_room
+                )
         if asked:
             self._load(name)
             names = {given.id: key for key, given in asked.items()}

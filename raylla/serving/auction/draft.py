@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from raylla.records import Ad, Query
+from raylla.records import Ad, Query, Turn
 from raylla.serving.auction.eligibility import Selection
 from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown
 from raylla.serving.auction.repair import Repair, Repaired
 from raylla.serving.auction.spelling import Spelling
+from raylla.serving.auction.stops import Stops
 from raylla.serving.engine.wire import Piece
 from raylla.serving.money.records import Candidate, Reason, ServedAuction
 
@@ -31,8 +32,7 @@ class Field:
     @classmethod
     def empty(cls, asked: Asked) -> Field:
         """Nobody competes: the request wants no ads."""
-        query = Query(asked.request_id, asked.profile.id, asked.query, "", "", "test")
-        return cls("", datetime.now(UTC), query, (), None, Counter())
+        return cls("", datetime.now(UTC), asked.about(), (), None, Counter())
 
     @property
     def ads(self) -> list[Ad]:
@@ -46,17 +46,34 @@ class Draft:
     Args:
         prompt: its token ids.
         label: of disclosure.
+        turns: the earlier ones that the prompt holds.
+        stop: words before which the answer ends.
     """
 
-    def __init__(self, prompt: Sequence[int], field: Field, label: str, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        field: Field,
+        label: str,
+        tokenizer: Any,
+        turns: Sequence[Turn] = (),
+        stop: Sequence[str] = (),
+    ) -> None:
         self.prompt = prompt
+        self.turns = tuple(turns)
+        self.turns_cut = len(field.query.turns) - len(self.turns)
         self.token_ids: list[int] = []
         self.finish: str = ""
         self.version: str = ""
-        self.raw = ""
         self._field = field
         self._repair = Repair(field.ads, label)
         self._spelling = Spelling(tokenizer.backend_tokenizer)
+        self._stops = Stops(stop)
+
+    @property
+    def raw(self) -> str:
+        """What the model wrote, up to where the answer stops."""
+        return self._repair.raw(self._stops.end)
 
     def add(self, piece: Piece) -> str:
         """Take a piece; the text that may be shown because of it."""
@@ -64,18 +81,23 @@ class Draft:
         if piece.finish:
             words += self._spelling.end()
         self.token_ids += piece.token_ids
-        self.raw += words
         self.version, self.finish = piece.version, piece.finish or ""
-        return self._repair.feed(words)
+        return self._stopped(self._repair.feed(words))
 
     def end(self) -> str:
         """The last text, after the last piece."""
-        return self._repair.finish()
+        return self._stopped(self._repair.finish(self.finish == "length"), final=True)
+
+    def _stopped(self, text: str, final: bool = False) -> str:
+        shown = self._stops.take(text, self._repair.shown, final)
+        if self._stops.end is not None:
+            self.finish = "stop"
+        return shown
 
     def repaired(self) -> Repaired:
         """The whole answer, after `end`; an ad of the catalogue is told from one that does not exist."""
         selection = self._field.selection
-        return self._repair.repaired(selection.catalogue.row_by_id if selection else ())
+        return self._repair.repaired(selection.catalogue.row_by_id if selection else (), self._stops.end)
 
     def answered(
         self, clock: Clock, auction: ServedAuction | None = None, shown: tuple[Shown, ...] = ()
@@ -90,4 +112,5 @@ class Draft:
             clock.total(),
             auction,
             shown,
+            self.turns_cut,
         )

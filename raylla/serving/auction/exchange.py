@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from raylla.config import Sampling
 from raylla.errors import BusyError
-from raylla.records import Profile
+from raylla.records import Profile, Query, Turn
 from raylla.serving.engine.wire import Piece
 from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Filters, Impression, ServedAuction
@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request. ``profile.id`` is the user's, or nobody's; ``max_tokens`` may only lower the config's."""
+    """A request. ``profile.id`` is the user's, or nobody's; ``max_tokens`` may only lower the config's.
+
+    ``turns`` is what was said before, oldest first; the answer ends before the first of ``stop``;
+    ``sampling`` is what `raylla.engines.protocol.Wish` says of this answer alone.
+    """
 
     request_id: str
     query: str
@@ -32,6 +36,15 @@ class Asked:
     max_tokens: int | None = None
     bids: Mapping[str, Micros] = field(default_factory=dict)
     """Of a test auction: other bids than the ads' own, by ad id."""
+    turns: tuple[Turn, ...] = ()
+    stop: tuple[str, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def about(self, category: str = "", theme: str = "") -> Query:
+        """The question as prompts read it."""
+        id = self.profile.id
+        return Query(self.request_id, id, self.query, category, theme, "test", self.turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,8 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The end of a response. ``auction`` is None where no ads were wanted."""
+    """The end of a response. ``auction`` is None where no ads were wanted; ``turns_cut`` counts the oldest
+    turns, which found no room in the prompt."""
 
     text: str
     finish: str
@@ -57,6 +71,7 @@ class Answered:
     latency_ms: dict[str, float]
     auction: ServedAuction | None = None
     shown: tuple[Shown, ...] = ()
+    turns_cut: int = 0
 
 
 class Writer(Protocol):

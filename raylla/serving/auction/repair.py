@@ -20,7 +20,7 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from raylla.auction import Parsed, parse
+from raylla.auction import Parsed, markup, parse
 from raylla.records import Ad, Placement
 
 HOLD = 80
@@ -70,6 +70,15 @@ class Repair:
         self._cut = False
         self._placed: set[str] = set()
         self._spans: list[Placement] = []
+        self._read = 0
+        self._marks: list[tuple[int, int]] = []
+        """Characters of the user's text, and of the model's, before each part of it."""
+        self._halved = False
+
+    @property
+    def shown(self) -> list[tuple[int, int]]:
+        """Characters of each ad in the user's text so far, its label included."""
+        return [(one.start, one.end + len(self._label)) for one in self._spans]
 
     def feed(self, piece: str) -> str:
         """More of the model's text; returns the text that the user may see now."""
@@ -77,17 +86,31 @@ class Repair:
         self._rest += piece
         return self._advance(final=False)
 
-    def finish(self) -> str:
-        """The last of the text."""
+    def finish(self, halved: bool = False) -> str:
+        """The last of the text; where it is ``halved``, cut off by a limit, the beginning of an ad at its
+        end goes."""
+        self._halved = halved
         released = self._advance(final=True)
         if not self._cut:
             released += self._put(self._space)
         return released
 
-    def repaired(self, catalogue_ids: Container[str] = frozenset()) -> Repaired:
-        """Everything, after `finish`; ``catalogue_ids`` tell a wrong ad from one that does not exist."""
-        parsed = parse("".join(self._raw), self._candidates, catalogue_ids)
-        return Repaired("".join(self._clean), tuple(self._spans), parsed)
+    def repaired(self, catalogue_ids: Container[str] = frozenset(), end: int | None = None) -> Repaired:
+        """Everything, after `finish`; ``catalogue_ids`` tell a wrong ad from one that does not exist.
+
+        ``end``: only so many characters of the user's text, which must not end within an ad.
+        """
+        parsed = parse(self.raw(end), self._candidates, catalogue_ids)
+        spans = [one for one in self._spans if end is None or one.end <= end]
+        return Repaired("".join(self._clean)[:end], tuple(spans), parsed)
+
+    def raw(self, end: int | None = None) -> str:
+        """The model's text, or what of it became the first ``end`` characters of the user's."""
+        whole = "".join(self._raw)
+        if end is None:
+            return whole
+        clean, raw = next((mark for mark in reversed(self._marks) if mark[0] <= end), (0, 0))
+        return whole[: raw + end - clean]
 
     def _advance(self, final: bool) -> str:
         at, released = 0, len(self._clean)
@@ -95,7 +118,7 @@ class Repair:
         while at < len(text):
             if text[at] not in "@[":
                 stop = _next_mark(text, at)
-                self._say(text[at:stop])
+                self._say(text[at:stop], self._read + at)
             else:
                 read = self._sign(text, at) if text[at] == "@" else self._bracket(text, at)
                 stop = at + self._act(read, text, at, final)
@@ -104,19 +127,30 @@ class Repair:
             self._before = text[stop - 1]
             at = stop
         self._rest = text[at:]
+        self._read += at
         return "".join(self._clean[released:])
 
     def _act(self, read: _Read, text: str, at: int, final: bool) -> int:
         """Do what was read at ``at``; how many characters that used up, 0 to wait for more."""
         if not read.certain and not final:
             return 0
+        if final and self._halved and self._begun(text[at:]):
+            self._cut = True
+            return len(text) - at
         if read.ad is not None:
-            self._place(read.ad)
+            self._place(read.ad, self._read + at)
         elif read.words is None:
             self._cut = True
         else:
-            self._say(read.words)
+            self._say(read.words, self._read + at)
+        self._marks.append((self._length, self._read + at + read.length))
         return read.length
+
+    def _begun(self, tail: str) -> bool:
+        """Whether ``tail`` may be the beginning of an ad's markup, or of a link."""
+        if any(tail != whole and whole.startswith(tail) for whole in map(markup, self._candidates)):
+            return True
+        return "[Ad-".startswith(tail)
 
     def _sign(self, text: str, at: int) -> _Read:
         """What stands at an ``@``."""
@@ -176,16 +210,17 @@ class Repair:
                 best = max(best, words[same - 1].end())
         return min(best, len(run))
 
-    def _place(self, ad: Ad) -> None:
+    def _place(self, ad: Ad, raw: int) -> None:
         self._placed.add(ad.id)
         self._open_gap(ad.title[0])
         start = self._length
+        self._marks.append((start, raw))
         self._put(ad.title)
         self._spans.append(Placement(ad.id, start, self._length))
         self._put(self._label)
 
-    def _say(self, words: str) -> None:
-        """Plain text; spaces at its end wait, for what follows may be removed."""
+    def _say(self, words: str, raw: int) -> None:
+        """Plain text, at ``raw`` in the model's; spaces at its end wait: what follows may be removed."""
         body = words.strip()
         if not body:
             self._space += words
@@ -193,6 +228,7 @@ class Repair:
         lead = len(words) - len(words.lstrip())
         self._space += words[:lead]
         self._open_gap(body[0])
+        self._marks.append((self._length, raw + lead))
         self._put(body)
         self._space = words[lead + len(body) :]
 

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -20,7 +20,9 @@ from raylla.errors import BusyError, EndpointError, StoreError
 from raylla.records import Profile
 from raylla.serving.auction.auctioneer import Auctioneer
 from raylla.serving.http import campaigns, chat, clicks, playground, web
-from raylla.serving.http.chat import RETRY_AFTER, code_of, said
+from raylla.serving.http.openai import models
+from raylla.serving.http.openai.delivery import RETRY_AFTER, code_of, said
+from raylla.serving.http.openai.rates import Rates
 from raylla.serving.http.reports import Reports
 from raylla.wholetext import whole_json
 
@@ -61,7 +63,9 @@ def create(
     for kind in (BusyError, EndpointError, StoreError):
         app.add_exception_handler(kind, _unavailable)
     app.add_exception_handler(Exception, _unforeseen)
-    app.include_router(chat.router(auctioneer, config.serving, reports))
+    rates = Rates(config.serving.requests_per_minute, config.serving.tokens_per_minute)
+    app.include_router(chat.router(auctioneer, config, reports, rates))
+    app.include_router(models.router(config.serving.model_name))
     app.include_router(campaigns.router)
     app.include_router(clicks.router)
     app.include_router(playground.router(users))
@@ -76,12 +80,6 @@ def create(
     def metrics() -> PlainTextResponse:
         """Prometheus metrics of the replica that answers."""
         return PlainTextResponse(reports.text(), media_type="text/plain; version=0.0.4")
-
-    @app.get("/v1/models", tags=["answers"])
-    async def models() -> dict[str, Any]:
-        """The one model, as OpenAI's clients list it."""
-        one = {"id": "raylla", "object": "model", "created": 0, "owned_by": "raylla"}
-        return {"object": "list", "data": [one]}
 
     app.add_middleware(Envelope, largest=config.serving.largest_body)
     return app
