@@ -114,8 +114,12 @@ class EndpointError(RayllaError):
     """The endpoint cannot answer a request: its engine failed, or refuses the prompt."""
 
 
-class RequestError(RayllaError):
-    """A request to the endpoint cannot be answered as it is: what it holds is too long for the model."""
+class RequestError(EndpointError):
+    """The engine is well and does not take this request: nothing but another one will be answered."""
+
+
+class TooLongError(RequestError):
+    """What a request to the endpoint holds is too long for the model's context."""
 
 
 class BusyError(RayllaError):

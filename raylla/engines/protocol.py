@@ -19,6 +19,8 @@ class Wish(Sampling):
     seed: int | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    json_schema: str | None = None
+    """JSON text of a schema that the answer has to fit."""
 
 
 @dataclass(frozen=True, slots=True)

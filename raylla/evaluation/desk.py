@@ -29,6 +29,7 @@ from raylla.runs.versions import committed, named, untouched
 from raylla.world import World, prompts
 from raylla.world.bids import seed_of
 from raylla.world.texts import ad_text
+from raylla.world.turns import in_context
 
 SLACK = 10
 """Losses that are no sign yet: a single auction has few answers."""
@@ -165,7 +166,7 @@ class EvaluationDesk:
 
         From all encodings the mean of the catalogue and the training queries is taken off first.
         """
-        queries = [planned.query.text for planned in auctions]
+        queries = [in_context(planned.query) for planned in auctions]
         ads = list(dict.fromkeys(ad for planned in auctions for ad in planned.ads))
         vectors = self._encode([*queries, *map(ad_text, ads)]) - self._center()
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
@@ -214,7 +215,7 @@ class EvaluationDesk:
 
     def _center(self) -> NDArray[np.float32]:
         if self._mean is None:
-            queries = [query.text for query in self.world.of("train")]
+            queries = [in_context(query) for query in self.world.of("train")]
             self._mean = self._encode([*queries, *map(ad_text, self.world.ads)]).mean(axis=0)
         return self._mean
 

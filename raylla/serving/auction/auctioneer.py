@@ -28,7 +28,7 @@ from raylla.config import Config, Sampling
 from raylla.engines.chat import chat_format
 from raylla.engines.live import Finish
 from raylla.engines.protocol import Wish
-from raylla.errors import BusyError, EndpointError, RequestError
+from raylla.errors import BusyError, EndpointError, TooLongError
 from raylla.records import Ad, Query, Turn
 from raylla.reward.rows import rows
 from raylla.serving.auction.draft import Draft, Field
@@ -102,7 +102,7 @@ class Auctioneer:
         Raises:
             BusyError: too many requests are in progress, or this one has run past ``serving.tmax``.
             EndpointError: the engine cannot answer.
-            RequestError: the question is too long for its context.
+            RequestError: the engine does not take the request; `TooLongError`: for its question's length.
             StoreError: the auction could not be recorded; nothing of it is clickable.
         """
         if self._ongoing >= self._serving.max_ongoing:
@@ -124,7 +124,15 @@ class Auctioneer:
         prompt, turns = self._prompt(field, asked, self._config.engine.max_model_len - sampling.max_tokens)
         clock.mark("prompt")
         writer, canary = self.traffic.writer(asked.request_id)
-        draft = Draft(prompt, field, self._serving.disclosure, self._tokenizer, turns, asked.stop)
+        draft = Draft(
+            prompt,
+            field,
+            self._serving.disclosure,
+            self._tokenizer,
+            turns,
+            asked.stop,
+            verbatim="json_schema" in asked.sampling,
+        )
         # An answer that may stop early is followed as it is written.
         async with aclosing(writer.generate(prompt, sampling, stream or bool(asked.stop))) as pieces:
             while not draft.finish:
@@ -218,7 +226,7 @@ class Auctioneer:
         """The prompt's token ids, at most ``room`` of them, and the turns that it holds.
 
         Raises:
-            RequestError: the question alone is too long.
+            TooLongError: the question alone is.
         """
         bids = [self._units(one.bid_micros) for one in field.candidates]
         model, query, profile = self._config.ad_llm, field.query, asked.profile
@@ -228,7 +236,7 @@ class Auctioneer:
             messages = prompts.organic(model.prompt, query, profile)
         ids, kept = self._chat.fitted(messages, len(query.turns), room)
         if len(ids) > room:
-            raise RequestError(
+            raise TooLongError(
                 f"messages: the question makes a prompt of {len(ids)} tokens and may make {room}: "
                 "engine.max_model_len less the answer's max_tokens; shorten the one or lower the other"
             )

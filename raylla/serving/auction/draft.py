@@ -11,7 +11,7 @@ from typing import Any
 from raylla.records import Ad, Query, Turn
 from raylla.serving.auction.eligibility import Selection
 from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown
-from raylla.serving.auction.repair import Repair, Repaired
+from raylla.serving.auction.repair import Repair, Repaired, Verbatim
 from raylla.serving.auction.spelling import Spelling
 from raylla.serving.auction.stops import Stops
 from raylla.serving.engine.wire import Piece
@@ -48,6 +48,7 @@ class Draft:
         label: of disclosure.
         turns: the earlier ones that the prompt holds.
         stop: words before which the answer ends.
+        verbatim: the answer is no prose, and nothing in it is taken for an ad.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Draft:
         tokenizer: Any,
         turns: Sequence[Turn] = (),
         stop: Sequence[str] = (),
+        verbatim: bool = False,
     ) -> None:
         self.prompt = prompt
         self.turns = tuple(turns)
@@ -66,7 +68,7 @@ class Draft:
         self.finish: str = ""
         self.version: str = ""
         self._field = field
-        self._repair = Repair(field.ads, label)
+        self._repair: Repair | Verbatim = Verbatim() if verbatim else Repair(field.ads, label)
         self._spelling = Spelling(tokenizer.backend_tokenizer)
         self._stops = Stops(stop)
 

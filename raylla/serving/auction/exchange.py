@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from raylla.config import Sampling
 from raylla.errors import BusyError
@@ -38,7 +38,7 @@ class Asked:
     """Of a test auction: other bids than the ads' own, by ad id."""
     turns: tuple[Turn, ...] = ()
     stop: tuple[str, ...] = ()
-    sampling: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def about(self, category: str = "", theme: str = "") -> Query:

@@ -249,6 +249,32 @@ class Repair:
         return text
 
 
+class Verbatim:
+    """A `Repair` of text in which nothing is an ad: it is shown as it is."""
+
+    shown: tuple[tuple[int, int], ...] = ()
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+
+    def feed(self, piece: str) -> str:
+        """See `Repair`."""
+        self._text.append(piece)
+        return piece
+
+    def finish(self, halved: bool = False) -> str:
+        """See `Repair`."""
+        return ""
+
+    def repaired(self, catalogue_ids: Container[str] = frozenset(), end: int | None = None) -> Repaired:
+        """See `Repair`."""
+        return Repaired(self.raw(end), (), parse("", ()))
+
+    def raw(self, end: int | None = None) -> str:
+        """See `Repair`."""
+        return "".join(self._text)[:end]
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
     """``length`` characters that become ``ad``, the plain ``words``, or (neither) nothing."""

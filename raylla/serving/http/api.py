@@ -19,7 +19,7 @@ from raylla.config import Config
 from raylla.errors import BusyError, EndpointError, StoreError
 from raylla.records import Profile
 from raylla.serving.auction.auctioneer import Auctioneer
-from raylla.serving.http import campaigns, chat, clicks, playground, web
+from raylla.serving.http import campaigns, chat, clicks, playground, responses, web
 from raylla.serving.http.openai import models
 from raylla.serving.http.openai.delivery import RETRY_AFTER, code_of, said
 from raylla.serving.http.openai.rates import Rates
@@ -65,6 +65,7 @@ def create(
     app.add_exception_handler(Exception, _unforeseen)
     rates = Rates(config.serving.requests_per_minute, config.serving.tokens_per_minute)
     app.include_router(chat.router(auctioneer, config, reports, rates))
+    app.include_router(responses.router(auctioneer, config, reports, rates))
     app.include_router(models.router(config.serving.model_name))
     app.include_router(campaigns.router)
     app.include_router(clicks.router)

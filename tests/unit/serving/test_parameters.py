@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
@@ -10,9 +11,11 @@ from starlette.testclient import TestClient
 
 from raylla.config import Sampling
 from raylla.engines.protocol import Wish
+from raylla.errors import RequestError
 from raylla.serving.http.openai.bodies import ChatRequest
 from raylla.serving.http.openai.parameters import NO_EFFECT, ONLY, OWNED, sampling
 from raylla.serving.http.openai.rates import Rates
+from raylla.serving.http.openai.responsebodies import ResponseRequest
 from raylla.serving.http.web import HttpError
 from raylla.serving.store import Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
@@ -71,7 +74,8 @@ def test_what_is_not_done_is_refused_by_name(store: Store, name: str, value: Any
 
 def test_what_changes_nothing_is_taken(store: Store) -> None:
     one = endpoint(store)
-    body: dict[str, Any] = {name: values[0] for name, values in ONLY.items() if values} | dict(OWNED)
+    own = ChatRequest.model_fields.keys()
+    body: dict[str, Any] = {name: one[0] for name, one in ONLY.items() if one and name in own} | dict(OWNED)
     body |= {"service_tier": "auto", "prompt_cache_key": "k", "parallel_tool_calls": True}
     body |= {
         "user": "",
@@ -82,8 +86,8 @@ def test_what_changes_nothing_is_taken(store: Store) -> None:
         "seed": None,
     }
     assert ask(one, **body).status_code == 200
-    assert ask(one, **dict.fromkeys(ChatRequest.model_fields.keys() - {"messages"})).status_code == 200
-    assert {*NO_EFFECT, *ONLY, *OWNED} <= ChatRequest.model_fields.keys()
+    assert ask(one, **dict.fromkeys(own - {"messages"})).status_code == 200
+    assert {*NO_EFFECT, *ONLY, *OWNED} <= own | ResponseRequest.model_fields.keys()
 
 
 def test_the_served_sampling_is_taken_and_another_is_not() -> None:
@@ -125,8 +129,44 @@ def test_without_ads_the_request_says_how_the_model_samples(store: Store) -> Non
     assert isinstance(given, Wish)
     assert (given.temperature, given.top_p, given.seed) == (0.2, 0.5, 2**63 - 1)
     assert (given.frequency_penalty, given.presence_penalty) == (1, -1)
-    refused = ask(one, raylla={"ads": False}, response_format={"type": "json_object"})
-    assert refused.json()["error"]["param"] == "response_format"
+
+
+SCHEMA = {"type": "object", "properties": {"tags": {"type": "array"}}}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA, "strict": True}}, SCHEMA),
+    ],
+)
+def test_json_can_be_had_without_ads_and_is_left_as_it_is(store: Store, wanted: Any, given: Any) -> None:
+    said = '{"tags": ["@a", "@b@", "[Ad-1]"]}'
+    one = endpoint(store, said)
+    answer = ask(one, raylla={"ads": False}, response_format=wanted)
+    assert answer.json()["choices"][0]["message"]["content"] == said
+    assert json.loads(one.writer.sampling[-1].json_schema) == given  # type: ignore[attr-defined]
+    refused = ask(one, response_format=wanted).json()["error"]
+    assert (refused["code"], refused["param"]) == ("unsupported_parameter", "response_format")
+    assert "raylla.ads=false" in refused["message"]
+
+
+def test_a_schema_that_is_none_is_the_clients_fault(store: Store) -> None:
+    one = endpoint(store)
+    for wanted in ({"type": "json_schema"}, {"type": "json_schema", "json_schema": {"schema": [1]}}):
+        error = ask(one, raylla={"ads": False}, response_format=wanted).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", "response_format")
+
+    async def refuses(*_: object) -> Any:
+        raise RequestError("Grammar error: unknown type")
+        yield
+
+    one.traffic.stable.generate = refuses  # type: ignore[method-assign,assignment]
+    body = {"raylla": {"ads": False}, "response_format": {"type": "json_object"}}
+    answer = ask(one, **body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert "Grammar error" in answer.json()["error"]["message"]
 
 
 def test_a_seed_and_fewer_tokens_reach_the_engine(store: Store) -> None:

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from raylla.errors import MoneyError, RequestError, TextError
+from raylla.errors import MoneyError, RequestError, TextError, TooLongError
 from raylla.serving.http.web import HttpError
 
 CODES = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
@@ -38,9 +38,9 @@ class OpenAiRoute(APIRoute):
                 return await handle(request)
             except RequestValidationError as error:
                 raise _invalid(error.errors()) from None
-            except RequestError as error:
+            except TooLongError as error:
                 raise HttpError(400, "context_length_exceeded", str(error), param="messages") from None
-            except (MoneyError, TextError) as error:
+            except (RequestError, MoneyError, TextError) as error:
                 raise HttpError(400, "invalid_value", str(error)) from None
 
         return translated
