@@ -471,6 +471,15 @@ class Serving(Section):
     max_ongoing: Positive = Field(
         64, description="requests in progress per ingress replica; more get 503 with Retry-After"
     )
+    model_name: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        "raylla", description="what clients call the model; others do not exist"
+    )
+    requests_per_minute: Positive | None = Field(
+        None, description="of each API key, by replica; none: no limit"
+    )
+    tokens_per_minute: Positive | None = Field(
+        None, description="read and written for each API key, by replica; none: no limit"
+    )
     longest_query: Positive = Field(2000, description="characters of a question, and of a profile's basics")
     largest_body: Positive = Field(256 * 2**10, description="bytes of a request's body")
     largest_upload: Positive = Field(64 * 2**20, description="bytes of a table of ads that is uploaded")

@@ -27,8 +27,9 @@ from raylla.auction import reward
 from raylla.config import Config, Sampling
 from raylla.engines.chat import chat_format
 from raylla.engines.live import Finish
-from raylla.errors import BusyError, EndpointError
-from raylla.records import Ad, Profile, Query
+from raylla.engines.protocol import Wish
+from raylla.errors import BusyError, EndpointError, TooLongError
+from raylla.records import Ad, Query, Turn
 from raylla.reward.rows import rows
 from raylla.serving.auction.draft import Draft, Field
 from raylla.serving.auction.eligibility import Eligibility, Selection
@@ -52,6 +53,7 @@ from raylla.serving.store import Store
 from raylla.world import prompts
 from raylla.world.retrieval import Retrieval
 from raylla.world.synthetic import lexicon
+from raylla.world.turns import in_context
 
 FINISHES = get_args(Finish)
 
@@ -100,7 +102,8 @@ class Auctioneer:
 
         Raises:
             BusyError: too many requests are in progress, or this one has run past ``serving.tmax``.
-            EndpointError: the engine cannot answer, or the query is too long for its context.
+            EndpointError: the engine cannot answer.
+            RequestError: the engine does not take the request; `TooLongError`: for its question's length.
             StoreError: the auction could not be recorded; nothing of it is clickable.
         """
         if self._ongoing >= self._serving.max_ongoing:
@@ -118,13 +121,23 @@ class Auctioneer:
     async def _hold(self, asked: Asked, stream: bool) -> AsyncGenerator[str | Answered, None]:
         clock = Clock(self._serving.tmax)
         field = await self._compete(asked, clock) if asked.ads else Field.empty(asked)
-        prompt = self._prompt(field, asked.profile)
+        sampling = _sampling(self._config.ad_llm.sampling, asked)
+        prompt, turns = self._prompt(field, asked, self._config.engine.max_model_len - sampling.max_tokens)
         clock.mark("prompt")
         writer, canary = self.traffic.writer(asked.request_id)
         tickets = Tickets(asked, field, self._serving, self._tokens)
-        draft = Draft(prompt, field, self._serving.disclosure, self._tokenizer, tickets.shown)
-        sampling = _sampling(self._config.ad_llm.sampling, asked.max_tokens)
-        async with aclosing(writer.generate(prompt, sampling, stream)) as pieces:
+        draft = Draft(
+            prompt,
+            field,
+            self._serving.disclosure,
+            self._tokenizer,
+            tickets.shown,
+            turns,
+            asked.stop,
+            verbatim="json_schema" in asked.sampling,
+        )
+        # An answer that may stop early is followed as it is written.
+        async with aclosing(writer.generate(prompt, sampling, stream or bool(asked.stop))) as pieces:
             while not draft.finish:
                 piece = await clock.within("the engine", anext(pieces, None))
                 if piece is None:
@@ -168,7 +181,8 @@ class Auctioneer:
         left_out = Counter(selection.counts())
         found: list[int] = []
         if selection.mask.any():
-            vector = (await clock.within("the query's vector", self._oracle.encode([asked.query])))[0]
+            said = in_context(asked.about())
+            vector = (await clock.within("the query's vector", self._oracle.encode([said])))[0]
             found = self._relevant(self.retrieval, vector, selection, left_out)
         candidates = []
         for row in found:
@@ -179,12 +193,11 @@ class Auctioneer:
                 left_out[Reason.FLOOR] += 1
             else:
                 candidates.append(candidate)
-        category, theme = _about(asked.query, selection.catalogue.ads[found[0]] if found else None)
+        category, theme = _about(asked.about(), selection.catalogue.ads[found[0]] if found else None)
         # Training prompts list their ads in no order: an order would be read as a signal.
         random.Random(auction_id).shuffle(candidates)
         clock.mark("candidates")
-        query = Query(asked.request_id, asked.profile.id, asked.query, category, theme, "test")
-        return Field(auction_id, now, query, tuple(candidates), selection, +left_out)
+        return Field(auction_id, now, asked.about(category, theme), tuple(candidates), selection, +left_out)
 
     def _relevant(
         self, retrieval: Retrieval, vector: Vectors, selection: Selection, left_out: Counter[Reason]
@@ -213,12 +226,25 @@ class Auctioneer:
         )
         return Candidate(listing, entry.bid_micros, entry.resampled)
 
-    def _prompt(self, field: Field, profile: Profile) -> list[int]:
-        """The prompt's token ids."""
+    def _prompt(self, field: Field, asked: Asked, room: int) -> tuple[list[int], list[Turn]]:
+        """The prompt's token ids, at most ``room`` of them, and the turns that it holds.
+
+        Raises:
+            TooLongError: the question alone is.
+        """
         bids = [self._units(one.bid_micros) for one in field.candidates]
-        model = self._config.ad_llm
-        messages = prompts.answer(model.prompt, field.query, profile, field.ads, bids, model.descriptions)
-        return self._chat.ids(messages)
+        model, query, profile = self._config.ad_llm, field.query, asked.profile
+        if asked.ads:
+            messages = prompts.answer(model.prompt, query, profile, field.ads, bids, model.descriptions)
+        else:
+            messages = prompts.organic(model.prompt, query, profile)
+        ids, kept = self._chat.fitted(messages, len(query.turns), room)
+        if len(ids) > room:
+            raise TooLongError(
+                f"messages: the question makes a prompt of {len(ids)} tokens and may make {room}: "
+                "engine.max_model_len less the answer's max_tokens; shorten the one or lower the other"
+            )
+        return ids, [query.turns[place] for place in kept]
 
     async def _rates(
         self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Clock
@@ -276,6 +302,9 @@ class Auctioneer:
             micros_per_unit=self._serving.micros_per_unit,
             canary=canary,
             test=asked.test,
+            turns=draft.turns,
+            turns_cut=draft.turns_cut,
+            metadata=dict(asked.metadata),
         )
 
     def _impressions(
@@ -330,15 +359,17 @@ def _shown(auction: ServedAuction, repaired: Repaired, tickets: Tickets) -> tupl
     return tuple(shown)
 
 
-def _about(text: str, nearest: Ad | None) -> tuple[str, str]:
-    """Category and theme of a question: by its words, else those of the most relevant ad."""
-    category = lexicon.category_of(text)
+def _about(query: Query, nearest: Ad | None) -> tuple[str, str]:
+    """Category and theme of a question: by its words, or those before it, else of the most relevant ad."""
+    category = lexicon.category_of(query.text) or lexicon.category_of(in_context(query))
     if category or nearest is None:
         return category, lexicon.theme_of(category)
     return nearest.category, nearest.theme
 
 
-def _sampling(configured: Sampling, max_tokens: int | None) -> Sampling:
-    if max_tokens is None or max_tokens >= configured.max_tokens:
-        return configured
-    return configured.model_copy(update={"max_tokens": max_tokens})
+def _sampling(configured: Sampling, asked: Asked) -> Sampling:
+    """The config's, with what the request may change of it."""
+    longest = min(configured.max_tokens, asked.max_tokens or configured.max_tokens)
+    if not asked.sampling:
+        return configured.model_copy(update={"max_tokens": longest})
+    return Wish.model_validate(configured.model_dump() | {"max_tokens": longest} | dict(asked.sampling))

@@ -13,17 +13,19 @@ becomes of them:
   nobody is shown an advertiser's name that leads nowhere and is not disclosed;
 - an ``@`` or a bracket that is none of these (an address, a handle): left alone.
 
-Users may be shown something else in a title's place (a Markdown link, `raylla.serving.auction.links`): it
-is released in one piece with its label, and ``text`` stays with the title.
+Three texts run side by side: the model's (``raw``), the user's without links (``clean``), which spans and
+stops count in, and the one that is shown, where a link (`raylla.serving.auction.links`) may stand in a
+title's place. The link is shown in one piece with its label.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
-from raylla.auction import Parsed, parse
+from raylla.auction import Parsed, markup, parse
 from raylla.records import Ad, Placement
 from raylla.serving.auction.links import BINDING
 
@@ -78,19 +80,46 @@ class Repair:
         self._rest = ""
         self._before = ""
         self._clean: list[str] = []
+        self._shown: list[str] = []
+        self._starts: list[int] = []
+        """Characters of the clean text before each part of it, and of the shown one."""
         self._length = 0
-        self._out: list[str] = []
-        self._sent = 0
+        self._shown_length = 0
         self._space = ""
         self._cut = False
         self._placed: set[str] = set()
         self._spans: list[Placement] = []
-        self._shown: list[Placement] = []
+        self._shown_spans: list[Placement] = []
+        self._read = 0
+        self._marks: list[tuple[int, int]] = []
+        """Characters of the clean text, and of the model's, before each part of it."""
+        self._halved = False
 
     @property
-    def shown(self) -> str:
-        """The text that was released so far."""
-        return "".join(self._out)
+    def disclosed(self) -> list[tuple[int, int]]:
+        """Characters of each ad in the clean text so far, its label included."""
+        return [(one.start, one.end + len(self._label)) for one in self._spans]
+
+    def clean(self, start: int = 0, end: int | None = None) -> str:
+        """The clean text so far, from character ``start`` to ``end``, both within no ad."""
+        return self._between(self._clean, start, end)
+
+    def shown(self, start: int = 0, end: int | None = None) -> str:
+        """What is shown of those characters of the clean text."""
+        return self._between(self._shown, start, end)
+
+    def _between(self, parts: Sequence[str], start: int, end: int | None) -> str:
+        stop = self._length if end is None else min(end, self._length)
+        found = []
+        for place in range(max(0, bisect_right(self._starts, start) - 1), len(parts)):
+            at = self._starts[place]
+            if at >= stop:
+                break
+            if at >= start and at + len(self._clean[place]) <= stop:
+                found.append(parts[place])
+            else:  # plain words, which are shown as they are
+                found.append(self._clean[place][max(0, start - at) : stop - at])
+        return "".join(found)
 
     def feed(self, piece: str) -> str:
         """More of the model's text; returns the text that the user may see now."""
@@ -98,25 +127,41 @@ class Repair:
         self._rest += piece
         return self._advance(final=False)
 
-    def finish(self) -> str:
-        """The last of the text."""
+    def finish(self, halved: bool = False) -> str:
+        """The last of the text; where it is ``halved``, cut off by a limit, the beginning of an ad at its
+        end goes."""
+        self._halved = halved
         released = self._advance(final=True)
         if not self._cut:
-            released += self._put(self._space)
+            self._put(self._space)
+            released += self._space
         return released
 
-    def repaired(self, catalogue_ids: Container[str] = frozenset()) -> Repaired:
-        """Everything, after `finish`; ``catalogue_ids`` tell a wrong ad from one that does not exist."""
-        parsed = parse("".join(self._raw), self._candidates, catalogue_ids)
-        return Repaired("".join(self._clean), tuple(self._spans), parsed, self.shown, tuple(self._shown))
+    def repaired(self, catalogue_ids: Container[str] = frozenset(), end: int | None = None) -> Repaired:
+        """Everything, after `finish`; ``catalogue_ids`` tell a wrong ad from one that does not exist.
+
+        ``end``: only so many characters of the clean text, which must not end within an ad.
+        """
+        parsed = parse(self.raw(end), self._candidates, catalogue_ids)
+        spans = tuple(one for one in self._spans if end is None or one.end <= end)
+        shown_spans = tuple(self._shown_spans[: len(spans)])
+        return Repaired(self.clean(end=end), spans, parsed, self.shown(end=end), shown_spans)
+
+    def raw(self, end: int | None = None) -> str:
+        """The model's text, or what of it became the first ``end`` characters of the clean text."""
+        whole = "".join(self._raw)
+        if end is None:
+            return whole
+        clean, raw = next((mark for mark in reversed(self._marks) if mark[0] <= end), (0, 0))
+        return whole[: raw + end - clean]
 
     def _advance(self, final: bool) -> str:
-        at, released = 0, len(self._out)
+        at, released = 0, len(self._shown)
         text = self._rest
         while at < len(text):
             if text[at] not in "@[":
                 stop = _next_mark(text, at)
-                self._say(text[at:stop])
+                self._say(text[at:stop], self._read + at)
             else:
                 read = self._sign(text, at) if text[at] == "@" else self._bracket(text, at)
                 stop = at + self._act(read, text, at, final)
@@ -125,19 +170,30 @@ class Repair:
             self._before = text[stop - 1]
             at = stop
         self._rest = text[at:]
-        return "".join(self._out[released:])
+        self._read += at
+        return "".join(self._shown[released:])
 
     def _act(self, read: _Read, text: str, at: int, final: bool) -> int:
         """Do what was read at ``at``; how many characters that used up, 0 to wait for more."""
         if not read.certain and not final:
             return 0
+        if final and self._halved and self._begun(text[at:]):
+            self._cut = True
+            return len(text) - at
         if read.ad is not None:
-            self._place(read.ad)
+            self._place(read.ad, self._read + at)
         elif read.words is None:
             self._cut = True
         else:
-            self._say(read.words)
+            self._say(read.words, self._read + at)
+        self._marks.append((self._length, self._read + at + read.length))
         return read.length
+
+    def _begun(self, tail: str) -> bool:
+        """Whether ``tail`` may be the beginning of an ad's markup, or of a link."""
+        if any(tail != whole and whole.startswith(tail) for whole in map(markup, self._candidates)):
+            return True
+        return "[Ad-".startswith(tail)
 
     def _sign(self, text: str, at: int) -> _Read:
         """What stands at an ``@``."""
@@ -197,22 +253,23 @@ class Repair:
                 best = max(best, words[same - 1].end())
         return min(best, len(run))
 
-    def _place(self, ad: Ad) -> None:
+    def _place(self, ad: Ad, raw: int) -> None:
         self._placed.add(ad.id)
         self._open_gap(ad.title[0])
-        start, shown = self._length, ad.title
+        start, shown, apart = self._length, ad.title, ""
         if self._link is not None:
             shown = self._link(ad)
-            if shown != ad.title and self._out and self._out[-1][-1] in BINDING:
-                self._release(" ")
-        sent = self._sent
-        self._put(ad.title, shown)
+            if shown != ad.title and self._shown and self._shown[-1][-1] in BINDING:
+                apart = " "
+        shown_start = self._shown_length + len(apart)
+        self._marks.append((start, raw))
+        self._put(ad.title, apart + shown)
         self._spans.append(Placement(ad.id, start, self._length))
-        self._shown.append(Placement(ad.id, sent, self._sent))
+        self._shown_spans.append(Placement(ad.id, shown_start, self._shown_length))
         self._put(self._label)
 
-    def _say(self, words: str) -> None:
-        """Plain text; spaces at its end wait, for what follows may be removed."""
+    def _say(self, words: str, raw: int) -> None:
+        """Plain text, at ``raw`` in the model's; spaces at its end wait: what follows may be removed."""
         body = words.strip()
         if not body:
             self._space += words
@@ -220,6 +277,7 @@ class Repair:
         lead = len(words) - len(words.lstrip())
         self._space += words[:lead]
         self._open_gap(body[0])
+        self._marks.append((self._length, raw + lead))
         self._put(body)
         self._space = words[lead + len(body) :]
 
@@ -233,16 +291,51 @@ class Repair:
         self._put(gap)
         self._space, self._cut = "", False
 
-    def _put(self, text: str, shown: str | None = None) -> str:
-        if text:
-            self._clean.append(text)
-            self._length += len(text)
-            self._release(text if shown is None else shown)
-        return text
+    def _put(self, text: str, shown: str | None = None) -> None:
+        """Text, of which ``shown`` is shown (None: itself)."""
+        if not text:
+            return
+        seen = text if shown is None else shown
+        self._starts.append(self._length)
+        self._clean.append(text)
+        self._shown.append(seen)
+        self._length += len(text)
+        self._shown_length += len(seen)
 
-    def _release(self, text: str) -> None:
-        self._out.append(text)
-        self._sent += len(text)
+
+class Verbatim:
+    """A `Repair` of text in which nothing is an ad: it is shown as it is."""
+
+    disclosed: tuple[tuple[int, int], ...] = ()
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+
+    def clean(self, start: int = 0, end: int | None = None) -> str:
+        """See `Repair`."""
+        return "".join(self._text)[start:end]
+
+    def shown(self, start: int = 0, end: int | None = None) -> str:
+        """See `Repair`."""
+        return self.clean(start, end)
+
+    def feed(self, piece: str) -> str:
+        """See `Repair`."""
+        self._text.append(piece)
+        return piece
+
+    def finish(self, halved: bool = False) -> str:
+        """See `Repair`."""
+        return ""
+
+    def repaired(self, catalogue_ids: Container[str] = frozenset(), end: int | None = None) -> Repaired:
+        """See `Repair`."""
+        text = self.clean(end=end)
+        return Repaired(text, (), parse("", ()), text, ())
+
+    def raw(self, end: int | None = None) -> str:
+        """See `Repair`."""
+        return self.clean(end=end)
 
 
 @dataclass(frozen=True, slots=True)

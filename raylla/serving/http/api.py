@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -20,8 +20,10 @@ from raylla.config import Config
 from raylla.errors import BusyError, EndpointError, StoreError
 from raylla.records import Profile
 from raylla.serving.auction.auctioneer import Auctioneer
-from raylla.serving.http import advertisers, campaigns, chat, clicks, playground, web
-from raylla.serving.http.chat import RETRY_AFTER, code_of, said
+from raylla.serving.http import advertisers, campaigns, chat, clicks, playground, responses, web
+from raylla.serving.http.openai import models
+from raylla.serving.http.openai.delivery import RETRY_AFTER, code_of, said
+from raylla.serving.http.openai.rates import LIMIT_HEADERS, Rates
 from raylla.serving.http.reports import Reports
 from raylla.wholetext import whole_json
 
@@ -63,7 +65,10 @@ def create(
     for kind in (BusyError, EndpointError, StoreError):
         app.add_exception_handler(kind, _unavailable)
     app.add_exception_handler(Exception, _unforeseen)
-    app.include_router(chat.router(auctioneer, config.serving, reports))
+    rates = Rates(config.serving.requests_per_minute, config.serving.tokens_per_minute)
+    app.include_router(chat.router(auctioneer, config, reports, rates))
+    app.include_router(responses.router(auctioneer, config, reports, rates))
+    app.include_router(models.router(config.serving.model_name))
     app.include_router(campaigns.router)
     app.include_router(clicks.router)
     app.include_router(playground.router(users))
@@ -81,12 +86,6 @@ def create(
         """Prometheus metrics of the replica that answers."""
         return PlainTextResponse(reports.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models", tags=["answers"])
-    async def models() -> dict[str, Any]:
-        """The one model, as OpenAI's clients list it."""
-        one = {"id": "raylla", "object": "model", "created": 0, "owned_by": "raylla"}
-        return {"object": "list", "data": [one]}
-
     serving = config.serving
     app.add_middleware(Envelope, largest=serving.largest_body, largest_upload=serving.largest_upload)
     if serving.cors_origins:
@@ -95,7 +94,7 @@ def create(
             allow_origins=serving.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["*"],  # whatever the page asks for: clients send names of their own
-            expose_headers=["X-Request-ID", "Retry-After"],
+            expose_headers=["X-Request-ID", "Retry-After", *LIMIT_HEADERS],
         )
     return app
 

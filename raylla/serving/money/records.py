@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from raylla.records import Ad
+from raylla.records import Ad, Turn
 from raylla.serving.money.money import Micros
 
 
@@ -138,7 +138,9 @@ class ServedAuction:
     ``raw_text`` is the model's, ``text`` the user's. ``filtered`` names ads that did not compete (a
     bounded number of them), ``filtered_counts`` counts all. ``resample_share`` is mu of the
     `resampled` rule, None under the others. ``latency_ms`` is by part. A ``test`` auction is never
-    charged. ``category`` and ``theme`` are what the prompt took the query to be about.
+    charged. ``category`` and ``theme`` are what the prompt took the query to be about. ``turns`` are the
+    earlier ones that the prompt held, ``turns_cut`` counts those before them that found no room.
+    ``metadata`` is the application's.
     """
 
     id: str
@@ -173,6 +175,9 @@ class ServedAuction:
     theme: str = ""
     micros_per_unit: int | None = None
     """What one unit of the model's bids was worth; None: not noted yet, when it was served."""
+    turns: tuple[Turn, ...] = ()
+    turns_cut: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Outcome(StrEnum):

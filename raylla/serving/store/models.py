@@ -2,7 +2,7 @@
 
 Money is whole micros in 64 bits, times are UTC. `ledger`, `budgets`, `auctions`, `impressions`,
 `clicks` and `conversions` are append-only: triggers of the migrations refuse UPDATE and DELETE.
-Nothing is ever deleted, so every charge can be followed to what it was for.
+Nothing but clients' responses is ever deleted, so every charge can be followed to what it was for.
 """
 
 from __future__ import annotations
@@ -343,3 +343,18 @@ class Notice(Base):
     sent: Mapped[dt.datetime | None]
     error: Mapped[str | None]
     destination: Mapped[str]
+
+
+class Response(Base):
+    """A response of the Responses API, deleted when its client says so.
+
+    ``turns`` is what its request and its answer say, as [role, text]; it goes on from ``previous_id``.
+    """
+
+    __tablename__ = "responses"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str]
+    previous_id: Mapped[str | None]
+    created: Mapped[dt.datetime]
+    turns: Mapped[Any]
+    body: Mapped[Any]

@@ -23,6 +23,7 @@ from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.database import Database
 from raylla.serving.store.outbox import Outbox
 from raylla.serving.store.parties import Parties, found, new_id
+from raylla.serving.store.responses import Responses
 from raylla.serving.store.snapshot import Changes
 from raylla.serving.store.tallies import Report, Wanted, report
 
@@ -41,6 +42,7 @@ class Store:
         self.database = database
         self.parties = Parties(self.database)
         self.outbox = Outbox(self.database)
+        self.responses = Responses(self.database)
 
     def close(self) -> None:
         """Close all connections."""

@@ -28,6 +28,8 @@ Cells = dict[str, str]
 """Field -> text of the cell, without blanks around it; `""` where there is none."""
 DELIMITED = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
 """What may part cells, the first where a header has none of them."""
+STRUCTURED = ("turns",)
+"""Fields whose lists and objects become JSON."""
 LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (*DELIMITED, *LINES, *PARQUET)
@@ -229,7 +231,8 @@ def _texts(file: Path, line: int, cells: Mapping[str, Any]) -> Cells | Fault:
     """The cells as text, or the one that cannot be."""
     found = {}
     for field, value in cells.items():
-        text = _text(value)
+        nested = field in STRUCTURED and isinstance(value, list | dict)
+        text = json.dumps(value, default=str) if nested else _text(value)
         if text is None:
             return Fault(file, line, f"{field} is a {type(value).__name__}, not a text or number", field)
         if byte := _bytes(text):

@@ -87,7 +87,7 @@ function body() {
   if (chosen) extras.profile = { id: chosen.id, basics: chosen.basics, interests: chosen.interests };
   if (test && state.bids.size) extras.bids = Object.fromEntries(state.bids);
   return {
-    model: "raylla", stream: true, stream_options: { include_usage: true }, raylla: extras,
+    stream: true, stream_options: { include_usage: true }, raylla: extras,
     messages: [{ role: "user", content: byId("question").value.trim() }],
   };
 }
