@@ -81,6 +81,16 @@ def test_what_stands_before_a_link_makes_nothing_else_of_it(before: str) -> None
     assert "image" not in [kind for kind, _ in read(shown)]
 
 
+def test_a_cut_before_a_link_leaves_nothing_of_it() -> None:
+    one = Repair(CANDIDATES, "Sponsored", linked)
+    one.feed(f"Look!{markup(KETTLE)} now")
+    one.finish()
+    cut, whole = one.repaired(end=5), one.repaired()
+    assert (cut.text, cut.shown, cut.spans, cut.shown_spans) == ("Look!", "Look!", (), ())
+    assert whole.shown == f"Look! {linked(KETTLE)}{LABEL} now"
+    assert one.shown(5, len(whole.text)) == whole.shown[5:]
+
+
 @settings(max_examples=500, deadline=None)
 @given(chunked())
 def test_no_cut_of_a_stream_parts_a_link_or_moves_one(case: tuple[str, list[str]]) -> None:
