@@ -33,7 +33,7 @@ class ResponseForm:
         self._base, self._disclosure, self._notes = base, disclosure, notes
         self._texts: list[str] = []
         self._number = 0
-        self._common = {
+        self._common: dict[str, Any] = {
             "id": self.id,
             "object": "response",
             "created_at": int(time.time()),
