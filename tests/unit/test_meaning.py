@@ -117,11 +117,11 @@ def test_a_follow_up_finds_what_the_turn_before_was_about() -> None:
     retrieval.refresh(ads, encode)
 
     def suit(queries: list[Query]) -> float:
-        """Share of the six ads found that are of the query's theme."""
+        """Share of the six ads found that are of the query's category; by chance it is 0.02."""
         vectors = encode([in_context(query) for query in queries])
         found = [[ads[row] for row in retrieval.search(vector, None, 6)] for vector in vectors]
         pairs = [(ad, query) for row, query in zip(found, queries, strict=True) for ad in row]
-        return sum(ad.theme == query.theme for ad, query in pairs) / len(pairs)
+        return sum(ad.category == query.category for ad, query in pairs) / len(pairs)
 
     bare = [replace(query, text="and a cheaper one?") for query in asked]
     answer = Turn("assistant", "One of steel.")
@@ -130,8 +130,9 @@ def test_a_follow_up_finds_what_the_turn_before_was_about() -> None:
         for query, before in zip(bare, asked, strict=True)
     ]
     alone, in_its_context, first = suit(bare), suit(followed), suit(asked)
-    assert alone < 0.2
-    assert in_its_context > 0.8 * first > 0.4
+    assert alone < 0.05
+    assert first > 0.15
+    assert in_its_context > 0.5 * first
 
 
 class _Crew:

@@ -32,7 +32,7 @@ class ResponseForm:
         self._links, self._disclosure, self._notes = asked.links, disclosure, notes
         self._texts: list[str] = []
         self._number = 0
-        self._common = {
+        self._common: dict[str, Any] = {
             "id": self.id,
             "object": "response",
             "created_at": int(time.time()),

@@ -87,7 +87,7 @@ def conversation(messages: Sequence[Said], field: str = "messages") -> Conversat
             else:
                 texts.append(text)
         if said := cleaned(role, "\n".join(texts)):
-            turns.append((place, *said))
+            turns.append((place, said[0]))
         elif role == "user":
             turns.append((place, Turn(role, "")))
     asked = next((at for at in reversed(range(len(turns))) if turns[at][1].role != "system"), None)

@@ -65,7 +65,7 @@ def sampling(body: BaseModel, ads: bool, served: Sampling) -> dict[str, Any]:
         if isinstance(value, dict):  # what is null in it is not given either
             value = {key: one for key, one in value.items() if one is not None}
         if found and name in FORMATS:  # the schema is taken; what stands beside it is to be as ever
-            value = {**value, "format": {"type": "text"}} if FORMATS[name] else None
+            value = {**(value or {}), "format": {"type": "text"}} if FORMATS[name] else None
         if value is None or any(value == one for one in taken):
             continue
         allowed = f"only {' or '.join(map(repr, taken))} is taken" if taken else "it is not taken"
