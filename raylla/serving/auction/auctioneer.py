@@ -122,7 +122,7 @@ class Auctioneer:
         clock.mark("prompt")
         writer, canary = self.traffic.writer(asked.request_id)
         tickets = Tickets(asked, field, self._serving, self._tokens)
-        draft = Draft(prompt, field, self._serving.disclosure, self._tokenizer, tickets.shown)
+        draft = Draft(prompt, field, self._serving.disclosure, self._tokenizer, tickets)
         sampling = _sampling(self._config.ad_llm.sampling, asked.max_tokens)
         async with aclosing(writer.generate(prompt, sampling, stream)) as pieces:
             while not draft.finish:

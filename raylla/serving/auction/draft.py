@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from raylla.records import Ad, Query
 from raylla.serving.auction.eligibility import Selection
 from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown
-from raylla.serving.auction.repair import Repair, Repaired
+from raylla.serving.auction.repair import Repair, Repaired, Titles
 from raylla.serving.auction.spelling import Spelling
 from raylla.serving.engine.wire import Piece
 from raylla.serving.money.records import Candidate, Reason, ServedAuction
@@ -46,7 +46,7 @@ class Draft:
     Args:
         prompt: its token ids.
         label: of disclosure.
-        link: what users are shown in the place of a placed ad's title, asked once for each.
+        titles: what users are shown in the place of ads' titles.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Draft:
         field: Field,
         label: str,
         tokenizer: Any,
-        link: Callable[[Ad], str],
+        titles: Titles,
     ) -> None:
         self.prompt = prompt
         self.token_ids: list[int] = []
@@ -63,7 +63,7 @@ class Draft:
         self.version: str = ""
         self.raw = ""
         self._field = field
-        self._repair = Repair(field.ads, label, link)
+        self._repair = Repair(field.ads, label, titles)
         self._spelling = Spelling(tokenizer.backend_tokenizer)
 
     def add(self, piece: Piece) -> str:

@@ -20,8 +20,9 @@ is released in one piece with its label, and ``text`` stays with the title.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from raylla.auction import Parsed, parse
 from raylla.records import Ad, Placement
@@ -54,20 +55,25 @@ class Repaired:
     shown_spans: tuple[Placement, ...]
 
 
+class Titles(Protocol):
+    """What users are shown in the place of ads' titles."""
+
+    def placed(self, ad: Ad) -> str:
+        """For an ad that is placed now; asked once for each."""
+
+    def again(self, ad: Ad) -> str:
+        """For an ad that was placed before."""
+
+
 class Repair:
-    """The repair of one answer, fed piece by piece.
+    """The repair of one answer, fed piece by piece; without ``titles`` users are shown the titles."""
 
-    ``link`` makes what users are shown in the place of an ad's title, once for each; None: the title.
-    """
-
-    def __init__(
-        self, candidates: Sequence[Ad], label: str, link: Callable[[Ad], str] | None = None
-    ) -> None:
+    def __init__(self, candidates: Sequence[Ad], label: str, titles: Titles | None = None) -> None:
         self._candidates = tuple(candidates)
         self._by_id = {ad.id: ad for ad in candidates}
         self._titles = [_WORDS.findall(ad.title.casefold()) for ad in candidates]
         self._label = f" ({label})" if label else ""
-        self._link = link
+        self._shows = titles
         longest = max([HOLD, *(len(ad.title) for ad in candidates)])
         self._hold = longest
         self._markup = re.compile(rf"@([^@\[\]\n]{{1,{longest}}})@\[Ad-([0-9]{{1,20}})\]")
@@ -131,7 +137,9 @@ class Repair:
         """Do what was read at ``at``; how many characters that used up, 0 to wait for more."""
         if not read.certain and not final:
             return 0
-        if read.ad is not None:
+        if read.ad is not None and read.words is not None:
+            self._say(read.words, None if self._shows is None else self._shows.again(read.ad))
+        elif read.ad is not None:
             self._place(read.ad)
         elif read.words is None:
             self._cut = True
@@ -180,7 +188,7 @@ class Repair:
         if ad is None or ad.title != whole[1]:
             return _Read(length, None)
         if ad.id in self._placed:
-            return _Read(length, ad.title)
+            return _Read(length, ad.title, ad=ad)
         return _Read(length, None, ad=ad)
 
     def _known_words(self, run: str) -> int:
@@ -201,8 +209,8 @@ class Repair:
         self._placed.add(ad.id)
         self._open_gap(ad.title[0])
         start, shown = self._length, ad.title
-        if self._link is not None:
-            shown = self._link(ad)
+        if self._shows is not None:
+            shown = self._shows.placed(ad)
             if shown != ad.title and self._out and self._out[-1][-1] in BINDING:
                 self._release(" ")
         sent = self._sent
@@ -211,7 +219,7 @@ class Repair:
         self._shown.append(Placement(ad.id, sent, self._sent))
         self._put(self._label)
 
-    def _say(self, words: str) -> None:
+    def _say(self, words: str, shown: str | None = None) -> None:
         """Plain text; spaces at its end wait, for what follows may be removed."""
         body = words.strip()
         if not body:
@@ -220,7 +228,7 @@ class Repair:
         lead = len(words) - len(words.lstrip())
         self._space += words[:lead]
         self._open_gap(body[0])
-        self._put(body)
+        self._put(body, None if shown is None else shown.strip())
         self._space = words[lead + len(body) :]
 
     def _open_gap(self, following: str) -> None:
@@ -247,7 +255,8 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """``length`` characters that become ``ad``, the plain ``words``, or (neither) nothing."""
+    """``length`` characters that become ``ad``, the plain ``words`` (with both, of that ad once more), or
+    (neither) nothing."""
 
     length: int
     words: str | None
