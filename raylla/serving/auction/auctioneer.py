@@ -131,7 +131,7 @@ class Auctioneer:
             field,
             self._serving.disclosure,
             self._tokenizer,
-            tickets.shown,
+            tickets,
             turns,
             asked.stop,
             verbatim="json_schema" in asked.sampling,

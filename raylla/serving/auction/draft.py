@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from raylla.records import Ad, Query, Turn
 from raylla.serving.auction.eligibility import Selection
 from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown
-from raylla.serving.auction.repair import Repair, Repaired, Verbatim
+from raylla.serving.auction.repair import Repair, Repaired, Titles, Verbatim
 from raylla.serving.auction.spelling import Spelling
 from raylla.serving.auction.stops import Stops
 from raylla.serving.engine.wire import Piece
@@ -46,7 +46,7 @@ class Draft:
     Args:
         prompt: its token ids.
         label: of disclosure.
-        link: what users are shown for a placed ad's title, asked once for each; None: the title.
+        titles: what users are shown in the place of ads' titles; None: those.
         turns: the earlier ones that the prompt holds.
         stop: words before which the answer ends.
         verbatim: the answer is no prose, and nothing in it is taken for an ad.
@@ -58,7 +58,7 @@ class Draft:
         field: Field,
         label: str,
         tokenizer: Any,
-        link: Callable[[Ad], str] | None = None,
+        titles: Titles | None = None,
         turns: Sequence[Turn] = (),
         stop: Sequence[str] = (),
         verbatim: bool = False,
@@ -70,7 +70,7 @@ class Draft:
         self.finish: str = ""
         self.version: str = ""
         self._field = field
-        self._repair: Repair | Verbatim = Verbatim() if verbatim else Repair(field.ads, label, link)
+        self._repair: Repair | Verbatim = Verbatim() if verbatim else Repair(field.ads, label, titles)
         self._spelling = Spelling(tokenizer.backend_tokenizer)
         self._stops = Stops(stop)
         self._looked = 0

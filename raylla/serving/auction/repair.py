@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from raylla.auction import Parsed, markup, parse
 from raylla.records import Ad, Placement
@@ -56,20 +57,25 @@ class Repaired:
     shown_spans: tuple[Placement, ...]
 
 
+class Titles(Protocol):
+    """What users are shown in the place of ads' titles."""
+
+    def placed(self, ad: Ad) -> str:
+        """For an ad that is placed now; asked once for each."""
+
+    def again(self, words: str) -> str:
+        """For ``words`` of the title of an ad that was placed before; one for each character of them."""
+
+
 class Repair:
-    """The repair of one answer, fed piece by piece.
+    """The repair of one answer, fed piece by piece; without ``titles`` users are shown the titles."""
 
-    ``link`` makes what users are shown in the place of an ad's title, once for each; None: the title.
-    """
-
-    def __init__(
-        self, candidates: Sequence[Ad], label: str, link: Callable[[Ad], str] | None = None
-    ) -> None:
+    def __init__(self, candidates: Sequence[Ad], label: str, titles: Titles | None = None) -> None:
         self._candidates = tuple(candidates)
         self._by_id = {ad.id: ad for ad in candidates}
         self._titles = [_WORDS.findall(ad.title.casefold()) for ad in candidates]
         self._label = f" ({label})" if label else ""
-        self._link = link
+        self._shows = titles
         longest = max([HOLD, *(len(ad.title) for ad in candidates)])
         self._hold = longest
         self._markup = re.compile(rf"@([^@\[\]\n]{{1,{longest}}})@\[Ad-([0-9]{{1,20}})\]")
@@ -180,12 +186,12 @@ class Repair:
         if final and self._halved and self._begun(text[at:]):
             self._cut = True
             return len(text) - at
-        if read.ad is not None:
+        if read.ad is not None and read.words is None:
             self._place(read.ad, self._read + at)
         elif read.words is None:
             self._cut = True
         else:
-            self._say(read.words, self._read + at)
+            self._say(read.words, self._read + at, titled=read.ad is not None)
         self._marks.append((self._length, self._read + at + read.length))
         return read.length
 
@@ -236,7 +242,7 @@ class Repair:
         if ad is None or ad.title != whole[1]:
             return _Read(length, None)
         if ad.id in self._placed:
-            return _Read(length, ad.title)
+            return _Read(length, ad.title, ad=ad)
         return _Read(length, None, ad=ad)
 
     def _known_words(self, run: str) -> int:
@@ -257,8 +263,8 @@ class Repair:
         self._placed.add(ad.id)
         self._open_gap(ad.title[0])
         start, shown, apart = self._length, ad.title, ""
-        if self._link is not None:
-            shown = self._link(ad)
+        if self._shows is not None:
+            shown = self._shows.placed(ad)
             if shown != ad.title and self._shown and self._shown[-1][-1] in BINDING:
                 apart = " "
         shown_start = self._shown_length + len(apart)
@@ -268,8 +274,9 @@ class Repair:
         self._shown_spans.append(Placement(ad.id, shown_start, self._shown_length))
         self._put(self._label)
 
-    def _say(self, words: str, raw: int) -> None:
-        """Plain text, at ``raw`` in the model's; spaces at its end wait: what follows may be removed."""
+    def _say(self, words: str, raw: int, titled: bool = False) -> None:
+        """Plain text, at ``raw`` in the model's, or an ad's title (``titled``), within which an answer may
+        stop, too; spaces at its end wait: what follows may be removed."""
         body = words.strip()
         if not body:
             self._space += words
@@ -278,7 +285,11 @@ class Repair:
         self._space += words[:lead]
         self._open_gap(body[0])
         self._marks.append((self._length, raw + lead))
-        self._put(body)
+        if titled and self._shows is not None:
+            for one in body:
+                self._put(one, self._shows.again(one))
+        else:
+            self._put(body)
         self._space = words[lead + len(body) :]
 
     def _open_gap(self, following: str) -> None:
@@ -340,7 +351,8 @@ class Verbatim:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """``length`` characters that become ``ad``, the plain ``words``, or (neither) nothing."""
+    """``length`` characters that become ``ad``, the plain ``words`` (with both, of that ad once more), or
+    (neither) nothing."""
 
     length: int
     words: str | None

@@ -14,7 +14,7 @@ from raylla.config import Serving
 from raylla.records import Ad
 from raylla.serving.auction.draft import Field
 from raylla.serving.auction.exchange import Asked
-from raylla.serving.auction.links import click_url, link
+from raylla.serving.auction.links import click_url, escaped, link
 from raylla.serving.money import pricing
 from raylla.serving.money.records import PriceRule
 from raylla.serving.security.tokens import TokenKeys, new_claims
@@ -44,10 +44,14 @@ class Tickets:
             self._given[ad_id] = self._make(ad_id)
         return self._given[ad_id]
 
-    def shown(self, ad: Ad) -> str:
+    def placed(self, ad: Ad) -> str:
         """What stands in the text for an ad that is placed now."""
         ticket = self.of(ad.id)
         return ad.title if self._asked.links == "annotations" else link(ad.title, ticket.url)
+
+    def again(self, words: str) -> str:
+        """What stands there for words of a title that is named once more."""
+        return words if self._asked.links == "annotations" else escaped(words)
 
     def _make(self, ad_id: str) -> Ticket:
         serving, candidate = self._serving, self._by_ad[ad_id]

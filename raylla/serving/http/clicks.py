@@ -7,7 +7,7 @@ is redirected and charged nothing.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from fastapi import APIRouter, Path, Request, Response
@@ -26,26 +26,19 @@ router = APIRouter(prefix="/v1", tags=["clicks"])
 Token = Annotated[str, Path(min_length=1, max_length=LONGEST, description="click token of an annotation")]
 
 
-REDIRECT: dict[str, Any] = {
-    "status_code": 302,
-    "response_class": Response,
-    "responses": {
+@router.head("/clicks/{token}", response_class=Response, include_in_schema=False)
+@router.get(
+    "/clicks/{token}",
+    status_code=302,
+    response_class=Response,
+    responses={
         302: {
             "description": "To the ad's landing page",
             "headers": {"Location": {"schema": {"type": "string"}}},
         },
         **web.errors(400, 404, 422, 503),
     },
-}
-
-
-@router.head("/clicks/{token}", **REDIRECT)
-def look(token: Token, behind: web.Behind, request: Request) -> Response:
-    """Redirect to the landing page as a click would; nothing is charged."""
-    return click(token, behind, request)
-
-
-@router.get("/clicks/{token}", **REDIRECT)
+)
 def click(token: Token, behind: web.Behind, request: Request) -> Response:
     """Charge the click, if it is the impression's first, in time and a person's, and redirect to the
     landing page."""

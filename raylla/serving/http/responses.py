@@ -37,7 +37,7 @@ from raylla.serving.http.openai.responsebodies import (
 )
 from raylla.serving.http.reports import Reports
 from raylla.serving.http.web import Application, Behind, errors, now
-from raylla.serving.store.responses import Kept, Responses
+from raylla.serving.store.clients.responses import Kept, Responses
 
 EVENT = {
     "type": "object",

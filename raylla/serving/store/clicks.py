@@ -83,10 +83,10 @@ def invalid(session: Session, auction_id: str) -> dict[str, dict[Invalid, int]]:
     query = (
         select(click.impression_id, click.reason, func.count(click.id))
         .join(shown, shown.id == click.impression_id)
-        .where(shown.auction_id == auction_id, click.outcome == Outcome.INVALID.value)
+        .where(shown.auction_id == auction_id, click.reason.is_not(None))
         .group_by(click.impression_id, click.reason)
     )
     found: dict[str, dict[Invalid, int]] = defaultdict(dict)
     for impression_id, reason, clicks in session.execute(query):
-        found[impression_id][Invalid(reason)] = clicks
+        found[impression_id][Invalid(str(reason))] = clicks
     return dict(found)

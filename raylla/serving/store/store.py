@@ -20,10 +20,10 @@ from raylla.serving.security.tokens import Claims
 from raylla.serving.store import billing, clicks, ledger, models, snapshot
 from raylla.serving.store.billing import Settlement
 from raylla.serving.store.clicks import REPEATED
+from raylla.serving.store.clients.outbox import Outbox
+from raylla.serving.store.clients.responses import Responses
 from raylla.serving.store.database import Database
-from raylla.serving.store.outbox import Outbox
 from raylla.serving.store.parties import Parties, found, new_id
-from raylla.serving.store.responses import Responses
 from raylla.serving.store.snapshot import Changes
 from raylla.serving.store.tallies import Report, Wanted, report
 

@@ -29,7 +29,7 @@ def cup(market: Market) -> Listing:
     return market.listing(market.seat(), bid=64, title=TITLE)
 
 
-def serve(store: Store, cup: Listing, **serving: object) -> Endpoint:
+def serve(store: Store, cup: Listing, **serving: Any) -> Endpoint:
     return endpoint(store, f"Try {markup(cup.ad)} for tea.", **serving)
 
 
@@ -103,7 +103,7 @@ def test_a_link_in_the_text_is_charged_as_any(store: Store, cup: Listing, rule: 
 
 def test_the_request_says_before_the_key_and_the_key_before_the_server(store: Store, cup: Listing) -> None:
     one = serve(store, cup, links="markdown")
-    keys = {None: HEADERS}
+    keys: dict[str | None, dict[str, str]] = {None: HEADERS}
     for links in ("annotations", "both"):
         body = {"role": "application", "name": "a", "links": links}
         made = TestClient(one.app).post("/v1/keys", json=body, headers=HEADERS)

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from raylla.auction import markup
 from raylla.records import Ad
-from raylla.serving.auction.links import click_url, link
+from raylla.serving.auction.links import click_url, escaped, link
 from raylla.serving.auction.repair import Repair, repair
 from tests.unit.serving.test_repair import CANDIDATES, CATALOGUE, KETTLE, TEXTS, chunked
 
@@ -27,6 +27,16 @@ def url_of(ad: Ad) -> str:
 
 def linked(ad: Ad) -> str:
     return link(ad.title, url_of(ad))
+
+
+class Linked:
+    """Every ad as a link."""
+
+    def placed(self, ad: Ad) -> str:
+        return linked(ad)
+
+    def again(self, words: str) -> str:
+        return escaped(words)
 
 
 def read(text: str) -> list[tuple[str, str]]:
@@ -63,7 +73,7 @@ def test_a_url_cannot_end_its_link() -> None:
 
 def test_the_text_of_the_record_stays_without_links() -> None:
     raw = f"Try {markup(KETTLE)} or {markup(KETTLE)}."
-    one = Repair(CANDIDATES, "Sponsored", linked)
+    one = Repair(CANDIDATES, "Sponsored", Linked())
     shown = one.feed(raw) + one.finish()
     found, plain = one.repaired(CATALOGUE), repair(raw, CANDIDATES, "Sponsored", CATALOGUE)
     assert (found.text, found.spans, found.parsed) == (plain.text, plain.spans, plain.parsed)
@@ -72,9 +82,19 @@ def test_the_text_of_the_record_stays_without_links() -> None:
     assert shown[span.start : span.end] == linked(KETTLE)
 
 
+def test_a_title_that_is_named_again_is_escaped_and_no_link() -> None:
+    ad = Ad("5", "<https://evil.example> *Cup*", "mugs", "home")
+    raw = f"Try {markup(ad)}, yes, {markup(ad)} ."
+    one = Repair([ad], "Sponsored", Linked())
+    shown = one.feed(raw) + one.finish()
+    assert shown == f"Try {linked(ad)}{LABEL}, yes, \\<https://evil.example\\> \\*Cup\\* ."
+    assert [kind for kind, _ in read(shown)].count("link_open") == 1
+    assert one.repaired().text == f"Try {ad.title}{LABEL}, yes, {ad.title} ."
+
+
 @pytest.mark.parametrize("before", ["!", "\\", "Look!", "^", "!!"])
 def test_what_stands_before_a_link_makes_nothing_else_of_it(before: str) -> None:
-    one = Repair(CANDIDATES, "Sponsored", linked)
+    one = Repair(CANDIDATES, "Sponsored", Linked())
     shown = one.feed(before) + one.feed(markup(KETTLE)) + one.finish()
     assert shown == f"{before} {linked(KETTLE)}{LABEL}"
     assert [kind for kind, _ in read(shown)].count("link_open") == 1
@@ -82,7 +102,7 @@ def test_what_stands_before_a_link_makes_nothing_else_of_it(before: str) -> None
 
 
 def test_a_cut_before_a_link_leaves_nothing_of_it() -> None:
-    one = Repair(CANDIDATES, "Sponsored", linked)
+    one = Repair(CANDIDATES, "Sponsored", Linked())
     one.feed(f"Look!{markup(KETTLE)} now")
     one.finish()
     cut, whole = one.repaired(end=5), one.repaired()
@@ -91,13 +111,23 @@ def test_a_cut_before_a_link_leaves_nothing_of_it() -> None:
     assert one.shown(5, len(whole.text)) == whole.shown[5:]
 
 
+def test_a_cut_within_a_title_named_again_leaves_its_beginning_escaped() -> None:
+    ad = Ad("5", "A *B* C", "mugs", "home")
+    one = Repair([ad], "Sponsored", Linked())
+    one.feed(f"{markup(ad)}, {markup(ad)}.")
+    one.finish()
+    end = len(f"{ad.title}{LABEL}, A *B")
+    assert one.repaired(end=end).shown == f"{linked(ad)}{LABEL}, A \\*B"
+    assert one.shown(end) == "\\* C."
+
+
 @settings(max_examples=500, deadline=None)
 @given(chunked())
 def test_no_cut_of_a_stream_parts_a_link_or_moves_one(case: tuple[str, list[str]]) -> None:
     text, pieces = case
-    whole = Repair(CANDIDATES, "Sponsored", linked)
+    whole = Repair(CANDIDATES, "Sponsored", Linked())
     shown = whole.feed(text) + whole.finish()
-    cut = Repair(CANDIDATES, "Sponsored", linked)
+    cut = Repair(CANDIDATES, "Sponsored", Linked())
     chunks = [*(cut.feed(piece) for piece in pieces), cut.finish()]
     found = cut.repaired(CATALOGUE)
     assert found == whole.repaired(CATALOGUE)
@@ -110,7 +140,7 @@ def test_no_cut_of_a_stream_parts_a_link_or_moves_one(case: tuple[str, list[str]
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_spans_cover_whole_links(text: str) -> None:
-    one = Repair(CANDIDATES, "Sponsored", linked)
+    one = Repair(CANDIDATES, "Sponsored", Linked())
     shown = one.feed(text) + one.finish()
     found = one.repaired(CATALOGUE)
     by_id = {ad.id: ad for ad in CANDIDATES}
