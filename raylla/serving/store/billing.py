@@ -28,8 +28,9 @@ from raylla.serving.money.records import (
     ServedAuction,
 )
 from raylla.serving.security.tokens import Claims
-from raylla.serving.store import clicks, ledger, models, outbox
+from raylla.serving.store import clicks, ledger, models
 from raylla.serving.store.clicks import REPEATED
+from raylla.serving.store.clients import outbox
 from raylla.serving.store.parties import locked, new_id
 from raylla.serving.store.tallies import Tallies, of_auctions
 
