@@ -114,6 +114,14 @@ class EndpointError(RayllaError):
     """The endpoint cannot answer a request: its engine failed, or refuses the prompt."""
 
 
+class RequestError(EndpointError):
+    """The engine is well and does not take this request: nothing but another one will be answered."""
+
+
+class TooLongError(RequestError):
+    """What a request to the endpoint holds is too long for the model's context."""
+
+
 class BusyError(RayllaError):
     """The endpoint cannot take a request, or not finish it in time; it is worth trying again."""
 

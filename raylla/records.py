@@ -13,6 +13,7 @@ from typing import Any, Literal, overload
 
 Phase = Literal["reward", "preference", "validation", "test"]
 Split = Literal["train", "test"]
+Role = Literal["system", "user", "assistant"]
 
 
 class Ids(Sequence[int]):
@@ -86,8 +87,19 @@ class Ad:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said before a question, and by whom; ``system`` is the application."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
-    """What a user asks; ``category`` and ``theme`` are what it is about, ``""`` where unknown."""
+    """What a user asks; ``category`` and ``theme`` are what it is about, ``""`` where unknown.
+
+    ``turns`` is what was said before it, oldest first.
+    """
 
     id: str
     profile_id: str
@@ -95,6 +107,7 @@ class Query:
     category: str
     theme: str
     split: Split
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

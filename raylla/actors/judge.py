@@ -25,6 +25,7 @@ from raylla.records import Ad, Placement, Profile, Query
 from raylla.world import clicks as click_model
 from raylla.world import prompts
 from raylla.world.passages import passage
+from raylla.world.turns import in_context
 
 TRIES = 2
 BRACES = frozenset("{}")
@@ -88,7 +89,7 @@ def judge_item(
     factors = click_model.crowding(placements, ads)
     said = [passage(text, ad.title).text for ad in shown]
     each = tuple(
-        AdItem(prompts.judge_click(query.text, ad.title, ad.description, about), factors[ad.id])
+        AdItem(prompts.judge_click(in_context(query), ad.title, ad.description, about), factors[ad.id])
         for ad, about in zip(shown, said, strict=True)
     )
     return JudgeItem(sample_id, [], ids, seed, each)

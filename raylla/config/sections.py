@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_network
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +15,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes, and with it vLLM
+Links = Literal["annotations", "markdown", "both"]
+"""How an answer carries its click URLs: beside the text, as Markdown links in it, or both."""
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 Labels = Annotated[
     dict[str, str], Field(description="Ray labels that a node must have to take them; none: any node")
 ]
@@ -450,15 +455,43 @@ class Serving(Section):
     disclosure: Annotated[str, Field(min_length=1, max_length=40)] = Field(
         "Sponsored", description="label that the user sees after each placed ad"
     )
+    links: Links = Field(
+        "annotations",
+        description="how answers carry click URLs, where neither request nor key says: beside the text, "
+        "as Markdown links in it, or both",
+    )
     token_ttl: Seconds = Field(86_400, description="how long a click token charges")
+    click_least_seconds: NonNegative = Field(
+        0, description="a click sooner than this after its ad was seen is kept as invalid; 0: none is"
+    )
+    clicks_per_user_hour: Positive | None = Field(
+        None, description="a user's clicks beyond this many within an hour are kept as invalid; none: any"
+    )
     tmax: Seconds = Field(30, description="longest time of one auction; then 503 with Retry-After")
     max_ongoing: Positive = Field(
         64, description="requests in progress per ingress replica; more get 503 with Retry-After"
     )
+    model_name: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        "raylla", description="what clients call the model; others do not exist"
+    )
+    requests_per_minute: Positive | None = Field(
+        None, description="of each API key, by replica; none: no limit"
+    )
+    tokens_per_minute: Positive | None = Field(
+        None, description="read and written for each API key, by replica; none: no limit"
+    )
     longest_query: Positive = Field(2000, description="characters of a question, and of a profile's basics")
     largest_body: Positive = Field(256 * 2**10, description="bytes of a request's body")
+    largest_upload: Positive = Field(64 * 2**20, description="bytes of a table of ads that is uploaded")
     public_url: str | None = Field(
         None, description="where users reach the endpoint, for click URLs; none: as the request's Host says"
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="networks whose X-Forwarded-Proto and -Host click URLs follow; none: nobody's",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins (https://app.example) whose pages may call the endpoint; `*`: any"
     )
     colocate: bool = Field(
         True,
@@ -476,6 +509,27 @@ class Serving(Section):
     ingress: Replicas = Replicas()
     engine: Replicas = Replicas()
     predictor: Replicas = Replicas()
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for one in given:
+            try:
+                ip_network(one)
+            except ValueError as error:
+                raise ValueError(f"{error}; give networks such as 10.0.0.0/8 or addresses") from None
+        return given
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for one in given:
+            if one != "*" and not _ORIGIN.fullmatch(one):
+                raise ValueError(
+                    f"{one!r} is no origin; give scheme and host in lower case, "
+                    "such as https://app.example, without a path, or *"
+                )
+        return given
 
 
 class Bench(Section):

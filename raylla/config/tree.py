@@ -96,6 +96,11 @@ class Config(Section):
         """Readings of an answer that the judge scores: one is enough where it says how sure it is."""
         return 1 if self.user_llm.reading == "token" else self.irpo.judgements
 
+    @property
+    def prompt_room(self) -> int:
+        """Tokens of a prompt that leave the Ad-LLM's answer its own."""
+        return self.engine.max_model_len - self.ad_llm.sampling.max_tokens
+
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
         decisive = self.model_dump(mode="json", exclude=NOT_OF_A_RUN)

@@ -13,6 +13,10 @@ from raylla.literal import Literal
 from raylla.world.prompts import Messages
 
 _SIGN = re.compile(r"[^\w\s]")
+KEPT = 64
+"""Sequences of roles whose control tokens are remembered."""
+LONGEST_TOKEN = 16
+"""Characters that a token has at most, on average over a text."""
 
 
 class ChatFormat:
@@ -41,6 +45,9 @@ class ChatFormat:
         self._literal: Literal | None = None
         self._own: dict[tuple[str, ...], list[int]] = {}
         self._takes_rules = self._says("system", "user")
+        self._takes_answers = self._says("user", "assistant", "user")
+        self._takes_openings = self._says("assistant", "user")
+        self._takes_repeats = self._says("user", "user")
         if not self._takes_rules and not self._says("user"):
             raise ConfigError(
                 f"the chat template of {name!r} leaves out or refuses what a user says; give a model whose "
@@ -48,12 +55,85 @@ class ChatFormat:
             )
 
     def shaped(self, messages: Messages) -> Messages:
-        """``messages`` as the template takes them: where it knows no rules, the user's turn begins with
-        them."""
-        if self._takes_rules or messages[0]["role"] != "system":
-            return messages
-        rules, first, *rest = messages
-        return [{**first, "content": f"{rules['content']}\n\n{first['content']}"}, *rest]
+        """``messages`` as the template takes them.
+
+        All rules stand first, as one message; where it knows no rules, the user's turn begins with them.
+        Where it knows no answers, the user tells them; where it wants roles to alternate, neighbours of one
+        role are one message, and before an answer that comes first there is a turn that says nothing.
+        """
+        rules = "\n\n".join(one["content"] for one in messages if one["role"] == "system")
+        said = [one for one in messages if one["role"] != "system"]
+        if not self._takes_answers:
+            said = [
+                _message("user", f"You said: {one['content']}") if one["role"] == "assistant" else one
+                for one in said
+            ]
+        opened = self._takes_openings and (self._takes_rules or not rules)
+        if said[0]["role"] == "assistant" and not opened:
+            said = [_message("user", ""), *said]
+        if rules and not self._takes_rules:
+            first, *rest = said
+            said = [{**first, "content": f"{rules}\n\n{first['content']}".rstrip()}, *rest]
+        if not self._takes_repeats:
+            said = _joined(said)
+        return [_message("system", rules), *said] if rules and self._takes_rules else said
+
+    def fitted(self, messages: Messages, turns: int, room: int) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt that ends with ``turns`` earlier turns and a question, and the places of
+        those turns that it holds: as many as fit ``room`` tokens. The oldest are cut first, an answer goes
+        with its question, and the application's turns go after all others.
+
+        A prompt that does not fit without any turn is longer than ``room``.
+        """
+        head, earlier, last = messages[: len(messages) - 1 - turns], messages[-1 - turns : -1], messages[-1]
+        order = self._cut_order(earlier, room)
+
+        def kept(cut: int) -> list[int]:
+            while 0 < cut < turns and earlier[order[cut]]["role"] == "assistant":
+                cut += 1
+            return sorted(order[cut:])
+
+        def ids(cut: int) -> list[int]:
+            return self.ids([*head, *(earlier[place] for place in kept(cut)), last])
+
+        low, high = self._too_many([earlier[place]["content"] for place in order], room), turns
+        found = ids(low)
+        if len(found) <= room or low == turns:
+            return found, kept(low)
+        while high - low > 1:  # with ``low`` cut it is too long; with ``high``, it fits or nothing does
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(ids(middle)) <= room else (middle, high)
+        return ids(high), kept(high)
+
+    def _cut_order(self, turns: Messages, room: int) -> list[int]:
+        """Places of turns, those first that are cut first; what the application says is, where it alone is
+        longer than ``room``."""
+
+        def rank(place: int) -> tuple[int, int]:
+            one = turns[place]
+            if one["role"] != "system":
+                return 1, place
+            return (0 if self._length(one["content"], room) > room else 2), place
+
+        return sorted(range(len(turns)), key=rank)
+
+    def _too_many(self, texts: Sequence[str], room: int) -> int:
+        """How many of ``texts``, from the first, have to go in any case for the others to fit."""
+        left = room
+        for place in reversed(range(len(texts))):
+            left -= self._length(texts[place], left)
+            if left < 0:
+                return place + 1
+        return 0
+
+    def _length(self, text: str, most: int) -> int:
+        """Tokens of ``text``; it is not read much further than ``most`` tokens reach."""
+        beginning = text[: LONGEST_TOKEN * max(most, 0)]
+        for part in dict.fromkeys((beginning, text)):
+            read = len(self._tokenizer.backend_tokenizer.encode(part, add_special_tokens=False).ids)
+            if read > most:
+                break
+        return read
 
     def ids(self, messages: Messages) -> list[int]:
         """Token ids of a prompt, up to where the answer begins.
@@ -101,6 +181,8 @@ class ChatFormat:
     def _own_controls(self, roles: tuple[str, ...]) -> list[int]:
         """The control tokens that the template itself writes around contents of these roles."""
         if roles not in self._own:
+            if len(self._own) >= KEPT:
+                self._own.clear()
             mark = secrets.token_hex(16)
             text = self._applied(_turns(roles, [mark] * len(roles)), tokenize=False).replace(mark, "")
             self._own[roles] = self._controls(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -128,13 +210,30 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     return found
 
 
-def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
-    """Token ids of a prompt, up to where the answer begins; see `ChatFormat.ids`."""
-    return chat_format(tokenizer).ids(messages)
+def prompt_ids(tokenizer: Any, messages: Messages, turns: int = 0, room: int = 0) -> list[int]:
+    """Token ids of a prompt, up to where the answer begins; see `ChatFormat.ids`, and where there are
+    ``turns`` that may be cut, `ChatFormat.fitted`."""
+    chat = chat_format(tokenizer)
+    return chat.fitted(messages, turns, room)[0] if turns else chat.ids(messages)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _turns(roles: Sequence[str], contents: Sequence[str]) -> Messages:
-    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    return [_message(role, content) for role, content in zip(roles, contents, strict=True)]
+
+
+def _joined(messages: Messages) -> Messages:
+    """With neighbours of one role as one message."""
+    found: Messages = []
+    for one in messages:
+        if found and found[-1]["role"] == one["role"]:
+            found[-1] = {**one, "content": f"{found[-1]['content']}\n\n{one['content']}".strip()}
+        else:
+            found.append(one)
+    return found
 
 
 def _control_tokens(tokenizer: Any, template: str) -> dict[int, str]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines.protocol import Probe, Weights
+from raylla.engines.protocol import Probe, Weights, Wish
 from raylla.engines.vllm import VllmEngine
 
 Finish = Literal["stop", "length"]
+WISHED = {"seed", "frequency_penalty", "presence_penalty"}
+"""What a `Wish` adds, as vLLM names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Live(Protocol):
         """Begin request ``name``.
 
         Raises:
-            ValueError: the prompt is empty, or leaves less than ``sampling.max_tokens`` of the context.
+            ValueError: the prompt is empty, or leaves less than ``sampling.max_tokens`` of the context, or
+                the answer's schema is none.
         """
 
     def step(self) -> list[Step]:
@@ -62,18 +65,35 @@ class LiveVllm(VllmEngine):
         self._kinds = {True: RequestOutputKind.DELTA, False: RequestOutputKind.FINAL_ONLY}
 
     def submit(self, name: str, prompt: Sequence[int], sampling: Sampling, stream: bool) -> None:
-        """See `Live`; sampled with the engine's own random numbers, which cost least."""
+        """See `Live`; sampled with the engine's own random numbers, which cost least, but for a seed."""
         if error := self._refusal(len(prompt), sampling.max_tokens):
             raise ValueError(error)
-        params = self._params(
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            params = self._wished(sampling, stream)
+            self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from None
+
+    def _wished(self, sampling: Sampling, stream: bool) -> Any:
+        """The parameters of one request."""
+        from vllm.sampling_params import StructuredOutputsParams
+
+        more: dict[str, Any] = {}
+        if isinstance(sampling, Wish):
+            more = sampling.model_dump(include=WISHED)
+            if sampling.json_schema is not None:
+                more["structured_outputs"] = StructuredOutputsParams(json=sampling.json_schema)
+        return self._params(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
             output_kind=self._kinds[stream],
             detokenize=False,
+            **more,
         )
-        self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
 
     def step(self) -> list[Step]:
         """See `Live`."""

@@ -13,12 +13,24 @@ Weights = dict[str, Any]
 """Parameter name -> array (numpy float32), Hugging Face names, tied heads included."""
 
 
+class Wish(Sampling):
+    """How one request at the endpoint is sampled: the config's way, but for what it says itself."""
+
+    seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    json_schema: str | None = None
+    """JSON text of a schema that the answer has to fit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to answer ``n`` times. Draw d is sampled with ``seed + d`` and nothing else, so
     that the same request gives the same texts on any worker in any company. ``logprobs`` asks for
     the draws' log-probabilities, too. ``choices``, each one token long, ask how probable each is as the
-    answer's first token, in place of an answer: one greedy token is generated, whatever the sampling."""
+    answer's first token, in place of an answer: one greedy token is generated, whatever the sampling.
+    ``turns`` messages before the last are earlier turns: the oldest are cut where all are too many for the
+    context."""
 
     id: str
     messages: list[dict[str, str]]
@@ -26,6 +38,7 @@ class Request:
     seed: int
     logprobs: bool = False
     choices: tuple[str, ...] = ()
+    turns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +67,15 @@ class Generated:
 @dataclass(frozen=True, slots=True)
 class Given:
     """A prompt and an answer to it whose probability is asked for: by its tokens, or where there are none
-    as ``text``, which is tokenized by itself."""
+    as ``text``, which is tokenized by itself. ``turns`` as in a `Request`, cut to a prompt of
+    ``room`` tokens: those that the answer was written with."""
 
     id: str
     messages: list[dict[str, str]]
     token_ids: Sequence[int] = ()
     text: str = ""
+    turns: int = 0
+    room: int = 0
 
 
 @dataclass(frozen=True, slots=True)

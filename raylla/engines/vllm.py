@@ -88,8 +88,10 @@ class VllmEngine:
         running: dict[str, Request] = {}
         try:
             for request in requests:
-                prompt = prompt_ids(self._tokenizer, request.messages)
-                error = self._refusal(len(prompt), 1 if request.choices else sampling.max_tokens)
+                longest = 1 if request.choices else sampling.max_tokens
+                room = self._settings.max_model_len - longest
+                prompt = prompt_ids(self._tokenizer, request.messages, request.turns, room)
+                error = self._refusal(len(prompt), longest)
                 if error is not None:
                     yield Generated(request.id, Ids(prompt), (), error)
                     continue
@@ -112,7 +114,7 @@ class VllmEngine:
         running: dict[str, tuple[Given, list[int], int]] = {}
         try:
             for one in given:
-                prompt = prompt_ids(self._tokenizer, one.messages)
+                prompt = prompt_ids(self._tokenizer, one.messages, one.turns, one.room)
                 answer = one.token_ids or self._tokenizer.encode(one.text, add_special_tokens=False)
                 ids = [*prompt, *answer]
                 if not answer or len(ids) >= self._settings.max_model_len:

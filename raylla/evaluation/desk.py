@@ -29,6 +29,7 @@ from raylla.runs.versions import committed, named, untouched
 from raylla.world import World, prompts
 from raylla.world.bids import seed_of
 from raylla.world.texts import ad_text
+from raylla.world.turns import in_context
 
 SLACK = 10
 """Losses that are no sign yet: a single auction has few answers."""
@@ -70,7 +71,7 @@ class EvaluationDesk:
             planned, messages = prompt.planned, self._messages(prompt)
             id = f"{planned.auction.id}/{prompt.name}/{prompt.n}/{messages}"
             seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{prompt.name}")
-            requests[id] = Request(id, messages, prompt.n, seed)
+            requests[id] = Request(id, messages, prompt.n, seed, turns=len(planned.query.turns))
             ids.append(id)
         missing = [one for id, one in requests.items() if (name, id) not in self._written]
         if missing:
@@ -90,7 +91,10 @@ class EvaluationDesk:
             key = (name, str(messages), tuple(token_ids))
             keys.append(key)
             if key not in self._scored and key not in asked:
-                asked[key] = Given(str(len(asked)), messages, tuple(token_ids))
+                turns = len(prompt.planned.query.turns)
+                asked[key] = Given(
+                    str(len(asked)), messages, tuple(token_ids), turns=turns, room=self.config.prompt_room
+                )
         if asked:
             self._load(name)
             names = {given.id: key for key, given in asked.items()}
@@ -162,7 +166,7 @@ class EvaluationDesk:
 
         From all encodings the mean of the catalogue and the training queries is taken off first.
         """
-        queries = [planned.query.text for planned in auctions]
+        queries = [in_context(planned.query) for planned in auctions]
         ads = list(dict.fromkeys(ad for planned in auctions for ad in planned.ads))
         vectors = self._encode([*queries, *map(ad_text, ads)]) - self._center()
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
@@ -211,7 +215,7 @@ class EvaluationDesk:
 
     def _center(self) -> NDArray[np.float32]:
         if self._mean is None:
-            queries = [query.text for query in self.world.of("train")]
+            queries = [in_context(query) for query in self.world.of("train")]
             self._mean = self._encode([*queries, *map(ad_text, self.world.ads)]).mean(axis=0)
         return self._mean
 

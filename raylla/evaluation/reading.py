@@ -79,7 +79,13 @@ class _Reader:
             (one.query.id, text): one for one, whole in answers if (text := without_ads(whole, one.ads))
         }
         given = [
-            Given(str(at), _question(self._desk, planned), text=text)
+            Given(
+                str(at),
+                _question(self._desk, planned),
+                text=text,
+                turns=len(planned.query.turns),
+                room=self._desk.config.prompt_room,
+            )
             for at, ((_, text), planned) in enumerate(left.items())
         ]
         keys = list(left)
@@ -109,7 +115,13 @@ def _organic(desk: EvaluationDesk, asked: Sequence[Planned]) -> Answers:
     planned = {one.query.id: one for one in asked}
     count = desk.config.evaluation.organic_answers
     requests = [
-        Request(id, _question(desk, one), count, seed_of(desk.config.seed, f"{ORGANIC}/{id}"))
+        Request(
+            id,
+            _question(desk, one),
+            count,
+            seed_of(desk.config.seed, f"{ORGANIC}/{id}"),
+            turns=len(one.query.turns),
+        )
         for id, one in planned.items()
     ]
     written = {one.request_id: one for one in desk.ask_untouched("generate", requests)}

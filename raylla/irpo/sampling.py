@@ -223,6 +223,7 @@ class Stream:
             planned.n,
             bids.seed_of(config.seed, f"{self.version}/{auction.id}"),
             known and planned.phase == "preference",
+            turns=len(planned.query.turns),
         )
 
     def _send_again(self, lost: WorkerLostError) -> None:

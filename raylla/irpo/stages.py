@@ -248,6 +248,8 @@ def begin_align(
             read,
             live.name,
             run.config.ad_llm.path,
+            tuple(len(sampled.plan[one.auction_id].query.turns) for one in groups) if read else (),
+            run.config.prompt_room,
         )
     )
     if not run.config.irpo.overlap:

@@ -126,7 +126,7 @@ def _usable(
             notes["shown otherwise than placed"] += 1
         else:
             about = (auction.category, auction.theme) if auction.category else (asked.category, asked.theme)
-            yield one, replace(asked, id=auction.id, category=about[0], theme=about[1])
+            yield one, replace(asked, id=auction.id, category=about[0], theme=about[1], turns=auction.turns)
 
 
 def _readable(ads: Iterable[Ad]) -> bool:

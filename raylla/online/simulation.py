@@ -211,9 +211,8 @@ async def _answer(client: httpx.AsyncClient, name: str, query: Query, profile: P
     """The answer to one question; None where the endpoint stays busy."""
     user = {"id": profile.id, "basics": profile.basics, "interests": list(profile.interests)}
     body = {
-        "model": "raylla",
         "messages": [{"role": "user", "content": query.text}],
-        "raylla": {"profile": user},
+        "raylla": {"profile": user, "links": "annotations"},
     }
     for _ in range(TRIES):
         started = time.monotonic()

@@ -16,7 +16,8 @@ class AlignJob:
 
     ``parent`` is the version in ``source``: log-probabilities that came with answers of another are not
     the reference's.  ``reference_messages``, one for each group, are what the reference reads in place of
-    the prompts.  ``base`` is how a new adapter names the whole model in ``source``.
+    the prompts; of the ``reference_turns`` in each, the oldest are cut where it is over ``room`` tokens.
+    ``base`` is how a new adapter names the whole model in ``source``.
     """
 
     version: str
@@ -27,6 +28,8 @@ class AlignJob:
     reference_messages: tuple[Messages, ...] = ()
     parent: str | None = None
     base: str = ""
+    reference_turns: tuple[int, ...] = ()
+    room: int = 0
 
 
 @dataclass(frozen=True, slots=True)

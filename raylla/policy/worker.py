@@ -125,7 +125,11 @@ def _token_groups(job: AlignJob, source: Path, max_length: int | None) -> list[T
     prompts: list[tuple[int, ...] | None] = [None] * len(job.groups)
     if job.reference_messages:
         tokenizer = adapters.tokenizer(source)
-        prompts = [tuple(prompt_ids(tokenizer, messages)) for messages in job.reference_messages]
+        turns = job.reference_turns or (0,) * len(job.reference_messages)
+        prompts = [
+            tuple(prompt_ids(tokenizer, messages, count, job.room))
+            for messages, count in zip(job.reference_messages, turns, strict=True)
+        ]
     found = [
         token_group(group, prompt, max_length, job.parent)
         for group, prompt in zip(job.groups, prompts, strict=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from raylla.records import Ad, Placement, Profile, Query
 from raylla.world.clicks import sentence_around
 from raylla.world.texts import ad_text
+from raylla.world.turns import in_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def rows(
         found.append(
             ClickRow(
                 sample_id=sample_id,
-                query_text=query.text,
+                query_text=in_context(query),
                 profile_id=profile.id,
                 ad_id=ad.id,
                 ad_text=ad_text(ad),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from raylla.world.retrieval import Encode, Retrieval, encoded, questions
+from raylla.world.turns import in_context
 from raylla.world.world import World
 
 
@@ -22,7 +23,7 @@ def candidates(
     said = encode(questions(world))
     retrieval = Retrieval(said)
     retrieval.refresh(world.ads, encode)
-    vectors = encoded([query.text for query in queries], encode, said.shape[1])
+    vectors = encoded([in_context(query) for query in queries], encode, said.shape[1])
     found = {}
     for query, vector in zip(queries, vectors, strict=True):
         rng = random.Random(f"{seed}/candidates/{query.id}")

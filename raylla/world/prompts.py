@@ -8,13 +8,14 @@ whatever it holds, `raylla.engines.chat` makes none of it a control token, so th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from raylla.auction.markup import markup
 from raylla.records import Ad, Profile, Query
 from raylla.world.passages import shortened
 from raylla.world.texts import shown
+from raylla.world.turns import in_context
 
 Form = Literal["paper", "plain", "compact"]
 Messages = list[dict[str, str]]
@@ -65,21 +66,23 @@ def answer(
 ) -> Messages:
     """Ad-LLM: answer the query and place ads. A bid of ``None`` is shown as hidden.
 
-    ``paper`` and ``plain`` say so many characters of each ad's description, where it has one.
+    The turns before the query stand right before the last message, one message each. ``paper`` and
+    ``plain`` say so many characters of each ad's description, where it has one.
     """
     if form == "compact":
         listing = "\n".join(
             f"{ad.category} {compact_bid(bid)} {relation(query, profile, ad)} {markup(ad)}"
             for ad, bid in zip(ads, bids, strict=True)
         )
-        return _user(f"{listing}\n{_unbid(persona(profile))}\n{_unbid(neutral(query.text))}")
+        turns = _turns(query, _unbid)
+        return [*turns, *_user(f"{listing}\n{_unbid(persona(profile))}\n{_unbid(neutral(query.text))}")]
     if form == "plain":
         listing = "\n".join(
             f"- {ad.category} | bid {_bid(bid)} | {_described(ad, descriptions)}"
             for ad, bid in zip(ads, bids, strict=True)
         )
         user = f"Ads:\n{listing}\n\nAbout the user: {persona(profile)}\nQuestion: {neutral(query.text)}"
-        return _chat(PLAIN_RULES, user)
+        return _chat(PLAIN_RULES, user, _turns(query))
     # What auctions have in common comes first, and bids and user last: an engine computes the rules and
     # a list of candidates once for all queries that have them.
     listing = "\n".join(f"- {ad.category} | {_described(ad, descriptions)}" for ad in ads)
@@ -105,21 +108,22 @@ def answer(
         f"About the user: {neutral(profile.basics)}; interests: {', '.join(profile.interests)}\n"
         f"Question: {neutral(query.text)}"
     )
-    return _chat(system, user)
+    return _chat(system, user, _turns(query))
 
 
 def organic(form: Form, query: Query, profile: Profile) -> Messages:
     """Ad-LLM: answer the question, told of no ads; pocket models know their one form alone."""
     if form == "compact":
         return answer(form, query, profile, (), ())
-    return [{"role": "system", "content": ORGANIC_RULES[form]}, *_user(neutral(query.text))]
+    return _chat(ORGANIC_RULES[form], neutral(query.text), _turns(query))
 
 
 def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[Ad]) -> Messages:
     """User-LLM: which of the ads placed in the answer would this user click? JSON, 0 or 1 each."""
+    question = neutral(in_context(query))
     if form == "compact":
         listing = "\n".join(f"{ad.category} {relation(query, profile, ad)} [Ad-{ad.id}]" for ad in ads)
-        said = "\n".join(map(_unbid, (persona(profile), neutral(query.text), neutral(text))))
+        said = "\n".join(map(_unbid, (persona(profile), question, neutral(text))))
         return _user(f"{said}\n{listing}")
     listing = "\n".join(f"- [Ad-{ad.id}] {ad.category}: {ad.title}" for ad in ads)
     example = "{" + ", ".join(f'"Ad-{ad.id}": 0' for ad in ads) + "}"
@@ -127,7 +131,7 @@ def judge(form: Form, query: Query, profile: Profile, text: str, ads: Sequence[A
         "Play the user described here, reading the answer to a question of yours.",
         f"About you: {neutral(profile.basics)}\n"
         f"Interests: {', '.join(profile.interests)}\n"
-        f"Your question: {neutral(query.text)}\n"
+        f"Your question: {question}\n"
         f"The answer: {neutral(text)}\n\n"
         f"It holds these ads:\n{listing}\n\n"
         "Decide for each ad whether you would click it: it must serve what you asked and who you "
@@ -180,10 +184,15 @@ def _unbid(text: str) -> str:
     return text.replace(BID_SIGN, f"{BID_SIGN} ")
 
 
-def _chat(rules: str, content: str) -> Messages:
+def _chat(rules: str, content: str, turns: Messages | None = None) -> Messages:
     """With rules of their own, for some templates put others before a chat that has none: that the model is
     an assistant of that name."""
-    return [{"role": "system", "content": rules}, *_user(content)]
+    return [{"role": "system", "content": rules}, *(turns or []), *_user(content)]
+
+
+def _turns(query: Query, change: Callable[[str], str] = str) -> Messages:
+    """What was said before, a message a turn; `raylla.engines.chat` brings them into a template's form."""
+    return [{"role": one.role, "content": change(neutral(one.text))} for one in query.turns]
 
 
 def _user(content: str) -> Messages:

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from raylla.records import Ad
 from raylla.world.texts import ad_text
+from raylla.world.turns import in_context
 from raylla.world.world import World
 
 Vectors = NDArray[np.float32]
@@ -65,7 +66,7 @@ def as_asked(ad: Ad) -> str:
 
 def questions(world: World) -> list[str]:
     """The texts that `Retrieval` is begun with."""
-    return [query.text for query in world.queries[:QUERIES]]
+    return [in_context(query) for query in world.queries[:QUERIES]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylla.errors import WorldError
-from raylla.records import Ad, Auction, Profile, Query
+from raylla.records import Ad, Auction, Profile, Query, Role, Turn
 from raylla.strictjson import dumps
 from raylla.world.texts import check_ad, check_line, composed
 from raylla.world.world import World
@@ -22,6 +22,7 @@ from raylla.world.world import World
 FORMAT = 1
 _AGAIN = "build or import the world again"
 _TEXT = pa.string()
+_TURNS = pa.list_(pa.struct([("role", _TEXT), ("text", _TEXT)]))
 _SCHEMAS = {
     "profiles": pa.schema([("id", _TEXT), ("basics", _TEXT), ("interests", pa.list_(_TEXT))]),
     "ads": pa.schema(
@@ -29,13 +30,13 @@ _SCHEMAS = {
     ),
     "queries": pa.schema(
         [(name, _TEXT) for name in ("id", "profile_id", "text", "category", "theme", "split")]
-        + [("related", pa.list_(_TEXT)), ("candidates", pa.list_(_TEXT))]
+        + [("related", pa.list_(_TEXT)), ("candidates", pa.list_(_TEXT)), ("turns", _TURNS)]
     ),
     "auctions": pa.schema(
         [("id", _TEXT), ("query_id", _TEXT), ("ad_ids", pa.list_(_TEXT)), ("bids", pa.list_(pa.float64()))]
     ),
 }
-_ADDED: dict[str, Any] = {"description": "", "url": "", "candidates": []}
+_ADDED: dict[str, Any] = {"description": "", "url": "", "candidates": [], "turns": []}
 """Columns that older worlds lack, and what they stand for there."""
 
 
@@ -102,7 +103,10 @@ def load(directory: Path) -> World:
             Profile(row["id"], row["basics"], tuple(row["interests"])) for row in rows["profiles"]
         ),
         ads=tuple(composed(Ad(**row)) for row in rows["ads"]),
-        queries=tuple(Query(**row) for row in rows["queries"]),
+        queries=tuple(
+            Query(**{**row, "turns": tuple(Turn(**turn) for turn in row["turns"])})
+            for row in rows["queries"]
+        ),
         related=related,
         candidates=candidates,
         auctions=tuple(
@@ -161,6 +165,12 @@ def _check_queries(world: World) -> None:
             raise WorldError(f"{where}: split={query.split!r}; it is train or test")
         if not query.text.strip():
             raise WorldError(f"{where}: text={query.text!r} is empty; drop the query")
+        for turn in query.turns:
+            if turn.role not in get_args(Role) or not turn.text.strip():
+                raise WorldError(
+                    f"{where}: turns hold {turn.text[:40]!r} of {turn.role!r}; a turn is text of "
+                    f"{', '.join(get_args(Role))}: mend or drop it"
+                )
         if splits.setdefault(query.profile_id, query.split) != query.split:
             raise WorldError(
                 f"{where}: split={query.split!r}, but profile {query.profile_id} has queries in both; "

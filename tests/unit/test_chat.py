@@ -168,6 +168,77 @@ def test_a_template_may_be_changed_later() -> None:
     assert prompt_ids(made, user("tea")) == whole(made, user("tea")) != before
 
 
+def system(content: str) -> dict[str, str]:
+    return {"role": "system", "content": content}
+
+
+def told(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+ALTERNATING = (
+    "{%- for one in messages -%}{%- if (one.role == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('roles must alternate') }}{%- endif -%}"
+    "{{ '<|im_start|>' + one.role + one.content + '<|im_end|>' }}{%- endfor -%}"
+)
+
+
+def test_a_conversation_takes_the_form_that_the_template_wants() -> None:
+    said = [
+        system("be kind"),
+        told("hello"),
+        *user("a mug"),
+        system("brief"),
+        *user("steel"),
+        told("yes"),
+        *user("q"),
+    ]
+    rules = "be kind\n\nbrief"
+    rest = [one for one in said if one["role"] != "system"]
+    assert chat_format(MADE["byte_level"]).shaped(said) == [system(rules), *rest]
+    strict = tokenizers.byte_level(ALTERNATING)
+    assert chat_format(strict).shaped(said) == [
+        *user(rules),
+        told("hello"),
+        *user("a mug\n\nsteel"),
+        told("yes"),
+        *user("q"),
+    ]
+    assert chat_format(strict).shaped([told("hello"), *user("q")]) == [*user(""), told("hello"), *user("q")]
+    deaf = tokenizers.byte_level(
+        "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>{{ one.content }}<|im_end|>"
+        "{% endif %}{% endfor %}"
+    )
+    assert "You said: yes" in deaf.decode(prompt_ids(deaf, said))
+    for made in (*MADE.values(), strict, deaf):
+        assert prompt_ids(made, said)
+
+
+def test_the_oldest_turns_are_cut_and_as_few_as_must_be(tokenizer: Any) -> None:
+    form = chat_format(tokenizer)
+    head, last = system("rules"), user("which mug")
+    turns = [
+        system("be brief"),
+        *user("a tent"),
+        told("of wool </s>"),
+        *user("for a nurse"),
+        told("from Oslo"),
+    ]
+    cuts = [[0, 1, 2, 3, 4], [0, 3, 4], [0], []]  # an answer goes with its question
+    lengths = [len(form.ids([head, *(turns[place] for place in cut), *last])) for cut in cuts]
+    for room in range(lengths[-1], lengths[0] + 1):
+        ids, kept = form.fitted([head, *turns, *last], len(turns), room)
+        assert kept == next(cut for cut, length in zip(cuts, lengths, strict=True) if length <= room)
+        assert ids == form.ids([head, *(turns[place] for place in kept), *last])
+    assert len(kept) == len(turns)
+    assert form.fitted([head, *turns, *last], len(turns), 1) == (form.ids([head, *last]), [])
+    long = system("be brief " * 500)
+    assert form.fitted([head, *turns, long, *last], len(turns) + 1, lengths[0])[1] == cuts[0]
+    assert prompt_ids(tokenizer, [head, *turns, *last], len(turns), lengths[1]) == form.ids(
+        [head, turns[0], *turns[3:], *last]
+    )
+
+
 def test_a_format_goes_with_its_tokenizer() -> None:
     made = tokenizers.byte_level()
     prompt_ids(made, user("tea </s> <|im_end|>"))

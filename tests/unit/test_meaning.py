@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -17,11 +18,15 @@ from raylla import config
 from raylla.errors import WorldError
 from raylla.irpo import asking, schedule
 from raylla.irpo.crew import Crew
-from raylla.records import Ad, Auction, Profile, Query
+from raylla.models import POCKET
+from raylla.records import Ad, Auction, Profile, Query, Turn
+from raylla.reward.encoder import Encoder
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.world import World, build, meaning, store
-from raylla.world.retrieval import Vectors
+from raylla.world.retrieval import Retrieval, Vectors
+from raylla.world.synthetic import grammar
+from raylla.world.turns import in_context
 
 TOPICS = 10
 
@@ -100,6 +105,34 @@ def test_a_world_from_before_has_none(world: World, tmp_path: Path) -> None:
 def test_unknown_candidates_are_refused(world: World) -> None:
     with pytest.raises(WorldError, match="candidates='1'"):
         store.check(replace(world, candidates={world.queries[0].id: ("1000", "1")}))
+
+
+def test_a_follow_up_finds_what_the_turn_before_was_about() -> None:
+    """With the encoder that is served, over a catalogue of all categories."""
+    encode = Encoder(str(POCKET / "ad-llm")).encode
+    rng = random.Random(0)
+    asked = [grammar.query(rng, grammar.profile(rng)) for _ in range(60)]
+    retrieval = Retrieval(encode([query.text for query in asked]))
+    ads = build.catalogue(config.World(ads=200), 0)
+    retrieval.refresh(ads, encode)
+
+    def suit(queries: list[Query]) -> float:
+        """Share of the six ads found that are of the query's category; by chance it is 0.02."""
+        vectors = encode([in_context(query) for query in queries])
+        found = [[ads[row] for row in retrieval.search(vector, None, 6)] for vector in vectors]
+        pairs = [(ad, query) for row, query in zip(found, queries, strict=True) for ad in row]
+        return sum(ad.category == query.category for ad, query in pairs) / len(pairs)
+
+    bare = [replace(query, text="and a cheaper one?") for query in asked]
+    answer = Turn("assistant", "One of steel.")
+    followed = [
+        replace(query, turns=(Turn("user", before.text), answer))
+        for query, before in zip(bare, asked, strict=True)
+    ]
+    alone, in_its_context, first = suit(bare), suit(followed), suit(asked)
+    assert alone < 0.05
+    assert first > 0.15
+    assert in_its_context > 0.5 * first
 
 
 class _Crew:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
 import gzip
 import json
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from raylla import config
 from raylla.cli import app
 from raylla.errors import WorldError
+from raylla.records import Turn
 from raylla.world import build, store
 from raylla.world.imports import catalogue, gembench, tables
 from raylla.world.imports.webis import import_world as import_webis
@@ -286,6 +288,41 @@ def test_users_of_the_table_keep_what_is_said_of_them(tmp_path: Path) -> None:
     by_profile = _world(tmp_path, ADS, asked).world
     assert [user.basics for user in by_profile.profiles] == ["nurse", "teacher"]
     assert by_profile.profiles[0].interests == ("tea", "hiking")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_query_may_bring_its_conversation(tmp_path: Path, kind: str) -> None:
+    said = [{"role": "developer", "content": "be\nbrief"}, {"role": "assistant", "content": " "}]
+    said += [{"role": "user", "content": "which mug"}, {"role": "assistant", "content": "of steel"}]
+    rows = [
+        {"user": "ann", "query": "and a cheaper one", "history": said},
+        {"user": "ben", "query": "and a cheaper one", "history": []},
+        {"user": "ben", "query": "what tent", "history": [{"role": "king", "content": "x"}]},
+        {"user": "ben", "query": "what tent", "history": None},
+    ]
+    path = tmp_path / f"q.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="") as text:
+            writer = csv.writer(text)
+            writer.writerow(rows[0])
+            writer.writerows([row["user"], row["query"], json.dumps(row["history"])] for row in rows[:3])
+            writer.writerow(["ben", "what tent", ""])
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    done = tables.import_world(_write(tmp_path / "a.csv", ADS), path, tmp_path / "world", SETTINGS, 0)
+    asked = {
+        (query.profile_id, query.text): query.turns for query in store.load(tmp_path / "world").queries
+    }
+    turns = (Turn("system", "be brief"), Turn("user", "which mug"), Turn("assistant", "of steel"))
+    assert asked == {
+        ("p0", "and a cheaper one"): turns,
+        ("p1", "and a cheaper one"): (),
+        ("p1", "what tent"): (),
+    }
+    (fault,) = done.faults
+    assert "give a JSON list of {role, content}" in fault.why
 
 
 def test_one_user_is_too_few(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 from raylla import config
 from raylla.auction import parse
 from raylla.errors import WorldError
-from raylla.records import Ad, Profile, Query
-from raylla.world import World, bids, build, store
+from raylla.records import Ad, Profile, Query, Turn
+from raylla.world import World, bids, build, prompts, store
 from raylla.world.synthetic import lexicon
+from raylla.world.turns import in_context
 
 SETTINGS = config.World(profiles=8, ads=100)
 
@@ -209,3 +210,54 @@ def test_every_title_survives_its_markup(world: World) -> None:
     for ad in world.ads:
         assert isinstance(ad, Ad)
         assert parse(f"x @{ad.title}@[Ad-{ad.id}] y", [ad]).ad_ids == (ad.id,)
+
+
+def test_a_query_keeps_its_turns_and_a_world_from_before_has_none(world: World, tmp_path: Path) -> None:
+    turns = (Turn("system", "be brief"), Turn("user", "which mug?"), Turn("assistant", "of steel"))
+    first, *rest = world.queries
+    talk = replace(world, queries=(replace(first, turns=turns), *rest))
+    store.save(talk, tmp_path / "w")
+    assert store.load(tmp_path / "w") == talk
+    store.save(world, tmp_path / "w")
+    path = tmp_path / "w" / "queries.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["turns"]), path)
+    assert store.load(tmp_path / "w") == world
+    for bad in (Turn("tool", "x"), Turn("user", " ")):  # type: ignore[arg-type]
+        with pytest.raises(WorldError, match="a turn is text of"):
+            store.check(replace(world, queries=(replace(first, turns=(bad,)), *rest)))
+
+
+@pytest.mark.parametrize(
+    ("turns", "read"),
+    [
+        ((), "and a cheaper one?"),
+        ((Turn("user", "which mug?"), Turn("assistant", "of steel")), "which mug? and a cheaper one?"),
+        ((Turn("system", "s"), Turn("assistant", "try a mug")), "try a mug and a cheaper one?"),
+        ((Turn("user", "old " * 60), Turn("user", "a mug?")), "a mug? and a cheaper one?"),
+        ((Turn("user", "a mug?"), Turn("user", "in blue?")), "a mug? in blue? and a cheaper one?"),
+    ],
+)
+def test_a_question_in_its_context(turns: tuple[Turn, ...], read: str) -> None:
+    assert in_context(Query("q", "p", "and a cheaper one?", "", "", "test", turns)) == read
+
+
+def test_turns_stand_before_the_question_in_every_prompt() -> None:
+    turns = (
+        Turn("system", "be\nbrief"),
+        Turn("user", "which <|user|> mug?"),
+        Turn("assistant", "\u00a49 steel"),
+    )
+    query = Query("q", "p", "and a cheaper one?", "", "", "test", turns)
+    user, ads = Profile("p", "30 nurse Oslo", ("tea",)), [Ad("12", "Lumo Cup", "tea", "food")]
+    for form in ("paper", "plain", "compact"):
+        bare = prompts.answer(form, replace(query, turns=()), user, ads, [4])
+        said = prompts.answer(form, query, user, ads, [4])
+        assert [*said[: len(bare) - 1], said[-1]] == bare
+        assert [one["role"] for one in said[-4:-1]] == ["system", "user", "assistant"]
+        assert said[-4:-2] == [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "which < |user| > mug?"},
+        ]
+        assert ("\u00a4 9" in said[-2]["content"]) == (form == "compact")
+        assert prompts.organic(form, query, user)[-4:-1] == said[-4:-1]
+    assert "which < |user| > mug? and a cheaper one?" in str(prompts.judge("plain", query, user, "A.", ads))

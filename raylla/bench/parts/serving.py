@@ -288,7 +288,6 @@ def _questions(world: World, count: int) -> list[dict[str, Any]]:
     random.Random(0).shuffle(queries)
     return [
         {
-            "model": "raylla",
             "messages": [{"role": "user", "content": one.text}],
             "raylla": {
                 "profile": {

@@ -1,12 +1,12 @@
 """One auction from request to record, top to bottom.
 
     request ─▶ who may compete ─▶ k candidates ─▶ bids ─▶ prompt ─▶ ONE generation ─▶ repair ─▶ pCTR
-            ─▶ prices ─▶ record in the store ─▶ click tokens ─▶ response
+            ─▶ prices ─▶ record in the store ─▶ response
 
 The generation is the auction: whom the model places has won.  Text is released while it is written, as
-far as no ad can still come of it; an ad becomes clickable only with the record, which is in the store
-before the response is complete.  A request without ads is answered by the same model, whose prompt then
-lists none; it is logged, and is no auction.
+far as no ad can still come of it, with the click's URL where the text is to hold links; a click counts
+only with the record, which is in the store before the response is complete.  A request without ads is
+answered by the same model, whose prompt then lists none; it is logged, and is no auction.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from raylla.auction import reward
 from raylla.config import Config, Sampling
 from raylla.engines.chat import chat_format
 from raylla.engines.live import Finish
-from raylla.errors import BusyError, EndpointError
-from raylla.records import Ad, Profile, Query
+from raylla.engines.protocol import Wish
+from raylla.errors import BusyError, EndpointError, TooLongError
+from raylla.records import Ad, Query, Turn
 from raylla.reward.rows import rows
 from raylla.serving.auction.draft import Draft, Field
 from raylla.serving.auction.eligibility import Eligibility, Selection
 from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown, Traffic
 from raylla.serving.auction.repair import Repaired
+from raylla.serving.auction.tickets import Tickets
 from raylla.serving.engine.predictor import Oracle, Rate, Vectors
 from raylla.serving.engine.together import Together
 from raylla.serving.money import pricing
@@ -46,11 +48,12 @@ from raylla.serving.money.records import (
     Reason,
     ServedAuction,
 )
-from raylla.serving.security.tokens import TokenKeys, new_claims
+from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
 from raylla.world import prompts
 from raylla.world.retrieval import Retrieval
 from raylla.world.synthetic import lexicon
+from raylla.world.turns import in_context
 
 FINISHES = get_args(Finish)
 
@@ -99,7 +102,8 @@ class Auctioneer:
 
         Raises:
             BusyError: too many requests are in progress, or this one has run past ``serving.tmax``.
-            EndpointError: the engine cannot answer, or the query is too long for its context.
+            EndpointError: the engine cannot answer.
+            RequestError: the engine does not take the request; `TooLongError`: for its question's length.
             StoreError: the auction could not be recorded; nothing of it is clickable.
         """
         if self._ongoing >= self._serving.max_ongoing:
@@ -117,12 +121,23 @@ class Auctioneer:
     async def _hold(self, asked: Asked, stream: bool) -> AsyncGenerator[str | Answered, None]:
         clock = Clock(self._serving.tmax)
         field = await self._compete(asked, clock) if asked.ads else Field.empty(asked)
-        prompt = self._prompt(field, asked.profile)
+        sampling = _sampling(self._config.ad_llm.sampling, asked)
+        prompt, turns = self._prompt(field, asked, self._config.engine.max_model_len - sampling.max_tokens)
         clock.mark("prompt")
         writer, canary = self.traffic.writer(asked.request_id)
-        draft = Draft(prompt, field, self._serving.disclosure, self._tokenizer)
-        sampling = _sampling(self._config.ad_llm.sampling, asked.max_tokens)
-        async with aclosing(writer.generate(prompt, sampling, stream)) as pieces:
+        tickets = Tickets(asked, field, self._serving, self._tokens)
+        draft = Draft(
+            prompt,
+            field,
+            self._serving.disclosure,
+            self._tokenizer,
+            tickets,
+            turns,
+            asked.stop,
+            verbatim="json_schema" in asked.sampling,
+        )
+        # An answer that may stop early is followed as it is written.
+        async with aclosing(writer.generate(prompt, sampling, stream or bool(asked.stop))) as pieces:
             while not draft.finish:
                 piece = await clock.within("the engine", anext(pieces, None))
                 if piece is None:
@@ -141,13 +156,14 @@ class Auctioneer:
         repaired = draft.repaired()
         pctr_version, rates = await self._rates(asked, field, draft.raw, repaired, clock)
         clock.mark("pctr")
-        auction = self._auction(asked, field, draft, repaired, pctr_version, rates, clock, canary)
+        impressions = self._impressions(repaired, field.candidates, rates, tickets)
+        auction = self._auction(asked, field, draft, repaired, pctr_version, impressions, clock, canary)
         # Not within the deadline: once begun, it is written whole, and waits for nobody but the disk.
         (refused,) = await asyncio.shield(self._records.ask([auction]))
         if refused is not None:
             raise refused
         clock.mark("record")
-        yield draft.answered(clock, auction, self._shown(auction))
+        yield draft.answered(clock, auction, _shown(auction, repaired, tickets))
 
     async def _compete(self, asked: Asked, clock: Clock) -> Field:
         """Eligible ads, the most relevant of them, and the bids that they enter with.
@@ -165,7 +181,8 @@ class Auctioneer:
         left_out = Counter(selection.counts())
         found: list[int] = []
         if selection.mask.any():
-            vector = (await clock.within("the query's vector", self._oracle.encode([asked.query])))[0]
+            said = in_context(asked.about())
+            vector = (await clock.within("the query's vector", self._oracle.encode([said])))[0]
             found = self._relevant(self.retrieval, vector, selection, left_out)
         candidates = []
         for row in found:
@@ -176,12 +193,11 @@ class Auctioneer:
                 left_out[Reason.FLOOR] += 1
             else:
                 candidates.append(candidate)
-        category, theme = _about(asked.query, selection.catalogue.ads[found[0]] if found else None)
+        category, theme = _about(asked.about(), selection.catalogue.ads[found[0]] if found else None)
         # Training prompts list their ads in no order: an order would be read as a signal.
         random.Random(auction_id).shuffle(candidates)
         clock.mark("candidates")
-        query = Query(asked.request_id, asked.profile.id, asked.query, category, theme, "test")
-        return Field(auction_id, now, query, tuple(candidates), selection, +left_out)
+        return Field(auction_id, now, asked.about(category, theme), tuple(candidates), selection, +left_out)
 
     def _relevant(
         self, retrieval: Retrieval, vector: Vectors, selection: Selection, left_out: Counter[Reason]
@@ -210,12 +226,25 @@ class Auctioneer:
         )
         return Candidate(listing, entry.bid_micros, entry.resampled)
 
-    def _prompt(self, field: Field, profile: Profile) -> list[int]:
-        """The prompt's token ids."""
+    def _prompt(self, field: Field, asked: Asked, room: int) -> tuple[list[int], list[Turn]]:
+        """The prompt's token ids, at most ``room`` of them, and the turns that it holds.
+
+        Raises:
+            TooLongError: the question alone is.
+        """
         bids = [self._units(one.bid_micros) for one in field.candidates]
-        model = self._config.ad_llm
-        messages = prompts.answer(model.prompt, field.query, profile, field.ads, bids, model.descriptions)
-        return self._chat.ids(messages)
+        model, query, profile = self._config.ad_llm, field.query, asked.profile
+        if asked.ads:
+            messages = prompts.answer(model.prompt, query, profile, field.ads, bids, model.descriptions)
+        else:
+            messages = prompts.organic(model.prompt, query, profile)
+        ids, kept = self._chat.fitted(messages, len(query.turns), room)
+        if len(ids) > room:
+            raise TooLongError(
+                f"messages: the question makes a prompt of {len(ids)} tokens and may make {room}: "
+                "engine.max_model_len less the answer's max_tokens; shorten the one or lower the other"
+            )
+        return ids, [query.turns[place] for place in kept]
 
     async def _rates(
         self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Clock
@@ -232,12 +261,11 @@ class Auctioneer:
         draft: Draft,
         repaired: Repaired,
         pctr_version: str,
-        rates: Sequence[Rate],
+        impressions: tuple[Impression, ...],
         clock: Clock,
         canary: bool,
     ) -> ServedAuction:
         """The record, prices and reward included."""
-        impressions = self._impressions(repaired, field.candidates, rates)
         bids = {one.listing.ad.id: self._units(one.bid_micros) for one in field.candidates}
         pctr = {one.ad_id: one.pctr for one in impressions}
         found = reward(repaired.parsed, bids, pctr, self._config.penalty)
@@ -274,16 +302,23 @@ class Auctioneer:
             micros_per_unit=self._serving.micros_per_unit,
             canary=canary,
             test=asked.test,
+            turns=draft.turns,
+            turns_cut=draft.turns_cut,
+            metadata=dict(asked.metadata),
         )
 
     def _impressions(
-        self, repaired: Repaired, candidates: Sequence[Candidate], rates: Sequence[Rate]
+        self,
+        repaired: Repaired,
+        candidates: Sequence[Candidate],
+        rates: Sequence[Rate],
+        tickets: Tickets,
     ) -> tuple[Impression, ...]:
         by_ad = {one.listing.ad.id: one for one in candidates}
         found = []
         for span, rate in zip(repaired.spans, rates, strict=True):
             candidate = by_ad[span.ad_id]
-            listing = candidate.listing
+            listing, ticket = candidate.listing, tickets.of(span.ad_id)
             price = pricing.price(
                 self._rule,
                 listing.bid_micros,
@@ -293,7 +328,7 @@ class Auctioneer:
             )
             found.append(
                 Impression(
-                    id=f"imp_{secrets.token_hex(12)}",
+                    id=ticket.impression_id,
                     ad_id=span.ad_id,
                     campaign_id=listing.campaign_id,
                     advertiser_id=listing.advertiser_id,
@@ -305,42 +340,36 @@ class Auctioneer:
                     pctr_low=rate.low,
                     pctr_high=rate.high,
                     resampled=candidate.resampled,
+                    seen=ticket.seen,
                 )
             )
         return tuple(found)
-
-    def _shown(self, auction: ServedAuction) -> tuple[Shown, ...]:
-        by_ad = {one.listing.ad.id: one.listing for one in auction.candidates}
-        shown = []
-        for one in auction.impressions:
-            listing = by_ad[one.ad_id]
-            claims = new_claims(
-                auction.id,
-                one.id,
-                one.ad_id,
-                one.advertiser_id,
-                one.price_micros,
-                auction.currency,
-                auction.created,
-                self._serving.token_ttl,
-            )
-            token = self._tokens.sign(claims)
-            shown.append(Shown(one, listing.ad.title, listing.ad.category, listing.domain, token))
-        return tuple(shown)
 
     def _units(self, micros: int) -> float:
         return to_units(micros, self._serving.micros_per_unit)
 
 
-def _about(text: str, nearest: Ad | None) -> tuple[str, str]:
-    """Category and theme of a question: by its words, else those of the most relevant ad."""
-    category = lexicon.category_of(text)
+def _shown(auction: ServedAuction, repaired: Repaired, tickets: Tickets) -> tuple[Shown, ...]:
+    by_ad = {one.listing.ad.id: one.listing for one in auction.candidates}
+    shown = []
+    for one, span in zip(auction.impressions, repaired.shown_spans, strict=True):
+        listing, url = by_ad[one.ad_id], tickets.of(one.ad_id).url
+        ad = listing.ad
+        shown.append(Shown(one, ad.title, ad.category, listing.domain, url, span.start, span.end))
+    return tuple(shown)
+
+
+def _about(query: Query, nearest: Ad | None) -> tuple[str, str]:
+    """Category and theme of a question: by its words, or those before it, else of the most relevant ad."""
+    category = lexicon.category_of(query.text) or lexicon.category_of(in_context(query))
     if category or nearest is None:
         return category, lexicon.theme_of(category)
     return nearest.category, nearest.theme
 
 
-def _sampling(configured: Sampling, max_tokens: int | None) -> Sampling:
-    if max_tokens is None or max_tokens >= configured.max_tokens:
-        return configured
-    return configured.model_copy(update={"max_tokens": max_tokens})
+def _sampling(configured: Sampling, asked: Asked) -> Sampling:
+    """The config's, with what the request may change of it."""
+    longest = min(configured.max_tokens, asked.max_tokens or configured.max_tokens)
+    if not asked.sampling:
+        return configured.model_copy(update={"max_tokens": longest})
+    return Wish.model_validate(configured.model_dump() | {"max_tokens": longest} | dict(asked.sampling))

@@ -7,11 +7,11 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from raylla.config import Sampling
+from raylla.config import Links, Sampling
 from raylla.errors import BusyError
-from raylla.records import Profile
+from raylla.records import Profile, Query, Turn
 from raylla.serving.engine.wire import Piece
 from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Filters, Impression, ServedAuction
@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request. ``profile.id`` is the user's, or nobody's; ``max_tokens`` may only lower the config's."""
+    """A request. ``profile.id`` is the user's, or nobody's; ``max_tokens`` may only lower the config's.
+
+    ``turns`` is what was said before, oldest first; the answer ends before the first of ``stop``;
+    ``sampling`` is what `raylla.engines.protocol.Wish` says of this answer alone.
+    """
 
     request_id: str
     query: str
@@ -32,22 +36,39 @@ class Asked:
     max_tokens: int | None = None
     bids: Mapping[str, Micros] = field(default_factory=dict)
     """Of a test auction: other bids than the ads' own, by ad id."""
+    base: str = ""
+    """Where users reach the endpoint; click URLs begin with it."""
+    links: Links = "annotations"
+    """Whether the text has titles or Markdown links."""
+    turns: tuple[Turn, ...] = ()
+    stop: tuple[str, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def about(self, category: str = "", theme: str = "") -> Query:
+        """The question as prompts read it."""
+        id = self.profile.id
+        return Query(self.request_id, id, self.query, category, theme, "test", self.turns)
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A placed ad of a response: the impression and where a click on it goes."""
+    """A placed ad of a response: the impression, where a click on it goes, and the half-open span of
+    characters that stand for it in the text as the user gets it: its title, or a Markdown link."""
 
     impression: Impression
     title: str
     category: str
     domain: str
-    token: str
+    url: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The end of a response. ``auction`` is None where no ads were wanted."""
+    """The end of a response. ``text`` is what the user got, ``auction`` None where no ads were wanted;
+    ``turns_cut`` counts the oldest turns, which found no room in the prompt."""
 
     text: str
     finish: str
@@ -57,6 +78,7 @@ class Answered:
     latency_ms: dict[str, float]
     auction: ServedAuction | None = None
     shown: tuple[Shown, ...] = ()
+    turns_cut: int = 0
 
 
 class Writer(Protocol):

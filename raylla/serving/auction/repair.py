@@ -12,16 +12,23 @@ becomes of them:
 - any other attempt (unknown id, another ad's id, altered title, unfinished markup): removed, so that
   nobody is shown an advertiser's name that leads nowhere and is not disclosed;
 - an ``@`` or a bracket that is none of these (an address, a handle): left alone.
+
+Three texts run side by side: the model's (``raw``), the user's without links (``clean``), which spans and
+stops count in, and the one that is shown, where a link (`raylla.serving.auction.links`) may stand in a
+title's place. The link is shown in one piece with its label.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from raylla.auction import Parsed, parse
+from raylla.auction import Parsed, markup, parse
 from raylla.records import Ad, Placement
+from raylla.serving.auction.links import BINDING
 
 HOLD = 80
 """Characters that an unfinished title may hold the stream back, where no candidate's is longer."""
@@ -39,22 +46,36 @@ class Repaired:
     """An answer as the user gets it.
 
     ``spans`` are the half-open character spans of the placed titles in ``text``, in order;
-    ``parsed`` is what the model wrote: its placements are in the raw text.
+    ``parsed`` is what the model wrote: its placements are in the raw text. ``shown`` is the text as it was
+    released, ``shown_spans`` are those of what stands there for the titles.
     """
 
     text: str
     spans: tuple[Placement, ...]
     parsed: Parsed
+    shown: str
+    shown_spans: tuple[Placement, ...]
+
+
+class Titles(Protocol):
+    """What users are shown in the place of ads' titles."""
+
+    def placed(self, ad: Ad) -> str:
+        """For an ad that is placed now; asked once for each."""
+
+    def again(self, words: str) -> str:
+        """For ``words`` of the title of an ad that was placed before; one for each character of them."""
 
 
 class Repair:
-    """The repair of one answer, fed piece by piece."""
+    """The repair of one answer, fed piece by piece; without ``titles`` users are shown the titles."""
 
-    def __init__(self, candidates: Sequence[Ad], label: str) -> None:
+    def __init__(self, candidates: Sequence[Ad], label: str, titles: Titles | None = None) -> None:
         self._candidates = tuple(candidates)
         self._by_id = {ad.id: ad for ad in candidates}
         self._titles = [_WORDS.findall(ad.title.casefold()) for ad in candidates]
         self._label = f" ({label})" if label else ""
+        self._shows = titles
         longest = max([HOLD, *(len(ad.title) for ad in candidates)])
         self._hold = longest
         self._markup = re.compile(rf"@([^@\[\]\n]{{1,{longest}}})@\[Ad-([0-9]{{1,20}})\]")
@@ -65,11 +86,46 @@ class Repair:
         self._rest = ""
         self._before = ""
         self._clean: list[str] = []
+        self._shown: list[str] = []
+        self._starts: list[int] = []
+        """Characters of the clean text before each part of it, and of the shown one."""
         self._length = 0
+        self._shown_length = 0
         self._space = ""
         self._cut = False
         self._placed: set[str] = set()
         self._spans: list[Placement] = []
+        self._shown_spans: list[Placement] = []
+        self._read = 0
+        self._marks: list[tuple[int, int]] = []
+        """Characters of the clean text, and of the model's, before each part of it."""
+        self._halved = False
+
+    @property
+    def disclosed(self) -> list[tuple[int, int]]:
+        """Characters of each ad in the clean text so far, its label included."""
+        return [(one.start, one.end + len(self._label)) for one in self._spans]
+
+    def clean(self, start: int = 0, end: int | None = None) -> str:
+        """The clean text so far, from character ``start`` to ``end``, both within no ad."""
+        return self._between(self._clean, start, end)
+
+    def shown(self, start: int = 0, end: int | None = None) -> str:
+        """What is shown of those characters of the clean text."""
+        return self._between(self._shown, start, end)
+
+    def _between(self, parts: Sequence[str], start: int, end: int | None) -> str:
+        stop = self._length if end is None else min(end, self._length)
+        found = []
+        for place in range(max(0, bisect_right(self._starts, start) - 1), len(parts)):
+            at = self._starts[place]
+            if at >= stop:
+                break
+            if at >= start and at + len(self._clean[place]) <= stop:
+                found.append(parts[place])
+            else:  # plain words, which are shown as they are
+                found.append(self._clean[place][max(0, start - at) : stop - at])
+        return "".join(found)
 
     def feed(self, piece: str) -> str:
         """More of the model's text; returns the text that the user may see now."""
@@ -77,25 +133,41 @@ class Repair:
         self._rest += piece
         return self._advance(final=False)
 
-    def finish(self) -> str:
-        """The last of the text."""
+    def finish(self, halved: bool = False) -> str:
+        """The last of the text; where it is ``halved``, cut off by a limit, the beginning of an ad at its
+        end goes."""
+        self._halved = halved
         released = self._advance(final=True)
         if not self._cut:
-            released += self._put(self._space)
+            self._put(self._space)
+            released += self._space
         return released
 
-    def repaired(self, catalogue_ids: Container[str] = frozenset()) -> Repaired:
-        """Everything, after `finish`; ``catalogue_ids`` tell a wrong ad from one that does not exist."""
-        parsed = parse("".join(self._raw), self._candidates, catalogue_ids)
-        return Repaired("".join(self._clean), tuple(self._spans), parsed)
+    def repaired(self, catalogue_ids: Container[str] = frozenset(), end: int | None = None) -> Repaired:
+        """Everything, after `finish`; ``catalogue_ids`` tell a wrong ad from one that does not exist.
+
+        ``end``: only so many characters of the clean text, which must not end within an ad.
+        """
+        parsed = parse(self.raw(end), self._candidates, catalogue_ids)
+        spans = tuple(one for one in self._spans if end is None or one.end <= end)
+        shown_spans = tuple(self._shown_spans[: len(spans)])
+        return Repaired(self.clean(end=end), spans, parsed, self.shown(end=end), shown_spans)
+
+    def raw(self, end: int | None = None) -> str:
+        """The model's text, or what of it became the first ``end`` characters of the clean text."""
+        whole = "".join(self._raw)
+        if end is None:
+            return whole
+        clean, raw = next((mark for mark in reversed(self._marks) if mark[0] <= end), (0, 0))
+        return whole[: raw + end - clean]
 
     def _advance(self, final: bool) -> str:
-        at, released = 0, len(self._clean)
+        at, released = 0, len(self._shown)
         text = self._rest
         while at < len(text):
             if text[at] not in "@[":
                 stop = _next_mark(text, at)
-                self._say(text[at:stop])
+                self._say(text[at:stop], self._read + at)
             else:
                 read = self._sign(text, at) if text[at] == "@" else self._bracket(text, at)
                 stop = at + self._act(read, text, at, final)
@@ -104,19 +176,30 @@ class Repair:
             self._before = text[stop - 1]
             at = stop
         self._rest = text[at:]
-        return "".join(self._clean[released:])
+        self._read += at
+        return "".join(self._shown[released:])
 
     def _act(self, read: _Read, text: str, at: int, final: bool) -> int:
         """Do what was read at ``at``; how many characters that used up, 0 to wait for more."""
         if not read.certain and not final:
             return 0
-        if read.ad is not None:
-            self._place(read.ad)
+        if final and self._halved and self._begun(text[at:]):
+            self._cut = True
+            return len(text) - at
+        if read.ad is not None and read.words is None:
+            self._place(read.ad, self._read + at)
         elif read.words is None:
             self._cut = True
         else:
-            self._say(read.words)
+            self._say(read.words, self._read + at, titled=read.ad is not None)
+        self._marks.append((self._length, self._read + at + read.length))
         return read.length
+
+    def _begun(self, tail: str) -> bool:
+        """Whether ``tail`` may be the beginning of an ad's markup, or of a link."""
+        if any(tail != whole and whole.startswith(tail) for whole in map(markup, self._candidates)):
+            return True
+        return "[Ad-".startswith(tail)
 
     def _sign(self, text: str, at: int) -> _Read:
         """What stands at an ``@``."""
@@ -159,7 +242,7 @@ class Repair:
         if ad is None or ad.title != whole[1]:
             return _Read(length, None)
         if ad.id in self._placed:
-            return _Read(length, ad.title)
+            return _Read(length, ad.title, ad=ad)
         return _Read(length, None, ad=ad)
 
     def _known_words(self, run: str) -> int:
@@ -176,16 +259,24 @@ class Repair:
                 best = max(best, words[same - 1].end())
         return min(best, len(run))
 
-    def _place(self, ad: Ad) -> None:
+    def _place(self, ad: Ad, raw: int) -> None:
         self._placed.add(ad.id)
         self._open_gap(ad.title[0])
-        start = self._length
-        self._put(ad.title)
+        start, shown, apart = self._length, ad.title, ""
+        if self._shows is not None:
+            shown = self._shows.placed(ad)
+            if shown != ad.title and self._shown and self._shown[-1][-1] in BINDING:
+                apart = " "
+        shown_start = self._shown_length + len(apart)
+        self._marks.append((start, raw))
+        self._put(ad.title, apart + shown)
         self._spans.append(Placement(ad.id, start, self._length))
+        self._shown_spans.append(Placement(ad.id, shown_start, self._shown_length))
         self._put(self._label)
 
-    def _say(self, words: str) -> None:
-        """Plain text; spaces at its end wait, for what follows may be removed."""
+    def _say(self, words: str, raw: int, titled: bool = False) -> None:
+        """Plain text, at ``raw`` in the model's, or an ad's title (``titled``), within which an answer may
+        stop, too; spaces at its end wait: what follows may be removed."""
         body = words.strip()
         if not body:
             self._space += words
@@ -193,7 +284,12 @@ class Repair:
         lead = len(words) - len(words.lstrip())
         self._space += words[:lead]
         self._open_gap(body[0])
-        self._put(body)
+        self._marks.append((self._length, raw + lead))
+        if titled and self._shows is not None:
+            for one in body:
+                self._put(one, self._shows.again(one))
+        else:
+            self._put(body)
         self._space = words[lead + len(body) :]
 
     def _open_gap(self, following: str) -> None:
@@ -206,16 +302,57 @@ class Repair:
         self._put(gap)
         self._space, self._cut = "", False
 
-    def _put(self, text: str) -> str:
-        if text:
-            self._clean.append(text)
-            self._length += len(text)
-        return text
+    def _put(self, text: str, shown: str | None = None) -> None:
+        """Text, of which ``shown`` is shown (None: itself)."""
+        if not text:
+            return
+        seen = text if shown is None else shown
+        self._starts.append(self._length)
+        self._clean.append(text)
+        self._shown.append(seen)
+        self._length += len(text)
+        self._shown_length += len(seen)
+
+
+class Verbatim:
+    """A `Repair` of text in which nothing is an ad: it is shown as it is."""
+
+    disclosed: tuple[tuple[int, int], ...] = ()
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+
+    def clean(self, start: int = 0, end: int | None = None) -> str:
+        """See `Repair`."""
+        return "".join(self._text)[start:end]
+
+    def shown(self, start: int = 0, end: int | None = None) -> str:
+        """See `Repair`."""
+        return self.clean(start, end)
+
+    def feed(self, piece: str) -> str:
+        """See `Repair`."""
+        self._text.append(piece)
+        return piece
+
+    def finish(self, halved: bool = False) -> str:
+        """See `Repair`."""
+        return ""
+
+    def repaired(self, catalogue_ids: Container[str] = frozenset(), end: int | None = None) -> Repaired:
+        """See `Repair`."""
+        text = self.clean(end=end)
+        return Repaired(text, (), parse("", ()), text, ())
+
+    def raw(self, end: int | None = None) -> str:
+        """See `Repair`."""
+        return self.clean(end=end)
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """``length`` characters that become ``ad``, the plain ``words``, or (neither) nothing."""
+    """``length`` characters that become ``ad``, the plain ``words`` (with both, of that ad once more), or
+    (neither) nothing."""
 
     length: int
     words: str | None

@@ -5,7 +5,8 @@ The ledger is read once, in order. Each line must follow the one before it, seal
 must be the price that its rule gives for the impression that it names, in the auction that showed it, for
 a click that counted; each campaign's day must add up, never beyond the budget it was held against; each
 settlement must be the sum of what it settles; each balance must be what all that leaves. Then the other
-way: every click and impression that should have been charged was, once, and no other.
+way: every click and impression that should have been charged was, once, and no other. Last, the tallies
+that reports are served from, against what they count (`raylla.serving.billing.tallied`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from sqlalchemy.orm import Session, defer
 
 from raylla.serving.billing.chain import Chain
 from raylla.serving.billing.findings import Audit
+from raylla.serving.billing.tallied import tallied
 from raylla.serving.money import pricing
 from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Outcome, PriceRule
 from raylla.serving.store import Store, models
-from raylla.serving.store.billing import REPEATED
+from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.ledger import Account
 
 _BATCH = 5_000
@@ -79,6 +81,7 @@ def audit(store: Store, known: Mapping[int, str] | None = None) -> Audit:
         _clicks(session, found, books)
         _impressions(session, found, books)
         _auctions(session, found, end.currency)
+        tallied(session, found)
     return found
 
 
@@ -243,6 +246,11 @@ def _clicks(session: Session, found: Audit, books: _Books) -> None:
     for click, kind, impression in session.execute(query.execution_options(yield_per=_BATCH)):
         found.counts["clicks"] += 1
         found.expect(f"click {click.id}", "ledger line", kind, _ENTERED.get(click.outcome))
+        invalid = click.outcome == Outcome.INVALID
+        found.counts["invalid clicks"] += invalid
+        if invalid == (click.reason is None):
+            wanted = "why the click is invalid" if invalid else None
+            found.expect(f"click {click.id}", "reason", click.reason, wanted)
         if click.outcome == Outcome.BUDGET:
             _refused(found, f"click {click.id}", books, impression, click.at.date())
     first = select(models.Click.impression_id).where(models.Click.outcome.notin_(REPEATED))

@@ -34,7 +34,7 @@ import httpx
 from raylla.config import Serving
 from raylla.serving.security.addresses import AddressError, target
 from raylla.serving.security.tokens import TokenKeys
-from raylla.serving.store.outbox import Outbox, Outgoing
+from raylla.serving.store.clients.outbox import Outbox, Outgoing
 
 QUEUES = 256
 """Most destinations at a time."""

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines.protocol import Probe
-from raylla.errors import DeadlineError, EndpointError
+from raylla.errors import DeadlineError, EndpointError, RequestError
 from raylla.records import WeightVersion
 from raylla.serving.engine.stepping import work
 from raylla.serving.engine.wire import Abort, Ask, Asked, Failed, Heard, Load, Loaded, Piece, Refused, Told
@@ -136,7 +136,7 @@ class AsyncEngine:
                     self._answers[name].put_nowait(piece)
         elif isinstance(heard, Refused):
             if heard.name in self._answers:
-                self._answers[heard.name].put_nowait(EndpointError(heard.reason))
+                self._answers[heard.name].put_nowait(RequestError(heard.reason))
         elif isinstance(heard, Loaded):
             done = self._loads.get(heard.name)
             if done is None or done.done():

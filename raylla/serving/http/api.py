@@ -7,25 +7,29 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylla.config import Config
 from raylla.errors import BusyError, EndpointError, StoreError
 from raylla.records import Profile
 from raylla.serving.auction.auctioneer import Auctioneer
-from raylla.serving.http import campaigns, chat, clicks, playground, web
-from raylla.serving.http.chat import RETRY_AFTER, code_of, said
+from raylla.serving.http import advertisers, campaigns, chat, clicks, playground, responses, web
+from raylla.serving.http.openai import models
+from raylla.serving.http.openai.delivery import RETRY_AFTER, code_of, said
+from raylla.serving.http.openai.rates import LIMIT_HEADERS, Rates
 from raylla.serving.http.reports import Reports
 from raylla.wholetext import whole_json
 
 log = logging.getLogger("raylla.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UPLOAD = re.compile(r"/v1/campaigns/[^/]+/ads/upload")
 DESCRIPTION = """
 Answers with native ads, each chosen and placed by one generation of the Ad-LLM, and the campaigns,
 clicks and money behind them. Money is in whole micros (millionths) of `serving.currency`.
@@ -61,10 +65,15 @@ def create(
     for kind in (BusyError, EndpointError, StoreError):
         app.add_exception_handler(kind, _unavailable)
     app.add_exception_handler(Exception, _unforeseen)
-    app.include_router(chat.router(auctioneer, config.serving, reports))
+    rates = Rates(config.serving.requests_per_minute, config.serving.tokens_per_minute)
+    app.include_router(chat.router(auctioneer, config, reports, rates))
+    app.include_router(responses.router(auctioneer, config, reports, rates))
+    app.include_router(models.router(config.serving.model_name))
     app.include_router(campaigns.router)
     app.include_router(clicks.router)
     app.include_router(playground.router(users))
+    for router in advertisers.ROUTERS:
+        app.include_router(router)
 
     @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
     async def healthz() -> JSONResponse:
@@ -77,13 +86,16 @@ def create(
         """Prometheus metrics of the replica that answers."""
         return PlainTextResponse(reports.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models", tags=["answers"])
-    async def models() -> dict[str, Any]:
-        """The one model, as OpenAI's clients list it."""
-        one = {"id": "raylla", "object": "model", "created": 0, "owned_by": "raylla"}
-        return {"object": "list", "data": [one]}
-
-    app.add_middleware(Envelope, largest=config.serving.largest_body)
+    serving = config.serving
+    app.add_middleware(Envelope, largest=serving.largest_body, largest_upload=serving.largest_upload)
+    if serving.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=serving.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],  # whatever the page asks for: clients send names of their own
+            expose_headers=["X-Request-ID", "Retry-After", *LIMIT_HEADERS],
+        )
     return app
 
 
@@ -101,9 +113,10 @@ def _unforeseen(_: Request, error: Exception) -> JSONResponse:
 class Envelope:
     """ASGI middleware around every request: its id, the size of its body, and a line in the log."""
 
-    def __init__(self, app: ASGIApp, largest: int) -> None:
+    def __init__(self, app: ASGIApp, largest: int, largest_upload: int) -> None:
         self._app = app
         self._largest = largest
+        self._largest_upload = largest_upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -124,11 +137,13 @@ class Envelope:
             await send(message)
 
         length = headers.get(b"content-length", b"0")
+        upload = _UPLOAD.fullmatch(scope["path"]) is not None
+        largest = self._largest_upload if upload else self._largest
         try:
-            if length.isdigit() and int(length) > self._largest:
-                await self._refuse()(scope, receive, answer)
+            if length.isdigit() and int(length) > largest:
+                await _refusal(largest, upload)(scope, receive, answer)
             else:
-                await self._app(scope, _Body(receive, self._largest), answer)
+                await self._app(scope, _Body(receive, largest, upload), answer)
         finally:
             log.info(
                 "request",
@@ -142,38 +157,42 @@ class Envelope:
                 },
             )
 
-    def _refuse(self) -> JSONResponse:
-        problem = {
-            "message": _too_large(self._largest),
-            "type": "invalid_request_error",
-            "code": "too_large",
-        }
-        return JSONResponse({"error": problem}, 413)
+
+def _refusal(largest: int, upload: bool) -> JSONResponse:
+    problem = {
+        "message": _too_large(largest, upload),
+        "type": "invalid_request_error",
+        "code": "too_large",
+    }
+    return JSONResponse({"error": problem}, 413)
 
 
 class _Body:
     """``receive``, with the body in one piece and of whole characters, up to a number of bytes: some bodies
-    do not state their length."""
+    do not state their length. An ``upload`` is no JSON text and comes as it is."""
 
-    def __init__(self, receive: Receive, largest: int) -> None:
+    def __init__(self, receive: Receive, largest: int, upload: bool) -> None:
         self._receive = receive
         self._largest = largest
+        self._upload = upload
         self._taken = False
 
     async def __call__(self) -> Message:
-        body = b""
+        body = bytearray()
         while not self._taken:
             message = await self._receive()
             if message["type"] != "http.request":
                 return message  # the client has hung up
             body += message.get("body", b"")
             if len(body) > self._largest:
-                raise HTTPException(413, _too_large(self._largest))
+                raise HTTPException(413, _too_large(self._largest, self._upload))
             if not message.get("more_body", False):
                 self._taken = True
-                return {"type": "http.request", "body": whole_json(body), "more_body": False}
+                whole = bytes(body) if self._upload else whole_json(bytes(body))
+                return {"type": "http.request", "body": whole, "more_body": False}
         return await self._receive()
 
 
-def _too_large(largest: int) -> str:
-    return f"the body has more than serving.largest_body={largest} bytes"
+def _too_large(largest: int, upload: bool) -> str:
+    name = "largest_upload" if upload else "largest_body"
+    return f"the body has more than serving.{name}={largest} bytes"

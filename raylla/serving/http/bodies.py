@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import unicodedata
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from raylla.config import Links
 from raylla.errors import WorldError
 from raylla.records import Ad
 from raylla.serving.money.money import LARGEST
@@ -77,6 +79,7 @@ AdId = Annotated[str, Path(pattern="^[0-9]{1,18}$")]
 KeyId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 After = Annotated[str, Query(pattern="^[A-Za-z0-9_]{0,64}$", description="`next` of the page before")]
 AfterEntry = Annotated[int, Query(ge=0, le=2**63 - 1, description="`next` of the page before")]
+Day = Annotated[dt.date | None, Query(description="of UTC; left out: today")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -218,18 +221,24 @@ class FloorBody(Body):
 
 
 class NewKey(Body):
-    """What an API key is for; ``advertiser_id`` belongs to the role `advertiser` and to no other."""
+    """What an API key is for; ``advertiser_id`` belongs to the role `advertiser` and to no other, ``links``
+    to the others."""
 
     model_config = example(role="advertiser", advertiser_id="adv_5b1c0a9d2e7f4c36", name="Lumo's agency")
 
     role: Literal["admin", "advertiser", "application"]
     advertiser_id: Annotated[str, Field(pattern="^adv_[0-9a-f]{16}$")] | None = None
     name: Text
+    links: Links | None = Field(
+        None, description="how answers carry click URLs where a request does not say; null: `serving.links`"
+    )
 
     @model_validator(mode="after")
     def _whose(self) -> NewKey:
         if (self.role == "advertiser") != (self.advertiser_id is not None):
             raise ValueError("advertiser_id belongs to the role advertiser, and to no other")
+        if self.role == "advertiser" and self.links is not None:
+            raise ValueError("links belongs to keys that ask for answers, not to the role advertiser")
         return self
 
 

@@ -80,6 +80,17 @@ def list_ledger(
     return _page(views.EntryView, behind.store.ledger(advertiser_id, after, limit), limit)
 
 
+@router.get("/advertisers/{advertiser_id}/clicks", tags=["accounts"], responses=_LOST)
+def count_clicks(
+    advertiser_id: bodies.AdvertiserId, behind: web.Behind, caller: web.Seat, day: bodies.Day = None
+) -> list[views.TallyView]:
+    """An advertiser's clicks of a day by campaign and outcome; of invalid ones by reason."""
+    _own(caller, advertiser_id)
+    behind.store.parties.advertiser(advertiser_id)
+    found = behind.store.clicks(advertiser_id, day or web.now().date())
+    return [views.TallyView.model_validate(one) for one in found]
+
+
 @router.get("/advertisers/{advertiser_id}/notices", tags=["notices"], responses=_LOST)
 def list_notices(
     advertiser_id: bodies.AdvertiserId,
@@ -142,7 +153,7 @@ def get_campaign(
     campaign_id: bodies.CampaignId, behind: web.Behind, caller: web.Seat
 ) -> views.CampaignView:
     """A campaign and what it has spent today."""
-    return _campaign(behind, _own_campaign(behind, caller, campaign_id))
+    return _campaign(behind, own_campaign(behind, caller, campaign_id))
 
 
 @router.patch("/campaigns/{campaign_id}", tags=["campaigns"], responses=_LOST)
@@ -150,7 +161,7 @@ def change_campaign(
     campaign_id: bodies.CampaignId, body: bodies.CampaignChange, behind: web.Behind, caller: web.Seat
 ) -> views.CampaignView:
     """Change budget, pacing, cap or notices; pause and resume. Holds from the next charge on."""
-    _own_campaign(behind, caller, campaign_id)
+    own_campaign(behind, caller, campaign_id)
     changes = _flat(body.model_dump(exclude_unset=True))
     return _campaign(behind, behind.store.parties.change_campaign(campaign_id, changes, web.now()))
 
@@ -160,7 +171,7 @@ def add_ad(
     campaign_id: bodies.CampaignId, body: bodies.NewAd, behind: web.Behind, caller: web.Seat
 ) -> views.AdView:
     """List an ad; the store gives its id."""
-    _own_campaign(behind, caller, campaign_id)
+    own_campaign(behind, caller, campaign_id)
     _check_bid(behind, body.bid_micros)
     new = NewAd(body.ad(), body.url, body.bid_micros, tuple(body.labels), body.paused)
     return views.AdView.model_validate(behind.store.parties.add_ads(campaign_id, [new], web.now())[0])
@@ -175,7 +186,7 @@ def list_ads(
     limit: bodies.Limit = 100,
 ) -> views.Page[views.AdView]:
     """A campaign's ads by id."""
-    _own_campaign(behind, caller, campaign_id)
+    own_campaign(behind, caller, campaign_id)
     return _page(views.AdView, behind.store.parties.ads(campaign_id, after, limit), limit)
 
 
@@ -214,7 +225,8 @@ def list_floors(behind: web.Behind, _: web.Seat) -> list[bodies.FloorBody]:
 @router.post("/keys", status_code=201, tags=["keys"], responses=_LOST)
 def add_key(body: bodies.NewKey, behind: web.Behind, _: web.Admin) -> views.FreshKey:
     """Make an API key; its secret is shown this once."""
-    row, key = behind.store.parties.add_key(Role(body.role), body.advertiser_id, body.name, web.now())
+    made = Role(body.role), body.advertiser_id, body.name
+    row, key = behind.store.parties.add_key(*made, web.now(), body.links)
     return views.FreshKey(key=key, **views.KeyView.model_validate(row).model_dump())
 
 
@@ -239,7 +251,12 @@ def _own(caller: Principal, advertiser_id: str) -> None:
         raise UnknownError(f"advertiser {advertiser_id!r} does not exist")
 
 
-def _own_campaign(behind: web.Services, caller: Principal, id: str) -> models.Campaign:
+def own_campaign(behind: web.Services, caller: Principal, id: str) -> models.Campaign:
+    """A campaign of the caller's.
+
+    Raises:
+        UnknownError: there is none of that id, or it is another's.
+    """
     campaign = behind.store.parties.campaign(id)
     if caller.role is Role.ADVERTISER and caller.advertiser_id != campaign.advertiser_id:
         raise UnknownError(f"campaign {id!r} does not exist")

@@ -1,41 +1,33 @@
-"""POST /v1/chat/completions: the OpenAI chat completion, with ads as annotations.
+"""POST /v1/chat/completions: the OpenAI chat completion, with ads as annotations, Markdown links or both.
 
-The last message is the question; the model was trained on single questions, so earlier messages are
-accepted and not read.  How the model samples is part of the mechanism (its policy is what prices are
-computed of): ``temperature``, ``top_p`` and the like are accepted and have no effect.
+The user's last message is the question, what stands around it the conversation that it is read in. What of
+OpenAI's parameters is honoured and what is refused is said in `raylla.serving.http.openai.parameters`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import time
-import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, StreamingResponse
-from sqlalchemy.exc import SQLAlchemyError
+from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from raylla.config import Serving
-from raylla.errors import BusyError, EndpointError, RayllaError
-from raylla.records import Profile
+from raylla.config import Config, Serving
 from raylla.serving.auction.auctioneer import Auctioneer
-from raylla.serving.auction.exchange import Answered, Asked, Shown
-from raylla.serving.http.chatbodies import ChatRequest, ChatResponse
+from raylla.serving.auction.exchange import Answered, Asked
+from raylla.serving.http.openai import delivery, models
+from raylla.serving.http.openai.asking import asked_of
+from raylla.serving.http.openai.bodies import ChatRequest, ChatResponse
+from raylla.serving.http.openai.faults import OpenAiRoute
+from raylla.serving.http.openai.history import conversation
+from raylla.serving.http.openai.rates import Rates
+from raylla.serving.http.openai.shown import cited, detail
 from raylla.serving.http.reports import Reports
-from raylla.serving.http.web import Application, HttpError, errors
-from raylla.serving.money.records import Filters
-from raylla.world.prompts import neutral
-
-log = logging.getLogger("raylla.serving")
-RETRY_AFTER = "1"
-NOBODY = "anonymous"
-
+from raylla.serving.http.web import Application, errors
 
 EVENT = {
     "type": "object",
@@ -43,11 +35,13 @@ EVENT = {
     "required": ["data"],
 }
 """An event of a streamed answer, as the OpenAPI document describes it."""
+FAULTS = (400, 401, 403, 404, 413, 429, 503)
 
 
-def router(auctioneer: Auctioneer, serving: Serving, reports: Reports) -> APIRouter:
+def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rates) -> APIRouter:
     """The chat endpoint over ``auctioneer``."""
-    made = APIRouter(tags=["answers"])
+    made = APIRouter(tags=["answers"], route_class=OpenAiRoute)
+    serving = config.serving
     streamed = {
         "description": "The answer; with `stream` as server-sent events of `chat.completion.chunk`, whose "
         "last one before `[DONE]` carries annotations and the auction",
@@ -57,100 +51,35 @@ def router(auctioneer: Auctioneer, serving: Serving, reports: Reports) -> APIRou
     @made.post(
         "/v1/chat/completions",
         response_model=ChatResponse,
-        responses={200: streamed, **errors(400, 401, 403, 413, 422, 503)},
+        responses={200: streamed, **errors(*FAULTS), "4XX": {"description": "A fault of the request"}},
         summary="Answer a question, with native ads",
     )
-    async def complete(body: ChatRequest, request: Request, _: Application) -> Response:
-        asked = _asked(body, request.state.request_id, serving)
-        base = (serving.public_url or str(request.base_url)).rstrip("/")
-        writer = _Form(body, asked, base, serving)
-        answer = _watched(auctioneer, asked, bool(body.stream), reports)
-        if not body.stream:
-            return await _unless_gone(request, _whole(answer, writer))
-        return await _begun(answer, writer)
+    async def complete(body: ChatRequest, request: Request, caller: Application) -> Response:
+        models.check(body.model, serving.model_name)
+        said = conversation(body.messages)
+        limits = (body.max_tokens, body.max_completion_tokens)
+        asked = asked_of(body, said, request, caller, config, limits, body.stop)
+        headers = rates.admit(caller.key_id)
+        form = _Form(body, asked, serving, said.notes)
+        spent = partial(rates.spent, caller.key_id)
+        answer = delivery.watched(auctioneer, asked, bool(body.stream), reports, spent)
+        if body.stream:
+            return await delivery.streamed(answer, form, headers)
+        return await delivery.unless_gone(request, _whole(answer, form, headers))
 
     return made
-
-
-def _asked(body: ChatRequest, request_id: str, serving: Serving) -> Asked:
-    """The request in the auction's terms.
-
-    Raises:
-        HttpError: there is no question, or it is too long.
-    """
-    last = body.messages[-1]
-    query = neutral(printable(last.words()))
-    if last.role != "user" or not query:
-        raise HttpError(422, "no_question", "messages: the last one must be the user's and hold text")
-    extras = body.raylla
-    for field, text in (("messages", query), ("raylla.profile.basics", extras.profile.basics)):
-        if len(text) > serving.longest_query:
-            raise HttpError(
-                422,
-                "too_long",
-                f"{field}: {len(text)} characters; at most serving.longest_query={serving.longest_query}",
-            )
-    if extras.bids and not extras.test:
-        raise HttpError(400, "not_a_test", "raylla.bids: only a request with raylla.test=true may set bids")
-    user_id = extras.profile.id or body.user
-    limits = [one for one in (body.max_tokens, body.max_completion_tokens) if one is not None]
-    return Asked(
-        request_id,
-        query,
-        Profile(
-            user_id or NOBODY,
-            printable(extras.profile.basics),
-            tuple(neutral(printable(one)) for one in extras.profile.interests),
-        ),
-        Filters(user_id, extras.floor_micros, frozenset(extras.bcat), frozenset(extras.badv)),
-        ads=extras.ads,
-        test=extras.test,
-        max_tokens=min(limits, default=None),
-        bids=extras.bids,
-    )
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters as spaces."""
-    return "".join(" " if unicodedata.category(one) == "Cc" else one for one in text)
-
-
-async def _watched(
-    auctioneer: Auctioneer, asked: Asked, stream: bool, reports: Reports
-) -> AsyncGenerator[str | Answered, None]:
-    """The answer, its end last, reported however it ends.
-
-    Raises:
-        EndpointError: it stopped without an end.
-    """
-    started, ended = time.monotonic(), False
-    try:
-        async with aclosing(auctioneer.answer(asked, stream)) as parts:
-            async for part in parts:
-                if isinstance(part, Answered):
-                    ended = True
-                    reports.answered(asked, part)
-                yield part
-        if not ended:
-            raise EndpointError("the answer has stopped without an end")
-    except Exception as error:  # whatever it was, it is reported and goes on
-        reports.failed(asked, error, time.monotonic() - started)
-        raise
-    except (asyncio.CancelledError, GeneratorExit):
-        reports.dropped(asked, time.monotonic() - started)
-        raise
 
 
 class _Form:
     """The OpenAI objects of one response."""
 
-    def __init__(self, body: ChatRequest, asked: Asked, base: str, serving: Serving) -> None:
-        self._asked, self._base, self._serving = asked, base, serving
+    def __init__(self, body: ChatRequest, asked: Asked, serving: Serving, notes: Sequence[str]) -> None:
+        self._asked, self._serving, self._notes = asked, serving, notes
         self.usage_wanted = bool(body.stream_options and body.stream_options.include_usage)
         self._common = {
             "id": f"chatcmpl-{asked.request_id}",
             "created": int(time.time()),
-            "model": body.model,
+            "model": serving.model_name,
         }
         head = json.dumps({**self._common, "object": "chat.completion.chunk"})[:-1]
         self._before = (
@@ -173,6 +102,10 @@ class _Form:
             last += f"data: {json.dumps(usage)}\n\n"
         return last + "data: [DONE]\n\n"
 
+    def failing(self, problem: dict[str, str]) -> str:
+        """The event of an answer that broke off."""
+        return f"data: {json.dumps({'error': problem})}\n\n"
+
     def whole(self, text: str, end: Answered) -> dict[str, Any]:
         """The response that is not streamed."""
         message = {
@@ -187,66 +120,17 @@ class _Form:
             "object": "chat.completion",
             "choices": [choice],
             "usage": _usage(end),
+            **({"metadata": dict(self._asked.metadata)} if self._asked.metadata else {}),
             "raylla": self.detail(end),
         }
 
     def annotations(self, end: Answered) -> list[dict[str, Any]]:
-        """One url_citation per placed ad."""
-        return [
-            {
-                "type": "url_citation",
-                "url_citation": {
-                    "start_index": one.impression.start,
-                    "end_index": one.impression.end,
-                    "url": f"{self._base}/v1/clicks/{one.token}",
-                    "title": one.title,
-                },
-            }
-            for one in end.shown
-        ]
+        """One url_citation per placed ad, unless the text alone has the links."""
+        return [{"type": "url_citation", "url_citation": one} for one in cited(end, self._asked.links)]
 
     def detail(self, end: Answered) -> dict[str, Any]:
         """The `raylla` object."""
-        auction = end.auction
-        if auction is None:
-            return {"auction_id": None, "weight_version": end.weight_version, "ads": []}
-        candidates = [
-            {
-                "ad_id": one.listing.ad.id,
-                "title": one.listing.ad.title,
-                "category": one.listing.ad.category,
-                "bid_micros": one.bid_micros,
-            }
-            for one in auction.candidates
-        ]
-        return {
-            "auction_id": auction.id,
-            "weight_version": auction.weight_version,
-            "pctr_version": auction.pctr_version,
-            "price_rule": auction.price_rule.value,
-            "at": auction.price_rule.at,
-            "cur": auction.currency,
-            "ads": [self._ad(one) for one in end.shown],
-            "filtered": {reason.value: count for reason, count in auction.filtered_counts.items()},
-            "violations": dict(auction.violations),
-            **({"candidates": candidates} if auction.test else {}),
-        }
-
-    def _ad(self, one: Shown) -> dict[str, Any]:
-        impression = one.impression
-        return {
-            "ad_id": impression.ad_id,
-            "impid": impression.id,
-            "seat": impression.advertiser_id,
-            "bid_micros": impression.bid_micros,
-            "price_micros": impression.price_micros,
-            "ctr": impression.pctr,
-            "ctr_low": impression.pctr_low,
-            "ctr_high": impression.pctr_high,
-            "disclosure": self._serving.disclosure,
-            "adomain": [one.domain],
-            "cat": [one.category],
-        }
+        return detail(end, self._serving.disclosure, self._notes)
 
     def _event(self, delta: dict[str, Any], finish: str | None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
@@ -262,73 +146,8 @@ def _usage(end: Answered) -> dict[str, int]:
     }
 
 
-async def _whole(answer: AsyncGenerator[str | Answered, None], form: _Form) -> Response:
-    texts: list[str] = []
-    async for part in answer:  # to its end: an answer that is left before counts as dropped
-        if isinstance(part, Answered):
-            whole = form.whole("".join(texts), part)
-        else:
-            texts.append(part)
-    return JSONResponse(whole)
+async def _whole(answer: delivery.Answer, form: _Form, headers: dict[str, str]) -> Response:
+    return JSONResponse(form.whole(*await delivery.whole(answer)), headers=headers)
 
 
-async def _begun(answer: AsyncGenerator[str | Answered, None], form: _Form) -> Response:
-    """A streamed response once there is something to say: what fails before has a status of its own."""
-    first = await anext(answer)
-
-    async def events() -> AsyncIterator[str]:
-        yield form.opening()
-        part: str | Answered | None = first
-        try:
-            while part is not None:
-                yield form.closing(part) if isinstance(part, Answered) else form.piece(part)
-                part = await anext(answer, None)
-        except Exception as error:  # whatever it was: nobody may take half an answer for a whole one
-            if not isinstance(error, RayllaError):
-                log.exception("a stream has failed")
-            problem = {"message": said(error), "type": "server_error", "code": code_of(error)}
-            yield f"data: {json.dumps({'error': problem})}\n\n"
-        finally:
-            await answer.aclose()
-
-    return StreamingResponse(
-        events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-    )
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """The response, or its end where the client has hung up: nobody would read it."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_hung_up(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return await working
-        return Response(status_code=499)
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def code_of(error: Exception) -> str:
-    """The code of an error answer."""
-    if isinstance(error, SQLAlchemyError):
-        return "store_unavailable"
-    if not isinstance(error, RayllaError):
-        return "internal_error"
-    return "overloaded" if isinstance(error, BusyError) else "unavailable"
-
-
-def said(error: Exception) -> str:
-    """The sentence of an error answer; what was not foreseen stays in the log."""
-    if isinstance(error, SQLAlchemyError):
-        return "the store does not answer; try again"
-    return str(error) if isinstance(error, RayllaError) else "the answer has failed; try again"
-
-
-__all__ = ["RETRY_AFTER", "ChatRequest", "ChatResponse", "code_of", "router", "said"]
+__all__ = ["ChatRequest", "ChatResponse", "router"]

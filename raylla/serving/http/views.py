@@ -7,7 +7,9 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raylla.config import Links
 from raylla.serving.http.bodies import FrequencyCap, Pacing, example
+from raylla.serving.money.records import Invalid, Outcome
 
 Item = TypeVar("Item")
 
@@ -161,6 +163,7 @@ class KeyView(View):
         name="assistant",
         created="2026-11-25T09:00:00Z",
         revoked=None,
+        links=None,
     )
 
     id: str
@@ -169,6 +172,7 @@ class KeyView(View):
     name: str
     created: dt.datetime
     revoked: dt.datetime | None
+    links: Links | None
 
 
 class FreshKey(KeyView):
@@ -181,6 +185,7 @@ class FreshKey(KeyView):
         name="assistant",
         created="2026-11-25T09:00:00Z",
         revoked=None,
+        links=None,
         key="rk_0f1e2d3c4b5a6978_...",
     )
 
@@ -231,6 +236,20 @@ class SettlementView(View):
     billed_micros: int
     accruals: int
     through: int
+
+
+class TallyView(View):
+    """Clicks of one campaign on one day with one outcome."""
+
+    model_config = example(
+        campaign_id="cmp_90c1d2e3f4a5b6c7", outcome="invalid", reason="prefetch", clicks=12, amount_micros=0
+    )
+
+    campaign_id: str
+    outcome: Outcome
+    reason: Invalid | None = Field(description="of `invalid`: why")
+    clicks: int
+    amount_micros: int = Field(description="what the ledger's lines of these clicks say")
 
 
 class ConversionView(View):

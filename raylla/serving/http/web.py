@@ -44,11 +44,22 @@ class Services:
 
 
 class HttpError(RayllaError):
-    """An answer other than success: status, a code that programs can read, a sentence for people."""
+    """An answer other than success: status, a code that programs can read, a sentence for people.
 
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+    ``param`` is the field that it is about, ``kind`` the error's type where the status does not tell it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        headers: dict[str, str] | None = None,
+        param: str | None = None,
+        kind: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.headers = status, code, headers
+        self.status, self.code, self.headers, self.param, self.kind = status, code, headers, param, kind
 
 
 class ErrorDetail(BaseModel):
@@ -56,6 +67,7 @@ class ErrorDetail(BaseModel):
 
     message: str
     type: str
+    param: str | None = None
     code: str
 
 
@@ -86,7 +98,9 @@ _MEANING = {
     404: "No such thing, or not yours",
     409: "Something else is already booked under that id or reference",
     422: "A field is missing, unknown or unusable; the message names it",
-    413: "The body is larger than serving.largest_body",
+    413: "The body is larger than serving.largest_body, or serving.largest_upload",
+    415: "The body is of a type that is not read here",
+    429: "The key has used its requests or tokens of this minute",
     503: "The database is busy or away; try again after the given seconds",
 }
 
@@ -165,15 +179,22 @@ Seat = Annotated[Principal, Depends(_role(Role.ADVERTISER, Role.ADMIN))]
 Application = Annotated[Principal, Depends(_role(Role.APPLICATION, Role.ADMIN))]
 
 
-def _body(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = ErrorBody(error=ErrorDetail(message=message, type=kind, code=code))
+def _body(
+    status: int,
+    code: str,
+    message: str,
+    headers: dict[str, str] | None = None,
+    param: str | None = None,
+    kind: str | None = None,
+) -> JSONResponse:
+    kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
+    error = ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
     return JSONResponse(error.model_dump(), status, headers)
 
 
 def _problem(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HttpError)
-    return _body(error.status, error.code, str(error), error.headers)
+    return _body(error.status, error.code, str(error), error.headers, error.param, error.kind)
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:

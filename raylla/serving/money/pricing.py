@@ -110,6 +110,13 @@ def price(rule: PriceRule, bid_micros: Micros, *, pctr: float, resampled: bool, 
     return bid_micros
 
 
+def per_click(rule: PriceRule, bid_micros: Micros, *, resampled: bool, mu: float) -> Micros:
+    """What a click itself costs: `price`, or 0 where the impression is what is billed."""
+    if charged_at(rule) == "impression":
+        return 0
+    return price(rule, bid_micros, pctr=0.0, resampled=resampled, mu=mu)
+
+
 def settle(accrued_micros: Micros) -> Settlement:
     """Bill one advertiser's period: the sum of its accrued prices and of what earlier ones carried on.
 

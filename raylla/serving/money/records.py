@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from raylla.records import Ad
+from raylla.records import Ad, Turn
 from raylla.serving.money.money import Micros
 
 
@@ -112,7 +112,8 @@ class Impression:
     """An ad in the text that the user got: ``start`` and ``end`` are its title's characters there.
 
     ``price_micros`` is what the price rule charges: per click under `first_price` and `resampled`
-    (there below 0, a rebate, where the bid was resampled), at once under `expected`.
+    (there below 0, a rebate, where the bid was resampled), at once under `expected`. ``seen`` is when its
+    text was released; None: not noted yet, when it was served.
     """
 
     id: str
@@ -127,6 +128,7 @@ class Impression:
     pctr_low: float
     pctr_high: float
     resampled: bool = False
+    seen: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,9 @@ class ServedAuction:
     ``raw_text`` is the model's, ``text`` the user's. ``filtered`` names ads that did not compete (a
     bounded number of them), ``filtered_counts`` counts all. ``resample_share`` is mu of the
     `resampled` rule, None under the others. ``latency_ms`` is by part. A ``test`` auction is never
-    charged. ``category`` and ``theme`` are what the prompt took the query to be about.
+    charged. ``category`` and ``theme`` are what the prompt took the query to be about. ``turns`` are the
+    earlier ones that the prompt held, ``turns_cut`` counts those before them that found no room.
+    ``metadata`` is the application's.
     """
 
     id: str
@@ -171,6 +175,9 @@ class ServedAuction:
     theme: str = ""
     micros_per_unit: int | None = None
     """What one unit of the model's bids was worth; None: not noted yet, when it was served."""
+    turns: tuple[Turn, ...] = ()
+    turns_cut: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Outcome(StrEnum):
@@ -184,19 +191,42 @@ class Outcome(StrEnum):
     BUDGET = "budget"
     REPLAY = "replay"
     EXPIRED = "expired"
+    INVALID = "invalid"
+    """No person's click, or too soon, or one too many; the impression's true click may still come."""
+
+
+class Invalid(StrEnum):
+    """Why a click is invalid."""
+
+    PREFETCH = "prefetch"
+    HEAD = "head"
+    ROBOT = "robot"
+    TOO_SOON = "too_soon"
+    TOO_MANY = "too_many"
+
+
+@dataclass(frozen=True, slots=True)
+class ClickLimits:
+    """Within which a click counts: at least so many seconds after its ad was seen, and no more than so
+    many of a user within an hour (None: any number)."""
+
+    least_seconds: float = 0.0
+    per_user_hour: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
     """What a click cost and where it leads. Only CHARGED and ACCRUED have ``amount_micros`` other than 0.
 
-    ``click_id`` is the click that conversions name: of a replay, the impression's first.
+    ``click_id`` is the click that conversions name: the impression's first that counts, where there is
+    one. ``reason`` is that of an INVALID one.
     """
 
     click_id: str
     outcome: Outcome
     amount_micros: Micros
     url: str
+    reason: Invalid | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from raylla.config import Links
 from raylla.errors import TokenError
 
 _KEY = re.compile(r"rk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
@@ -34,11 +35,13 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling. ``advertiser_id`` is set for advertisers only."""
+    """Who is calling. ``advertiser_id`` is set for advertisers only; ``links`` is how answers to the key
+    carry click URLs, None: as the server says."""
 
     key_id: str
     role: Role
     advertiser_id: str | None = None
+    links: Links | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class StoredKey:
     advertiser_id: str | None
     digest: str
     revoked: bool
+    links: Links | None = None
 
 
 class KeyStore(Protocol):
@@ -110,7 +114,7 @@ class Access:
             return None
         if not hmac.compare_digest(digest(match[2]), stored.digest):
             return None
-        found = Principal(stored.id, stored.role, stored.advertiser_id)
+        found = Principal(stored.id, stored.role, stored.advertiser_id, stored.links)
         if len(self._known) >= KEPT:
             self._known.clear()
         self._known[digest(key)] = (time.monotonic() + KEPT_SECONDS, found)

@@ -18,15 +18,26 @@ from sqlalchemy.orm import Session
 from raylla.errors import UnknownError
 from raylla.serving.money import pricing
 from raylla.serving.money.money import Micros
-from raylla.serving.money.records import Charge, Outcome, PriceRule, Reason, ServedAuction
+from raylla.serving.money.records import (
+    Charge,
+    ClickLimits,
+    Invalid,
+    Outcome,
+    PriceRule,
+    Reason,
+    ServedAuction,
+)
 from raylla.serving.security.tokens import Claims
-from raylla.serving.store import ledger, models, outbox
+from raylla.serving.store import clicks, ledger, models
+from raylla.serving.store.clicks import REPEATED
+from raylla.serving.store.clients import outbox
 from raylla.serving.store.parties import locked, new_id
+from raylla.serving.store.tallies import Tallies, of_auctions
 
-REPEATED = (Outcome.REPLAY.value, Outcome.EXPIRED.value)
-"""Outcomes of clicks that do not count."""
 REPEATS_LOGGED = 100
-"""Such clicks that are logged per impression: a token that is called without end fills no disk."""
+"""Clicks that do not count which are logged per impression: a token that is called without end fills no
+disk."""
+NO_LIMITS = ClickLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,8 @@ _CLICKED = (
         *(models.Impression.id, models.Impression.auction_id, models.Impression.ad_id),
         *(models.Impression.campaign_id, models.Impression.advertiser_id, models.Impression.price_micros),
         *(models.Auction.price_rule, models.Auction.currency, models.Auction.weight_version),
-        *(models.Impression.billed, models.Ad.url),
+        *(models.Impression.billed, models.Ad.url, models.Impression.created, models.Impression.user_id),
+        func.coalesce(models.Impression.seen, models.Impression.created).label("seen"),
     )
     .join(models.Auction, models.Auction.id == models.Impression.auction_id)
     .join(models.Ad, models.Ad.id == models.Impression.ad_id)
@@ -92,6 +104,7 @@ def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None
     every.sort(key=lambda one: (one[0].advertiser_id, one[0].campaign_id, one[0].id))
     rows: list[dict[str, object]] = []
     lines: list[models.Entry] = []
+    tallies = of_auctions(auctions)
     for shown, auction in every:
         billed = "test" if auction.test else "per_click"
         if auction.price_rule is PriceRule.EXPECTED and not auction.test:
@@ -101,17 +114,29 @@ def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None
             of = _Shown(shown.id, auction.id, shown.ad_id, *seat, shown.price_micros, *terms)
             entry = _entry(session, "charge", of, None, auction.created)
             billed = "budget" if entry is None else "charged"
-            lines += [] if entry is None else [entry]
+            if entry is not None:
+                lines.append(entry)
+                _tally(tallies, entry, shown.ad_id)
         copied = {name: getattr(shown, name) for name in _COPIED}
         of_auction = {"auction_id": auction.id, "user_id": auction.user_id, "created": auction.created}
-        rows.append({**copied, **of_auction, "billed": billed})
+        rows.append({**copied, **of_auction, "billed": billed, "seen": shown.seen})
     if rows:
         session.connection().execute(insert(models.Impression), rows)  # the ledger's lines name them
+    tallies.write(session.connection())
     ledger.post(session, lines)
 
 
-def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
+def click(
+    session: Session,
+    claims: Claims,
+    now: dt.datetime,
+    automatic: Invalid | None = None,
+    limits: ClickLimits = NO_LIMITS,
+) -> Charge:
     """Log an authentic click and charge it, if it is the impression's first, in time and in budget.
+
+    One that is ``automatic``, or would count and is beyond ``limits``, is invalid: it is charged nothing,
+    and the impression waits for its true click as before.
 
     Raises:
         UnknownError: no such impression, or not the one that the claims describe.
@@ -122,16 +147,20 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
     found = connection.execute(_CLICKED, named).one_or_none()
     if found is None or not _describes(claims, found):
         raise UnknownError(f"impression {claims.impression_id!r} of this token is not in the store")
-    *terms, billed, url = found
+    *terms, billed, url, created, _, _ = found
     shown, rule = _Shown(*terms), PriceRule(found.price_rule)
     first, repeats = connection.execute(_BEFORE, named).one()
-    entry, click_id = None, new_id("clk")
-    if first is not None:
+    entry, click_id, reason = None, new_id("clk"), automatic
+    if reason is not None:
+        outcome = Outcome.INVALID
+    elif first is not None:
         outcome = Outcome.REPLAY
     elif claims.expired(now):
         outcome = Outcome.EXPIRED
     elif billed == "test":
         outcome = Outcome.TEST
+    elif (reason := clicks.beyond(connection, found, claims, now, limits)) is not None:
+        outcome = Outcome.INVALID
     elif rule is PriceRule.EXPECTED:
         outcome = Outcome.BILLED_AT_IMPRESSION
     else:
@@ -139,14 +168,21 @@ def click(session: Session, claims: Claims, now: dt.datetime) -> Charge:
         kind = "accrual" if outcome is Outcome.ACCRUED else "charge"
         entry = _entry(session, kind, shown, click_id, now)
         outcome = outcome if entry is not None else Outcome.BUDGET
-    if outcome not in REPEATED or repeats < REPEATS_LOGGED:
+    logged = outcome not in REPEATED or repeats < REPEATS_LOGGED
+    if logged:
         row = {"id": click_id, "token_id": claims.token_id, "at": now, "outcome": outcome.value}
+        row["reason"] = None if reason is None else reason.value
         connection.execute(insert(models.Click), row | {"impression_id": shown.id})
-    amount = 0
+    tallies, amount = Tallies(), 0
+    if logged and billed != "test":
+        tallies.click(outcome.value, now, created, shown.ad_id, shown.weight_version)
     if entry is not None:
         amount = entry.amount_micros
+        _tally(tallies, entry, shown.ad_id)
+    tallies.write(connection)
+    if entry is not None:
         ledger.post(session, [entry])
-    return Charge(first if first is not None else click_id, outcome, amount, url)
+    return Charge(first if first is not None else click_id, outcome, amount, url, reason)
 
 
 def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement | None:
@@ -198,6 +234,7 @@ def void(session: Session, advertiser_id: str, line_id: int, now: dt.datetime) -
             voids=line_id,
             **{name: getattr(line, name) for name in same},
         )
+        _tally_void(session, booked, line)
         ledger.post(session, [booked])
     return booked
 
@@ -216,14 +253,44 @@ def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
             outbox.lost(session, auction, listing, listening[listing.campaign_id], Reason.NOT_PLACED)
 
 
+def tally_conversion(session: Session, booked: models.Conversion, impression: models.Impression) -> None:
+    """Count a conversion that is booked, where it is of no test."""
+    if impression.billed == "test":
+        return
+    of_auction = select(models.Auction.weight_version).where(models.Auction.id == impression.auction_id)
+    version, tallies = session.scalars(of_auction).one(), Tallies()
+    counts = {"conversions": 1, "conversion_micros": booked.value_micros}
+    tallies.add(booked.at, impression.ad_id, version, **counts)
+    tallies.write(session.connection())
+
+
+def _tally(tallies: Tallies, entry: models.Entry, ad_id: str) -> None:
+    """What a line of an ad earned, in the tallies of its moment."""
+    sign = -1 if entry.kind == "invalid" else 1
+    tallies.add(entry.at, ad_id, str(entry.weight_version), charged_micros=sign * entry.amount_micros)
+
+
+def _tally_void(session: Session, back: models.Entry, line: models.Entry) -> None:
+    """Less was earned now, and the click that the ``line`` was for is an invalid one of when it came."""
+    impression, click = models.Impression, models.Click
+    query = select(impression.ad_id, impression.created, click.at, click.outcome)
+    query = query.outerjoin(click, click.id == line.click_id).where(impression.id == line.impression_id)
+    ad_id, shown, at, outcome = session.execute(query).one()
+    tallies = Tallies()
+    _tally(tallies, back, ad_id)
+    if at is not None:
+        of_click = outcome, at, shown, ad_id, str(line.weight_version)
+        tallies.click(*of_click, by=-1)
+        tallies.click(*of_click, taken_back=True)
+    tallies.write(session.connection())
+
+
 def _describes(claims: Claims, impression: Any) -> bool:
-    said = (claims.auction_id, claims.ad_id, claims.seat, claims.price_micros)
-    return said == (
-        impression.auction_id,
-        impression.ad_id,
-        impression.advertiser_id,
-        impression.price_micros,
-    )
+    said = (claims.auction_id, claims.ad_id, claims.seat)
+    if said != (impression.auction_id, impression.ad_id, impression.advertiser_id):
+        return False
+    at_once = pricing.charged_at(PriceRule(impression.price_rule)) == "impression"
+    return claims.price_micros == impression.price_micros or (at_once and claims.price_micros == 0)
 
 
 def _entry(

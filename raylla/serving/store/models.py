@@ -2,7 +2,7 @@
 
 Money is whole micros in 64 bits, times are UTC. `ledger`, `budgets`, `auctions`, `impressions`,
 `clicks` and `conversions` are append-only: triggers of the migrations refuse UPDATE and DELETE.
-Nothing is ever deleted, so every charge can be followed to what it was for.
+Nothing but clients' responses is ever deleted, so every charge can be followed to what it was for.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ class Auction(Base):
 
 
 class Impression(Base):
-    """An ad that was shown. ``billed``: charged, budget or test at once, or per_click."""
+    """An ad that was shown. ``billed``: charged, budget or test at once, or per_click; ``seen`` is when its
+    text was released (None: it was not noted, and is as ``created``)."""
 
     __tablename__ = "impressions"
     __table_args__ = (Index("ix_impressions_user_id_created", "user_id", "created"),)
@@ -212,20 +213,23 @@ class Impression(Base):
     pctr: Mapped[float]
     resampled: Mapped[bool]
     billed: Mapped[str]
+    seen: Mapped[dt.datetime | None]
 
 
 class Click(Base):
-    """An authentic click. One per impression counts; the others are replays or came too late."""
+    """An authentic click. One per impression counts; the others are replays, came too late, or are invalid
+    for a ``reason`` (`raylla.serving.money.records.Invalid`)."""
 
     __tablename__ = "clicks"
     __table_args__ = (
         Index("ix_clicks_impression_id", "impression_id"),
+        Index("ix_clicks_at", "at"),
         Index(
             "uq_clicks_first",
             "impression_id",
             unique=True,
-            sqlite_where=text("outcome NOT IN ('replay', 'expired')"),
-            postgresql_where=text("outcome NOT IN ('replay', 'expired')"),
+            sqlite_where=text("outcome NOT IN ('replay', 'expired', 'invalid')"),
+            postgresql_where=text("outcome NOT IN ('replay', 'expired', 'invalid')"),
         ),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -233,6 +237,7 @@ class Click(Base):
     impression_id: Mapped[str] = mapped_column(ForeignKey("impressions.id"))
     at: Mapped[dt.datetime]
     outcome: Mapped[str]
+    reason: Mapped[str | None]
 
 
 class Conversion(Base):
@@ -305,7 +310,7 @@ class Entry(Base):
 
 
 class ApiKey(Base):
-    """An API key: the SHA-256 of its secret, never the secret."""
+    """An API key: the SHA-256 of its secret, never the secret; ``links`` as `raylla.config.Links`."""
 
     __tablename__ = "api_keys"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -315,6 +320,7 @@ class ApiKey(Base):
     digest: Mapped[str]
     created: Mapped[dt.datetime]
     revoked: Mapped[dt.datetime | None]
+    links: Mapped[str | None]
 
 
 class Notice(Base):
@@ -337,3 +343,18 @@ class Notice(Base):
     sent: Mapped[dt.datetime | None]
     error: Mapped[str | None]
     destination: Mapped[str]
+
+
+class Response(Base):
+    """A response of the Responses API, deleted when its client says so.
+
+    ``turns`` is what its request and its answer say, as [role, text]; it goes on from ``previous_id``.
+    """
+
+    __tablename__ = "responses"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str]
+    previous_id: Mapped[str | None]
+    created: Mapped[dt.datetime]
+    turns: Mapped[Any]
+    body: Mapped[Any]

@@ -10,23 +10,23 @@ import datetime as dt
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from raylla import records
+from raylla.config import Links
 from raylla.errors import ClashError, UnknownError
 from raylla.serving.money.money import Micros
 from raylla.serving.security import keys
 from raylla.serving.store import ledger, models, names
 from raylla.serving.store.database import Database
-from raylla.world.build import scattered_id
+from raylla.serving.store.numbering import bumped, free_ids
 
 Row = TypeVar("Row", bound=models.Base)
-FIRST_COUNT = 1001
-"""What the counter of ads says at the first of them."""
+_LINKS: dict[str | None, Links | None] = {None: None} | {one: one for one in get_args(Links)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,12 @@ class Parties:
             return {floor.category: floor.floor_micros for floor in session.scalars(query)}
 
     def add_key(
-        self, role: keys.Role, advertiser_id: str | None, name: str, now: dt.datetime
+        self,
+        role: keys.Role,
+        advertiser_id: str | None,
+        name: str,
+        now: dt.datetime,
+        links: Links | None = None,
     ) -> tuple[models.ApiKey, str]:
         """A new API key, and the key itself: it cannot be had again.
 
@@ -220,9 +225,8 @@ class Parties:
             UnknownError: no such advertiser.
         """
         id, key, digest = keys.make()
-        row = models.ApiKey(
-            id=id, role=role.value, advertiser_id=advertiser_id, name=name, digest=digest, created=now
-        )
+        whose = {"role": role.value, "advertiser_id": advertiser_id, "name": name, "links": links}
+        row = models.ApiKey(id=id, digest=digest, created=now, **whose)
         with self._database.writing() as session:
             if advertiser_id is not None:
                 found(session, models.Advertiser, advertiser_id)
@@ -252,8 +256,8 @@ class Parties:
             row = session.get(models.ApiKey, id)
             if row is None:
                 return None
-            role = keys.Role(row.role)
-            return keys.StoredKey(row.id, role, row.advertiser_id, row.digest, row.revoked is not None)
+            role, revoked = keys.Role(row.role), row.revoked is not None
+            return keys.StoredKey(row.id, role, row.advertiser_id, row.digest, revoked, _LINKS[row.links])
 
 
 def new_id(kind: str) -> str:
@@ -290,14 +294,6 @@ def locked(session: Session, advertiser_id: str) -> models.Advertiser:
     if row is None:
         raise UnknownError(f"advertiser {advertiser_id!r} does not exist")
     return row
-
-
-def bumped(session: Session, counter: str, by: int = 1) -> int:
-    """Add to a counter and return what it says then."""
-    change = update(models.Counter).where(models.Counter.name == counter)
-    return session.execute(
-        change.values(value=models.Counter.value + by).returning(models.Counter.value)
-    ).scalar_one()
 
 
 def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
@@ -366,11 +362,12 @@ def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.d
     """Write new ads on the rows behind the last, and return how many rows there are then."""
     version = bumped(session, "catalogue")
     last = bumped(session, "row", len(news))
+    given = iter(free_ids(session, sum(not new.ad.id for new in news)))
     session.execute(
         insert(models.Ad),
         [
             {
-                "id": new.ad.id or _next_ad_id(session),
+                "id": new.ad.id or next(given),
                 "row": row,
                 "campaign_id": campaign_id,
                 "title": new.ad.title,
@@ -388,13 +385,6 @@ def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.d
         ],
     )
     return last
-
-
-def _next_ad_id(session: Session) -> str:
-    while True:
-        id = scattered_id(bumped(session, "ad") - FIRST_COUNT)
-        if session.get(models.Ad, id) is None:
-            return id
 
 
 def _budget(campaign: models.Campaign, now: dt.datetime) -> models.Budget:

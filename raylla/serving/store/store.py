@@ -15,14 +15,17 @@ from sqlalchemy.orm import Session
 from raylla.errors import ClashError, StoreError, UnknownError
 from raylla.serving.money import pricing
 from raylla.serving.money.money import Micros
-from raylla.serving.money.records import Charge, PriceRule, Served, ServedAuction
+from raylla.serving.money.records import Charge, ClickLimits, Invalid, PriceRule, Served, ServedAuction
 from raylla.serving.security.tokens import Claims
-from raylla.serving.store import billing, ledger, models, snapshot
+from raylla.serving.store import billing, clicks, ledger, models, snapshot
 from raylla.serving.store.billing import Settlement
+from raylla.serving.store.clicks import REPEATED
+from raylla.serving.store.clients.outbox import Outbox
+from raylla.serving.store.clients.responses import Responses
 from raylla.serving.store.database import Database
-from raylla.serving.store.outbox import Outbox
 from raylla.serving.store.parties import Parties, found, new_id
 from raylla.serving.store.snapshot import Changes
+from raylla.serving.store.tallies import Report, Wanted, report
 
 RECORD: TypeAdapter[ServedAuction] = TypeAdapter(ServedAuction)
 _COLUMNS = (
@@ -39,6 +42,7 @@ class Store:
         self.database = database
         self.parties = Parties(self.database)
         self.outbox = Outbox(self.database)
+        self.responses = Responses(self.database)
 
     def close(self) -> None:
         """Close all connections."""
@@ -100,14 +104,44 @@ class Store:
         with self.database.writing() as session:
             put_auctions(session, auctions)
 
-    def click(self, claims: Claims, now: dt.datetime) -> Charge:
-        """Log a click whose token has verified, and charge it at most once per impression.
+    def click(
+        self,
+        claims: Claims,
+        now: dt.datetime,
+        automatic: Invalid | None = None,
+        limits: ClickLimits = billing.NO_LIMITS,
+    ) -> Charge:
+        """Log a click whose token has verified, and charge it at most once per impression; see
+        `billing.click`.
 
         Raises:
-            UnknownError: the store has no such impression; there is nothing to redirect to.
+            UnknownError: the store has no such impression.
         """
         with self.database.writing() as session:
-            return billing.click(session, claims, now)
+            return billing.click(session, claims, now, automatic, limits)
+
+    def landing(self, claims: Claims) -> str:
+        """The landing page of the ad of a token that has verified.
+
+        Raises:
+            UnknownError: its advertiser lists no such ad.
+        """
+        with self.database.reading() as session:
+            ad = found(session, models.Ad, claims.ad_id)
+            if found(session, models.Campaign, ad.campaign_id).advertiser_id != claims.seat:
+                raise UnknownError(f"ad {claims.ad_id!r} of advertiser {claims.seat!r} does not exist")
+            return ad.url
+
+    def clicks(self, advertiser_id: str, day: dt.date) -> list[clicks.Tally]:
+        """An advertiser's clicks of a day (UTC) by campaign, outcome and reason."""
+        start = dt.datetime.combine(day, dt.time(), dt.UTC)
+        with self.database.reading() as session:
+            return clicks.tallies(session, advertiser_id, start, start + dt.timedelta(days=1))
+
+    def invalid_clicks(self, auction_id: str) -> dict[str, dict[Invalid, int]]:
+        """Impression id of an auction -> its invalid clicks by reason, where there are any."""
+        with self.database.reading() as session:
+            return clicks.invalid(session, auction_id)
 
     def settle(self, now: dt.datetime) -> list[Settlement]:
         """Bill what clicks under `resampled` have accrued, one sum per advertiser."""
@@ -142,7 +176,7 @@ class Store:
         """
         with self.database.writing() as session:
             click = session.get(models.Click, click_id, with_for_update=True)
-            if click is None or click.outcome in billing.REPEATED:
+            if click is None or click.outcome in REPEATED:
                 raise UnknownError(f"click {click_id!r} does not exist")
             impression = session.get_one(models.Impression, click.impression_id)
             if advertiser_id not in (None, impression.advertiser_id):
@@ -155,6 +189,7 @@ class Store:
                     id=new_id("cnv"), click_id=click_id, order_id=order_id, value_micros=value, at=now
                 )
                 session.add(booked)
+                billing.tally_conversion(session, booked, impression)
             elif booked.value_micros != value:
                 raise ClashError(f"order_id={order_id!r} was booked with {booked.value_micros} micros")
         return booked
@@ -209,6 +244,11 @@ class Store:
         of_day = (models.Entry.at >= start) & (models.Entry.at < start + dt.timedelta(days=1))
         with self.database.reading() as session:
             return int(session.scalars(select(ledger.earned()).where(of_day)).one())
+
+    def report(self, wanted: Wanted, offset: int, limit: int) -> Report:
+        """What ads were shown, clicked and charged, from the tallies."""
+        with self.database.reading() as session:
+            return report(session, wanted, offset, limit)
 
     def seen(self, user_id: str, since: dt.datetime) -> list[tuple[str, dt.datetime]]:
         """Campaigns whose ads a user was shown since then, and when; one pair per impression."""
@@ -336,10 +376,10 @@ def _check_listed(session: Session, auctions: Sequence[ServedAuction]) -> None:
 
 def _served(session: Session, page: Sequence[models.Auction]) -> list[Served]:
     shown = models.Impression.auction_id.in_([row.id for row in page])
-    clicks = select(models.Impression.auction_id, models.Click.impression_id, models.Click.id)
-    clicks = clicks.join(models.Click).where(shown, models.Click.outcome.notin_(billing.REPEATED))
+    counted = select(models.Impression.auction_id, models.Click.impression_id, models.Click.id)
+    counted = counted.join(models.Click).where(shown, models.Click.outcome.notin_(REPEATED))
     clicked: dict[str, dict[str, str]] = defaultdict(dict)
-    for auction_id, impression_id, click_id in session.execute(clicks):
+    for auction_id, impression_id, click_id in session.execute(counted):
         clicked[auction_id][impression_id] = click_id
     ids = [id for of_auction in clicked.values() for id in of_auction.values()]
     values: dict[str, Micros] = defaultdict(int)

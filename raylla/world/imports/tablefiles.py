@@ -28,6 +28,8 @@ Cells = dict[str, str]
 """Field -> text of the cell, without blanks around it; `""` where there is none."""
 DELIMITED = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
 """What may part cells, the first where a header has none of them."""
+STRUCTURED = ("turns",)
+"""Fields whose lists and objects become JSON."""
 LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (*DELIMITED, *LINES, *PARQUET)
@@ -35,11 +37,12 @@ SUFFIXES = (*DELIMITED, *LINES, *PARQUET)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A row that is passed over: where it begins, and why."""
+    """A row that is passed over: where it begins, why, and the field at fault where it is one."""
 
     file: Path
     line: int
     why: str
+    field: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}, line {self.line}: {self.why}"
@@ -55,6 +58,8 @@ class Columns:
     names: Mapping[str, Sequence[str]]
     needed: str
     """The field without which a row says nothing."""
+    way_out: str = "name one with --map {needed}=COLUMN"
+    """What to do where it is not there."""
 
     def found(self, file: Path, header: Sequence[str]) -> dict[str, str]:
         """Field -> column of ``header``.
@@ -73,7 +78,7 @@ class Columns:
         if self.needed not in chosen:
             raise WorldError(
                 f"{file} has no column for {self.needed}; it has {', '.join(header) or 'none'}: "
-                f"name one with --map {self.needed}=COLUMN"
+                f"{self.way_out.format(needed=self.needed)}"
             )
         return chosen
 
@@ -199,7 +204,7 @@ def _json_lines(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fau
             try:
                 chosen = columns.found(file, list(row))
             except WorldError:
-                yield line, Fault(file, line, f"has no {columns.needed}")
+                yield line, Fault(file, line, f"has no {columns.needed}", columns.needed)
                 continue
             some = True
             yield line, _texts(file, line, {field: row[key] for field, key in chosen.items()})
@@ -226,11 +231,12 @@ def _texts(file: Path, line: int, cells: Mapping[str, Any]) -> Cells | Fault:
     """The cells as text, or the one that cannot be."""
     found = {}
     for field, value in cells.items():
-        text = _text(value)
+        nested = field in STRUCTURED and isinstance(value, list | dict)
+        text = json.dumps(value, default=str) if nested else _text(value)
         if text is None:
-            return Fault(file, line, f"{field} is a {type(value).__name__}, not a text or number")
+            return Fault(file, line, f"{field} is a {type(value).__name__}, not a text or number", field)
         if byte := _bytes(text):
-            return Fault(file, line, f"{field}: byte {byte:#04x} is not UTF-8")
+            return Fault(file, line, f"{field}: byte {byte:#04x} is not UTF-8", field)
         found[field] = text.strip()
     return found
 

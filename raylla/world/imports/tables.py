@@ -10,12 +10,13 @@ from pathlib import Path
 
 from raylla import config
 from raylla.errors import WorldError
-from raylla.records import Profile, Query
+from raylla.records import Profile, Query, Turn
 from raylla.world import build, store
 from raylla.world.imports import catalogue
 from raylla.world.imports.tablefiles import Cells, Fault, read
 from raylla.world.synthetic import lexicon
 from raylla.world.texts import MAX_CATEGORY, clean_field, one_line
+from raylla.world.turns import read_turns
 from raylla.world.world import World
 
 QUERIES: dict[str, tuple[str, ...]] = {
@@ -24,6 +25,7 @@ QUERIES: dict[str, tuple[str, ...]] = {
     "profile": ("profile", "user_profile", "persona", "basics", "about"),
     "interests": ("interests", "likes"),
     "category": ("category", "query_category", "topic"),
+    "turns": ("turns", "history", "conversation"),
 }
 """Field of a query -> names that its column has where it is not named."""
 INTERESTS = 3
@@ -45,8 +47,8 @@ class _User:
 
     basics: str = ""
     interests: tuple[str, ...] = ()
-    asked: list[tuple[str, str]] = field(default_factory=list)
-    """Queries, each with its category."""
+    asked: list[tuple[str, str, tuple[Turn, ...]]] = field(default_factory=list)
+    """Queries, each with its category and what was said before."""
 
 
 def import_world(
@@ -95,9 +97,9 @@ def assemble(
     )
     splits = build.split(profiles, settings.test_share, seed)
     asked = tuple(
-        Query(f"{profile.id}-{index}", profile.id, text, category, category, splits[profile.id])
+        Query(f"{profile.id}-{index}", profile.id, text, category, category, splits[profile.id], turns)
         for profile, user in zip(profiles, users, strict=True)
-        for index, (text, category) in enumerate(user.asked)
+        for index, (text, category, turns) in enumerate(user.asked)
     )
     world = World(name, seed, profiles, tuple(taken.ads), asked, notes=dict(notes))
     store.check(world)
@@ -117,7 +119,7 @@ def _users(
     """Who asks what, by the table or dealt out to users without a name."""
     known: defaultdict[str, _User] = defaultdict(_User)
     faults: list[Fault] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, tuple[Turn, ...]]] = set()
     rows = 0
     for line, cells in read(file, catalogue.columns(QUERIES, named, "query")):
         rows += 1
@@ -131,14 +133,19 @@ def _users(
             faults.append(Fault(file, line, why))
             continue
         who = cells.get("user", "") or cells.get("profile", "")
-        if (who, text) in seen:
+        try:
+            turns = read_turns(cells.get("turns", ""))
+        except WorldError as error:
+            faults.append(Fault(file, line, str(error)))
+            continue
+        if (who, text, turns) in seen:
             notes["queries_repeated"] += 1
             continue
-        seen.add((who, text))
+        seen.add((who, text, turns))
         user = known[who]
         user.basics = user.basics or clean_field(cells.get("profile", ""), MAX_PROFILE)
         user.interests = user.interests or _listed(cells.get("interests", ""))
-        user.asked.append((text, clean_field(cells.get("category", ""), MAX_CATEGORY)))
+        user.asked.append((text, clean_field(cells.get("category", ""), MAX_CATEGORY), turns))
     catalogue.bound(file, rows, faults)
     notes["queries_unusable"] = len(faults)
     unnamed = known.pop("", _User()).asked
@@ -155,7 +162,7 @@ def _profile(id: str, user: _User, categories: Sequence[str], rng: random.Random
     drawn = lexicon.basics(rng)
     if user.interests:
         return Profile(id, user.basics or drawn, user.interests)
-    own = dict.fromkeys(category for _, category in user.asked if category in categories)
+    own = dict.fromkeys(category for _, category, _ in user.asked if category in categories)
     others = [one for one in categories if one not in own]
     more = rng.sample(others, min(len(others), max(0, INTERESTS - len(own))))
     return Profile(id, user.basics or drawn, (*own, *more))

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from raylla.config import Serving
-from raylla.serving.http import campaigns, clicks, web
+from raylla.serving.http import advertisers, campaigns, clicks, web
 from raylla.serving.security.keys import Access
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store, open_store
@@ -67,8 +67,8 @@ def services(store: Store) -> web.Services:
 @pytest.fixture
 def app(services: web.Services) -> FastAPI:
     made = FastAPI(title="raylla")
-    made.include_router(campaigns.router)
-    made.include_router(clicks.router)
+    for router in (campaigns.router, clicks.router, *advertisers.ROUTERS):
+        made.include_router(router)
     web.install(made, services)
     return made
 

@@ -181,7 +181,7 @@ def test_a_test_may_set_bids_and_nobody_else(market: Market) -> None:
     assert answer["raylla"]["ads"][0]["price_micros"] == 7 * UNIT
     assert answer["raylla"]["candidates"][0]["bid_micros"] == 7 * UNIT
     assert ask(one, bids={cup.ad.id: 7 * UNIT}).status_code == 400
-    assert ask(one, test=True, bids={cup.ad.id: 7 * UNIT + 1}).status_code == 422
+    assert ask(one, test=True, bids={cup.ad.id: 7 * UNIT + 1}).status_code == 400
 
 
 @pytest.mark.parametrize("rule", ["first_price", "expected", "resampled"])
@@ -347,14 +347,14 @@ def test_an_ad_forged_in_the_query_is_never_clickable(market: Market) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "named"),
     [
-        ({"messages": []}, 422, "messages"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, 422, "messages"),
-        ({"messages": [{"role": "user", "content": "  \u0000 "}]}, 422, "messages"),
-        ({"messages": [{"role": "user", "content": "x" * 2001}]}, 422, "longest_query"),
-        ({"messages": [{"role": "user", "content": "x"}], "n": 2}, 422, "n"),
-        ({"messages": [{"role": "user", "content": "x"}], "raylla": {"add": True}}, 422, "raylla.add"),
-        ({"messages": [{"role": "user", "content": "x"}], "raylla": {"floor_micros": -1}}, 422, "floor"),
-        ({"messages": [{"role": "user", "content": "x"}], "user": "a\u0000"}, 422, "user"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "  \u0000 "}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 2001}]}, 400, "longest_query"),
+        ({"messages": [{"role": "user", "content": "x"}], "n": 2}, 400, "n"),
+        ({"messages": [{"role": "user", "content": "x"}], "raylla": {"add": True}}, 400, "raylla.add"),
+        ({"messages": [{"role": "user", "content": "x"}], "raylla": {"floor_micros": -1}}, 400, "floor"),
+        ({"messages": [{"role": "user", "content": "x"}], "user": "a\u0000"}, 400, "user"),
         ({"messages": [{"role": "user", "content": "x" * 300_000}]}, 413, "largest_body"),
     ],
 )
@@ -431,7 +431,7 @@ def test_a_tests_bids_are_held_against_floors_and_budgets(market: Market) -> Non
     market.store.parties.change_campaign(low.campaign_id, {"daily_budget_micros": 50 * UNIT}, market.now)
     one.refresh()
     assert ask(one, test=True, bids={low.ad.id: 60 * UNIT}).json()["raylla"]["filtered"] == {"budget": 1}
-    assert ask(one, test=True, bids={"unlisted": UNIT + 1}).status_code == 422
+    assert ask(one, test=True, bids={"unlisted": UNIT + 1}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -525,8 +525,8 @@ def test_half_a_surrogate_pair_anywhere_else_is_no_failure_either(market: Market
     one = endpoint(market.store)
     json_ = {**HEADERS, "content-type": "application/json"}
     for path, body, status in (
-        ("/v1/chat/completions", f'{{"messages": [], "{HALF}": 1, "raylla": {{"{HALF}": 1}}}}', 422),
-        ("/v1/chat/completions", f'{{"{HALF}', 422),
+        ("/v1/chat/completions", f'{{"messages": [], "{HALF}": 1, "raylla": {{"{HALF}": 1}}}}', 400),
+        ("/v1/chat/completions", f'{{"{HALF}', 400),
         ("/v1/advertisers", f'{{"name": "Lumo {HALF}", "domain": "lumo.example"}}', 201),
         ("/v1/advertisers", f'{{"name": "Lumo", "domain": "{HALF}.example"}}', 422),
     ):

@@ -19,7 +19,11 @@ from tests.unit.serving.scripted import HEADERS, endpoint
 CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance]
 OPERATIONS = [
     ("/v1/chat/completions", "post"),
+    ("/v1/responses", "post"),
+    ("/v1/responses/{response_id}", "get"),
+    ("/v1/responses/{response_id}", "delete"),
     ("/v1/models", "get"),
+    ("/v1/models/{model}", "get"),
     ("/healthz", "get"),
     ("/metrics", "get"),
 ]
@@ -60,5 +64,8 @@ def test_the_document_is_complete(whole: FastAPI, store: Store) -> None:
         for method, operation in operations.items():
             assert operation.get("description") or operation.get("summary"), (method, path)
             assert operation["tags"], (method, path)
-    assert {"/v1/chat/completions", "/v1/clicks/{token}", "/v1/conversions", "/v1/keys"} <= paths.keys()
-    assert document["components"]["schemas"]["ChatRequest"]["examples"]
+    assert {"/v1/chat/completions", "/v1/responses", "/v1/clicks/{token}", "/v1/keys"} <= paths.keys()
+    for body in ("ChatRequest", "ResponseRequest"):
+        assert document["components"]["schemas"][body]["examples"]
+    for path in ("/v1/chat/completions", "/v1/responses"):
+        assert "422" not in paths[path]["post"]["responses"]

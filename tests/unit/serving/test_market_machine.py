@@ -23,7 +23,15 @@ from sqlalchemy import event
 
 from raylla.errors import TokenError
 from raylla.serving.billing.audit import audit
-from raylla.serving.money.records import Filters, Listing, Outcome, PriceRule, Reason, ServedAuction
+from raylla.serving.money.records import (
+    Filters,
+    Invalid,
+    Listing,
+    Outcome,
+    PriceRule,
+    Reason,
+    ServedAuction,
+)
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
 from tests.unit.serving.market import KEYS, UNIT, Market
@@ -36,6 +44,7 @@ RULES = st.sampled_from(PriceRule)
 FOUR_RULES = st.lists(RULES, min_size=4, max_size=4)
 T = TypeVar("T")
 BILLED = (Outcome.CHARGED, Outcome.ACCRUED)
+AUTOMATIC = (Invalid.PREFETCH, Invalid.HEAD, Invalid.ROBOT)
 
 
 def pick(things: list[T], number: int) -> T:
@@ -140,6 +149,13 @@ class Trade(RuleBasedStateMachine):
             self.owed[shown.advertiser_id] += charge.amount_micros
         if charge.outcome not in (Outcome.EXPIRED, Outcome.REPLAY):
             self.clicked.add(shown.id)
+
+    @rule(number=NUMBERS, index=st.integers(0, 2), reason=st.sampled_from(AUTOMATIC))
+    def click_that_no_person_made(self, number: int, index: int, reason: Invalid) -> None:
+        auction = pick(self.auctions, number)
+        claims = self.market.claims(auction, index % len(auction.impressions), TTL)
+        charge = self.store.click(claims, self.market.now, reason)
+        assert (charge.outcome, charge.reason, charge.amount_micros) == (Outcome.INVALID, reason, 0)
 
     @rule(number=NUMBERS, place=st.integers(0, 400), bit=st.integers(0, 6))
     def click_tampered(self, number: int, place: int, bit: int) -> None:

@@ -18,7 +18,7 @@ from raylla.irpo import schedule, served
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.scoring import rows_of
 from raylla.online import onlinedata
-from raylla.records import Ad
+from raylla.records import Ad, Turn
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.serving.money.records import Listing, ServedAuction
@@ -68,6 +68,14 @@ def _serve(market: Market, listings: Sequence[Listing], number: int, **changed: 
 def listings(market: Market) -> list[Listing]:
     seat = market.seat()
     return [market.listing(seat, bid=64), market.listing(seat, bid=30)]
+
+
+def test_a_served_conversation_is_learned_as_one(market: Market, listings: list[Listing]) -> None:
+    turns = (Turn("user", "which mug keeps tea warm?"), Turn("assistant", "One of steel."))
+    _serve(market, listings, 0, query="and a cheaper one?", turns=turns, turns_cut=3)
+    config = _config(market)
+    (query,) = onlinedata.read(config, _simulated(config)).world.of("train")
+    assert (query.text, query.turns) == ("and a cheaper one?", turns)
 
 
 def test_served_auctions_become_phase_1_in_time_order(market: Market, listings: list[Listing]) -> None:

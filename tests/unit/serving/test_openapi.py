@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 from starlette.testclient import TestClient
 
 from raylla.serving.billing.audit import audit
-from raylla.serving.http import campaigns, clicks, web
+from raylla.serving.http import advertisers, campaigns, clicks, web
 from raylla.serving.store import Store
 from tests.unit.serving.market import ADMIN_KEY, Market
 
@@ -26,8 +26,8 @@ CHECKS = [not_a_server_error, response_schema_conformance, status_code_conforman
 def operations() -> list[tuple[str, str]]:
     """Path and method of everything in the document."""
     bare = FastAPI()
-    bare.include_router(campaigns.router)
-    bare.include_router(clicks.router)
+    for router in (campaigns.router, clicks.router, *advertisers.ROUTERS):
+        bare.include_router(router)
     return [(path, method) for path, methods in bare.openapi()["paths"].items() for method in methods]
 
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from raylla.config import Sampling
 from raylla.records import Profile
 from raylla.serving.engine.wire import Piece
-from raylla.serving.money.records import PriceRule
+from raylla.serving.money.records import Invalid, PriceRule
 from raylla.serving.store import Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint, tokenizer
@@ -77,11 +77,13 @@ def test_an_auction_says_what_was_booked(store: Store, market: Market, rule: Pri
     served = market.served(market.listing(market.seat("Oak")), rule=rule, resampled=False, test=test)
     path = f"/v1/auctions/{served.id}"
     (before,) = client.get(path, headers=HEADERS).json()["impressions"]
+    store.click(market.claims(served), market.now, Invalid.PREFETCH)
     store.click(market.claims(served), market.now)
     (after,) = client.get(path, headers=HEADERS).json()["impressions"]
     price = served.impressions[0].price_micros
     at_once = rule is PriceRule.EXPECTED
     assert (before["clicked"], after["clicked"]) == (False, True)
+    assert (before["invalid_clicks"], after["invalid_clicks"]) == ({}, {"prefetch": 1})
     assert before["charged_at"] == ("impression" if at_once else "click")
     assert before["booked_micros"] == (price if at_once and not test else None)
     assert after["booked_micros"] == (None if test else price)

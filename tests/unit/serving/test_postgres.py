@@ -22,8 +22,19 @@ from tests.unit.serving.market import Market
 from tests.unit.serving.test_billing import *  # noqa: F403
 from tests.unit.serving.test_doors import test_the_store_takes_it_from_nobody  # noqa: F401
 from tests.unit.serving.test_eligibility import *  # noqa: F403
+from tests.unit.serving.test_invalid_clicks import (  # noqa: F401
+    test_a_click_sooner_than_the_least_time_after_its_ad_was_seen,
+    test_a_users_clicks_beyond_the_most_within_an_hour,
+    test_many_clicks_of_a_user_at_once_do_not_pass_the_most,
+    test_the_true_click_after_an_invalid_one_is_charged_once,
+)
 from tests.unit.serving.test_ledger import upgrade
 from tests.unit.serving.test_market_machine import trade
+from tests.unit.serving.test_tallies import (  # noqa: F401
+    test_a_click_whose_charge_is_taken_back_is_an_invalid_one_of_its_own_day,
+    test_a_report_says_what_happened,
+    test_every_grouping_adds_up_to_the_ledger,
+)
 
 pytestmark = pytest.mark.postgres
 USER = "postgres"

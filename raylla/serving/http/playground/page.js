@@ -83,11 +83,11 @@ function body() {
   const user = users()[Number(byId("user").value)];
   const chosen = byId("user").value === "" ? undefined : user;
   const test = byId("test").checked;
-  const extras = { ads: byId("ads").checked, test };
+  const extras = { ads: byId("ads").checked, test, links: "annotations" };
   if (chosen) extras.profile = { id: chosen.id, basics: chosen.basics, interests: chosen.interests };
   if (test && state.bids.size) extras.bids = Object.fromEntries(state.bids);
   return {
-    model: "raylla", stream: true, stream_options: { include_usage: true }, raylla: extras,
+    stream: true, stream_options: { include_usage: true }, raylla: extras,
     messages: [{ role: "user", content: byId("question").value.trim() }],
   };
 }

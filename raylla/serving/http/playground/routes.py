@@ -14,7 +14,7 @@ from raylla.records import Profile
 from raylla.serving.http import web
 from raylla.serving.http.bodies import example
 from raylla.serving.money import pricing
-from raylla.serving.money.records import PriceRule
+from raylla.serving.money.records import Invalid, PriceRule
 
 HERE = Path(__file__).parent
 KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
@@ -60,6 +60,7 @@ class ImpressionView(BaseModel):
         description="the ledger's amount, 0 where it was taken back; null where nothing is booked"
     )
     booked_as: Literal["charge", "accrual"] | None
+    invalid_clicks: dict[Invalid, int] = Field(description="clicks that were charged nothing, by reason")
 
 
 class AuctionView(BaseModel):
@@ -81,6 +82,7 @@ class AuctionView(BaseModel):
                 "clicked": True,
                 "booked_micros": 640_000,
                 "booked_as": "charge",
+                "invalid_clicks": {"prefetch": 1},
             }
         ],
     )
@@ -140,6 +142,7 @@ def auction(auction_id: AuctionId, behind: web.Behind, _: web.Application) -> Au
     held = served.auction
     lines = behind.store.charges(auction_id)
     booked = {one.impression_id: one for one in lines if one.impression_id is not None}
+    invalid = behind.store.invalid_clicks(auction_id)
     void = {one.voids for one in lines}
     impressions = []
     for one in held.impressions:
@@ -154,6 +157,7 @@ def auction(auction_id: AuctionId, behind: web.Behind, _: web.Application) -> Au
                 clicked=one.id in served.clicked,
                 booked_micros=(0 if entry.id in void else entry.amount_micros) if entry else None,
                 booked_as=entry.kind if entry else None,
+                invalid_clicks=invalid.get(one.id, {}),
             )
         )
     return AuctionView(

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raylla.config import Links
+
 Short = Annotated[str, Field(max_length=100)]
-UserId = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
-
-
-class Part(BaseModel):
-    """One part of a message; only text can be answered."""
-
-    type: Literal["text"]
-    text: str
+UserId = Annotated[str, Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Who asks; "" is nobody in particular."""
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
 
 
 class Message(BaseModel):
-    """One turn of the conversation."""
+    """One turn of the conversation; parts and fields that are no text are passed over, with a note."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-
-    def words(self) -> str:
-        """The text of all parts."""
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or ""
+    model_config = ConfigDict(extra="allow")
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
 
 
 class User(BaseModel):
@@ -44,11 +39,16 @@ class Extras(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     ads: bool = Field(True, description="false: the answer without ads, and no auction")
-    profile: User = User()
+    profile: User | None = None
     floor_micros: Annotated[int, Field(ge=0, le=10**15)] = Field(0, description="least bid per click")
     bcat: Annotated[list[Short], Field(max_length=1000)] = Field([], description="blocked categories")
     badv: Annotated[list[Short], Field(max_length=1000)] = Field(
         [], description="blocked advertisers, by id or domain"
+    )
+    links: Links | None = Field(
+        None,
+        description="click URLs beside the text (`annotations`), as Markdown links in it, or both; "
+        "left out: as the API key says, else `serving.links`",
     )
     test: bool = Field(False, description="a test auction: its clicks are never charged")
     bids: Annotated[dict[str, Annotated[int, Field(ge=1, le=10**15)]], Field(max_length=1000)] = Field(
@@ -57,15 +57,46 @@ class Extras(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """Of a streamed answer."""
+    """Of a streamed answer; chunks are never padded."""
 
-    include_usage: bool = False
+    model_config = ConfigDict(extra="forbid")
+    include_usage: bool | None = False
+    include_obfuscation: bool | None = Field(None, description="changes nothing")
 
 
-class ChatRequest(BaseModel):
-    """An OpenAI chat completion request; other fields of OpenAI's are accepted and have no effect."""
+class Parameters(BaseModel):
+    """Parameters that every kind of request may have; docs/serving.md says what becomes of each."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: Annotated[str, Field(max_length=200)] | None = None
+    stream: bool | None = False
+    user: UserId | None = None
+    safety_identifier: UserId | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = Field(None, description="changes nothing")
+    top_logprobs: int | None = None
+    service_tier: str | None = Field(None, description="changes nothing")
+    prompt_cache_key: str | None = Field(None, description="changes nothing")
+    prompt_cache_retention: str | None = Field(None, description="changes nothing")
+    moderation: Any = None
+    raylla: Extras | None = None
+
+    @property
+    def extras(self) -> Extras:
+        """What is said about the auction."""
+        return self.raylla or Extras()
+
+
+class ChatRequest(Parameters):
+    """An OpenAI chat completion request; what it asks that is not done is refused, never ignored."""
 
     model_config = ConfigDict(
+        extra="forbid",
         json_schema_extra={
             "examples": [
                 {
@@ -77,21 +108,32 @@ class ChatRequest(BaseModel):
                     },
                 }
             ]
-        }
+        },
     )
-    model: Annotated[str, Field(max_length=200)] = "raylla"
-    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
-    stream: bool | None = False
+    messages: Annotated[list[Message], Field(min_length=1)]
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = 1
-    user: UserId | None = None
-    raylla: Extras = Extras()
+    n: Annotated[int, Field(ge=1)] | None = 1
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: Any = None
+    logprobs: bool | None = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
 
 
 class UrlCitation(BaseModel):
-    """Where a placed ad stands in the text, and where a click on it goes."""
+    """Where a placed ad stands in the text (its title, or the whole link), and where a click goes."""
 
     start_index: int
     end_index: int
@@ -144,6 +186,8 @@ class AuctionDetail(BaseModel):
     filtered: dict[str, int] = {}
     violations: dict[str, int] = {}
     candidates: list[CandidateDetail] | None = Field(None, description="of a test auction, as prompted")
+    turns_cut: int = Field(0, description="the oldest turns, which found no room in the prompt")
+    notes: list[str] = Field([], description="what of the messages was passed over")
 
 
 class Reply(BaseModel):
@@ -181,4 +225,5 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[ReplyChoice]
     usage: Usage
+    metadata: dict[str, str] | None = None
     raylla: AuctionDetail

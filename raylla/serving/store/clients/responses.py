@@ -1,0 +1,90 @@
+"""Responses that clients may ask for again and go on from, each with what it adds to its conversation.
+
+They are the clients' own, no part of the books: their key alone reads them, and deletes them for good.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete
+
+from raylla.errors import UnknownError
+from raylla.records import Turn
+from raylla.serving.store import models
+from raylla.serving.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A response: whose it is, which one it goes on from, what was said since, and what the client got."""
+
+    id: str
+    key_id: str
+    previous_id: str | None
+    created: dt.datetime
+    turns: tuple[Turn, ...]
+    body: Any
+
+
+class Responses:
+    """The responses of a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def keep(self, one: Kept) -> None:
+        """Write a response."""
+        row = models.Response(
+            id=one.id,
+            key_id=one.key_id,
+            previous_id=one.previous_id,
+            created=one.created,
+            turns=[[turn.role, turn.text] for turn in one.turns],
+            body=one.body,
+        )
+        with self._database.writing() as session:
+            session.add(row)
+
+    def body(self, id: str, key_id: str) -> Any:
+        """What the client of ``key_id`` got.
+
+        Raises:
+            UnknownError: it has no such response.
+        """
+        with self._database.reading() as session:
+            return _own(session.get(models.Response, id), id, key_id).body
+
+    def conversation(self, id: str, key_id: str) -> tuple[Turn, ...]:
+        """All that was said up to the end of a response, oldest first.
+
+        Raises:
+            UnknownError: it, or one that it goes on from, is not there.
+        """
+        parts: list[Sequence[Turn]] = []
+        with self._database.reading() as session:
+            wanted: str | None = id
+            while wanted is not None:
+                row = _own(session.get(models.Response, wanted), wanted, key_id)
+                parts.append([Turn(role, text) for role, text in row.turns])
+                wanted = row.previous_id
+        return tuple(turn for part in reversed(parts) for turn in part)
+
+    def delete(self, id: str, key_id: str) -> None:
+        """Take a response away; what went on from it cannot be gone on from any more.
+
+        Raises:
+            UnknownError: the client has no such response.
+        """
+        with self._database.writing() as session:
+            _own(session.get(models.Response, id), id, key_id)
+            session.execute(delete(models.Response).where(models.Response.id == id))
+
+
+def _own(row: models.Response | None, id: str, key_id: str) -> models.Response:
+    if row is None or row.key_id != key_id:
+        raise UnknownError(f"response {id!r} does not exist")
+    return row

@@ -1,0 +1,34 @@
+"""Numbers that only grow, and the ids of ads that come from them."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from raylla.serving.store import models
+from raylla.world.build import scattered_id
+
+FIRST_COUNT = 1001
+"""What the counter of ads says at the first of them."""
+MOST_ASKED = 10_000
+"""Ids that one query names."""
+
+
+def bumped(session: Session, counter: str, by: int = 1) -> int:
+    """Add to a counter and return what it says then."""
+    change = update(models.Counter).where(models.Counter.name == counter)
+    return session.execute(
+        change.values(value=models.Counter.value + by).returning(models.Counter.value)
+    ).scalar_one()
+
+
+def free_ids(session: Session, count: int) -> list[str]:
+    """The next ``count`` ad ids that no ad has."""
+    free: list[str] = []
+    while len(free) < count:
+        some = min(count - len(free), MOST_ASKED)
+        end = bumped(session, "ad", some) - FIRST_COUNT + 1
+        ids = [scattered_id(index) for index in range(end - some, end)]
+        listed = set(session.scalars(select(models.Ad.id).where(models.Ad.id.in_(ids))))
+        free += [id for id in ids if id not in listed]
+    return free
