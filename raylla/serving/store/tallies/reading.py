@@ -87,7 +87,7 @@ def report(session: Session, wanted: Wanted, offset: int, limit: int) -> Report:
 _Whole = BigInteger().with_variant(Integer, "sqlite")
 
 
-def _joined(query: Select[Any], by: Sequence[Group]) -> Select[Any]:
+def _joined(query: Select[*tuple[Any, ...]], by: Sequence[Group]) -> Select[*tuple[Any, ...]]:
     """``query`` with what its groups are read from."""
     if {Group.ADVERTISER, Group.CAMPAIGN, Group.CATEGORY} & set(by):
         query = query.join(models.Ad, models.Ad.id == Tally.ad_id)
@@ -96,7 +96,7 @@ def _joined(query: Select[Any], by: Sequence[Group]) -> Select[Any]:
     return query
 
 
-def _of(query: Select[Any], wanted: Wanted) -> Select[Any]:
+def _of(query: Select[*tuple[Any, ...]], wanted: Wanted) -> Select[*tuple[Any, ...]]:
     """``query`` over the tallies that are wanted: days where all of it is whole days, else hours."""
     whole = all(moment.astimezone(dt.UTC).hour == 0 for moment in (wanted.since, wanted.until))
     span = "day" if whole and Group.HOUR not in wanted.by else "hour"

@@ -19,7 +19,7 @@ def recount(connection: Connection) -> Tallies:
     """What the table of tallies should hold; columns are named, so that later ones may be added."""
     made = Tallies()
 
-    def rows(query: Select[Any]) -> Any:
+    def rows(query: Select[*tuple[Any, ...]]) -> Any:
         return connection.execute(query, execution_options={"yield_per": _BATCH})
 
     for row in rows(_impressions()):
@@ -44,13 +44,13 @@ def recount(connection: Connection) -> Tallies:
     return made
 
 
-def _impressions() -> Select[Any]:
+def _impressions() -> Select[*tuple[Any, ...]]:
     columns = (_SHOWN.created, _SHOWN.ad_id, _SHOWN.price_micros, _SHOWN.pctr)
     query = select(*columns, _HELD.price_rule, _HELD.weight_version)
     return query.join(_HELD, _HELD.id == _SHOWN.auction_id).where(_SHOWN.billed != "test")
 
 
-def _clicks() -> Select[Any]:
+def _clicks() -> Select[*tuple[Any, ...]]:
     """Clicks with the line that took their charge back, if one did."""
     back = aliased(_LINE)
     query = select(
@@ -63,7 +63,7 @@ def _clicks() -> Select[Any]:
     return query.where(_SHOWN.billed != "test")
 
 
-def _conversions() -> Select[Any]:
+def _conversions() -> Select[*tuple[Any, ...]]:
     booked = models.Conversion
     query = select(booked.at, booked.value_micros, _SHOWN.ad_id, _HELD.weight_version)
     query = query.join(_CLICK, _CLICK.id == booked.click_id)
@@ -71,7 +71,7 @@ def _conversions() -> Select[Any]:
     return query.join(_HELD, _HELD.id == _SHOWN.auction_id).where(_SHOWN.billed != "test")
 
 
-def _lines() -> Select[Any]:
+def _lines() -> Select[*tuple[Any, ...]]:
     """Charges and accruals, and what was taken back of them, each with its ad."""
     first = aliased(_LINE)
     query = select(_LINE.at, _LINE.kind, _LINE.amount_micros, _LINE.weight_version, _SHOWN.ad_id)
@@ -80,5 +80,5 @@ def _lines() -> Select[Any]:
     return query.join(_SHOWN, _SHOWN.id == named).where(_LINE.kind.in_(("charge", "accrual", "invalid")))
 
 
-def _auctions() -> Select[Any]:
+def _auctions() -> Select[*tuple[Any, ...]]:
     return select(_HELD.created, _HELD.weight_version, _HELD.record).where(_HELD.test.is_(False))
