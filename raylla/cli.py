@@ -110,7 +110,10 @@ def evaluate(
         from raylla.runs.state import Run, write_json
         from raylla.stop import heeded, listen
 
-    with listen(), heeded("the evaluation, which commits nothing before its end"):
+    with (
+        listen(),
+        heeded("the evaluation, which keeps what it was told"),
+    ):
         if len(what) == 1 and settings.located(Path(what[0])).is_file():
             chosen = settings.load(Path(what[0]), set_)
             directory = runs or f"runs/{chosen.name}-evaluation"

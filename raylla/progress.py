@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 LINE_SECONDS = 30.0
@@ -85,10 +85,9 @@ class Steps:
         self.say(f"{name}: {self.wall[name]:.1f} s{f', {tokens} tokens' if tokens else ''}", "dim")
 
     def expect(self, kind: str, more: int) -> None:
-        """There are ``more`` of ``kind`` to do than was known."""
-        if kind in self._counts:
-            self._counts[kind].total += more
-            self._show()
+        """There are ``more`` of ``kind`` to do than was known, if any were."""
+        self._counts.setdefault(kind, Count(0, self._clock.now())).total += more
+        self._show()
 
     def reach(self, kind: str, done: int, total: int) -> None:
         """``done`` of ``total`` of ``kind`` are done; the pace is taken from the first that is heard of."""
@@ -168,18 +167,24 @@ class _Bars:
             transient=True,
         )
         self._updated = began
-        self._tasks = {
-            kind: self.progress.add_task(f"{name}: {kind}", total=count.total, rate="")
-            for kind, count in counts.items()
-        }
-        if not counts:
-            self.progress.add_task(name, total=None, rate="")
+        self._name = name
+        self._tasks = {kind: self._task(kind, count) for kind, count in counts.items()}
+        self._only = None if counts else self.progress.add_task(name, total=None, rate="")
 
     def update(self, counts: Mapping[str, Count], now: float) -> None:
         """Bring the bars up to date, which costs too much to be done for every answer."""
         if now - self._updated < SHOW_SECONDS:
             return
         self._updated = now
-        for kind, task in self._tasks.items():
-            count = counts[kind]
-            self.progress.update(task, completed=count.done, total=count.total, rate=count.rate(now))
+        if self._only is not None:
+            self.progress.remove_task(self._only)
+            self._only = None
+        for kind, count in counts.items():
+            if kind not in self._tasks:
+                self._tasks[kind] = self._task(kind, count)
+            self.progress.update(
+                self._tasks[kind], completed=count.done, total=count.total, rate=count.rate(now)
+            )
+
+    def _task(self, kind: str, count: Count) -> TaskID:
+        return self.progress.add_task(f"{self._name}: {kind}", total=count.total, rate="")

@@ -1,15 +1,15 @@
 """What mechanisms work with while they are compared: one run's engines, judge and pCTR models.
 
-Everything is asked for once: the same prompt, answer or judgement comes back from memory, so that
-a sweep over settings costs what it adds.  Texts that were asked for count in a mechanism's cost
-whether or not they came from memory.
+Everything is asked for once: the same prompt, answer or judgement comes back from what is kept, so that
+a sweep over settings, or an evaluation after one that was stopped, costs what it adds.  Texts that were
+asked for count in a mechanism's cost whether or not they were kept.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,12 @@ from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import DONE, Call, Pool, next_item
 from raylla.auction import parse
 from raylla.config import Config
-from raylla.engines.protocol import Generated, Given, Request
+from raylla.engines.protocol import Generated, Given, Request, Scored
 from raylla.errors import BudgetError, WorkerLostError
+from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
 from raylla.irpo.crew import Crew
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
+from raylla.progress import Steps
 from raylla.records import Planned, Prediction
 from raylla.reward.rows import ClickRow, rows
 from raylla.runs.state import Run
@@ -31,6 +33,9 @@ from raylla.world.bids import seed_of
 from raylla.world.texts import ad_text
 from raylla.world.turns import in_context
 
+DONE_BY = {"generate": "prompts", "score": "scores", "judge": "judgements"}
+"""What workers' methods do, as progress counts it."""
+Value = TypeVar("Value")
 SLACK = 10
 """Losses that are no sign yet: a single auction has few answers."""
 
@@ -40,9 +45,12 @@ class EvaluationDesk:
 
     Args:
         config: the run's own, perhaps with other settings of `evaluation`.
+        kept: what is known already; whatever is asked for is added.
     """
 
-    def __init__(self, run: Run, config: Config, crew: Crew, world: World) -> None:
+    def __init__(
+        self, run: Run, config: Config, crew: Crew, world: World, kept: Kept, progress: Steps
+    ) -> None:
         versions = committed(run)
         self.run = run
         self.world = world
@@ -53,12 +61,11 @@ class EvaluationDesk:
         self.aliases = {BASE: versions[0][0].name, TRAINED: versions[-1][0].name}
         self._crew = crew
         self._deadline = config.deadlines.sample
-        self._written: dict[tuple[str, str], Generated] = {}
-        self._judged: dict[tuple[str, int, str], Judgement] = {}
+        self._kept = kept
+        self._progress = progress
         self._predicted: dict[tuple[int, str, str], dict[str, Prediction]] = {}
         self._held: tuple[int, int] | None = None
         self._mean: NDArray[np.float32] | None = None
-        self._scored: dict[tuple[str, str, tuple[int, ...]], float] = {}
         self._lost: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
 
@@ -73,34 +80,33 @@ class EvaluationDesk:
             seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{prompt.name}")
             requests[id] = Request(id, messages, prompt.n, seed, turns=len(planned.query.turns))
             ids.append(id)
-        missing = [one for id, one in requests.items() if (name, id) not in self._written]
+        missing = [one for id, one in requests.items() if not self._kept.holds(ANSWERS, [name, id])]
         if missing:
             self._load(name)
             for generated in self._ask(self._crew.rollouts, "generate", missing, name):
-                self._written[name, generated.request_id] = generated
-        return [self._written[name, id] for id in ids]
+                self._kept.put(ANSWERS, [name, generated.request_id], generated)
+        return [self._kept.get(ANSWERS, [name, id]) for id in ids]
 
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
         """Summed log-probability (nats) of each answer's token ids after its prompt, under a weight
         version and before temperature and cuts."""
         name = self.aliases.get(version, version)
-        keys: list[tuple[str, str, tuple[int, ...]]] = []
-        asked: dict[tuple[str, str, tuple[int, ...]], Given] = {}
-        for prompt, token_ids in wanted:
-            messages = self._messages(prompt)
-            key = (name, str(messages), tuple(token_ids))
-            keys.append(key)
-            if key not in self._scored and key not in asked:
-                turns = len(prompt.planned.query.turns)
-                asked[key] = Given(
-                    str(len(asked)), messages, tuple(token_ids), turns=turns, room=self.config.prompt_room
-                )
-        if asked:
+        given = [
+            Given(
+                f"{self._messages(prompt)}/{list(token_ids)}",
+                self._messages(prompt),
+                tuple(token_ids),
+                turns=len(prompt.planned.query.turns),
+                room=self.config.prompt_room,
+            )
+            for prompt, token_ids in wanted
+        ]
+        missing = {one.id: one for one in given if not self._kept.holds(SCORES, [name, one.id])}
+        if missing:
             self._load(name)
-            names = {given.id: key for key, given in asked.items()}
-            for scored in self._ask(self._crew.rollouts, "score", list(asked.values()), name):
-                self._scored[names[scored.id]] = scored.logprob
-        return [self._scored[key] for key in keys]
+            for scored in self._ask(self._crew.rollouts, "score", list(missing.values()), name):
+                self._kept.put(SCORES, [name, scored.id], scored)
+        return [self._kept.get(SCORES, [name, one.id]).logprob for one in given]
 
     def judge(self, answers: Sequence[tuple[Planned, str]]) -> list[dict[str, bool] | None]:
         """The User-LLM's clicks by ad id on each answer; none where it could not be read."""
@@ -118,7 +124,7 @@ class EvaluationDesk:
             count = seen[planned.auction.id, text] = seen.get((planned.auction.id, text), -1) + 1
             key = (planned.auction.id, count, text)
             keys.append(key)
-            if key in self._judged:
+            if self._kept.holds(JUDGEMENTS, key):
                 continue
             item = judge_item(
                 self.config.user_llm,
@@ -133,8 +139,8 @@ class EvaluationDesk:
             items.append((key, item))
         names = {item.sample_id: key for key, item in items}
         for judgement in self._ask(self._crew.judges, "judge", [item for _, item in items]):
-            self._judged[names[judgement.sample_id]] = judgement
-        return [self._judged[key] for key in keys]
+            self._kept.put(JUDGEMENTS, names[judgement.sample_id], judgement)
+        return [self._kept.get(JUDGEMENTS, key) for key in keys]
 
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
         """Click probability of each placed ad by the pCTR model that the run saved after ``epoch``."""
@@ -176,17 +182,50 @@ class EvaluationDesk:
             for index, planned in enumerate(auctions)
         ]
 
-    def ask_untouched(self, method: str, items: Sequence[Any]) -> list[Any]:
-        """What the engines yield for ``items`` under the weights that no training for ads has changed."""
-        if not items:
-            return []
-        if self._crew.version != self._untouched:
-            self._crew.refresh(self._untouched, None)
-        return list(self._ask(self._crew.rollouts, method, items, self._untouched.name))
+    def untouched_answers(self, requests: Sequence[Request]) -> list[Generated]:
+        """Answers under the weights that no training for ads has changed, in the order asked."""
+        keys = [["untouched", one.id, one.messages, one.n, one.seed] for one in requests]
+        return self._of_untouched("generate", ANSWERS, requests, keys)
+
+    def untouched_scores(self, given: Sequence[Given]) -> list[Scored]:
+        """`score` of texts under those weights, in the order asked."""
+        keys = [["untouched", one.messages, one.text, one.room] for one in given]
+        return self._of_untouched("score", SCORES, given, keys)
+
+    def _of_untouched(
+        self, method: str, kind: Kind[Value], items: Sequence[Any], keys: Sequence[object]
+    ) -> list[Value]:
+        missing = {
+            one.id: (one, key)
+            for one, key in zip(items, keys, strict=True)
+            if not self._kept.holds(kind, key)
+        }
+        if missing:
+            if self._crew.version != self._untouched:
+                self._crew.refresh(self._untouched, None)
+            asked = [one for one, _ in missing.values()]
+            for found in self._ask(self._crew.rollouts, method, asked, self._untouched.name):
+                name = found.request_id if isinstance(found, Generated) else found.id
+                self._kept.put(kind, missing[name][1], found)
+        return [self._kept.get(kind, key) for key in keys]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The pCTR's text encoder's vectors, [len(texts), dim]."""
         return self._encode(texts)
+
+    def took(self, what: Sequence[object], seconds: float, recalled: int) -> float | None:
+        """The wall time of ``what``, kept from when it was done; none where it was done in two goes, of
+        which this one ended after ``seconds``: ``recalled`` is `recalled` when it began."""
+        if not self._kept.holds(SECONDS, what):
+            if self._kept.recalled > recalled:
+                return None
+            self._kept.put(SECONDS, what, seconds)
+        return self._kept.get(SECONDS, what)
+
+    @property
+    def recalled(self) -> int:
+        """How many things were asked for that an earlier evaluation had been told."""
+        return self._kept.recalled
 
     def generator(self, planned: Planned, what: str) -> np.random.Generator:
         """Random numbers that depend on the run's seed, the auction and ``what`` alone."""
@@ -246,6 +285,7 @@ class EvaluationDesk:
         alike both times.
         """
         what = f"the next item of {pool.name}.{method}"
+        self._progress.expect(DONE_BY[method], len(items))
         calls: dict[Call, list[Any]] = {}
 
         def ask(worker: int, share: list[Any]) -> None:
@@ -264,4 +304,10 @@ class EvaluationDesk:
             if item is DONE:
                 del calls[call]
             else:
+                self._progress.advance(DONE_BY[method], 1, _tokens(item))
                 yield item
+
+
+def _tokens(item: object) -> int:
+    """What was sampled for it."""
+    return sum(len(one.token_ids) for one in item.completions) if isinstance(item, Generated) else 0

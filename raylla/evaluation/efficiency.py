@@ -71,10 +71,15 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
     """
     ran: list[Ran] = []
     costs: list[list[float]] = []
+    torn: list[list[float]] = []
     for batch in np.array_split(np.arange(len(auctions)), min(BATCHES, len(auctions))):
-        started = time.monotonic()
-        some = mechanism.run(desk, [auctions[place] for place in batch], choice)
-        costs.append(_costs(some, time.monotonic() - started))
+        started, recalled = time.monotonic(), desk.recalled
+        asked = [auctions[place] for place in batch]
+        some = mechanism.run(desk, asked, choice)
+        what = [mechanism.name, dict(choice), [one.auction.id for one in asked]]
+        spent = time.monotonic() - started
+        seconds = desk.took(what, spent, recalled)
+        (torn if seconds is None else costs).append(_costs(some, spent if seconds is None else seconds))
         ran += some
     offers = [(planned, offer) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers]
     judged = desk.judgements([(planned, offer.text) for planned, offer in offers])
@@ -93,7 +98,7 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
     answers = [(planned, offer.text) for planned, offer in offers]
-    return Held(per_query(outcomes, desk.penalty), np.array(costs), notes, unread, answers)
+    return Held(per_query(outcomes, desk.penalty), np.array(costs or torn), notes, unread, answers)
 
 
 def tune(desk: EvaluationDesk, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
 from raylla.errors import ConfigError, RunError
-from raylla.evaluation import detect, drift, efficiency, history, incentives, properties, reading
+from raylla.evaluation import detect, drift, efficiency, history, incentives, kept, properties, reading
 from raylla.evaluation.desk import EvaluationDesk
 from raylla.evaluation.efficiency import Held
 from raylla.figures import quality
@@ -74,7 +74,9 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         seen: list[Seen] = []
         seeds = sum(run.config.name == main.name for run in runs)
         for run in runs:
-            desk = EvaluationDesk(run, _with(run, settings), crew, store.load(run.part("world")))
+            config = _with(run, settings)
+            world = store.load(run.part("world"))
+            desk = EvaluationDesk(run, config, crew, world, kept.kept(run, config), watch)
             own = run.config.name == main.name
             one = _seed(desk, mechanisms, seeds, watch) if own else _variant(desk, watch)
             with watch.stage(f"{run.path.name}: what the reader gets"):

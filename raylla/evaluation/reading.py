@@ -88,9 +88,8 @@ class _Reader:
             )
             for at, ((_, text), planned) in enumerate(left.items())
         ]
-        keys = list(left)
-        for scored in self._desk.ask_untouched("score", given):
-            self._nll[keys[int(scored.id)]] = -scored.logprob, scored.tokens
+        for key, scored in zip(left, self._desk.untouched_scores(given), strict=True):
+            self._nll[key] = -scored.logprob, scored.tokens
 
     def read(self, planned: Planned, text: str, own: int | None = None) -> Read:
         """One answer; ``own`` is its place among the organic ones, if it is one, so that it is compared
@@ -124,8 +123,8 @@ def _organic(desk: EvaluationDesk, asked: Sequence[Planned]) -> Answers:
         )
         for id, one in planned.items()
     ]
-    written = {one.request_id: one for one in desk.ask_untouched("generate", requests)}
-    found = [(planned[id], draw.text) for id in planned for draw in written[id].completions]
+    written = desk.untouched_answers(requests)
+    found = [(planned[one.request_id], draw.text) for one in written for draw in one.completions]
     desk.bound("organic answers", count * len(requests) - len(found), count * len(requests))
     return found
 

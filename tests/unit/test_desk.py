@@ -23,12 +23,15 @@ from raylla.engines.protocol import Completion, Generated, Given, Request, Score
 from raylla.errors import BudgetError, WorkerLostError
 from raylla.evaluation import desk, efficiency, incentives, properties
 from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.kept import JUDGEMENTS, kept
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt
+from raylla.progress import Steps
 from raylla.records import Ad, Prediction, Profile, Query
 from raylla.runs.state import Run
 from raylla.storage import home
+from raylla.terminal import plain
 from raylla.world import World
 
 ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
@@ -120,7 +123,8 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         ask_reward=ask_reward,
         persistently=lambda work: work(),
     )
-    desk = EvaluationDesk(Run(home(path), settings), settings, crew, world)
+    run = Run(home(path), settings)
+    desk = EvaluationDesk(run, settings, crew, world, kept(run, settings), Steps(plain()))
     return SimpleNamespace(desk=desk, writer=writer, reader=reader)
 
 
@@ -141,6 +145,48 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert len(made.reader.read) == 31
 
 
+def test_an_evaluation_that_was_stopped_goes_on_with_what_it_was_told(tmp_path: Path) -> None:
+    first = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(first.desk.config, first.desk.world)
+    before = efficiency.hold(first.desk, Pretrained(), planned[:15], {})
+    (file,) = (tmp_path / "evaluation").iterdir()
+    file.write_bytes(file.read_bytes() + b'{"kind": "answers", "ke')
+    again = make(tmp_path, lambda bid: bid / 100)
+    after = efficiency.hold(again.desk, Pretrained(), planned[:15], {})
+    assert not again.writer.asked
+    assert not again.reader.read
+    assert after.answers == before.answers
+    assert {name: row.tolist() for name, row in after.table.items()} == {
+        name: row.tolist() for name, row in before.table.items()
+    }
+    assert after.costs.tolist() == before.costs.tolist()
+    efficiency.hold(again.desk, Pretrained(), planned, {})
+    assert len(again.writer.asked) == 15
+    whole = make(tmp_path, lambda bid: bid / 100)
+    efficiency.hold(whole.desk, Pretrained(), planned, {})
+    assert not whole.writer.asked
+
+
+def test_time_of_a_part_done_in_two_goes_is_not_counted(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(made.desk.config, made.desk.world)[:20]
+    efficiency.hold(made.desk, Pretrained(), planned[:1], {})
+    again = make(tmp_path, lambda bid: bid / 100)
+    assert len(efficiency.hold(again.desk, Pretrained(), planned, {}).costs) == 9
+    assert len(efficiency.hold(again.desk, Pretrained(), planned[:2], {}).costs) == 2
+
+
+def test_another_judge_is_asked_anew(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    config = made.desk.config
+    judge = config.user_llm.model_copy(update={"path": "another"})
+    other = config.model_copy(update={"user_llm": judge})
+    key = ["auction", 0, "text"]
+    kept(made.desk.run, config).put(JUDGEMENTS, key, Judgement("0", {}, 1))
+    assert kept(made.desk.run, config).holds(JUDGEMENTS, key)
+    assert not kept(made.desk.run, other).holds(JUDGEMENTS, key)
+
+
 def test_expected_figures_are_the_judges_own_where_it_says_how_probable_clicks_are(tmp_path: Path) -> None:
     made = make(tmp_path, lambda _: 1.0)
     made.reader.told = 0.25
@@ -149,7 +195,7 @@ def test_expected_figures_are_the_judges_own_where_it_says_how_probable_clicks_a
     row = efficiency.row([held], 100, 0)
     assert row["revenue"]["mean"] > 0
     assert row["expected_revenue"]["mean"] == pytest.approx(row["revenue"]["mean"] / 4)
-    plain = make(tmp_path, lambda _: 1.0)
+    plain = make(tmp_path / "plain", lambda _: 1.0)
     by_model = efficiency.row([efficiency.hold(plain.desk, Pretrained(), auctions, {})], 100, 0)
     assert by_model["revenue"]["mean"] == row["revenue"]["mean"]
     assert by_model["expected_revenue"]["mean"] != pytest.approx(row["expected_revenue"]["mean"])

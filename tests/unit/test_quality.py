@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,11 +151,7 @@ def test_lost_organic_answers_are_bounded(tmp_path: Path) -> None:
     made = at_desk(tmp_path)
     counted: list[tuple[str, int, int]] = []
     made.desk.bound = lambda *args: counted.append(args)
-    made.desk.ask_untouched = lambda method, items: (
-        [SimpleNamespace(request_id=one.id, completions=()) for one in items]
-        if method == "generate"
-        else []
-    )
+    made.desk.untouched_answers = lambda asked: [Generated(one.id, (), ()) for one in asked]
     reads = reading.read(made.desk, {"versions": {"v0": made.answers}}, None)
     assert counted == [("organic answers", 60, 60)]
     assert quality.figures([reads["versions"]["v0"]], 100, 0)["similarity"] is None

@@ -1,0 +1,124 @@
+"""What an evaluation was told by engines and judges, kept in its run, so that one that is stopped, or asked
+for more, pays for what is new alone.
+
+    RUN/evaluation/DIGEST.jsonl    a line for each answer, judgement, score and measured time
+
+The digest covers what they depend on beside the run itself: the models, how they are sampled and read, and
+the packages' versions.  Whatever has another digest is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from raylla.actors.judge import Judgement
+from raylla.config import Config
+from raylla.engines.protocol import Generated, Scored
+from raylla.runs.state import Run, package_versions
+from raylla.storage import writing
+from raylla.strictjson import dumps
+
+PLACE = "evaluation"
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[Value]):
+    """One sort of what is kept, and how it becomes JSON."""
+
+    name: str
+    form: TypeAdapter[Value]
+
+
+ANSWERS = Kind("answers", TypeAdapter(Generated))
+JUDGEMENTS = Kind("judgements", TypeAdapter(Judgement))
+SCORES = Kind("scores", TypeAdapter(Scored))
+SECONDS = Kind("seconds", TypeAdapter(float))
+
+
+def kept(run: Run, config: Config) -> Kept:
+    """What was kept of evaluations of ``run`` with the models, and the judge, of ``config``.
+
+    Raises:
+        StorageError: the run's directory cannot be written.
+    """
+    tree = config.model_dump(mode="json")
+    about = {name: tree[name] for name in ("seed", "ad_llm", "user_llm", "engine", "pctr")}
+    about["versions"] = package_versions()
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    return Kept(run.part(PLACE) / f"{digest}.jsonl")
+
+
+class Kept:
+    """Values by kind and key, in memory and, where there is a ``path``, in a file that only grows.
+
+    A line that a killed process left half written is passed over.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._values: dict[tuple[str, str], Any] = {}
+        self._earlier: set[tuple[str, str]] = set()
+        self.recalled = 0
+        """Values asked for that an earlier process left."""
+        if path is None:
+            return
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab+") as file:
+                file.seek(0)
+                lines = file.read().split(b"\n")
+                if lines[-1]:
+                    file.write(b"\n")
+        for line in lines:
+            self._read(line)
+
+    def holds(self, kind: Kind[Any], key: object) -> bool:
+        """Whether there is a value of this kind and key."""
+        return _name(kind, key) in self._values
+
+    def get(self, kind: Kind[Value], key: object) -> Value:
+        """The value of a kind and key, which is there."""
+        name = _name(kind, key)
+        if name in self._earlier:
+            self.recalled += 1
+            self._earlier.remove(name)
+            self._values[name] = kind.form.validate_python(self._values[name])
+        value: Value = self._values[name]
+        return value
+
+    def put(self, kind: Kind[Value], key: object, value: Value) -> None:
+        """Keep a value.
+
+        Raises:
+            StorageError: the disk is full, read-only or gone.
+        """
+        name = _name(kind, key)
+        self._values[name] = value
+        if self._path is not None:
+            line = dumps(
+                {"kind": name[0], "key": name[1], "value": kind.form.dump_python(value, mode="json")}
+            )
+            with writing(self._path), self._path.open("a") as file:
+                file.write(line + "\n")
+
+    def _read(self, line: bytes) -> None:
+        try:
+            read: Mapping[str, Any] = json.loads(line)
+            name = (read["kind"], read["key"])
+            self._values[name] = read["value"]
+        except (ValueError, KeyError, TypeError):
+            return
+        self._earlier.add(name)
+
+
+def _name(kind: Kind[Any], key: object) -> tuple[str, str]:
+    told = json.dumps(key, sort_keys=True)
+    return kind.name, hashlib.sha256(told.encode()).hexdigest()[:24]
