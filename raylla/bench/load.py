@@ -34,7 +34,7 @@ def answer_requests(
     found = []
     for index, (query, user, ads) in enumerate(islice(drawn, count)):
         bids = [float(rng.randint(1, config.world.max_bid)) for _ in ads]
-        messages = prompts.answer(model.prompt, query, user, ads, bids, model.descriptions)
+        messages = prompts.of(model, query, user, ads, bids)
         found.append(Request(f"q{index}", messages, draws, 1000 * index, logprobs, turns=len(query.turns)))
     return found
 

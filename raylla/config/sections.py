@@ -67,6 +67,10 @@ class Model(Section):
     descriptions: Annotated[int, Field(ge=0, le=300)] = Field(
         0, description="characters of each ad's description that paper and plain prompts show"
     )
+    order: Literal["drawn", "bid"] = Field(
+        "drawn",
+        description="how prompts list the ads: as drawn for the auction, or the highest bid first",
+    )
     sampling: Sampling = Sampling()
 
 

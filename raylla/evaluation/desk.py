@@ -247,10 +247,8 @@ class EvaluationDesk:
             )
 
     def _messages(self, prompt: Prompt) -> prompts.Messages:
-        planned, model = prompt.planned, self.config.ad_llm
-        return prompts.answer(
-            model.prompt, planned.query, planned.profile, prompt.ads, prompt.bids, model.descriptions
-        )
+        planned = prompt.planned
+        return prompts.of(self.config.ad_llm, planned.query, planned.profile, prompt.ads, prompt.bids)
 
     def _center(self) -> NDArray[np.float32]:
         if self._mean is None:

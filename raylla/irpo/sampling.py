@@ -214,12 +214,9 @@ class Stream:
         """Made when it is sent: the prompts of all auctions together would fill the driver's memory."""
         config, auction = self._config, planned.auction
         known = config.dpo.reference == "policy" and config.dpo.reference_logprobs == "rollout"
-        model = config.ad_llm
         return Request(
             auction.id,
-            prompts.answer(
-                model.prompt, planned.query, planned.profile, planned.ads, auction.bids, model.descriptions
-            ),
+            prompts.of(config.ad_llm, planned.query, planned.profile, planned.ads, auction.bids),
             planned.n,
             bids.seed_of(config.seed, f"{self.version}/{auction.id}"),
             known and planned.phase == "preference",

@@ -307,11 +307,8 @@ def _reference_messages(
     if run.config.dpo.reference == "policy":
         return ()
     planned = [sampled.plan[one.auction_id] for one in groups]
-    model = run.config.ad_llm
     return tuple(
-        prompts.answer(
-            model.prompt, one.query, one.profile, one.ads, [None] * len(one.ads), model.descriptions
-        )
+        prompts.of(run.config.ad_llm, one.query, one.profile, one.ads, [None] * len(one.ads))
         for one in planned
     )
 

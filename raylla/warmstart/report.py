@@ -47,7 +47,7 @@ def report(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     requests = [
         Request(
             str(at),
-            prompts.answer(config.ad_llm.prompt, row.query, row.profile, row.ads, row.bids),
+            prompts.of(config.ad_llm, row.query, row.profile, row.ads, row.bids),
             chosen.report_answers,
             config.seed + at,
         )

@@ -29,9 +29,8 @@ def settings(config: Config) -> Warmstart:
 def lessons(config: Config, split: rows.Split) -> tuple[Lesson, ...]:
     """The rows to train on, in the Ad-LLM's own prompt."""
     made = rows.rows(split.train, settings(config), config.seed)
-    form = config.ad_llm.prompt
     return tuple(
-        Lesson(prompts.answer(form, row.query, row.profile, row.ads, row.bids), (row.answer,))
+        Lesson(prompts.of(config.ad_llm, row.query, row.profile, row.ads, row.bids), (row.answer,))
         for row in made
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from raylla.auction.markup import markup
+from raylla.config import Model
 from raylla.records import Ad, Profile, Query
 from raylla.world.passages import shortened
 from raylla.world.texts import shown
@@ -54,6 +55,23 @@ def ask(form: Form, profile: Profile) -> Messages:
         "one of your interests makes you want to know, do or buy. One sentence, in your own words, "
         "no quotation marks, nothing else.",
     )
+
+
+def of(
+    model: Model, query: Query, profile: Profile, ads: Sequence[Ad], bids: Sequence[float | None]
+) -> Messages:
+    """`answer` as ``model`` is prompted.
+
+    Under ``order: bid`` the highest bid comes first, and equal ones as given; where one is hidden, all
+    come as given, so that the order tells nothing of it.
+    """
+    listed = list(zip(ads, bids, strict=True))
+    known = [bid for bid in bids if bid is not None]
+    if model.order == "bid" and len(known) == len(listed):
+        places = sorted(range(len(listed)), key=lambda place: -known[place])
+        listed = [listed[place] for place in places]
+    ads, bids = [ad for ad, _ in listed], [bid for _, bid in listed]
+    return answer(model.prompt, query, profile, ads, bids, model.descriptions)
 
 
 def answer(

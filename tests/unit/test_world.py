@@ -14,6 +14,7 @@ import pytest
 
 from raylla import config
 from raylla.auction import parse
+from raylla.config import Model
 from raylla.errors import WorldError
 from raylla.records import Ad, Profile, Query, Turn
 from raylla.world import World, bids, build, prompts, store
@@ -261,3 +262,19 @@ def test_turns_stand_before_the_question_in_every_prompt() -> None:
         assert ("\u00a4 9" in said[-2]["content"]) == (form == "compact")
         assert prompts.organic(form, query, user)[-4:-1] == said[-4:-1]
     assert "which < |user| > mug? and a cheaper one?" in str(prompts.judge("plain", query, user, "A.", ads))
+
+
+@pytest.mark.parametrize("form", ["plain", "paper", "compact"])
+def test_ads_are_listed_by_their_bids_where_a_model_wants_it(form: prompts.Form) -> None:
+    ads = [Ad(str(1000 + place), f"Mug{place}", "tea", "food") for place in range(4)]
+    query, user = Query("q", "p", "which mug?", "tea", "food", "test"), Profile("p", "30 nurse", ("tea",))
+
+    def listed(order: str, bids: list[float | None]) -> list[int]:
+        model = Model.model_validate({"path": "x", "prompt": form, "order": order})
+        said = "\n".join(one["content"] for one in prompts.of(model, query, user, ads, bids))
+        return sorted(range(4), key=lambda place: said.index(f"@Mug{place}@"))
+
+    assert listed("drawn", [5, 90, 40, 40]) == [0, 1, 2, 3]
+    assert listed("bid", [5, 90, 40, 40]) == [1, 2, 3, 0]
+    assert listed("bid", [None] * 4) == [0, 1, 2, 3]
+    assert listed("bid", [5, 90, None, 40]) == [0, 1, 2, 3]

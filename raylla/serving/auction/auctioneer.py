@@ -235,7 +235,7 @@ class Auctioneer:
         bids = [self._units(one.bid_micros) for one in field.candidates]
         model, query, profile = self._config.ad_llm, field.query, asked.profile
         if asked.ads:
-            messages = prompts.answer(model.prompt, query, profile, field.ads, bids, model.descriptions)
+            messages = prompts.of(model, query, profile, field.ads, bids)
         else:
             messages = prompts.organic(model.prompt, query, profile)
         ids, kept = self._chat.fitted(messages, len(query.turns), room)
