@@ -19,7 +19,7 @@ import ray
 from raylla.config import Deadlines, Dpo, Lora
 from raylla.errors import DeadlineError, LostError, RunError
 from raylla.policy.groups import token_group
-from raylla.policy.jobs import AlignJob, AlignResult, TuneJob, TuneResult
+from raylla.policy.jobs import AlignJob, AlignResult, Told, TuneJob, TuneResult
 
 MAX_FAILURES = 2
 """Times that workers are brought up anew before the run fails."""
@@ -76,11 +76,11 @@ class Hub:
             return None if self._stopped or number is None else (number, self._jobs[number])
 
     async def tell(self, done: int, of: int, loss: float) -> None:
-        """Take note of a supervised job's newest step."""
+        """Take note of the newest step of the job in hand."""
         self._told = done, of, loss
 
     async def told(self) -> tuple[int, int, float] | None:
-        """The newest step of a supervised job: steps done, steps in all, loss."""
+        """The newest step of the job in hand: steps done, steps in all, loss."""
         return self._told
 
     async def finish(self, number: int, result: AlignResult | TuneResult) -> None:
@@ -88,6 +88,7 @@ class Hub:
         async with self._changed:
             self._results[number] = result
             self._jobs[number] = []
+            self._told = None
             self._changed.notify_all()
 
     async def result(self, number: int) -> AlignResult | TuneResult:
@@ -114,13 +115,13 @@ class Hub:
 class Alignment:
     """One job under way."""
 
-    def __init__(self, job: AlignJob, take: Callable[[], AlignResult]) -> None:
+    def __init__(self, job: AlignJob, take: Callable[[Told], AlignResult]) -> None:
         self.job = job
         self._take = take
         self._result: AlignResult | None = None
 
-    def wait(self) -> AlignResult:
-        """The result, as soon as it is there.
+    def wait(self, told: Told = lambda *_: None) -> AlignResult:
+        """The result, as soon as it is there; until then ``told`` hears of the steps.
 
         Raises:
             LostError: workers or their nodes died once more than they are brought up anew.
@@ -129,7 +130,7 @@ class Alignment:
                 ``deadlines.align``.
         """
         if self._result is None:
-            self._result = self._take()
+            self._result = self._take(told)
         return self._result
 
 
@@ -180,17 +181,17 @@ class PolicyTrainer:
         for group in job.groups:
             token_group(group)
         if self._in_process:
-            return Alignment(job, lambda: self._align_here(job))
-        wait = self._submit(job, lambda _: None)
+            return Alignment(job, lambda told: self._align_here(job, told))
+        wait = self._submit(job)
 
-        def take() -> AlignResult:
-            result = wait()
+        def take(told: Told) -> AlignResult:
+            result = wait(told)
             assert isinstance(result, AlignResult)
             return result
 
         return Alignment(job, take)
 
-    def tune(self, job: TuneJob, told: Callable[[tuple[int, int, float]], None]) -> TuneResult:
+    def tune(self, job: TuneJob, told: Told) -> TuneResult:
         """Train one version on examples, and wait for it; ``told`` hears of steps done, steps and loss.
 
         Raises:
@@ -201,9 +202,9 @@ class PolicyTrainer:
             from raylla.policy import worker
 
             worker.setup()
-            result: AlignResult | TuneResult | None = worker.tune(job, self._dpo, lambda *step: told(step))
+            result: AlignResult | TuneResult | None = worker.tune(job, self._dpo, told)
         else:
-            result = self._submit(job, told)()
+            result = self._submit(job)(told)
         assert isinstance(result, TuneResult)
         return result
 
@@ -224,23 +225,21 @@ class PolicyTrainer:
             pass  # The cluster or the hub is gone, and the workers with it.
         self._hub, self._fit = None, None
 
-    def _submit(
-        self, job: AlignJob | TuneJob, told: Callable[[tuple[int, int, float]], None]
-    ) -> Callable[[], AlignResult | TuneResult]:
+    def _submit(self, job: AlignJob | TuneJob) -> Callable[[Told], AlignResult | TuneResult]:
         """Send a job to the workers; what waits for its result."""
         if self._hub is None:
             raise RunError(f"weight version {job.version}: the policy trainer was not started")
         begun = time.monotonic()
         self._unfinished += 1
         submitted = self._hub.submit.remote([ray.put(job)])
-        return lambda: self._await(job, submitted, begun, told)
+        return lambda told: self._await(job, submitted, begun, told)
 
     def _await(
         self,
         job: AlignJob | TuneJob,
         submitted: Any,
         begun: float,
-        told: Callable[[tuple[int, int, float]], None],
+        told: Told,
     ) -> AlignResult | TuneResult:
         last = None
         try:
@@ -249,8 +248,9 @@ class PolicyTrainer:
             while not ray.wait([result], timeout=WATCH)[0]:
                 self._check(job, begun)
                 step = ray.get(self._hub.told.remote(), timeout=self._deadlines.sync)
-                if step != last:
-                    told(last := step)
+                if step is not None and step != last:
+                    told(*step)
+                    last = step
             found: AlignResult | TuneResult = ray.get(result)
         except ray.exceptions.RayError as error:
             raise LostError(
@@ -288,12 +288,12 @@ class PolicyTrainer:
                 f"was not done within deadlines.align={self._deadlines.align:g} s"
             )
 
-    def _align_here(self, job: AlignJob) -> AlignResult:
+    def _align_here(self, job: AlignJob, told: Told) -> AlignResult:
         _prepare_environment(self._dpo)
         from raylla.policy import worker
 
         worker.setup()
-        result = worker.align(job, self._dpo, self._lora)
+        result = worker.align(job, self._dpo, self._lora, told)
         if result is None:
             raise RunError(
                 f"weight version {job.version}: this process is not rank 0 of its process group; train in "

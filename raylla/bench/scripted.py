@@ -26,7 +26,7 @@ from raylla.auction.markup import MARKUP
 from raylla.config import Actors, Config, Pctr
 from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
-from raylla.policy.jobs import AlignJob, AlignResult, Reference
+from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told
 from raylla.records import Ids, Prediction, WeightVersion
 from raylla.reward.rows import ClickRow
 from raylla.runs.observe import Observer
@@ -235,7 +235,7 @@ class ScriptedPolicy:
         call = self._pool.call(0, "align", job)
         what = f"weight version {job.version}"
 
-        def wait() -> AlignResult:
+        def wait(told: Told) -> AlignResult:
             result: AlignResult = gather([call], self._deadline, what)[0]
             return result
 

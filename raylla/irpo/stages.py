@@ -268,8 +268,8 @@ def align(
     """
     job = alignment.job
     stage = f"epoch-{epoch}/align"
-    with watch.stage(f"epoch {epoch}: align"), heeded(stage):
-        result = alignment.wait()
+    with watch.stage(f"epoch {epoch}: align", steps=0), heeded(stage):
+        result = alignment.wait(lambda done, of, _: watch.reach("steps", done, of))
     if result.steps == 0:
         raise RunError(
             f"epoch {epoch}: DPO took no step on {len(job.groups)} groups; lower dpo.batch_groups"

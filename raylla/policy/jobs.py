@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from raylla.config import Tuning
 from raylla.engines.protocol import Probe
 from raylla.records import PreferenceGroup
 from raylla.world.prompts import Messages
+
+Told = Callable[[int, int, float], None]
+"""Hears of steps done, steps in all and the newest step's loss (of rank 0's share, under DPO)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ each answer by its weight, however unevenly rows fall on ranks and micro-batches
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from raylla.config import Dpo, Tuning
 from raylla.engines.chat import prompt_ids
 from raylla.errors import RunError
 from raylla.policy import packing, schedule, zero
-from raylla.policy.jobs import Example, Lesson
+from raylla.policy.jobs import Example, Lesson, Told
 from raylla.policy.trainer import MODEL_INPUTS, MicroBatches, warm_cosine
 from raylla.strictjson import dumps
 
-Told = Callable[[int, int, float], None]
 """Is called with the steps done, the steps in all and the last one's loss."""
 
 FILLER = Example((0,), ((0,),), (0.0,))

@@ -26,7 +26,7 @@ from raylla.config import Dpo
 from raylla.policy import packing, schedule, zero
 from raylla.policy.attention import FLEX, FLEX_BLOCK
 from raylla.policy.groups import FILLER, TokenGroup
-from raylla.policy.jobs import Reference
+from raylla.policy.jobs import Reference, Told
 
 
 def warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
@@ -81,10 +81,17 @@ class PackedDPOTrainer(trl.DPOTrainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, args: trl.DPOConfig, dpo: Dpo, groups: Sequence[TokenGroup]
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        args: trl.DPOConfig,
+        dpo: Dpo,
+        groups: Sequence[TokenGroup],
+        told: Told = lambda *_: None,
     ) -> None:
         self._dpo = dpo
         self._groups = groups
+        self._told = told
         self._ranks, self._rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         self.plan = schedule.plan(
             groups, dpo.batch_groups, dpo.micro_groups, self._ranks, dpo.passes, args.seed
@@ -152,9 +159,13 @@ class PackedDPOTrainer(trl.DPOTrainer):
         return (loss, {"margins": seen}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep each step's rate and gradient norm; nothing is printed or sent."""
+        """Keep each step's rate and gradient norm, and say that it is done; nothing is printed."""
         if "learning_rate" in logs:
             self._rates.append((logs["learning_rate"], logs.get("grad_norm", math.nan)))
+            if self._rank == 0:
+                last = len(self._rates) - 1
+                share = self._sums[last, 0].item() * self._ranks / self.plan[last].pairs
+                self._told(len(self._rates), len(self.plan), share)
 
     def find_reference(self) -> None:
         """The reference's log-probability of every answer, from the rollout where that can be relied on.

@@ -35,7 +35,7 @@ from raylla.models.found import found
 from raylla.policy import adapters, saving, supervised, zero
 from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
-from raylla.policy.jobs import AlignJob, AlignResult, Reference, TuneJob, TuneResult
+from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told, TuneJob, TuneResult
 from raylla.policy.trainer import PackedDPOTrainer, arguments
 from raylla.storage import making
 
@@ -56,9 +56,9 @@ def work(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
         job = ray.get(jobs[0])
         result: AlignResult | TuneResult | None
         if isinstance(job, TuneJob):
-            result = tune(job, dpo, lambda *step: hub.tell.remote(*step))
+            result = tune(job, dpo, hub.tell.remote)
         else:
-            result = align(job, dpo, lora)
+            result = align(job, dpo, lora, hub.tell.remote)
         done = number
         if result is not None:
             ray.get(hub.finish.remote(number, result))
@@ -87,8 +87,12 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def align(job: AlignJob, dpo: Dpo, lora: Lora | None = None) -> AlignResult | None:
+def align(
+    job: AlignJob, dpo: Dpo, lora: Lora | None = None, told: Told = lambda *_: None
+) -> AlignResult | None:
     """Run one job; every rank calls it. The result is rank 0's, None elsewhere.
+
+    ``told`` hears of each step, on rank 0.
 
     Raises:
         RunError: no group holds a pair, or a group is malformed.
@@ -102,7 +106,7 @@ def align(job: AlignJob, dpo: Dpo, lora: Lora | None = None) -> AlignResult | No
         groups = _token_groups(job, source, dpo.max_length)
         with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-align-") as scratch:
             zero.name_ranks()
-            trainer = _trainer(job, source, scratch, dpo, lora, groups)
+            trainer = _trainer(job, source, scratch, dpo, lora, groups, told)
             begun = time.perf_counter()
             trainer.train()
             trained = time.perf_counter() - begun
@@ -141,11 +145,17 @@ def _token_groups(job: AlignJob, source: Path, max_length: int | None) -> list[T
 
 
 def _trainer(
-    job: AlignJob, source: Path, scratch: str, dpo: Dpo, lora: Lora | None, groups: list[TokenGroup]
+    job: AlignJob,
+    source: Path,
+    scratch: str,
+    dpo: Dpo,
+    lora: Lora | None,
+    groups: list[TokenGroup],
+    told: Told,
 ) -> PackedDPOTrainer:
     args = arguments(dpo, scratch, job.seed, torch.distributed.get_world_size())
     model = _model(job.base, source, dpo, lora, job.seed)
-    return PackedDPOTrainer(model, adapters.tokenizer(source), args, dpo, groups)
+    return PackedDPOTrainer(model, adapters.tokenizer(source), args, dpo, groups, told)
 
 
 def _model(name: str, source: Path, dpo: Dpo, lora: Lora | None, seed: int) -> Any:
@@ -154,7 +164,7 @@ def _model(name: str, source: Path, dpo: Dpo, lora: Lora | None, seed: int) -> A
     return adapters.load(source, name, lora, seed, **how)
 
 
-def tune(job: TuneJob, dpo: Dpo, told: supervised.Told) -> TuneResult | None:
+def tune(job: TuneJob, dpo: Dpo, told: Told) -> TuneResult | None:
     """Supervised training of one job; every rank calls it. The result is rank 0's, None elsewhere.
 
     ``told`` hears of each step, on rank 0.

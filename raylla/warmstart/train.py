@@ -59,8 +59,7 @@ def tune(
     dpo = config.dpo.model_copy(update={"workers": chosen.workers})
     trainer = PolicyTrainer(dpo, config.seed, config.ray.in_process, storage / "trainer", config.deadlines)
 
-    def told(step: tuple[int, int, float]) -> None:
-        done, of, loss = step
+    def told(done: int, of: int, loss: float) -> None:
         watch.reach("steps", done, of)
         with (storage / "losses.jsonl").open("a") as lines:
             lines.write(dumps({"step": done, "of": of, "loss": loss}) + "\n")

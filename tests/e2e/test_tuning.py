@@ -42,7 +42,9 @@ def test_it_learns_and_goes_on_from_its_checkpoint(
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     told: list[tuple[int, int, float]] = []
-    result = trainer(whole).tune(job(tiny_model, whole, lora, passes=4, save_every=3), told.append)
+    result = trainer(whole).tune(
+        job(tiny_model, whole, lora, passes=4, save_every=3), lambda *step: told.append(step)
+    )
     assert result.losses[-1] < result.losses[0]
     assert [step[:2] for step in told] == [(step, 8) for step in range(1, 9)]
     assert [step[2] for step in told] == pytest.approx(result.losses)
@@ -51,15 +53,15 @@ def test_it_learns_and_goes_on_from_its_checkpoint(
     class KilledError(Exception):
         pass
 
-    def die(step: tuple[int, int, float]) -> None:
-        if step[0] == 5:
+    def die(done: int, of: int, loss: float) -> None:
+        if done == 5:
             raise KilledError
 
     with pytest.raises(KilledError):
         trainer(cut).tune(job(tiny_model, cut, lora, passes=4, save_every=3), die)
     assert json.loads((cut / "checkpoints" / "done.json").read_text())["steps"] == 3
     assert not (cut / "weights" / "tokenizer.json").exists()
-    resumed = trainer(cut).tune(job(tiny_model, cut, lora, passes=4, save_every=3), lambda _: None)
+    resumed = trainer(cut).tune(job(tiny_model, cut, lora, passes=4, save_every=3), lambda *_: None)
     assert resumed.resumed == 3
     assert resumed.losses == pytest.approx(result.losses[3:], abs=1e-5)
     left, right = read_weights(result.path), read_weights(resumed.path)
@@ -76,7 +78,7 @@ def test_a_soft_answer_is_learned_as_a_probability(tiny_model: Path, tmp_path: P
     asked = [{"role": "user", "content": "would you"}]
     lesson = Lesson(asked, ("y", "n"), (0.8, 0.2), ends=False)
     wanted = replace(job(tiny_model, tmp_path, None, steps=60, lr=1e-2, batch=1), lessons=(lesson,))
-    result = trainer(tmp_path).tune(wanted, lambda _: None)
+    result = trainer(tmp_path).tune(wanted, lambda *_: None)
     assert result.losses[-1] == pytest.approx(0.5, abs=0.01)  # the entropy of (0.8, 0.2)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(result.path, dtype=torch.float32)

@@ -14,7 +14,7 @@ from raylla.actors.policy import Alignment
 from raylla.config import parse
 from raylla.engines.protocol import Probe
 from raylla.irpo import stages
-from raylla.policy.jobs import AlignJob, AlignResult, Reference
+from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told
 from raylla.records import WeightVersion
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
@@ -83,11 +83,20 @@ def test_an_alignment_s_figures_reach_the_metrics(run: Run, watch: Observer) -> 
         learning_rates=(1e-4, 5e-5),
         grad_norms=(2.0, 1.75),
     )
-    alignment = cast(Alignment, SimpleNamespace(job=job, wait=lambda: result))
+    counted: list[tuple[str, int, int]] = []
+    watch.reach = lambda *count: counted.append(count)  # type: ignore[method-assign]
+
+    def wait(told: Told) -> AlignResult:
+        told(1, 2, 0.7)
+        told(2, 2, 0.5)
+        return result
+
+    alignment = cast(Alignment, SimpleNamespace(job=job, wait=wait))
     stages.align(run, watch, 1, WeightVersion("v0", 0, "v0", None), alignment)
     line: dict[str, Any] = json.loads((run.path / "metrics.jsonl").read_text())
     assert line["align/learning_rates"] == [1e-4, 5e-5]
     assert line["align/grad_norms"] == [2.0, 1.75]
+    assert counted == [("steps", 1, 2), ("steps", 2, 2)]
     assert line["align/winner_shifts"] == [0.0, 0.125]
     committed = Run.open(run.path).committed("epoch-1/align")
     assert committed is not None

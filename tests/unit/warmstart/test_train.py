@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from raylla.config import parse
 from raylla.engines.protocol import Probe
-from raylla.policy.jobs import TuneJob, TuneResult
+from raylla.policy.jobs import Told, TuneJob, TuneResult
 from raylla.progress import Steps
 from raylla.warmstart import train
 
@@ -28,9 +27,9 @@ class Trainer:
 
     def stop(self) -> None: ...
 
-    def tune(self, job: TuneJob, told: Callable[[tuple[int, int, float]], None]) -> TuneResult:
+    def tune(self, job: TuneJob, told: Told) -> TuneResult:
         for step, loss in enumerate(RESULT.losses, start=1):
-            told((step, 3, loss))
+            told(step, 3, loss)
         return RESULT
 
 
