@@ -91,7 +91,10 @@ def test_a_soft_answer_is_learned_as_a_probability(tiny_model: Path, tmp_path: P
 def test_alignment_trains_an_adapter_over_a_frozen_base(tiny_model: Path, tmp_path: Path) -> None:
     groups = make_groups((2, 1, 3, 2))
     first = AlignJob("v1", str(tiny_model), str(tmp_path / "v1"), groups, 0, base=str(tiny_model))
-    told = trainer(tmp_path, LORA).align(first)
+    steps: list[tuple[int, int, float]] = []
+    told = trainer(tmp_path, LORA).begin(first).wait(lambda *step: steps.append(step))
+    assert [step[:2] for step in steps] == [(at + 1, told.steps) for at in range(told.steps)]
+    assert [step[2] for step in steps] == pytest.approx(told.losses, abs=1e-6)
     assert told.losses[0] == pytest.approx(0.6931, abs=1e-3)  # the reference is the policy itself
     about = json.loads((tmp_path / "v1" / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == str(tiny_model)
