@@ -334,6 +334,9 @@ class Evaluation(Section):
         (0, 1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100), description="grid of the sweeps over one bid"
     )
     sweep_answers: Positive = Field(4, description="answers per query and bid of the monotonicity sweep")
+    sweep_versions: Literal["all", "ends"] = Field(
+        "all", description="weight versions that the sweep asks: every epoch's, or the first and the last"
+    )
     curve_answers: Positive = Field(
         200, description="answers per bid of the continuity curves, the averaged one's over all seeds"
     )

@@ -123,7 +123,7 @@ def _seed(desk: EvaluationDesk, mechanisms: Sequence[Mechanism], seeds: int, wat
     for mechanism in mechanisms:
         _hold(desk, mechanism, seen, watch)
         _respond(desk, mechanism, seen, watch)
-    seen.sweep = _sweep(desk, list(desk.versions), watch)
+    seen.sweep = _sweep(desk, swept(list(desk.versions), config), watch)
     with watch.stage(f"{desk.run.path.name}: continuity"):
         some = efficiency.test_auctions(desk.config, desk.world)[: config.curve_queries]
         each = max(1, round(config.curve_answers / (seeds * len(some))))
@@ -192,6 +192,13 @@ def _sweep(desk: EvaluationDesk, names: Sequence[str], watch: Observer) -> prope
     with watch.stage(f"{desk.run.path.name}: monotonicity"):
         tested = efficiency.test_auctions(desk.config, desk.world)
         return properties.sweep(desk, tested, _above_zero(config), config.sweep_answers, names)
+
+
+def swept(versions: Sequence[str], settings: Evaluation) -> list[str]:
+    """Those of a run's weight versions, in their order, that the sweep over bids asks."""
+    if settings.sweep_versions == "all":
+        return list(versions)
+    return list(dict.fromkeys((versions[0], versions[-1])))
 
 
 def _above_zero(settings: Evaluation) -> list[float]:

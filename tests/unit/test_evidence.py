@@ -12,7 +12,7 @@ import pytest
 from raylla import config
 from raylla.errors import ConfigError, RayllaError, RunError
 from raylla.evaluation import campaign
-from raylla.evaluation.evidence import evaluate
+from raylla.evaluation.evidence import evaluate, swept
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.world import build, store
@@ -147,3 +147,11 @@ def test_nothing_is_trained_for_an_evaluation_that_cannot_be(
     with pytest.raises(RunError, match="another config"):
         campaign.runs(config.parse(TREE, "t"), tmp_path, watch)
     assert names == []
+
+
+def test_a_sweep_asks_every_version_or_the_ends() -> None:
+    every = config.parse({}, "test").evaluation
+    ends = every.model_copy(update={"sweep_versions": "ends"})
+    assert swept(["v0", "v1", "v2"], every) == ["v0", "v1", "v2"]
+    assert swept(["v0", "v1", "v2"], ends) == ["v0", "v2"]
+    assert swept(["v0"], ends) == ["v0"]
