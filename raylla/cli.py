@@ -103,9 +103,9 @@ def evaluate(
     runs, --set evaluation.key=value measures with other settings than the first run's.
     """
     with loading():
-        from raylla.evaluation import campaign
-        from raylla.evaluation.evidence import evaluate as measure
-        from raylla.evaluation.page.show import show_evaluation
+        from raylla.evaluation import training
+        from raylla.evaluation.evaluate import evaluate as measure
+        from raylla.evaluation.page.console import show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
         from raylla.stop import heeded, listen
@@ -117,7 +117,7 @@ def evaluate(
         if len(what) == 1 and settings.located(Path(what[0])).is_file():
             chosen = settings.load(Path(what[0]), set_)
             directory = runs or f"runs/{chosen.name}-evaluation"
-            opened = campaign.runs(chosen, directory, lambda one, path: Observer(one, path, console))
+            opened = training.runs(chosen, directory, lambda one, path: Observer(one, path, console))
         elif runs is not None:
             raise ConfigError(f"--runs {runs} goes with one config file; {what[0]} is none")
         else:
@@ -258,7 +258,7 @@ def plan(
 ) -> None:
     """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing."""
     from raylla.plan import Lengths, hardware
-    from raylla.plan.show import show as show_plan
+    from raylla.plan.console import show as show_plan
 
     loaded = settings.load(config, set_)
     lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
@@ -355,7 +355,7 @@ def pocket_evaluate(
 
 
 def _train(run: Any, loop: Callable[..., dict[str, Any]]) -> None:
-    from raylla.evaluation.page.show import show
+    from raylla.evaluation.page.console import show
     from raylla.runs.observe import Observer
     from raylla.stop import listen
 

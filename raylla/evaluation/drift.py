@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raylla.auction import parse
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.irpo import stages
 from raylla.records import Prediction
 from raylla.reward import calibration, intervals
@@ -17,14 +17,14 @@ Told = Mapping[tuple[int, int], Sequence[tuple[Prediction, bool]]]
 """(weight version, epoch of the pCTR model) -> predictions and clicks."""
 
 
-def told(desk: EvaluationDesk) -> Told:
+def told(backend: EvaluationBackend) -> Told:
     """What every pCTR model of a run predicts of every version's own test answers, and their clicks."""
-    run = desk.run
+    run = backend.run
     found: dict[tuple[int, int], list[tuple[Prediction, bool]]] = {}
-    for version, sampled in enumerate(stages.read_tests(run, desk.world)):
+    for version, sampled in enumerate(stages.read_tests(run, backend.world)):
         judged = list(sampled.judged("test"))
         for epoch in range(1, run.config.irpo.epochs + 1):
-            predicted = desk.predict_intervals([(one, answer.text) for one, answer, _ in judged], epoch)
+            predicted = backend.predict_intervals([(one, answer.text) for one, answer, _ in judged], epoch)
             found[version, epoch] = [
                 (chances[ad], clicked[ad])
                 for (one, answer, clicked), chances in zip(judged, predicted, strict=True)

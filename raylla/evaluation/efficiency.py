@@ -16,7 +16,7 @@ from raylla.auction import parse
 from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import RunError
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.figures.intervals import means, quotients, within
 from raylla.figures.table import COLUMNS, Outcome, figures, per_query
 from raylla.irpo.schedule import plan, some
@@ -63,7 +63,9 @@ def validation_auctions(config: Config, world: World) -> list[Planned]:
     return plan(config, world, 0, "validation", queries, config.evaluation.answers)
 
 
-def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned], choice: Choice) -> Held:
+def hold(
+    backend: EvaluationBackend, mechanism: Mechanism, auctions: Sequence[Planned], choice: Choice
+) -> Held:
     """Hold the auctions and have every offer judged.
 
     Raises:
@@ -73,43 +75,43 @@ def hold(desk: EvaluationDesk, mechanism: Mechanism, auctions: Sequence[Planned]
     costs: list[list[float]] = []
     torn: list[list[float]] = []
     for batch in np.array_split(np.arange(len(auctions)), min(BATCHES, len(auctions))):
-        started, recalled = time.monotonic(), desk.recalled
+        started, recalled = time.monotonic(), backend.recalled
         asked = [auctions[place] for place in batch]
-        some = mechanism.run(desk, asked, choice)
+        some = mechanism.run(backend, asked, choice)
         what = [mechanism.name, dict(choice), [one.auction.id for one in asked]]
         spent = time.monotonic() - started
-        seconds = desk.took(what, spent, recalled)
+        seconds = backend.took(what, spent, recalled)
         (torn if seconds is None else costs).append(_costs(some, spent if seconds is None else seconds))
         ran += some
     offers = [(planned, offer) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers]
-    judged = desk.judgements([(planned, offer.text) for planned, offer in offers])
+    judged = backend.judgements([(planned, offer.text) for planned, offer in offers])
     unread, failed = sum(one.clicks is None for one in judged), sum(not one.offers for one in ran)
-    desk.bound(f"auctions of {mechanism.name}", failed, len(ran))
-    desk.bound(f"judgements of {mechanism.name}", unread, len(judged))
+    backend.bound(f"auctions of {mechanism.name}", failed, len(ran))
+    backend.bound(f"judgements of {mechanism.name}", unread, len(judged))
     outcomes = []
     for (planned, offer), one in zip(offers, judged, strict=True):
         if one.clicks is not None:
-            parsed = parse(offer.text, planned.ads, desk.world.ad_ids)
+            parsed = parse(offer.text, planned.ads, backend.world.ad_ids)
             chances = one.probabilities or clicks.click_probabilities(
-                planned.query, planned.profile, offer.text, parsed.placements, desk.world.ad_by_id
+                planned.query, planned.profile, offer.text, parsed.placements, backend.world.ad_by_id
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
             outcomes.append(Outcome(planned.query.id, parsed, planned.bids, prices, one.clicks, chances))
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
     answers = [(planned, offer.text) for planned, offer in offers]
-    return Held(per_query(outcomes, desk.penalty), np.array(costs or torn), notes, unread, answers)
+    return Held(per_query(outcomes, backend.penalty), np.array(costs or torn), notes, unread, answers)
 
 
-def tune(desk: EvaluationDesk, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
+def tune(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
     """The choice with the highest mean reward on validation auctions, and what each one gave."""
-    choices = mechanism.choices(desk.config.irpo.epochs)
+    choices = mechanism.choices(backend.config.irpo.epochs)
     if len(choices) == 1:
         return choices[0], []
-    auctions = validation_auctions(desk.config, desk.world)
+    auctions = validation_auctions(backend.config, backend.world)
     tried: list[dict[str, Any]] = []
     for choice in choices:
-        table = np.array(list(hold(desk, mechanism, auctions, choice).table.values())).mean(axis=0)
+        table = np.array(list(hold(backend, mechanism, auctions, choice).table.values())).mean(axis=0)
         means = dict(zip(COLUMNS, table.tolist(), strict=True))
         tried.append({"choice": dict(choice), "reward": means["reward"], "revenue": means["revenue"]})
     best = max(range(len(tried)), key=lambda place: tried[place]["reward"])

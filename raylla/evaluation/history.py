@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raylla.auction import parse
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.irpo import stages
 from raylla.runs.state import Run
 from raylla.runs.versions import collected, committed
@@ -41,16 +41,16 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def examples(desk: EvaluationDesk) -> list[dict[str, Any]]:
+def examples(backend: EvaluationBackend) -> list[dict[str, Any]]:
     """The same test auctions before the first epoch and after the last, with what the last pCTR model
     predicts of each ad that is placed after."""
-    run, world = desk.run, desk.world
+    run, world = backend.run, backend.world
     sampled = stages.read_tests(run, world)
     found = stages.examples(world, sampled[0], sampled[-1])
     planned = {(one.query.text, answer.text): one for one, answer in sampled[-1].of("test")}
     after = [(planned[one["query"], one["after"]], one["after"]) for one in found]
     for one, (auction, text), told in zip(
-        found, after, desk.predict_intervals(after, run.config.irpo.epochs), strict=True
+        found, after, backend.predict_intervals(after, run.config.irpo.epochs), strict=True
     ):
         titles = {ad.id: ad.title for ad in auction.ads}
         one["pctr"] = {

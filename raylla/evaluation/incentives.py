@@ -16,7 +16,7 @@ import numpy as np
 from raylla.auction import incentives, optimum
 from raylla.auction import truthful as truthful_rules
 from raylla.auction.checks import Array
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.properties import random_places
 from raylla.figures.intervals import Figure, averages, made, means, within
 from raylla.mechanisms.protocol import Choice, Mechanism
@@ -79,7 +79,7 @@ def _rule(
 
 
 def responses(
-    desk: EvaluationDesk,
+    backend: EvaluationBackend,
     mechanism: Mechanism,
     choice: Choice,
     auctions: Sequence[Planned],
@@ -87,20 +87,20 @@ def responses(
 ) -> tuple[Array, Array]:
     """Clicks and payment of one random ad per query at each bid, both [queries, bids]."""
     variants = []
-    places = random_places(desk, auctions)
+    places = random_places(backend, auctions)
     for planned, place in zip(auctions, places, strict=True):
         for bid in bids:
             profile = list(planned.auction.bids)
             profile[place] = float(bid)
             variants.append(_with_bids(planned, profile))
-    clicks, paid = _outcomes(desk, mechanism, choice, variants)
+    clicks, paid = _outcomes(backend, mechanism, choice, variants)
     rows = np.arange(len(variants)).reshape(len(auctions), len(bids))
     columns = np.array(places)[:, None]
     return clicks[rows, columns], paid[rows, columns]
 
 
 def settle(
-    desk: EvaluationDesk,
+    backend: EvaluationBackend,
     mechanism: Mechanism,
     choice: Choice,
     auctions: Sequence[Planned],
@@ -108,13 +108,13 @@ def settle(
 ) -> dict[str, list[Outcome]]:
     """Revenue, welfare and whether they settled, of each auction: under the truth, and where the
     best responses of its own bidders end; its bids are their values."""
-    rng = np.random.default_rng(desk.config.seed)
+    rng = np.random.default_rng(backend.config.seed)
     found: dict[str, list[Outcome]] = {"truthful": [], **{goal: [] for goal in TARGETS}}
     for planned in auctions:
 
         def respond(profiles: Array, planned: Planned = planned) -> tuple[Array, Array]:
             variants = [_with_bids(planned, profile) for profile in profiles.tolist()]
-            return _outcomes(desk, mechanism, choice, variants)
+            return _outcomes(backend, mechanism, choice, variants)
 
         values = np.array(planned.auction.bids)
         clicks, paid = respond(values[None])
@@ -146,16 +146,16 @@ class Charged:
 
 
 def charge(
-    desk: EvaluationDesk, mechanism: Mechanism, choice: Choice, auctions: Sequence[Planned]
+    backend: EvaluationBackend, mechanism: Mechanism, choice: Choice, auctions: Sequence[Planned]
 ) -> Charged:
     """Hold the auctions and price them at what would make the truth a best response."""
-    settings = desk.config
+    settings = backend.config
     rng = np.random.default_rng(settings.seed)
-    ran = mechanism.run(desk, auctions, choice)
+    ran = mechanism.run(backend, auctions, choice)
     answers = [
         (planned, offer.text) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers
     ]
-    predicted = iter(desk.predict(answers, settings.irpo.epochs))
+    predicted = iter(backend.predict(answers, settings.irpo.epochs))
     values: list[Array] = []
     for planned, one in zip(auctions, ran, strict=True):
         shown = [next(predicted) for _ in one.offers]
@@ -166,7 +166,7 @@ def charge(
     bids = np.array([planned.auction.bids for planned in auctions])
     drawn, resampled = truthful_rules.resample(bids, MU, rng)
     variants = [_with_bids(one, row) for one, row in zip(auctions, drawn.tolist(), strict=True)]
-    clicks, _ = _outcomes(desk, mechanism, choice, variants)
+    clicks, _ = _outcomes(backend, mechanism, choice, variants)
     return Charged(
         np.array([one.sum(axis=0).mean() for one in values]),
         {
@@ -222,10 +222,10 @@ def _with_bids(planned: Planned, bids: Sequence[float]) -> Planned:
 
 
 def _outcomes(
-    desk: EvaluationDesk, mechanism: Mechanism, choice: Choice, variants: Sequence[Planned]
+    backend: EvaluationBackend, mechanism: Mechanism, choice: Choice, variants: Sequence[Planned]
 ) -> tuple[Array, Array]:
     """Mean clicks and payments of each ad of each auction, both [auctions, ads]."""
-    ran = mechanism.run(desk, variants, choice)
+    ran = mechanism.run(backend, variants, choice)
     offers = [
         (row, planned, offer)
         for row, (planned, one) in enumerate(zip(variants, ran, strict=True))
@@ -233,7 +233,7 @@ def _outcomes(
     ]
     shape = (len(variants), len(variants[0].ads))
     clicks, paid, kept = np.zeros(shape), np.zeros(shape), np.zeros((len(variants), 1))
-    judged = desk.judge([(planned, offer.text) for _, planned, offer in offers])
+    judged = backend.judge([(planned, offer.text) for _, planned, offer in offers])
     for (row, planned, offer), clicked in zip(offers, judged, strict=True):
         if clicked is None:
             continue
@@ -243,5 +243,5 @@ def _outcomes(
                 clicks[row, place] += 1
                 paid[row, place] += offer.prices.get(ad, 0.0)
     wanted = sum(planned.n for planned in variants)
-    desk.bound(f"offers of {mechanism.name}", int(wanted - kept.sum()), wanted)
+    backend.bound(f"offers of {mechanism.name}", int(wanted - kept.sum()), wanted)
     return clicks / np.maximum(kept, 1), paid / np.maximum(kept, 1)

@@ -15,7 +15,7 @@ import numpy as np
 
 from raylla.auction import parse
 from raylla.auction.checks import Array
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.figures import intervals
 from raylla.mechanisms.protocol import TRAINED, Prompt
 from raylla.records import Planned
@@ -30,9 +30,9 @@ def with_bid(planned: Planned, place: int, bid: float) -> Planned:
     return replace(planned, auction=replace(auction, id=f"{auction.id}/{place}={bid:g}", bids=bids))
 
 
-def random_places(desk: EvaluationDesk, auctions: Sequence[Planned]) -> list[int]:
+def random_places(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[int]:
     """One random ad of each auction, by its place; the same in every measurement of a run."""
-    return [int(desk.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
+    return [int(backend.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Fine:
 
 
 def sweep(
-    desk: EvaluationDesk,
+    backend: EvaluationBackend,
     auctions: Sequence[Planned],
     bids: Sequence[float],
     answers: int,
@@ -66,10 +66,10 @@ def sweep(
 ) -> Sweep:
     """Have one random ad per query bid each of ``bids``, under the weight versions ``names``."""
     started = time.monotonic()
-    chosen = random_places(desk, auctions)
-    rates = {name: _rates(desk, name, auctions, chosen, bids, answers) for name in names}
+    chosen = random_places(backend, auctions)
+    rates = {name: _rates(backend, name, auctions, chosen, bids, answers) for name in names}
     seconds = time.monotonic() - started
-    examples = _examples(desk, auctions, chosen, (bids[0], bids[-1]), answers)
+    examples = _examples(backend, auctions, chosen, (bids[0], bids[-1]), answers)
     return Sweep(rates, examples, len(names) * len(auctions) * len(bids) * answers, seconds)
 
 
@@ -102,7 +102,7 @@ def monotonicity(
 
 
 def fine(
-    desk: EvaluationDesk,
+    backend: EvaluationBackend,
     auctions: Sequence[Planned],
     bids: Sequence[float],
     answers: int,
@@ -110,12 +110,12 @@ def fine(
 ) -> Fine:
     """Click rates along a fine grid of bids: ``each`` answers of every auction's ad, and ``answers`` of
     the most demanding one, whose click rate rises most from the lowest bids to the highest."""
-    chosen = random_places(desk, auctions)
-    many = _rates(desk, TRAINED, auctions, chosen, bids, each)
+    chosen = random_places(backend, auctions)
+    many = _rates(backend, TRAINED, auctions, chosen, bids, each)
     ends = many[:, -len(bids) // 5 :].mean(axis=1) - many[:, : len(bids) // 5].mean(axis=1)
     steep = int(ends.argmax())
     some = slice(steep, steep + 1)
-    one = _rates(desk, TRAINED, auctions[some], chosen[some], bids, answers)[0]
+    one = _rates(backend, TRAINED, auctions[some], chosen[some], bids, answers)[0]
     about = {"query": auctions[steep].query.text, "ad": auctions[steep].ads[chosen[steep]].title}
     return Fine(about, one, many, answers, each)
 
@@ -154,7 +154,7 @@ def continuity(found: Sequence[Fine], bids: Sequence[float], resamples: int, see
 
 
 def _examples(
-    desk: EvaluationDesk,
+    backend: EvaluationBackend,
     auctions: Sequence[Planned],
     places: Sequence[int],
     bids: Sequence[float],
@@ -164,7 +164,9 @@ def _examples(
     found = []
     for planned, place in zip(auctions, places, strict=True):
         variants = [with_bid(planned, place, bid) for bid in bids]
-        written = desk.write(TRAINED, [Prompt(one, one.ads, one.auction.bids, answers) for one in variants])
+        written = backend.write(
+            TRAINED, [Prompt(one, one.ads, one.auction.bids, answers) for one in variants]
+        )
         texts = [generated.completions[0].text for generated in written if generated.completions]
         ad = planned.ads[place]
         shown = [ad.id in parse(text, planned.ads).ad_ids for text in texts]
@@ -180,7 +182,7 @@ def _examples(
 
 
 def _rates(
-    desk: EvaluationDesk,
+    backend: EvaluationBackend,
     version: str,
     auctions: Sequence[Planned],
     places: Sequence[int],
@@ -201,7 +203,7 @@ def _rates(
         for bid in bids
     ]
     prompts = [Prompt(one, one.ads, one.auction.bids, answers) for one in variants]
-    written = desk.write(version, prompts)
+    written = backend.write(version, prompts)
     ids = [planned.ads[place].id for planned, place in zip(auctions, places, strict=True) for _ in bids]
     kept = np.zeros(len(variants))
     clicks = np.zeros(len(variants))
@@ -211,11 +213,11 @@ def _rates(
             kept[at] += 1
             if ids[at] in parse(draw.text, variant.ads).ad_ids:
                 shown.append((at, variant, draw.text))
-    for (at, _, _), clicked in zip(shown, desk.judge([(v, t) for _, v, t in shown]), strict=True):
+    for (at, _, _), clicked in zip(shown, backend.judge([(v, t) for _, v, t in shown]), strict=True):
         if clicked is None:
             kept[at] -= 1
         else:
             clicks[at] += clicked[ids[at]]
-    desk.bound("answers of a sweep", int(answers * len(variants) - kept.sum()), answers * len(variants))
+    backend.bound("answers of a sweep", int(answers * len(variants) - kept.sum()), answers * len(variants))
     rates: Array = (clicks / np.maximum(kept, 1)).reshape(shape)
     return rates

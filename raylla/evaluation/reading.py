@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raylla.auction.prose import stripped, undisclosed, without_ads
 from raylla.engines.protocol import Given, Request
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.detect import Detector
 from raylla.evaluation.fidelity import Descriptions
 from raylla.figures.quality import Read, Reads, Table, per_query
@@ -26,10 +26,10 @@ Vectors = NDArray[np.float32]
 
 
 def read(
-    desk: EvaluationDesk, answers: Mapping[str, Mapping[str, Answers]], detector: Detector | None
+    backend: EvaluationBackend, answers: Mapping[str, Mapping[str, Answers]], detector: Detector | None
 ) -> Reads:
     """The tables of ``answers``, by kind and name, and of the organic answers to the same queries."""
-    label = desk.config.serving.disclosure
+    label = backend.config.serving.disclosure
     answers = {
         kind: {
             name: [(planned, undisclosed(text, label)) for planned, text in some]
@@ -38,8 +38,8 @@ def read(
         for kind, tables in answers.items()
     }
     flat = [one for tables in answers.values() for some in tables.values() for one in some]
-    organic = _organic(desk, [planned for planned, _ in flat])
-    reader = _Reader(desk, organic, detector)
+    organic = _organic(backend, [planned for planned, _ in flat])
+    reader = _Reader(backend, organic, detector)
     reader.prepare([*flat, *organic])
     found: dict[str, dict[str, Table]] = {
         kind: {name: per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
@@ -52,14 +52,14 @@ def read(
 class _Reader:
     """Reads answers one by one, from what was computed for all of them together."""
 
-    def __init__(self, desk: EvaluationDesk, organic: Answers, detector: Detector | None) -> None:
-        self._desk = desk
+    def __init__(self, backend: EvaluationBackend, organic: Answers, detector: Detector | None) -> None:
+        self._backend = backend
         self._organic: dict[str, list[int]] = {}
         for place, (planned, _) in enumerate(organic):
             self._organic.setdefault(planned.query.id, []).append(place)
         self._own = [_bare(*one) for one in organic]
         self._detector = detector
-        self._descriptions = Descriptions(desk.world.ads)
+        self._descriptions = Descriptions(backend.world.ads)
         self._nll: dict[tuple[str, str], tuple[float, int]] = {}
         self._vectors: dict[str, Vectors] = {}
         self._suspected: dict[str, bool] = {}
@@ -67,7 +67,7 @@ class _Reader:
     def prepare(self, answers: Answers) -> None:
         """Encode, score and suspect all of ``answers``, each distinct text once."""
         bare = list(dict.fromkeys(_bare(*one) for one in answers))
-        vectors = self._desk.encode(bare)
+        vectors = self._backend.encode(bare)
         place = {text: at for at, text in enumerate(bare)}
         own = vectors[[place[text] for text in self._own]]
         vectors = vectors - (own.mean(axis=0) if len(own) else 0)
@@ -81,14 +81,14 @@ class _Reader:
         given = [
             Given(
                 str(at),
-                _question(self._desk, planned),
+                _question(self._backend, planned),
                 text=text,
                 turns=len(planned.query.turns),
-                room=self._desk.config.prompt_room,
+                room=self._backend.config.prompt_room,
             )
             for at, ((_, text), planned) in enumerate(left.items())
         ]
-        for key, scored in zip(left, self._desk.untouched_scores(given), strict=True):
+        for key, scored in zip(left, self._backend.untouched_scores(given), strict=True):
             self._nll[key] = -scored.logprob, scored.tokens
 
     def read(self, planned: Planned, text: str, own: int | None = None) -> Read:
@@ -109,28 +109,28 @@ class _Reader:
         )
 
 
-def _organic(desk: EvaluationDesk, asked: Sequence[Planned]) -> Answers:
+def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> Answers:
     """Answers of the untouched model to each distinct query, told of no ads."""
     planned = {one.query.id: one for one in asked}
-    count = desk.config.evaluation.organic_answers
+    count = backend.config.evaluation.organic_answers
     requests = [
         Request(
             id,
-            _question(desk, one),
+            _question(backend, one),
             count,
-            seed_of(desk.config.seed, f"{ORGANIC}/{id}"),
+            seed_of(backend.config.seed, f"{ORGANIC}/{id}"),
             turns=len(one.query.turns),
         )
         for id, one in planned.items()
     ]
-    written = desk.untouched_answers(requests)
+    written = backend.untouched_answers(requests)
     found = [(planned[one.request_id], draw.text) for one in written for draw in one.completions]
-    desk.bound("organic answers", count * len(requests) - len(found), count * len(requests))
+    backend.bound("organic answers", count * len(requests) - len(found), count * len(requests))
     return found
 
 
-def _question(desk: EvaluationDesk, planned: Planned) -> prompts.Messages:
-    return prompts.organic(desk.config.ad_llm.prompt, planned.query, planned.profile)
+def _question(backend: EvaluationBackend, planned: Planned) -> prompts.Messages:
+    return prompts.organic(backend.config.ad_llm.prompt, planned.query, planned.profile)
 
 
 def _bare(planned: Planned, text: str) -> str:

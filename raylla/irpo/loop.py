@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.irpo import asking, served, stages, warming
+from raylla.irpo import queries, served, stages, warming
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Stream
@@ -40,7 +40,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
     """
     config = run.config
     roles.check(config)
-    draft = asking.draft_world(run)
+    draft = queries.draft_world(run)
     with watch.stage(RAY):
         connect(config)
     crew = None
@@ -51,7 +51,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         crew = Crew(config, run.path, version, watch)
         with watch.stage("start engines"), heeded("the start of the engines"):
             crew.start()
-        world = asking.ask_queries(run, crew, watch, draft)
+        world = queries.ask_queries(run, crew, watch, draft)
         if probe is not None:
             with watch.stage("deploy"), heeded(f"the refresh to {version.name}"):
                 crew.refresh(version, probe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raylla.mechanisms.protocol import BASE, TRAINED, Choice, Desk, Offer, Prompt, Ran, ran
+from raylla.mechanisms.protocol import BASE, TRAINED, Backend, Choice, Offer, Prompt, Ran, ran
 from raylla.records import Planned
 
 
@@ -18,11 +18,11 @@ class Pretrained:
         """Nothing to tune."""
         return ({},)
 
-    def run(self, desk: Desk, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
+    def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """One generation for each offer."""
         prompts = [Prompt(one, one.ads, one.auction.bids, one.n) for one in auctions]
         found = []
-        for planned, generated in zip(auctions, desk.write(self.version, prompts), strict=True):
+        for planned, generated in zip(auctions, backend.write(self.version, prompts), strict=True):
             offers = tuple(Offer(draw.text, planned.bids) for draw in generated.completions)
             found.append(ran(offers, [generated], len(offers)))
         return found

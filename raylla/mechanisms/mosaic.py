@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from raylla.auction import optimum, parse, penalty
 from raylla.auction.checks import Array, ending, logs, numbers
 from raylla.engines.protocol import Generated
-from raylla.mechanisms.protocol import BASE, Choice, Desk, Offer, Prompt, Ran, ran
+from raylla.mechanisms.protocol import BASE, Backend, Choice, Offer, Prompt, Ran, ran
 from raylla.records import Planned
 
 CANDIDATES = 20
@@ -118,17 +118,17 @@ class Mosaic:
             if tau > 0 or reference == GENERATOR  # the best of all needs no reference
         )
 
-    def run(self, desk: Desk, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
+    def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """`CANDIDATES` generations for each auction; offers are draws among them."""
         asked = [Prompt(one, one.ads, (None,) * len(one.ads), CANDIDATES, "mosaic") for one in auctions]
-        written = desk.write(BASE, asked)
+        written = backend.write(BASE, asked)
         answers = [
             (planned, draw.text)
             for planned, generated in zip(auctions, written, strict=True)
             for draw in generated.completions
         ]
-        predicted = iter(desk.predict(answers, int(choice["pctr_epoch"])))
-        ratios = iter(_log_ratios(desk, asked, written, str(choice["reference"])))
+        predicted = iter(backend.predict(answers, int(choice["pctr_epoch"])))
+        ratios = iter(_log_ratios(backend, asked, written, str(choice["reference"])))
         found = []
         for planned, generated in zip(auctions, written, strict=True):
             texts = [draw.text for draw in generated.completions]
@@ -138,13 +138,13 @@ class Mosaic:
             shown = [next(predicted) for _ in texts]
             rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in planned.auction.ad_ids])
             rewards = np.array(planned.auction.bids)[:, None] * rates
-            spent = [penalty(parse(text, planned.ads), desk.penalty) for text in texts]
-            costs = desk.penalty.weight * np.array(spent)
+            spent = [penalty(parse(text, planned.ads), backend.penalty) for text in texts]
+            costs = backend.penalty.weight * np.array(spent)
             ratio, tau = np.array([next(ratios) for _ in texts]), float(choice["tau"])
             log_p = log_probabilities(rewards, ratio, costs, tau)
             owed = per_click(payments(rewards, ratio, costs, tau), rates, log_p)
             prices = dict(zip(planned.auction.ad_ids, owed.tolist(), strict=True))
-            drawn = desk.generator(planned, self.name).choice(len(texts), planned.n, p=np.exp(log_p))
+            drawn = backend.generator(planned, self.name).choice(len(texts), planned.n, p=np.exp(log_p))
             notes = {
                 "effective_sample_size": float(optimum.effective_sample_size(log_p)),
                 "effective_sample_size_of_ratios": float(optimum.effective_sample_size(ratio)),
@@ -155,7 +155,7 @@ class Mosaic:
 
 
 def _log_ratios(
-    desk: Desk, asked: Sequence[Prompt], written: Sequence[Generated], reference: str
+    backend: Backend, asked: Sequence[Prompt], written: Sequence[Generated], reference: str
 ) -> list[float]:
     """log pi_ref(y) - log pi_gen(y) of every answer, in order."""
     draws = [
@@ -166,5 +166,5 @@ def _log_ratios(
     if reference == GENERATOR:
         return [0.0] * len(draws)
     organic = [(replace(prompt, ads=(), bids=()), tokens) for prompt, tokens in draws]
-    pairs = zip(desk.score(BASE, organic), desk.score(BASE, draws), strict=True)
+    pairs = zip(backend.score(BASE, organic), backend.score(BASE, draws), strict=True)
     return [ours - theirs for ours, theirs in pairs]

@@ -67,7 +67,7 @@ class Ran:
     notes: Mapping[str, float]
 
 
-class Desk(Protocol):
+class Backend(Protocol):
     """What a mechanism works with."""
 
     penalty: Penalty
@@ -97,7 +97,7 @@ class Mechanism(Protocol):
     def choices(self, epochs: int) -> Sequence[Choice]:
         """What may be tuned on validation queries, for a run of ``epochs``; one entry: nothing."""
 
-    def run(self, desk: Desk, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
+    def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """Hold the auctions, ``planned.n`` offers each."""
 
 

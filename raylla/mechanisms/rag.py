@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.mechanisms import segment
-from raylla.mechanisms.protocol import BASE, Choice, Desk, Offer, Prompt, Ran, ran
+from raylla.mechanisms.protocol import BASE, Backend, Choice, Offer, Prompt, Ran, ran
 from raylla.records import Planned
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.3)
@@ -33,17 +33,17 @@ class RagAuction:
             for temperature in TEMPERATURES
         )
 
-    def run(self, desk: Desk, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
+    def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """One auction and one generation for each offer."""
         prompts, prices = [], []
-        for planned, cosines in zip(auctions, desk.relevance(auctions), strict=True):
+        for planned, cosines in zip(auctions, backend.relevance(auctions), strict=True):
             quality = np.exp((cosines - cosines.max()) / float(choice["temperature"]))
-            rng = desk.generator(planned, f"{self.name}/{sorted(choice.items())}")
+            rng = backend.generator(planned, f"{self.name}/{sorted(choice.items())}")
             for draw, sold in enumerate(_sold(quality, planned, rng, choice)):
                 ads = tuple(ad for ad in planned.ads if ad.id in sold)
                 prompts.append(Prompt(planned, ads, (None,) * len(ads), 1, f"{draw}"))
                 prices.append(sold)
-        written = iter(zip(desk.write(BASE, prompts), prices, strict=True))
+        written = iter(zip(backend.write(BASE, prompts), prices, strict=True))
         found = []
         for planned in auctions:
             made = [next(written) for _ in range(planned.n)]

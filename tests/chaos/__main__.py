@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: the campaign; prints its table and can write it."""
+"""`python -m tests.chaos`: the attack; prints its table and can write it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.campaign import CUT, NODE, Campaign
+from tests.chaos.attack import CUT, NODE, Attack
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=0, help="nodes killed or cut off, in a run of its own")
     parser.add_argument("--epochs", type=int, default=5, help="of each run")
     parser.add_argument("--scripted", action="store_true", help="sleeping engines: many kills in minutes")
-    parser.add_argument("--alone", type=Path, help="the run left alone by an earlier campaign, if alike")
+    parser.add_argument("--alone", type=Path, help="the run left alone by an earlier attack, if alike")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--minutes", type=float, default=60, help="after which no more processes are struck"
@@ -30,19 +30,19 @@ def main() -> int:
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="raylla-chaos-"))
     sys.stdout.write(f"runs and logs in {place}\n")
-    campaign = Campaign(place, given.epochs, given.seed, given.minutes, given.scripted, given.alone)
+    attack = Attack(place, given.epochs, given.seed, given.minutes, given.scripted, given.alone)
 
     def note() -> dict[str, Any]:
-        found = campaign.report()
+        found = attack.report()
         if given.json:
             given.json.write_text(json.dumps(found, indent=2) + "\n")
         return found
 
-    while not campaign.over(given.kills):
-        campaign.strike_processes(given.kills)
+    while not attack.over(given.kills):
+        attack.strike_processes(given.kills)
         note()
     if given.nodes:
-        campaign.strike_nodes([(NODE, CUT)[number % 2] for number in range(given.nodes)])
+        attack.strike_nodes([(NODE, CUT)[number % 2] for number in range(given.nodes)])
     found = note()
     show(found)
     samples = found["samples"]

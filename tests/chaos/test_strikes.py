@@ -1,4 +1,4 @@
-"""The campaign's own arithmetic: when a strike is over, and what it counts as lost."""
+"""The attack's own arithmetic: when a strike is over, and what it counts as lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.campaign import DRIVER, HUNG, Strike
+from tests.chaos.attack import DRIVER, HUNG, Strike
 from tests.chaos.processes import DPO
 from tests.chaos.runs import Event, compare
 

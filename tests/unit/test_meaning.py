@@ -16,7 +16,7 @@ from rich.console import Console
 
 from raylla import config
 from raylla.errors import WorldError
-from raylla.irpo import asking, schedule
+from raylla.irpo import queries, schedule
 from raylla.irpo.crew import Crew
 from raylla.models import POCKET
 from raylla.records import Ad, Auction, Profile, Query, Turn
@@ -165,12 +165,12 @@ def test_a_run_finds_them_once(world: World, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", config.parse(tree, "test"))
     crew = _Crew()
     with closing(Observer(run.config, run.path, Console(quiet=True))) as watch:
-        draft = asking.draft_world(run)
+        draft = queries.draft_world(run)
         assert draft.candidates == {}
-        asked = asking.ask_queries(run, cast(Crew, crew), watch, draft)
+        asked = queries.ask_queries(run, cast(Crew, crew), watch, draft)
         assert len(asked.queries) == 20
         assert asked.candidates == meaning.candidates(draft, 5, 2, 0, _encode)
         before = crew.asked
         again = Run.open(tmp_path / "run")
-        assert asking.ask_queries(again, cast(Crew, crew), watch, asking.draft_world(again)) == asked
+        assert queries.ask_queries(again, cast(Crew, crew), watch, queries.draft_world(again)) == asked
         assert crew.asked == before

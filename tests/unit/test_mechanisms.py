@@ -1,4 +1,4 @@
-"""Mechanisms at a desk that writes and predicts by rule: who is listed, who pays what, what it costs."""
+"""Mechanisms at a backend that writes and predicts by rule: who is listed, who pays what, what it costs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(4)
 BIDS = (10.0, 80.0, 30.0, 50.0)
 
 
-class Desk:
+class Backend:
     """Draw d of a prompt places its listed ad d mod n; every placed ad is clicked half the time."""
 
     def __init__(self) -> None:
@@ -73,45 +73,45 @@ def auctions(count: int, n: int) -> list[Planned]:
 
 @pytest.mark.parametrize(("mechanism", "version"), [(Pretrained(), BASE), (LlmAuction(), TRAINED)])
 def test_the_model_alone_pays_bids(mechanism: Mechanism, version: str) -> None:
-    desk = Desk()
-    ran = mechanism.run(desk, auctions(3, 4), mechanism.choices(3)[0])
-    assert {asked for asked, _ in desk.asked} == {version}
-    assert desk.asked[0][1].bids == BIDS
+    backend = Backend()
+    ran = mechanism.run(backend, auctions(3, 4), mechanism.choices(3)[0])
+    assert {asked for asked, _ in backend.asked} == {version}
+    assert backend.asked[0][1].bids == BIDS
     assert [len(one.offers) for one in ran] == [4, 4, 4]
     assert dict(ran[0].offers[1].prices) == dict(zip([ad.id for ad in ADS], BIDS, strict=True))
     assert (ran[0].served, ran[0].generations, ran[0].sampled_tokens) == (4, 4, 12)
 
 
 def test_rag_lists_the_winner_and_charges_less_than_its_bid() -> None:
-    desk = Desk()
+    backend = Backend()
     mechanism = RagAuction()
     choice = {"ads": 1, "rule": "without replacement", "temperature": 0.02}
-    ran = mechanism.run(desk, auctions(50, 4), choice)
-    assert all(len(prompt.ads) == 1 and prompt.bids == (None,) for _, prompt in desk.asked)
+    ran = mechanism.run(backend, auctions(50, 4), choice)
+    assert all(len(prompt.ads) == 1 and prompt.bids == (None,) for _, prompt in backend.asked)
     # Relevance e^45 times the others' outweighs any bid.
-    assert {prompt.ads[0].id for _, prompt in desk.asked} == {"1000"}
+    assert {prompt.ads[0].id for _, prompt in backend.asked} == {"1000"}
     prices = [offer.prices["1000"] for one in ran for offer in one.offers]
     assert max(prices) <= BIDS[0]
 
 
 @pytest.mark.parametrize("rule", ["without replacement", "with replacement", "set"])
 def test_rag_of_several_ads(rule: str) -> None:
-    desk = Desk()
-    ran = RagAuction().run(desk, auctions(40, 2), {"ads": 2, "rule": rule, "temperature": 10.0})
-    listed = [len(prompt.ads) for _, prompt in desk.asked]
+    backend = Backend()
+    ran = RagAuction().run(backend, auctions(40, 2), {"ads": 2, "rule": rule, "temperature": 10.0})
+    listed = [len(prompt.ads) for _, prompt in backend.asked]
     assert set(listed) == ({1, 2} if rule == "with replacement" else {2})
     for one in ran:
         for offer in one.offers:
             assert all(0 <= price <= BIDS[int(ad) - 1000] for ad, price in offer.prices.items())
-    chosen = [prompt.ads for _, prompt in desk.asked]
+    chosen = [prompt.ads for _, prompt in backend.asked]
     share = [np.mean([ADS[i] in ads for ads in chosen]) for i in range(4)]
     assert share[1] > share[0]  # 80 against 10
 
 
 def test_mosaic_hides_the_bids_and_takes_the_best_at_zero() -> None:
-    desk = Desk()
-    ran = Mosaic().run(desk, auctions(3, 4), {"tau": 0.0, "pctr_epoch": 3, "reference": "generator"})
-    assert all(prompt.bids == (None,) * 4 and prompt.n == CANDIDATES for _, prompt in desk.asked)
+    backend = Backend()
+    ran = Mosaic().run(backend, auctions(3, 4), {"tau": 0.0, "pctr_epoch": 3, "reference": "generator"})
+    assert all(prompt.bids == (None,) * 4 and prompt.n == CANDIDATES for _, prompt in backend.asked)
     assert {offer.text for one in ran for offer in one.offers} == {f"Try {markup(ADS[1])}."}
     assert ran[0].offers[0].prices["1001"] == pytest.approx(50)  # the second highest, per click
     assert ran[0].offers[0].prices["1003"] == 0
@@ -122,21 +122,21 @@ def test_mosaic_hides_the_bids_and_takes_the_best_at_zero() -> None:
 def test_other_bids_leave_mosaic_s_candidates_as_they_are() -> None:
     asked = []
     for bids in (BIDS, tuple(reversed(BIDS))):
-        desk, planned = Desk(), auctions(3, 4)
+        backend, planned = Backend(), auctions(3, 4)
         changed = [replace(one, auction=replace(one.auction, bids=bids)) for one in planned]
-        Mosaic().run(desk, changed, {"tau": 1.0, "pctr_epoch": 3, "reference": "generator"})
-        asked.append([(prompt.ads, prompt.bids, prompt.n, prompt.name) for _, prompt in desk.asked])
+        Mosaic().run(backend, changed, {"tau": 1.0, "pctr_epoch": 3, "reference": "generator"})
+        asked.append([(prompt.ads, prompt.bids, prompt.n, prompt.name) for _, prompt in backend.asked])
     assert asked[0] == asked[1]
 
 
 def test_mosaic_at_a_high_temperature_returns_anything() -> None:
-    ran = Mosaic().run(Desk(), auctions(60, 4), {"tau": 1e6, "pctr_epoch": 1, "reference": "generator"})
+    ran = Mosaic().run(Backend(), auctions(60, 4), {"tau": 1e6, "pctr_epoch": 1, "reference": "generator"})
     assert len({offer.text for one in ran for offer in one.offers}) == 4
     assert ran[0].offers[0].prices["1001"] == pytest.approx(0, abs=0.01)
 
 
 def test_mosaic_keeps_close_to_the_organic_model() -> None:
-    ran = Mosaic().run(Desk(), auctions(60, 4), {"tau": 1e6, "pctr_epoch": 1, "reference": "organic"})
+    ran = Mosaic().run(Backend(), auctions(60, 4), {"tau": 1e6, "pctr_epoch": 1, "reference": "organic"})
     texts = [offer.text for one in ran for offer in one.offers]
     # Rewards do not count; ad i is in the draws i, i + 4, ..., which share e^-i (1 + e^-4 + ...).
     share = [np.mean([markup(ad) in text for text in texts]) for ad in ADS]

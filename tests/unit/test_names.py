@@ -20,7 +20,7 @@ from raylla import config
 from raylla.cli import app
 from raylla.config import parse
 from raylla.errors import ConfigError
-from raylla.evaluation.page.show import show
+from raylla.evaluation.page.console import show
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, write_json
 from raylla.serving.logs import JsonLines

@@ -17,8 +17,8 @@ from raylla.models import POCKET
 from raylla.plan import Lengths, budget
 from raylla.plan.architecture import KNOWN, architecture
 from raylla.plan.budget import concurrency, step_times
+from raylla.plan.console import more
 from raylla.plan.hardware import GPUS, Shares, gpu
-from raylla.plan.show import more
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ONE = config.load(CONFIGS / "qwen3-4b-1node.yaml")

@@ -1,4 +1,4 @@
-"""What the reader gets: figures from made reads, and reads at a desk whose engines follow a rule."""
+"""What the reader gets: figures from made reads, and reads at a backend whose engines follow a rule."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.console import Console
 
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.evaluation import efficiency, reading
-from raylla.evaluation.page.show import _show_quality
+from raylla.evaluation.page.console import _show_quality
 from raylla.figures import quality
 from raylla.figures.quality import Read
 from raylla.world import World
-from tests.unit.test_desk import make
+from tests.unit.test_backend import make
 
 
 def read(query: str, tokens: int, nll: float, claims: list[tuple[float, float]] | None = None) -> Read:
@@ -72,13 +72,13 @@ def organic(requests: list[Request], version: str) -> Iterator[Generated]:
         yield Generated(request.id, (1,), (Completion(text, (1, 2), True),) * request.n)
 
 
-def at_desk(tmp_path: Path, description: str = "") -> Any:
+def at_backend(tmp_path: Path, description: str = "") -> Any:
     made = make(tmp_path, lambda bid: bid / 100)
     made.writer.generate = organic
-    desk, world = made.desk, made.desk.world
+    backend, world = made.backend, made.backend.world
     ads = tuple(replace(ad, description=description) for ad in world.ads)
-    desk.world = World(world.name, 0, world.profiles, ads, world.queries)
-    planned = efficiency.test_auctions(desk.config, desk.world)
+    backend.world = World(world.name, 0, world.profiles, ads, world.queries)
+    planned = efficiency.test_auctions(backend.config, backend.world)
     first, second = ads[0], ads[1]
     made.answers = [
         (one, text)
@@ -92,8 +92,8 @@ def at_desk(tmp_path: Path, description: str = "") -> Any:
 
 
 def test_answers_are_read_as_their_reader_would(tmp_path: Path) -> None:
-    made = at_desk(tmp_path, "Boxes of green leaves.")
-    reads = reading.read(made.desk, {"versions": {"v0": made.answers}}, Suspicious())
+    made = at_backend(tmp_path, "Boxes of green leaves.")
+    reads = reading.read(made.backend, {"versions": {"v0": made.answers}}, Suspicious())
     columns = dict(zip(quality.COLUMNS, next(iter(reads["versions"]["v0"].values())), strict=True))
     assert columns["words"] == (10 + 3) / 2
     assert (columns["tokens"], columns["nothing_left"], columns["detected"]) == (5 / 2, 1 / 2, 1)
@@ -110,23 +110,23 @@ def test_answers_are_read_as_their_reader_would(tmp_path: Path) -> None:
 
 
 def test_the_untouched_model_is_loaded_once(tmp_path: Path) -> None:
-    made = at_desk(tmp_path)
+    made = at_backend(tmp_path)
     loaded: list[str] = []
 
     def refresh(version: Any, _: Any) -> list[float]:
         loaded.append(version.name)
-        made.desk._crew.version = version
+        made.backend._crew.version = version
         return []
 
-    made.desk._crew.refresh = refresh
-    reading.read(made.desk, {"versions": {"v0": made.answers}}, None)
+    made.backend._crew.refresh = refresh
+    reading.read(made.backend, {"versions": {"v0": made.answers}}, None)
     assert loaded == ["v0"]
 
 
 def test_what_was_not_measured_is_absent_and_said(tmp_path: Path) -> None:
-    made = at_desk(tmp_path)
+    made = at_backend(tmp_path)
     reads = reading.read(
-        made.desk, {"mechanisms": {"mosaic": made.answers}, "versions": {"v0": made.answers}}, None
+        made.backend, {"mechanisms": {"mosaic": made.answers}, "versions": {"v0": made.answers}}, None
     )
     found = quality.summary(
         [reads, reads],
@@ -148,10 +148,10 @@ def test_what_was_not_measured_is_absent_and_said(tmp_path: Path) -> None:
 
 
 def test_lost_organic_answers_are_bounded(tmp_path: Path) -> None:
-    made = at_desk(tmp_path)
+    made = at_backend(tmp_path)
     counted: list[tuple[str, int, int]] = []
-    made.desk.bound = lambda *args: counted.append(args)
-    made.desk.untouched_answers = lambda asked: [Generated(one.id, (), ()) for one in asked]
-    reads = reading.read(made.desk, {"versions": {"v0": made.answers}}, None)
+    made.backend.bound = lambda *args: counted.append(args)
+    made.backend.untouched_answers = lambda asked: [Generated(one.id, (), ()) for one in asked]
+    reads = reading.read(made.backend, {"versions": {"v0": made.answers}}, None)
     assert counted == [("organic answers", 60, 60)]
     assert quality.figures([reads["versions"]["v0"]], 100, 0)["similarity"] is None

@@ -9,7 +9,7 @@ from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.parts.epoch import SMALL
 from raylla.bench.run import Bench
 from raylla.config import changed
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import COSTS, hold, test_auctions
 from raylla.evaluation.kept import Kept
 from raylla.irpo.crew import Crew
@@ -37,9 +37,9 @@ def rows(bench: Bench) -> list[Row]:
         crew.start(trainer=False)
         world = store.load(run.path / "world")
         for mechanism in named(config.evaluation.mechanisms):
-            desk = EvaluationDesk(run, config, crew, world, Kept(), watch)  # so that all is paid for
+            backend = EvaluationBackend(run, config, crew, world, Kept(), watch)  # so that all is paid for
             choice = mechanism.choices(config.irpo.epochs)[0]
-            held = hold(desk, mechanism, test_auctions(config, world), choice)
+            held = hold(backend, mechanism, test_auctions(config, world), choice)
             costs[mechanism.name] = dict(zip(COSTS, held.costs.mean(0).tolist(), strict=True))
     finally:
         crew.stop()

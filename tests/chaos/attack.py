@@ -89,7 +89,7 @@ class Tally:
         }
 
 
-class Campaign:
+class Attack:
     """Runs in directories under ``place``, each compared with one that was (or is now) left ``alone``."""
 
     def __init__(

@@ -16,7 +16,7 @@ from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
 from raylla.errors import ConfigError, RunError
 from raylla.evaluation import detect, drift, efficiency, history, incentives, kept, properties, reading
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import Held
 from raylla.figures import quality
 from raylla.irpo import stages
@@ -76,11 +76,11 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         for run in runs:
             config = _with(run, settings)
             world = store.load(run.part("world"))
-            desk = EvaluationDesk(run, config, crew, world, kept.kept(run, config), watch)
+            backend = EvaluationBackend(run, config, crew, world, kept.kept(run, config), watch)
             own = run.config.name == main.name
-            one = _seed(desk, mechanisms, seeds, watch) if own else _variant(desk, watch)
+            one = _seed(backend, mechanisms, seeds, watch) if own else _variant(backend, watch)
             with watch.stage(f"{run.path.name}: what the reader gets"):
-                one.reads = reading.read(desk, _answers(desk, one, own), detector.one)
+                one.reads = reading.read(backend, _answers(backend, one, own), detector.one)
             seen.append(one)
     finally:
         if crew is not None:
@@ -117,38 +117,40 @@ def _with(run: Run, settings: Evaluation) -> Config:
     return config.model_copy(update={"evaluation": settings, "user_llm": judge})
 
 
-def _seed(desk: EvaluationDesk, mechanisms: Sequence[Mechanism], seeds: int, watch: Observer) -> Seen:
+def _seed(backend: EvaluationBackend, mechanisms: Sequence[Mechanism], seeds: int, watch: Observer) -> Seen:
     """Every mechanism on one of the training seeds of the main config, and its curves."""
-    seen, config = Seen(desk.run), desk.config.evaluation
+    seen, config = Seen(backend.run), backend.config.evaluation
     for mechanism in mechanisms:
-        _hold(desk, mechanism, seen, watch)
-        _respond(desk, mechanism, seen, watch)
-    seen.sweep = _sweep(desk, swept(list(desk.versions), config), watch)
-    with watch.stage(f"{desk.run.path.name}: continuity"):
-        some = efficiency.test_auctions(desk.config, desk.world)[: config.curve_queries]
+        _hold(backend, mechanism, seen, watch)
+        _respond(backend, mechanism, seen, watch)
+    seen.sweep = _sweep(backend, swept(list(backend.versions), config), watch)
+    with watch.stage(f"{backend.run.path.name}: continuity"):
+        some = efficiency.test_auctions(backend.config, backend.world)[: config.curve_queries]
         each = max(1, round(config.curve_answers / (seeds * len(some))))
-        seen.fine = properties.fine(desk, some, _steps(desk.config), config.curve_answers, each)
-    seen.told = drift.told(desk)
-    seen.examples = history.examples(desk)
+        seen.fine = properties.fine(backend, some, _steps(backend.config), config.curve_answers, each)
+    seen.told = drift.told(backend)
+    seen.examples = history.examples(backend)
     return seen
 
 
-def _variant(desk: EvaluationDesk, watch: Observer) -> Seen:
+def _variant(backend: EvaluationBackend, watch: Observer) -> Seen:
     """A run under other settings: its row, its last weights' curve, its pCTR models."""
-    seen = Seen(desk.run)
-    _hold(desk, named([MAIN])[0], seen, watch)
-    seen.sweep = _sweep(desk, list(desk.versions)[-1:], watch)
-    seen.told = drift.told(desk)
+    seen = Seen(backend.run)
+    _hold(backend, named([MAIN])[0], seen, watch)
+    seen.sweep = _sweep(backend, list(backend.versions)[-1:], watch)
+    seen.told = drift.told(backend)
     return seen
 
 
-def _answers(desk: EvaluationDesk, seen: Seen, versions: bool) -> dict[str, dict[str, reading.Answers]]:
+def _answers(
+    backend: EvaluationBackend, seen: Seen, versions: bool
+) -> dict[str, dict[str, reading.Answers]]:
     """Every answer to the test queries, by mechanism, and where it is asked for by weight version."""
     found: dict[str, dict[str, reading.Answers]] = {
         "mechanisms": {name: held.answers for name, held in seen.held.items()}
     }
     if versions:
-        tests = stages.read_tests(desk.run, desk.world)
+        tests = stages.read_tests(backend.run, backend.world)
         found["versions"] = {
             f"v{epoch}": [(planned, answer.text) for planned, answer in sampled.of("test")]
             for epoch, sampled in enumerate(tests)
@@ -156,42 +158,44 @@ def _answers(desk: EvaluationDesk, seen: Seen, versions: bool) -> dict[str, dict
     return found
 
 
-def _hold(desk: EvaluationDesk, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
-    where = f"{desk.run.path.name}: {mechanism.name}"
+def _hold(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
+    where = f"{backend.run.path.name}: {mechanism.name}"
     with watch.stage(f"{where}: tune"):
-        choice, tried = efficiency.tune(desk, mechanism)
+        choice, tried = efficiency.tune(backend, mechanism)
     with watch.stage(f"{where}: test"):
-        tested = efficiency.test_auctions(desk.config, desk.world)
-        seen.held[mechanism.name] = efficiency.hold(desk, mechanism, tested, choice)
-    seen.search[mechanism.name] = {"run": desk.run.path.name, "chosen": dict(choice), "tried": tried}
+        tested = efficiency.test_auctions(backend.config, backend.world)
+        seen.held[mechanism.name] = efficiency.hold(backend, mechanism, tested, choice)
+    seen.search[mechanism.name] = {"run": backend.run.path.name, "chosen": dict(choice), "tried": tried}
 
 
-def _respond(desk: EvaluationDesk, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
+def _respond(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
     """How a mechanism answers to other bids."""
-    config, name = desk.config.evaluation, mechanism.name
+    config, name = backend.config.evaluation, mechanism.name
     choice: Choice = seen.search[name]["chosen"]
-    where = f"{desk.run.path.name}: {name}"
+    where = f"{backend.run.path.name}: {name}"
     tested = [
         replace(one, n=config.incentive_answers)
-        for one in efficiency.test_auctions(desk.config, desk.world)
+        for one in efficiency.test_auctions(backend.config, backend.world)
     ]
     with watch.stage(f"{where}: regret"):
         some = tested[: config.incentive_queries]
-        seen.responses[name] = incentives.responses(desk, mechanism, choice, some, config.bids)
+        seen.responses[name] = incentives.responses(backend, mechanism, choice, some, config.bids)
     if config.equilibrium_queries:
         with watch.stage(f"{where}: best responses"):
             some = tested[: config.equilibrium_queries]
-            seen.settled[name] = incentives.settle(desk, mechanism, choice, some, config.equilibrium_bids)
+            seen.settled[name] = incentives.settle(
+                backend, mechanism, choice, some, config.equilibrium_bids
+            )
     if name == MAIN:
         with watch.stage(f"{where}: truthful prices"):
-            seen.charged = incentives.charge(desk, mechanism, choice, tested)
+            seen.charged = incentives.charge(backend, mechanism, choice, tested)
 
 
-def _sweep(desk: EvaluationDesk, names: Sequence[str], watch: Observer) -> properties.Sweep:
-    config = desk.config.evaluation
-    with watch.stage(f"{desk.run.path.name}: monotonicity"):
-        tested = efficiency.test_auctions(desk.config, desk.world)
-        return properties.sweep(desk, tested, _above_zero(config), config.sweep_answers, names)
+def _sweep(backend: EvaluationBackend, names: Sequence[str], watch: Observer) -> properties.Sweep:
+    config = backend.config.evaluation
+    with watch.stage(f"{backend.run.path.name}: monotonicity"):
+        tested = efficiency.test_auctions(backend.config, backend.world)
+        return properties.sweep(backend, tested, _above_zero(config), config.sweep_answers, names)
 
 
 def swept(versions: Sequence[str], settings: Evaluation) -> list[str]:

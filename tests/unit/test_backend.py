@@ -1,4 +1,4 @@
-"""The evaluation's desk and what is measured at it, with a model and a judge that follow a rule."""
+"""The evaluation's backend and what is measured at it, with a model and a judge that follow a rule."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from raylla.actors.pool import Call, Pool, next_item
 from raylla.config import Actors
 from raylla.engines.protocol import Completion, Generated, Given, Request, Scored
 from raylla.errors import BudgetError, WorkerLostError
-from raylla.evaluation import desk, efficiency, incentives, properties
-from raylla.evaluation.desk import EvaluationDesk
+from raylla.evaluation import backend, efficiency, incentives, properties
+from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.kept import JUDGEMENTS, kept
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
@@ -93,7 +93,7 @@ class Reader:
 
 
 def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any:
-    """A desk, and the workers behind it."""
+    """A backend, and the workers behind it."""
     profile = Profile("p", "30 nurse Oslo", ("tea",))
     asked = tuple(Query(f"q{i}", "p", f"which tea {i}?", "tea", "food", "test") for i in range(queries))
     tuned = tuple(Query(f"t{i}", "p", f"what tea {i}?", "tea", "food", "train") for i in range(10))
@@ -124,35 +124,35 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         persistently=lambda work: work(),
     )
     run = Run(home(path), settings)
-    desk = EvaluationDesk(run, settings, crew, world, kept(run, settings), Steps(plain()))
-    return SimpleNamespace(desk=desk, writer=writer, reader=reader)
+    backend = EvaluationBackend(run, settings, crew, world, kept(run, settings), Steps(plain()))
+    return SimpleNamespace(backend=backend, writer=writer, reader=reader)
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
     prompts = [Prompt(one, one.ads, one.auction.bids, 4) for one in planned]
-    first = made.desk.write(BASE, prompts)
-    assert made.desk.write(BASE, [*prompts, prompts[0]]) == [*first, first[0]]
+    first = made.backend.write(BASE, prompts)
+    assert made.backend.write(BASE, [*prompts, prompts[0]]) == [*first, first[0]]
     assert len(made.writer.asked) == len(planned) == 30
-    more = made.desk.write(BASE, [Prompt(planned[0], planned[0].ads, planned[0].auction.bids, 5)])
+    more = made.backend.write(BASE, [Prompt(planned[0], planned[0].ads, planned[0].auction.bids, 5)])
     assert more[0].completions[:4] == first[0].completions
     answers = [(one, text.completions[0].text) for one, text in zip(planned, first, strict=True)]
-    judged = made.desk.judge(answers)
-    assert made.desk.judge(answers) == judged
+    judged = made.backend.judge(answers)
+    assert made.backend.judge(answers) == judged
     assert len(made.reader.read) == 30
-    made.desk.judge([answers[0], answers[0]])
+    made.backend.judge([answers[0], answers[0]])
     assert len(made.reader.read) == 31
 
 
 def test_an_evaluation_that_was_stopped_goes_on_with_what_it_was_told(tmp_path: Path) -> None:
     first = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(first.desk.config, first.desk.world)
-    before = efficiency.hold(first.desk, Pretrained(), planned[:15], {})
+    planned = efficiency.test_auctions(first.backend.config, first.backend.world)
+    before = efficiency.hold(first.backend, Pretrained(), planned[:15], {})
     (file,) = (tmp_path / "evaluation").iterdir()
     file.write_bytes(file.read_bytes() + b'{"kind": "answers", "ke')
     again = make(tmp_path, lambda bid: bid / 100)
-    after = efficiency.hold(again.desk, Pretrained(), planned[:15], {})
+    after = efficiency.hold(again.backend, Pretrained(), planned[:15], {})
     assert not again.writer.asked
     assert not again.reader.read
     assert after.answers == before.answers
@@ -160,78 +160,78 @@ def test_an_evaluation_that_was_stopped_goes_on_with_what_it_was_told(tmp_path: 
         name: row.tolist() for name, row in before.table.items()
     }
     assert after.costs.tolist() == before.costs.tolist()
-    efficiency.hold(again.desk, Pretrained(), planned, {})
+    efficiency.hold(again.backend, Pretrained(), planned, {})
     assert len(again.writer.asked) == 15
     whole = make(tmp_path, lambda bid: bid / 100)
-    efficiency.hold(whole.desk, Pretrained(), planned, {})
+    efficiency.hold(whole.backend, Pretrained(), planned, {})
     assert not whole.writer.asked
 
 
 def test_time_of_a_part_done_in_two_goes_is_not_counted(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)[:20]
-    efficiency.hold(made.desk, Pretrained(), planned[:1], {})
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)[:20]
+    efficiency.hold(made.backend, Pretrained(), planned[:1], {})
     again = make(tmp_path, lambda bid: bid / 100)
-    assert len(efficiency.hold(again.desk, Pretrained(), planned, {}).costs) == 9
-    assert len(efficiency.hold(again.desk, Pretrained(), planned[:2], {}).costs) == 2
+    assert len(efficiency.hold(again.backend, Pretrained(), planned, {}).costs) == 9
+    assert len(efficiency.hold(again.backend, Pretrained(), planned[:2], {}).costs) == 2
 
 
 def test_another_judge_is_asked_anew(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
-    config = made.desk.config
+    config = made.backend.config
     judge = config.user_llm.model_copy(update={"path": "another"})
     other = config.model_copy(update={"user_llm": judge})
     key = ["auction", 0, "text"]
-    kept(made.desk.run, config).put(JUDGEMENTS, key, Judgement("0", {}, 1))
-    assert kept(made.desk.run, config).holds(JUDGEMENTS, key)
-    assert not kept(made.desk.run, other).holds(JUDGEMENTS, key)
+    kept(made.backend.run, config).put(JUDGEMENTS, key, Judgement("0", {}, 1))
+    assert kept(made.backend.run, config).holds(JUDGEMENTS, key)
+    assert not kept(made.backend.run, other).holds(JUDGEMENTS, key)
 
 
 def test_expected_figures_are_the_judges_own_where_it_says_how_probable_clicks_are(tmp_path: Path) -> None:
     made = make(tmp_path, lambda _: 1.0)
     made.reader.told = 0.25
-    auctions = efficiency.test_auctions(made.desk.config, made.desk.world)
-    held = efficiency.hold(made.desk, Pretrained(), auctions, {})
+    auctions = efficiency.test_auctions(made.backend.config, made.backend.world)
+    held = efficiency.hold(made.backend, Pretrained(), auctions, {})
     row = efficiency.row([held], 100, 0)
     assert row["revenue"]["mean"] > 0
     assert row["expected_revenue"]["mean"] == pytest.approx(row["revenue"]["mean"] / 4)
     plain = make(tmp_path / "plain", lambda _: 1.0)
-    by_model = efficiency.row([efficiency.hold(plain.desk, Pretrained(), auctions, {})], 100, 0)
+    by_model = efficiency.row([efficiency.hold(plain.backend, Pretrained(), auctions, {})], 100, 0)
     assert by_model["revenue"]["mean"] == row["revenue"]["mean"]
     assert by_model["expected_revenue"]["mean"] != pytest.approx(row["expected_revenue"]["mean"])
 
 
 def test_scores_come_in_the_order_asked_and_once(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)[0]
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)[0]
     listed = Prompt(planned, planned.ads, planned.auction.bids, 1)
     organic = Prompt(planned, (), (), 1)
     wanted = [(listed, (1, 2)), (organic, (1, 2)), (listed, (5,)), (listed, (1, 2))]
-    found = made.desk.score(BASE, wanted)
+    found = made.backend.score(BASE, wanted)
     assert found[0] == found[3] < found[1]
     assert found[2] == found[0] - 2
-    assert made.desk.score(BASE, wanted) == found
+    assert made.backend.score(BASE, wanted) == found
     assert len(made.writer.read) == 3
 
 
 def test_relevance_does_not_depend_on_the_company(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
-    together = made.desk.relevance(planned[:5])
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
+    together = made.backend.relevance(planned[:5])
     for one, cosines in zip(planned, together, strict=False):
-        assert made.desk.relevance([one])[0] == pytest.approx(cosines)
+        assert made.backend.relevance([one])[0] == pytest.approx(cosines)
         assert np.abs(cosines).max() <= 1
 
 
 def swept(made: Any, bids: Sequence[float]) -> Any:
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
-    sweep = properties.sweep(made.desk, planned, bids, 8, ["v0"])
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
+    sweep = properties.sweep(made.backend, planned, bids, 8, ["v0"])
     return properties.monotonicity([sweep, sweep], bids, 500, 0)
 
 
 def jumps(made: Any, queries: int) -> Any:
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)[:queries]
-    fine = properties.fine(made.desk, planned, range(1, 101), 200, 20)
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)[:queries]
+    fine = properties.fine(made.backend, planned, range(1, 101), 200, 20)
     return properties.continuity([fine], range(1, 101), 500, 0)
 
 
@@ -261,18 +261,18 @@ def test_a_step_is_a_jump(tmp_path: Path) -> None:
 
 def test_clicks_that_ignore_bids_have_no_trend(tmp_path: Path) -> None:
     made, bids = make(tmp_path, lambda _: 0.5), range(1, 101, 5)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
     # One seed: two that are the same would leave no spread between seeds.
-    sweep = properties.sweep(made.desk, planned, bids, 8, ["v0"])
+    sweep = properties.sweep(made.backend, planned, bids, 8, ["v0"])
     trend = properties.monotonicity([sweep], bids, 500, 0)["versions"]["v0"]["trend"]
     assert trend["low"] < 0 < trend["high"]
 
 
 def test_first_price_leaves_nothing_and_is_regretted(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
     bids = range(0, 101, 10)
-    responses = incentives.responses(made.desk, Pretrained(), {}, planned, bids)
+    responses = incentives.responses(made.backend, Pretrained(), {}, planned, bids)
     found = incentives.table([responses], bids, 500, 0)
     assert found["queries"] == 30
     own, myerson = found["rules"]["own"], found["rules"]["myerson"]
@@ -287,9 +287,9 @@ def test_first_price_leaves_nothing_and_is_regretted(tmp_path: Path) -> None:
 
 def test_best_responses_shade_the_bids(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)[:2]
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)[:2]
     bids = [1, 20, 40, 60, 80, 100]
-    settled = incentives.settle(made.desk, Pretrained(), {}, planned, bids)
+    settled = incentives.settle(made.backend, Pretrained(), {}, planned, bids)
     found = incentives.equilibrium([settled, settled], bids)
     assert found["queries"] == 4
     assert found["utility"]["revenue"] < found["truthful"]["revenue"]
@@ -298,7 +298,7 @@ def test_best_responses_shade_the_bids(tmp_path: Path) -> None:
 
 def test_mosaic_is_tuned_on_training_queries(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: 0.4)
-    choice, tried = efficiency.tune(made.desk, Mosaic())
+    choice, tried = efficiency.tune(made.backend, Mosaic())
     assert len(tried) == len(Mosaic().choices(3))
     assert {request.id.split("/")[1] for request in made.writer.asked} == {"validation"}
     assert all(request.n == CANDIDATES for request in made.writer.asked)
@@ -311,15 +311,15 @@ def test_mosaic_is_tuned_on_training_queries(tmp_path: Path) -> None:
 
 def test_unread_judgements_are_bounded(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: 1.0, unread=True)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
     with pytest.raises(BudgetError, match="judgements of pretrained were lost"):
-        efficiency.hold(made.desk, Pretrained(), planned, {})
+        efficiency.hold(made.backend, Pretrained(), planned, {})
 
 
 def test_pairs_of_mechanisms_share_their_queries(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.desk.config, made.desk.world)
-    held = efficiency.hold(made.desk, Pretrained(), planned, {})
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
+    held = efficiency.hold(made.backend, Pretrained(), planned, {})
     same = efficiency.compare([held], [held], 200, 0)
     assert same["revenue_difference"] == {"mean": 0, "low": 0, "high": 0}
     assert same["revenue_ratio"]["mean"] == pytest.approx(1)
@@ -336,9 +336,9 @@ def test_a_lost_worker_is_started_anew_and_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, broken = (make(tmp_path, lambda bid: bid / 100) for _ in range(2))
-    planned = efficiency.test_auctions(whole.desk.config, whole.desk.world)
+    planned = efficiency.test_auctions(whole.backend.config, whole.backend.world)
     prompts = [Prompt(one, one.ads, one.auction.bids, 4) for one in planned]
-    wanted = whole.desk.write(BASE, prompts)
+    wanted = whole.backend.write(BASE, prompts)
     taken, restarted = itertools.count(), []
 
     def dies_once(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, Any]:
@@ -347,9 +347,9 @@ def test_a_lost_worker_is_started_anew_and_asked_again(
             raise WorkerLostError("killed", "rollout", 0)
         return next_item(calls, deadline, what)
 
-    monkeypatch.setattr(desk, "next_item", dies_once)
-    broken.desk._crew.restart = restarted.append
-    assert broken.desk.write(BASE, prompts) == wanted
+    monkeypatch.setattr(backend, "next_item", dies_once)
+    broken.backend._crew.restart = restarted.append
+    assert broken.backend.write(BASE, prompts) == wanted
     assert [(lost.pool, lost.worker) for lost in restarted] == [("rollout", 0)]
     asked = Counter(request.id for request in broken.writer.asked)
     assert asked.keys() == {request.id for request in whole.writer.asked}
@@ -357,7 +357,7 @@ def test_a_lost_worker_is_started_anew_and_asked_again(
 
 
 def test_a_reward_trainer_started_anew_loads_its_model_again(tmp_path: Path) -> None:
-    made = make(tmp_path, lambda bid: bid / 100).desk
+    made = make(tmp_path, lambda bid: bid / 100).backend
     planned = efficiency.test_auctions(made.config, made.world)
     answers = [(one, f"Try @{one.ads[0].title}@[Ad-{one.ads[0].id}].") for one in planned]
     asked, told, crew = [], made._crew.ask_reward, made._crew

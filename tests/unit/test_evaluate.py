@@ -11,8 +11,8 @@ import pytest
 
 from raylla import config
 from raylla.errors import ConfigError, RayllaError, RunError
-from raylla.evaluation import campaign
-from raylla.evaluation.evidence import evaluate, swept
+from raylla.evaluation import training
+from raylla.evaluation.evaluate import evaluate, swept
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.world import build, store
@@ -81,7 +81,7 @@ def test_runs_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 
 def test_a_config_plans_its_seeds_and_variants() -> None:
     tree = TREE | {"evaluation": {"seeds": [4, 5], "variants": {"judged": ["irpo.reward=judge"]}}}
-    plan = campaign.planned(config.parse(tree, "test"))
+    plan = training.planned(config.parse(tree, "test"))
     assert [(name, one.name, one.seed) for name, one in plan.items()] == [
         ("seed-4", "small", 4),
         ("seed-5", "small", 5),
@@ -104,7 +104,7 @@ def test_a_config_plans_its_seeds_and_variants() -> None:
 )
 def test_plans_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        campaign.planned(config.parse(TREE | {"evaluation": settings}, "test"))
+        training.planned(config.parse(TREE | {"evaluation": settings}, "test"))
 
 
 def watch(one: config.Config, path: Path) -> Observer:
@@ -119,7 +119,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(run.path.name)
         run.commit("conclude", [], {"wall_seconds": 0.0})
 
-    monkeypatch.setattr(campaign.loop, "train", train)
+    monkeypatch.setattr(training.loop, "train", train)
     return names
 
 
@@ -127,11 +127,11 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, monkeypatch: pytest.Mon
     names = trained(monkeypatch)
     wanted = config.parse(TREE | {"evaluation": {"seeds": [0, 1], "variants": {"x": []}}}, "test")
     finished(tmp_path / "seed-0", TREE)
-    found = campaign.runs(wanted, tmp_path, watch)
+    found = training.runs(wanted, tmp_path, watch)
     assert names == ["seed-1", "x"]
     assert [run.path.name for run in found] == ["seed-0", "seed-1", "x"]
     assert all(run.committed("conclude") is not None for run in found)
-    assert [run.path for run in campaign.runs(wanted, tmp_path, watch)] == [run.path for run in found]
+    assert [run.path for run in training.runs(wanted, tmp_path, watch)] == [run.path for run in found]
     assert names == ["seed-1", "x"]
 
 
@@ -140,12 +140,12 @@ def test_nothing_is_trained_for_an_evaluation_that_cannot_be(
 ) -> None:
     names = trained(monkeypatch)
     with pytest.raises(ConfigError, match="mosaik"):
-        campaign.runs(config.parse(TREE | {"evaluation": {"mechanisms": ["mosaik"]}}, "t"), tmp_path, watch)
+        training.runs(config.parse(TREE | {"evaluation": {"mechanisms": ["mosaik"]}}, "t"), tmp_path, watch)
     with pytest.raises(RunError, match="up to 300"):
-        campaign.runs(config.parse(TREE | {"evaluation": {"bids": [1, 300]}}, "t"), tmp_path, watch)
+        training.runs(config.parse(TREE | {"evaluation": {"bids": [1, 300]}}, "t"), tmp_path, watch)
     finished(tmp_path / "seed-0", TREE | {"irpo": {"epochs": 1, "delta": 3}})
     with pytest.raises(RunError, match="another config"):
-        campaign.runs(config.parse(TREE, "t"), tmp_path, watch)
+        training.runs(config.parse(TREE, "t"), tmp_path, watch)
     assert names == []
 
 

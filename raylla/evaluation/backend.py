@@ -40,8 +40,8 @@ SLACK = 10
 """Losses that are no sign yet: a single auction has few answers."""
 
 
-class EvaluationDesk:
-    """A `mechanisms.protocol.Desk` on the actors of ``crew``, for the weights and world of ``run``.
+class EvaluationBackend:
+    """A `mechanisms.protocol.Backend` on the actors of ``crew``, for the weights and world of ``run``.
 
     Args:
         config: the run's own, perhaps with other settings of `evaluation`.

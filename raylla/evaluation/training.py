@@ -8,7 +8,7 @@ from pathlib import Path
 from raylla import config as settings
 from raylla.config import Config
 from raylla.errors import ConfigError
-from raylla.evaluation.evidence import check_settings
+from raylla.evaluation.evaluate import check_settings
 from raylla.irpo import loop
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
@@ -43,7 +43,7 @@ def runs(config: Config, directory: str | Path, watch: Watch) -> list[Run]:
 
     Raises:
         ConfigError: the config plans nothing that can be evaluated.
-        RunError: a directory there belongs to another config, or as `evidence.check_settings`.
+        RunError: a directory there belongs to another config, or as `evaluate.check_settings`.
         RayllaError: what `irpo.loop.train` raises.
     """
     check_settings(config)
