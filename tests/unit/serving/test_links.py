@@ -119,7 +119,7 @@ def test_a_title_that_is_named_again_is_escaped_and_no_link() -> None:
     raw = f"Try {markup(ad)}, yes, {markup(ad)} ."
     one = Repair([ad], "Sponsored", Linked())
     shown = one.feed(raw) + one.finish()
-    assert shown == f"Try {linked(ad)}{LABEL}, yes, \\<https://evil.example\\> \\*Cup\\* ."
+    assert shown == f"Try {linked(ad)}{LABEL}, yes, \\<https\\://evil\\.example\\> \\*Cup\\* ."
     assert [kind for kind, _ in read(shown)].count("link_open") == 1
     assert one.repaired().text == f"Try {ad.title}{LABEL}, yes, {ad.title} ."
 
