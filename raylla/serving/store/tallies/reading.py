@@ -109,7 +109,7 @@ def _sums(name: str) -> list[Any]:
     column = getattr(Tally, name)
     if not name.endswith("_micros"):
         return [cast(func.coalesce(func.sum(column), 0), _Whole).label(name)]
-    parts = {name: column.op("&")(2**_HALF - 1), f"{name}_high": column.op(">>")(_HALF)}
+    parts = {name: column.op("&")(2**_HALF - 1), f"{name}_high": column.op(">>")(literal(_HALF, Integer()))}
     return [cast(func.coalesce(func.sum(part), 0), _Whole).label(one) for one, part in parts.items()]
 
 
