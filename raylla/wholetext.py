@@ -16,8 +16,9 @@ def whole(text: str) -> str:
 
 
 def whole_json(body: bytes) -> bytes:
-    """A JSON text with such halves replaced in all its strings; anything else as it is."""
-    if not _HALF.search(body):
+    """A JSON text, in whichever encoding JSON may have, with such halves replaced in all its strings;
+    anything else as it is."""
+    if json.detect_encoding(body).startswith("utf-8") and not _HALF.search(body):
         return body
     try:
         return json.dumps(whole_value(json.loads(body))).encode()

@@ -15,7 +15,7 @@ import asyncio
 import random
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -58,6 +58,10 @@ from raylla.world.turns import in_context
 FINISHES = get_args(Finish)
 
 
+def _ignore(tokens: int) -> None:
+    """Count nothing."""
+
+
 class Auctioneer:
     """Holds auctions; one per ingress replica.
 
@@ -97,8 +101,12 @@ class Auctioneer:
         """Requests in progress."""
         return self._ongoing
 
-    async def answer(self, asked: Asked, stream: bool) -> AsyncGenerator[str | Answered, None]:
+    async def answer(
+        self, asked: Asked, stream: bool, spent: Callable[[int], None] = _ignore
+    ) -> AsyncGenerator[str | Answered, None]:
         """The user's text as it becomes final, then how it ended; closing it aborts the generation.
+
+        ``spent`` is told the tokens that were read and written, however the answer ends.
 
         Raises:
             BusyError: too many requests are in progress, or this one has run past ``serving.tmax``.
@@ -112,13 +120,15 @@ class Auctioneer:
             )
         self._ongoing += 1
         try:
-            async with aclosing(self._hold(asked, stream)) as parts:
+            async with aclosing(self._hold(asked, stream, spent)) as parts:
                 async for part in parts:
                     yield part
         finally:
             self._ongoing -= 1
 
-    async def _hold(self, asked: Asked, stream: bool) -> AsyncGenerator[str | Answered, None]:
+    async def _hold(
+        self, asked: Asked, stream: bool, spent: Callable[[int], None]
+    ) -> AsyncGenerator[str | Answered, None]:
         clock = Clock(self._serving.tmax)
         field = await self._compete(asked, clock) if asked.ads else Field.empty(asked)
         sampling = _sampling(self._config.ad_llm.sampling, asked)
@@ -137,14 +147,18 @@ class Auctioneer:
             verbatim="json_schema" in asked.sampling,
         )
         # An answer that may stop early is followed as it is written.
-        async with aclosing(writer.generate(prompt, sampling, stream or bool(asked.stop))) as pieces:
-            while not draft.finish:
-                piece = await clock.within("the engine", anext(pieces, None))
-                if piece is None:
-                    raise EndpointError("the engine has ended the answer without a finish_reason")
-                if text := draft.add(piece):
-                    clock.first_text()
-                    yield text
+        pieces = writer.generate(prompt, sampling, stream or bool(asked.stop))
+        try:
+            async with aclosing(pieces):
+                while not draft.finish:
+                    piece = await clock.within("the engine", anext(pieces, None))
+                    if piece is None:
+                        raise EndpointError("the engine has ended the answer without a finish_reason")
+                    if text := draft.add(piece):
+                        clock.first_text()
+                        yield text
+        finally:  # a client that leaves before the end has had its text, too
+            spent(len(prompt) + len(draft.token_ids) if draft.token_ids else 0)
         if draft.finish not in FINISHES:
             raise EndpointError(f"the engine has ended the answer early: {draft.finish}")
         if text := draft.end():

@@ -3,7 +3,8 @@
     ``try Lumo Cup (Sponsored)``  ->  ``try [Lumo Cup](https://.../v1/clicks/...) (Sponsored)``
 
 A title is advertisers' text: each of its characters that Markdown could read is escaped, so that it neither
-ends its link nor begins anything else.  A link is put into the text in one piece.  Clients send answers
+ends its link nor begins anything else: no heading or list at the start of a line, and no link of its own,
+for readers make links of bare addresses.  A link is put into the text in one piece.  Clients send answers
 back as earlier turns: the model reads those without links.
 """
 
@@ -13,11 +14,14 @@ import re
 from urllib.parse import quote
 
 CLICKS = "/v1/clicks/"
-_READ = re.compile(r"[\\`*_\[\]<>&~|$]")
+_READ = re.compile(r"[\\`*_\[\]<>&~|$]|^[#+=-]|(?<=[^\W_])\.(?=[^\W\d_]{2})|:(?=//)")
+_NUMBER = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
+"""The first of a list."""
 _LINK = re.compile(
     rf"\[((?:\\.|[^\\\[\]\n]){{1,1000}})\]\([^()\s]{{0,500}}{CLICKS}[A-Za-z0-9._~-]{{1,2000}}\)"
 )
-_ESCAPED = re.compile(r"\\([\\`*_\[\]<>&~|$])")
+_ESCAPED = re.compile(r"\\([\\`*_\[\]<>&~|$#+=.:)-])")
+_SIGN = re.compile(r"\\?.", re.DOTALL)
 _IN_URL = ":/?#[]@!$&'*+,;=%"
 BINDING = frozenset("!\\^")
 """What makes another thing of a link behind it: an image, which clients load unasked, plain brackets, a
@@ -31,7 +35,12 @@ def click_url(base: str, token: str) -> str:
 
 def escaped(title: str) -> str:
     """``title`` as Markdown that shows it and nothing else."""
-    return _READ.sub(r"\\\g<0>", title)
+    return _NUMBER.sub(r"\1\\\2", _READ.sub(r"\\\g<0>", title))
+
+
+def signs(title: str) -> list[str]:
+    """`escaped`, by the characters of ``title``."""
+    return _SIGN.findall(escaped(title))
 
 
 def link(title: str, url: str) -> str:

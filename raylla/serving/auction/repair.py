@@ -63,8 +63,8 @@ class Titles(Protocol):
     def placed(self, ad: Ad) -> str:
         """For an ad that is placed now; asked once for each."""
 
-    def again(self, words: str) -> str:
-        """For ``words`` of the title of an ad that was placed before; one for each character of them."""
+    def again(self, title: str) -> Sequence[str]:
+        """For each character of the title of an ad that was placed before."""
 
 
 class Repair:
@@ -286,8 +286,8 @@ class Repair:
         self._open_gap(body[0])
         self._marks.append((self._length, raw + lead))
         if titled and self._shows is not None:
-            for one in body:
-                self._put(one, self._shows.again(one))
+            for one, shown in zip(body, self._shows.again(body), strict=True):
+                self._put(one, shown)
         else:
             self._put(body)
         self._space = words[lead + len(body) :]

@@ -7,6 +7,7 @@ is known before click predictions are: under `expected` a click itself costs not
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,7 +15,7 @@ from raylla.config import Serving
 from raylla.records import Ad
 from raylla.serving.auction.draft import Field
 from raylla.serving.auction.exchange import Asked
-from raylla.serving.auction.links import click_url, escaped, link
+from raylla.serving.auction.links import click_url, link, signs
 from raylla.serving.money import pricing
 from raylla.serving.money.records import PriceRule
 from raylla.serving.security.tokens import TokenKeys, new_claims
@@ -49,9 +50,9 @@ class Tickets:
         ticket = self.of(ad.id)
         return ad.title if self._asked.links == "annotations" else link(ad.title, ticket.url)
 
-    def again(self, words: str) -> str:
-        """What stands there for words of a title that is named once more."""
-        return words if self._asked.links == "annotations" else escaped(words)
+    def again(self, title: str) -> Sequence[str]:
+        """What stands there for each character of a title that is named once more."""
+        return title if self._asked.links == "annotations" else signs(title)
 
     def _make(self, ad_id: str) -> Ticket:
         serving, candidate = self._serving, self._by_ad[ad_id]

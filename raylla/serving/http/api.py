@@ -21,6 +21,7 @@ from raylla.errors import BusyError, EndpointError, StoreError
 from raylla.records import Profile
 from raylla.serving.auction.auctioneer import Auctioneer
 from raylla.serving.http import advertisers, campaigns, chat, clicks, playground, responses, web
+from raylla.serving.http.advertisers.reporting import NEXT_HEADER
 from raylla.serving.http.openai import models
 from raylla.serving.http.openai.delivery import RETRY_AFTER, code_of, said
 from raylla.serving.http.openai.rates import LIMIT_HEADERS, Rates
@@ -94,7 +95,7 @@ def create(
             allow_origins=serving.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["*"],  # whatever the page asks for: clients send names of their own
-            expose_headers=["X-Request-ID", "Retry-After", *LIMIT_HEADERS],
+            expose_headers=["X-Request-ID", "Retry-After", NEXT_HEADER, *LIMIT_HEADERS],
         )
     return app
 

@@ -94,6 +94,18 @@ def example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
+AD = {
+    "title": "Lumo Floral Cup",
+    "category": "Tea & Coffee",
+    "theme": "Kitchen",
+    "description": "Bone china, hand-painted.",
+    "url": "https://lumo.example/cups/floral",
+    "bid_micros": 640_000,
+    "labels": ["new"],
+}
+"""An ad as examples show it."""
+
+
 class NewAdvertiser(Body):
     """Who pays; ``domain`` is what requests block (badv) and responses name (adomain)."""
 
@@ -166,15 +178,7 @@ class CampaignChange(Body):
 class NewAd(Body):
     """An ad: its title is what the model writes, so it holds no markup and never changes."""
 
-    model_config = example(
-        title="Lumo Floral Cup",
-        category="Tea & Coffee",
-        theme="Kitchen",
-        description="Bone china, hand-painted.",
-        url="https://lumo.example/cups/floral",
-        bid_micros=640_000,
-        labels=["new"],
-    )
+    model_config = example(**AD)
 
     title: Annotated[str, Composed, Field(min_length=1, max_length=MAX_TITLE)]
     category: Text

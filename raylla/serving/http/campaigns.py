@@ -17,7 +17,7 @@ from raylla.serving.money import money
 from raylla.serving.security.keys import Principal, Role
 from raylla.serving.store import NewAd, NewCampaign, models
 
-router = APIRouter(prefix="/v1", responses=web.errors(400, 401, 403, 422, 503))
+router = APIRouter(prefix="/v1", responses=web.errors(400, 401, 403, 422, 503), dependencies=web.KNOWN)
 _LOST = web.errors(404)
 _CLASH = web.errors(404, 409)
 View = TypeVar("View", bound=views.View)

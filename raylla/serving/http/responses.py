@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -26,7 +26,7 @@ from raylla.serving.http.openai import delivery, models
 from raylla.serving.http.openai.asking import asked_of
 from raylla.serving.http.openai.bodies import Message
 from raylla.serving.http.openai.events import ResponseForm
-from raylla.serving.http.openai.faults import OpenAiRoute, unusable
+from raylla.serving.http.openai.faults import OpenAiRoute, refused, unusable
 from raylla.serving.http.openai.history import Conversation, cleaned, conversation
 from raylla.serving.http.openai.rates import Rates
 from raylla.serving.http.openai.responsebodies import (
@@ -92,8 +92,15 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
     return made
 
 
-def read(response_id: ResponseId, behind: Behind, caller: Application) -> Response:
+def read(
+    response_id: ResponseId,
+    behind: Behind,
+    caller: Application,
+    stream: Annotated[bool | None, Query(description="a kept response is not streamed again")] = None,
+) -> Response:
     """A response that was kept, as its client got it."""
+    if stream:
+        raise refused("stream", "a kept response is given whole; leave it out")
     return JSONResponse(behind.store.responses.body(response_id, caller.key_id))
 
 

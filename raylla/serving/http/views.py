@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from raylla.config import Links
-from raylla.serving.http.bodies import FrequencyCap, Pacing, example
+from raylla.serving.http.bodies import AD, FrequencyCap, Pacing, example
 from raylla.serving.money.records import Invalid, Outcome
 
 Item = TypeVar("Item")
@@ -129,13 +129,7 @@ class AdView(View):
     model_config = example(
         id="1042",
         campaign_id="cmp_90c1d2e3f4a5b6c7",
-        title="Lumo Floral Cup",
-        category="Tea & Coffee",
-        theme="Kitchen",
-        description="Bone china, hand-painted.",
-        url="https://lumo.example/cups/floral",
-        bid_micros=640_000,
-        labels=["new"],
+        **AD,
         paused=False,
         created="2026-11-25T09:00:00Z",
     )
@@ -153,18 +147,21 @@ class AdView(View):
     created: dt.datetime
 
 
+_KEY = {
+    "id": "0f1e2d3c4b5a6978",
+    "role": "application",
+    "advertiser_id": None,
+    "name": "assistant",
+    "created": "2026-11-25T09:00:00Z",
+    "revoked": None,
+    "links": None,
+}
+
+
 class KeyView(View):
     """An API key without its secret."""
 
-    model_config = example(
-        id="0f1e2d3c4b5a6978",
-        role="application",
-        advertiser_id=None,
-        name="assistant",
-        created="2026-11-25T09:00:00Z",
-        revoked=None,
-        links=None,
-    )
+    model_config = example(**_KEY)
 
     id: str
     role: str
@@ -178,16 +175,7 @@ class KeyView(View):
 class FreshKey(KeyView):
     """A new API key; ``key`` is shown this once."""
 
-    model_config = example(
-        id="0f1e2d3c4b5a6978",
-        role="application",
-        advertiser_id=None,
-        name="assistant",
-        created="2026-11-25T09:00:00Z",
-        revoked=None,
-        links=None,
-        key="rk_0f1e2d3c4b5a6978_...",
-    )
+    model_config = example(**_KEY, key="rk_0f1e2d3c4b5a6978_...")
 
     key: str
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -105,6 +106,10 @@ _MEANING = {
 }
 
 
+_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+"""Status -> code of an error that the framework tells, or the reader of a body."""
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entry of error answers."""
     return {status: {"model": ErrorBody, "description": _MEANING[status]} for status in statuses}
@@ -179,6 +184,24 @@ Seat = Annotated[Principal, Depends(_role(Role.ADVERTISER, Role.ADMIN))]
 Application = Annotated[Principal, Depends(_role(Role.APPLICATION, Role.ADMIN))]
 
 
+async def only_known(request: Request) -> None:
+    """Refuse a query parameter that the route does not have: what it should have left out would be counted.
+
+    Raises:
+        HttpError: 422, names it.
+    """
+    fields = get_flat_dependant(request.scope["route"].dependant).query_params
+    known = [field.alias for field in fields]
+    for name in request.query_params:
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else "there are none here"
+            raise HttpError(422, "invalid_field", f"query.{name[:40]}: no such parameter; {there}")
+
+
+KNOWN = [Depends(only_known)]
+"""Dependencies of a router whose routes take no other query parameters than their own."""
+
+
 def _body(
     status: int,
     code: str,
@@ -205,7 +228,8 @@ def _invalid(_: Request, error: Exception) -> JSONResponse:
 
 def _http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _body(error.status_code, "http_error", str(error.detail), dict(error.headers or {}))
+    code = _CODES.get(error.status_code, "http_error")
+    return _body(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
 
 def _typed(status: int, code: str) -> Callable[[Request, Exception], JSONResponse]:

@@ -19,7 +19,10 @@ MICROS = 1_000_000
 """Micros of one unit of the currency."""
 
 LARGEST = 10**15
-"""Largest single amount, 10^9 of the currency: sums of millions of them stay within 64 bits."""
+"""Largest single amount, 10^9 of the currency."""
+
+MOST: Micros = 2**63 - 1
+"""Largest sum that a database keeps."""
 
 
 def from_units(units: float, micros_per_unit: int) -> Micros:

@@ -14,6 +14,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -131,8 +132,8 @@ def new_claims(
     issued: datetime,
     ttl: float,
 ) -> Claims:
-    """Claims with a fresh token id, charging until ``ttl`` seconds after ``issued``."""
-    start = int(issued.astimezone(UTC).timestamp())
+    """Claims with a fresh token id, charging until ``ttl`` seconds after ``issued``, at least."""
+    moment = issued.astimezone(UTC).timestamp()
     return Claims(
         secrets.token_urlsafe(9),
         auction_id,
@@ -141,8 +142,8 @@ def new_claims(
         seat,
         price,
         currency,
-        start,
-        start + int(ttl),
+        int(moment),
+        math.ceil(moment + ttl),
     )
 
 

@@ -254,13 +254,18 @@ def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
 
 
 def tally_conversion(session: Session, booked: models.Conversion, impression: models.Impression) -> None:
-    """Count a conversion that is booked, where it is of no test."""
+    """Count a conversion that is booked, where it is of no test.
+
+    Raises:
+        MoneyError: the conversions of its ad would be worth more than 64 bits hold.
+    """
     if impression.billed == "test":
         return
     of_auction = select(models.Auction.weight_version).where(models.Auction.id == impression.auction_id)
     version, tallies = session.scalars(of_auction).one(), Tallies()
     counts = {"conversions": 1, "conversion_micros": booked.value_micros}
     tallies.add(booked.at, impression.ad_id, version, **counts)
+    tallies.check(session.connection(), "conversion_micros")
     tallies.write(session.connection())
 
 

@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 
 from raylla import records
 from raylla.config import Links
-from raylla.errors import ClashError, UnknownError
-from raylla.serving.money.money import Micros
+from raylla.errors import ClashError, MoneyError, UnknownError
+from raylla.serving.money.money import MOST, Micros
 from raylla.serving.security import keys
 from raylla.serving.store import ledger, models, names
 from raylla.serving.store.database import Database
@@ -199,11 +199,11 @@ class Parties:
     def set_floor(self, category: str, floor: Micros) -> None:
         """The least bid per click in a category or theme, however it is spelled; 0 takes it away."""
         with self._database.writing() as session:
+            bumped(session, "catalogue")  # first: one floor is set after the other
             for row in session.scalars(select(models.Floor)).all():
                 if row.category != category and names.name(row.category) == names.name(category):
                     session.delete(row)
             session.merge(models.Floor(category=category, floor_micros=floor))
-            bumped(session, "catalogue")
 
     def floors(self) -> dict[str, Micros]:
         """Category -> least bid per click."""
@@ -319,8 +319,9 @@ def put_payment(
     Raises:
         UnknownError: no such advertiser.
         ClashError: the reference was booked with another amount.
+        MoneyError: the balance would be beyond 64 bits.
     """
-    locked(session, advertiser_id)
+    advertiser = locked(session, advertiser_id)
     query = select(models.Entry).filter_by(advertiser_id=advertiser_id, reference=reference)
     booked = session.scalar(query)
     if booked is not None:
@@ -329,6 +330,8 @@ def put_payment(
                 f"reference={reference!r} is booked with {booked.amount_micros} micros, not these"
             )
         return booked
+    if advertiser.balance_micros + amount > MOST:
+        raise MoneyError(f"amount_micros={amount}: the balance would be more than {MOST}, and not kept")
     entry = models.Entry(
         at=now,
         kind="payment",

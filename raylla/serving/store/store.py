@@ -134,9 +134,8 @@ class Store:
 
     def clicks(self, advertiser_id: str, day: dt.date) -> list[clicks.Tally]:
         """An advertiser's clicks of a day (UTC) by campaign, outcome and reason."""
-        start = dt.datetime.combine(day, dt.time(), dt.UTC)
         with self.database.reading() as session:
-            return clicks.tallies(session, advertiser_id, start, start + dt.timedelta(days=1))
+            return clicks.tallies(session, advertiser_id, *_day(day))
 
     def invalid_clicks(self, auction_id: str) -> dict[str, dict[Invalid, int]]:
         """Impression id of an auction -> its invalid clicks by reason, where there are any."""
@@ -240,8 +239,8 @@ class Store:
 
     def revenue(self, day: dt.date) -> Micros:
         """What the ledger has earned on a day (UTC): charges and accruals, less what was taken back."""
-        start = dt.datetime.combine(day, dt.time(), dt.UTC)
-        of_day = (models.Entry.at >= start) & (models.Entry.at < start + dt.timedelta(days=1))
+        start, end = _day(day)
+        of_day = (models.Entry.at >= start) & (models.Entry.at < end)
         with self.database.reading() as session:
             return int(session.scalars(select(ledger.earned()).where(of_day)).one())
 
@@ -346,6 +345,13 @@ def check(auction: ServedAuction) -> None:
             raise StoreError(
                 f"{where}: price_micros={shown.price_micros}, but {auction.price_rule} gives {price}"
             )
+
+
+def _day(day: dt.date) -> tuple[dt.datetime, dt.datetime]:
+    """A day (UTC) as [since, until); the calendar's last one ends with the calendar."""
+    start = dt.datetime.combine(day, dt.time(), dt.UTC)
+    last = day == dt.date.max
+    return start, dt.datetime.max.replace(tzinfo=dt.UTC) if last else start + dt.timedelta(days=1)
 
 
 def _known(session: Session, auction: ServedAuction) -> bool:

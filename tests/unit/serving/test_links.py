@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from raylla.auction import markup
 from raylla.records import Ad
-from raylla.serving.auction.links import click_url, escaped, link
+from raylla.serving.auction.links import click_url, escaped, link, signs, unlinked
 from raylla.serving.auction.repair import Repair, repair
 from tests.unit.serving.test_repair import CANDIDATES, CATALOGUE, KETTLE, TEXTS, chunked
 
@@ -35,8 +35,8 @@ class Linked:
     def placed(self, ad: Ad) -> str:
         return linked(ad)
 
-    def again(self, words: str) -> str:
-        return escaped(words)
+    def again(self, title: str) -> list[str]:
+        return signs(title)
 
 
 def read(text: str) -> list[tuple[str, str]]:
@@ -63,6 +63,38 @@ def test_a_title_is_its_links_text_and_nothing_else(title: str) -> None:
     assert "".join(content for _, content in found[closed:]).startswith(LABEL)
 
 
+@settings(max_examples=300, deadline=None)
+@given(TITLES)
+@example("\\\\.a.bc")
+def test_a_title_is_escaped_sign_by_sign(title: str) -> None:
+    parts = signs(title)
+    assert "".join(parts) == escaped(title)
+    assert [part[-1] for part in parts] == list(title)
+    assert unlinked(link(title, "https://ask.example/v1/clicks/t")) == title
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        ("www.lumo.example", r"www\.lumo\.example"),
+        ("https://lumo.example/cup", r"https\://lumo\.example/cup"),
+        ("lumo.example", r"lumo\.example"),
+        ("Lumo 2.0 (5 l.)", "Lumo 2.0 (5 l.)"),
+        ("# Cup", r"\# Cup"),
+        ("- Cup", r"\- Cup"),
+        ("+ Cup", r"\+ Cup"),
+        ("1. Cup", r"1\. Cup"),
+        ("12) Cup", r"12\) Cup"),
+        ("1.5 l", "1.5 l"),
+    ],
+)
+def test_a_title_that_is_named_again_is_no_address_heading_or_list(title: str, shown: str) -> None:
+    assert escaped(title) == shown
+    (token, *_) = READER.parse(escaped(title))
+    assert token.type == "paragraph_open"
+    assert "".join(content for _, content in read(escaped(title))) == title
+
+
 def test_brackets_would_be_escaped_too() -> None:
     assert link("a] [b", "https://x.example/t") == r"[a\] \[b](https://x.example/t)"
 
@@ -87,7 +119,7 @@ def test_a_title_that_is_named_again_is_escaped_and_no_link() -> None:
     raw = f"Try {markup(ad)}, yes, {markup(ad)} ."
     one = Repair([ad], "Sponsored", Linked())
     shown = one.feed(raw) + one.finish()
-    assert shown == f"Try {linked(ad)}{LABEL}, yes, \\<https://evil.example\\> \\*Cup\\* ."
+    assert shown == f"Try {linked(ad)}{LABEL}, yes, \\<https\\://evil\\.example\\> \\*Cup\\* ."
     assert [kind for kind, _ in read(shown)].count("link_open") == 1
     assert one.repaired().text == f"Try {ad.title}{LABEL}, yes, {ad.title} ."
 

@@ -30,6 +30,13 @@ from tests.unit.serving.test_invalid_clicks import (  # noqa: F401
 )
 from tests.unit.serving.test_ledger import upgrade
 from tests.unit.serving.test_market_machine import trade
+from tests.unit.serving.test_odd_requests import (  # noqa: F401
+    test_a_balance_keeps_within_64_bits,
+    test_a_day_has_one_line_also_where_a_part_of_it_is_wanted,
+    test_conversions_beyond_64_bits_are_refused_and_their_sums_are_exact,
+    test_rebates_add_up_below_zero,
+    test_the_calendar_has_a_last_day,
+)
 from tests.unit.serving.test_tallies import (  # noqa: F401
     test_a_click_whose_charge_is_taken_back_is_an_invalid_one_of_its_own_day,
     test_a_report_says_what_happened,

@@ -21,6 +21,8 @@ DAYS = 30
 """Of a report that says not when."""
 MOST = 100_000
 """Lines of one answer."""
+NEXT_HEADER = "Raylla-Next"
+"""Of CSV: `offset` of the lines behind these."""
 
 By = Annotated[
     list[Group],
@@ -98,7 +100,7 @@ class ReportView(BaseModel):
     next: int | None = Field(description="`offset` of the lines behind these; null at the end")
 
 
-router = APIRouter(prefix="/v1", tags=["reports"])
+router = APIRouter(prefix="/v1", tags=["reports"], dependencies=web.KNOWN)
 
 
 @router.get(
@@ -130,7 +132,7 @@ def get_report(
     if format == "csv" or (format is None and "text/csv" in accept and "json" not in accept):
         headers = {"Content-Disposition": 'attachment; filename="report.csv"', "Cache-Control": "no-store"}
         if after is not None:
-            headers["Raylla-Next"] = str(after)
+            headers[NEXT_HEADER] = str(after)
         return Response(_csv(wanted.by, found), media_type="text/csv; charset=utf-8", headers=headers)
     view = ReportView(
         since=wanted.since,

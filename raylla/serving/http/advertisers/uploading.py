@@ -79,7 +79,7 @@ _CONTENT: dict[str, Any] = {
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in KINDS},
     }
 }
-router = APIRouter(prefix="/v1", tags=["ads"])
+router = APIRouter(prefix="/v1", tags=["ads"], dependencies=web.KNOWN)
 
 
 @router.post(

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from raylla.config import Links
 
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number")
+    return value
+
+
+NoFlag = BeforeValidator(_no_flag)
+"""Of a number: `true` is none, and not 1."""
+Int = Annotated[int, NoFlag]
+Float = Annotated[float, NoFlag]
 Short = Annotated[str, Field(max_length=100)]
 UserId = Annotated[str, Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Who asks; "" is nobody in particular."""
@@ -40,7 +51,7 @@ class Extras(BaseModel):
     model_config = ConfigDict(extra="forbid")
     ads: bool = Field(True, description="false: the answer without ads, and no auction")
     profile: User | None = None
-    floor_micros: Annotated[int, Field(ge=0, le=10**15)] = Field(0, description="least bid per click")
+    floor_micros: Annotated[Int, Field(ge=0, le=10**15)] = Field(0, description="least bid per click")
     bcat: Annotated[list[Short], Field(max_length=1000)] = Field([], description="blocked categories")
     badv: Annotated[list[Short], Field(max_length=1000)] = Field(
         [], description="blocked advertisers, by id or domain"
@@ -51,7 +62,7 @@ class Extras(BaseModel):
         "left out: as the API key says, else `serving.links`",
     )
     test: bool = Field(False, description="a test auction: its clicks are never charged")
-    bids: Annotated[dict[str, Annotated[int, Field(ge=1, le=10**15)]], Field(max_length=1000)] = Field(
+    bids: Annotated[dict[str, Annotated[Int, Field(ge=1, le=10**15)]], Field(max_length=1000)] = Field(
         {}, description="with `test`: other bids in micros for these ads, by ad id"
     )
 
@@ -68,18 +79,21 @@ class Parameters(BaseModel):
     """Parameters that every kind of request may have; docs/serving.md says what becomes of each."""
 
     model_config = ConfigDict(extra="forbid")
+    HONOURED: ClassVar[frozenset[str]] = frozenset()
+    """Fields that this kind of request honours, which others take at one value only."""
+
     model: Annotated[str, Field(max_length=200)] | None = None
     stream: bool | None = False
     user: UserId | None = None
     safety_identifier: UserId | None = None
     metadata: Metadata | None = None
     store: bool | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = Field(None, description="changes nothing")
-    top_logprobs: int | None = None
+    top_logprobs: Int | None = None
     service_tier: str | None = Field(None, description="changes nothing")
     prompt_cache_key: str | None = Field(None, description="changes nothing")
     prompt_cache_retention: str | None = Field(None, description="changes nothing")
@@ -112,14 +126,14 @@ class ChatRequest(Parameters):
     )
     messages: Annotated[list[Message], Field(min_length=1)]
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = 1
+    max_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
+    n: Annotated[Int, Field(ge=1)] | None = 1
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, float] | None = None
+    seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = None
+    frequency_penalty: Annotated[Float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Float] | None = None
     response_format: Any = None
     logprobs: bool | None = None
     functions: list[Any] | None = None

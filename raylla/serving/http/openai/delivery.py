@@ -50,12 +50,11 @@ async def watched(
     """
     started, ended = time.monotonic(), False
     try:
-        async with aclosing(auctioneer.answer(asked, stream)) as parts:
+        async with aclosing(auctioneer.answer(asked, stream, spent)) as parts:
             async for part in parts:
                 if isinstance(part, Answered):
                     ended = True
                     reports.answered(asked, part)
-                    spent(part.prompt_tokens + part.answer_tokens)
                 yield part
         if not ended:
             raise EndpointError("the answer has stopped without an end")
@@ -63,7 +62,8 @@ async def watched(
         reports.failed(asked, error, time.monotonic() - started)
         raise
     except (asyncio.CancelledError, GeneratorExit):
-        reports.dropped(asked, time.monotonic() - started)
+        if not ended:
+            reports.dropped(asked, time.monotonic() - started)
         raise
 
 

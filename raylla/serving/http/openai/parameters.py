@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel
-
 from raylla.config import Sampling
+from raylla.serving.http.openai.bodies import Parameters
 from raylla.serving.http.openai.faults import refused, unusable
 
 NO_EFFECT = ("service_tier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls")
@@ -48,11 +47,13 @@ ONLY: dict[str, tuple[Any, ...]] = {
 FORMATS: dict[str, tuple[str, ...]] = {"response_format": (), "text": ("format",)}
 """Parameters that may ask for JSON -> where in them; honoured where no ads are wanted."""
 ANY_OBJECT = '{"type": "object"}'
+SPARE_DEPTH = 200
+"""Levels that a response, and who writes it, may add to a value of a request."""
 OWNED: dict[str, float] = {"temperature": 1, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0}
 """Parameters of sampling -> OpenAI's default."""
 
 
-def sampling(body: BaseModel, ads: bool, served: Sampling) -> dict[str, Any]:
+def sampling(body: Parameters, ads: bool, served: Sampling) -> dict[str, Any]:
     """What ``body`` says of how its answer is sampled (as `raylla.engines.protocol.Wish` has it), once all
     that it may not say is refused.
 
@@ -61,7 +62,7 @@ def sampling(body: BaseModel, ads: bool, served: Sampling) -> dict[str, Any]:
     """
     found: dict[str, Any] = {} if ads else schema(body)
     for name, taken in ONLY.items():
-        value = getattr(body, name, None)
+        value = None if name in body.HONOURED else getattr(body, name, None)
         if isinstance(value, dict):  # what is null in it is not given either
             value = {key: one for key, one in value.items() if one is not None}
         if found and name in FORMATS:  # the schema is taken; what stands beside it is to be as ever
@@ -90,11 +91,11 @@ def sampling(body: BaseModel, ads: bool, served: Sampling) -> dict[str, Any]:
     return found
 
 
-def schema(body: BaseModel) -> dict[str, str]:
+def schema(body: Parameters) -> dict[str, str]:
     """The schema of JSON that ``body`` asks for, as either API has it; {}: none.
 
     Raises:
-        HttpError: it asks for JSON of a schema that is none.
+        HttpError: it asks for JSON of a schema that is none, or that no response could say again.
     """
     for name, path in FORMATS.items():
         asked = getattr(body, name, None)
@@ -102,6 +103,7 @@ def schema(body: BaseModel) -> dict[str, str]:
             asked = asked.get(key) if isinstance(asked, dict) else None
         if not isinstance(asked, dict):
             continue
+        _check_json(name, getattr(body, name))
         if asked.get("type") == "json_object":
             return {"json_schema": ANY_OBJECT}
         if asked.get("type") == "json_schema":
@@ -110,3 +112,16 @@ def schema(body: BaseModel) -> dict[str, str]:
                 raise unusable(name, "its schema must be an object")
             return {"json_schema": json.dumps(given["schema"])}
     return {}
+
+
+def _check_json(name: str, value: Any) -> None:
+    """Refuse what Python reads as JSON and no JSON can hold: NaN, numbers beyond all floats, a nesting that
+    cannot be written again."""
+    for _ in range(SPARE_DEPTH):
+        value = [value]
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise unusable(name, "holds a number that JSON does not have, or that is too large") from None
+    except RecursionError:
+        raise unusable(name, "is nested too deeply") from None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raylla.serving.http.openai.bodies import AuctionDetail, Parameters, UrlCitation
+from raylla.serving.http.openai.bodies import AuctionDetail, Int, Parameters, UrlCitation
 
 ResponseId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 
@@ -42,10 +42,12 @@ class ResponseRequest(Parameters):
             ]
         },
     )
+    HONOURED: ClassVar[frozenset[str]] = frozenset({"store"})
+
     input: str | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None
     previous_response_id: ResponseId | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
     stream_options: ResponseStreamOptions | None = None
     background: bool | None = None
     truncation: str | None = None
@@ -54,7 +56,7 @@ class ResponseRequest(Parameters):
     include: list[str] | None = None
     conversation: Any = None
     prompt: Any = None
-    max_tool_calls: int | None = None
+    max_tool_calls: Int | None = None
 
 
 class ResponseCitation(UrlCitation):

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from raylla.errors import MoneyError
 from raylla.serving.money import pricing
-from raylla.serving.money.money import Micros, times
+from raylla.serving.money.money import MOST, Micros, times
 from raylla.serving.money.records import Outcome, PriceRule, ServedAuction
 from raylla.serving.store.tallies.model import COUNTS, LOSSES, Tally
 
@@ -76,6 +77,21 @@ class Tallies:
         """Count an auction in which an ad was not shown."""
         if reason in _LOST:
             self.add(at, ad_id, weight_version, **{_LOST[reason]: 1})
+
+    def check(self, connection: Connection, column: str) -> None:
+        """Refuse what a row has no room for.
+
+        Raises:
+            MoneyError: a count would be beyond 64 bits.
+        """
+        for key, counts in self.rows.items():
+            of_row = [getattr(Tally, name) == part for name, part in key._asdict().items()]
+            before = connection.execute(select(getattr(Tally, column)).where(*of_row)).scalar() or 0
+            if before + counts[column] > MOST:
+                raise MoneyError(
+                    f"{column} of ad {key.ad_id} in the {key.span} of {key.start:%Y-%m-%d %H:%M} is "
+                    f"{before} already: more than {MOST} cannot be counted"
+                )
 
     def write(self, connection: Connection) -> None:
         """Add everything to the table."""

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Select, cast, func, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Session, aliased
 
 from raylla.serving.store import models
@@ -69,22 +81,36 @@ class Report:
 
 def report(session: Session, wanted: Wanted, offset: int, limit: int) -> Report:
     """Lines from ``offset`` on, at most ``limit``. Groups without a count have none."""
-    sums = [cast(func.coalesce(func.sum(getattr(Tally, name)), 0), _Whole).label(name) for name in COUNTS]
-    groups = [_COLUMN[group].label(group.value) for group in wanted.by]
+    time = _Time.of(wanted)
+    columns = _COLUMN | {Group.DAY: time.day}
+    sums = [part for name in COUNTS for part in _sums(name)]
+    groups = [columns[group].label(group.value) for group in wanted.by]
     lines: list[Line] = []
     if groups:
-        query = _of(_joined(select(*groups, *sums).select_from(Tally), wanted.by), wanted)
-        query = query.group_by(*groups).order_by(*groups).offset(offset).limit(limit + 1)
+        query = _of(_joined(select(*groups, *sums).select_from(Tally), wanted.by), wanted, time)
+        names = [group.value for group in wanted.by]
+        query = query.group_by(*names).order_by(*names).offset(offset).limit(limit + 1)
         lines = [_line(wanted.by, row) for row in session.execute(query)]
     more = len(lines) > limit
     if groups and not offset and not more:
         total = Line({}, {name: sum(line.counts[name] for line in lines) for name in COUNTS})
     else:
-        total = _line((), session.execute(_of(select(*sums), wanted)).one())
+        total = _line((), session.execute(_of(select(*sums), wanted, time)).one())
     return Report(lines[:limit], total, more)
 
 
 _Whole = BigInteger().with_variant(Integer, "sqlite")
+_HALF = 32
+"""Bits of a sum's lower part."""
+
+
+def _sums(name: str) -> list[Any]:
+    """A column's sum; of money in two parts, for the sum of many rows may be beyond 64 bits."""
+    column = getattr(Tally, name)
+    if not name.endswith("_micros"):
+        return [cast(func.coalesce(func.sum(column), 0), _Whole).label(name)]
+    parts = {name: column.op("&")(2**_HALF - 1), f"{name}_high": column.op(">>")(literal(_HALF, Integer()))}
+    return [cast(func.coalesce(func.sum(part), 0), _Whole).label(one) for one, part in parts.items()]
 
 
 def _joined(query: Select[*tuple[Any, ...]], by: Sequence[Group]) -> Select[*tuple[Any, ...]]:
@@ -96,11 +122,46 @@ def _joined(query: Select[*tuple[Any, ...]], by: Sequence[Group]) -> Select[*tup
     return query
 
 
-def _of(query: Select[*tuple[Any, ...]], wanted: Wanted) -> Select[*tuple[Any, ...]]:
-    """``query`` over the tallies that are wanted: days where all of it is whole days, else hours."""
-    whole = all(moment.astimezone(dt.UTC).hour == 0 for moment in (wanted.since, wanted.until))
-    span = "day" if whole and Group.HOUR not in wanted.by else "hour"
-    query = query.where(Tally.span == span, Tally.start >= wanted.since, Tally.start < wanted.until)
+@dataclass(frozen=True, slots=True)
+class _Time:
+    """Which tallies make up a time, and the day that each is of.
+
+    By the hour, those of hours; else those of days, and of hours where only a part of a day is wanted.
+    """
+
+    where: ColumnElement[bool]
+    day: Any
+
+    @classmethod
+    def of(cls, wanted: Wanted) -> _Time:
+        """Those of ``wanted``."""
+        since, until = (moment.astimezone(dt.UTC) for moment in (wanted.since, wanted.until))
+        first, last = _midnight(since), _midnight(until)
+        if Group.HOUR in wanted.by:
+            return cls(_within("hour", since, until), Tally.start)
+        if (first, last) == (since, until):
+            return cls(_within("day", since, until), Tally.start)
+        parts = [_within("hour", since, until)]
+        if first < last:  # else it is a part of one day
+            begun = since if first == since else first + dt.timedelta(days=1)
+            edges = _within("hour", since, begun), _within("hour", last, until)
+            parts = [*edges, _within("day", begun, last)]
+        named = [literal(moment, models.Utc()) for moment in (first, last)]
+        of_hour = case((Tally.start >= named[1], named[1]), else_=named[0])
+        return cls(or_(*parts), case((Tally.span == "day", Tally.start), else_=of_hour))
+
+
+def _midnight(moment: dt.datetime) -> dt.datetime:
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _within(span: str, since: dt.datetime, until: dt.datetime) -> ColumnElement[bool]:
+    return and_(Tally.span == span, Tally.start >= since, Tally.start < until)
+
+
+def _of(query: Select[*tuple[Any, ...]], wanted: Wanted, time: _Time) -> Select[*tuple[Any, ...]]:
+    """``query`` over the tallies that are wanted."""
+    query = query.where(time.where)
     if wanted.ad_id is not None:
         query = query.where(Tally.ad_id == wanted.ad_id)
     ad, campaign = aliased(models.Ad), aliased(models.Campaign)
@@ -115,4 +176,6 @@ def _of(query: Select[*tuple[Any, ...]], wanted: Wanted) -> Select[*tuple[Any, .
 
 def _line(by: Sequence[Group], row: Any) -> Line:
     found = row._mapping
-    return Line({one: found[one.value] for one in by}, {name: int(found[name]) for name in COUNTS})
+    high = {name: int(found.get(f"{name}_high", 0)) << _HALF for name in COUNTS}
+    counts = {name: int(found[name]) + high[name] for name in COUNTS}
+    return Line({one: found[one.value] for one in by}, counts)
