@@ -103,9 +103,8 @@ class Kept:
         name = _name(kind, key)
         self._values[name] = value
         if self._path is not None:
-            line = dumps(
-                {"kind": name[0], "key": name[1], "value": kind.form.dump_python(value, mode="json")}
-            )
+            told = kind.form.dump_python(value, mode="json", fallback=list)  # token ids are `Ids`
+            line = dumps({"kind": name[0], "key": name[1], "value": told})
             with writing(self._path), self._path.open("a") as file:
                 file.write(line + "\n")
 

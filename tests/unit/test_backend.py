@@ -23,12 +23,12 @@ from raylla.engines.protocol import Completion, Generated, Given, Request, Score
 from raylla.errors import BudgetError, WorkerLostError
 from raylla.evaluation import backend, efficiency, incentives, properties
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.evaluation.kept import JUDGEMENTS, kept
+from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, Kept, kept
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt
 from raylla.progress import Steps
-from raylla.records import Ad, Prediction, Profile, Query
+from raylla.records import Ad, Ids, Prediction, Profile, Query
 from raylla.runs.state import Run
 from raylla.storage import home
 from raylla.terminal import plain
@@ -165,6 +165,25 @@ def test_an_evaluation_that_was_stopped_goes_on_with_what_it_was_told(tmp_path: 
     whole = make(tmp_path, lambda bid: bid / 100)
     efficiency.hold(whole.backend, Pretrained(), planned, {})
     assert not whole.writer.asked
+
+
+def test_what_engines_and_judges_say_is_kept_as_it_was(tmp_path: Path) -> None:
+    said = Generated(
+        "q", Ids([5, 6]), (Completion("a \ud83d", Ids([1, 2**20]), True, -1.5, (0.25,)),), None
+    )
+    judged = Judgement("s", {"1000": True}, 2, None, {"1000": 0.75})
+    first = Kept(tmp_path / "kept.jsonl")
+    first.put(ANSWERS, ["v0", "q"], said)
+    first.put(JUDGEMENTS, ("q", 0, "text"), judged)
+    first.put(SCORES, ["v0", "x"], Scored("x", -3.5, 7))
+    again = Kept(tmp_path / "kept.jsonl")
+    read = again.get(ANSWERS, ["v0", "q"])
+    assert list(read.prompt_token_ids) == [5, 6]
+    assert list(read.completions[0].token_ids) == [1, 2**20]
+    assert (read.completions[0].text, read.completions[0].choices) == ("a \ud83d", (0.25,))
+    assert again.get(JUDGEMENTS, ("q", 0, "text")) == judged
+    assert again.get(SCORES, ["v0", "x"]) == Scored("x", -3.5, 7)
+    assert not again.holds(SCORES, ["v1", "x"])
 
 
 def test_time_of_a_part_done_in_two_goes_is_not_counted(tmp_path: Path) -> None:
