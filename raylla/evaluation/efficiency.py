@@ -25,7 +25,7 @@ from raylla.records import Planned
 from raylla.world import World, clicks
 
 LEAST_QUERIES = 10
-BATCHES = 10
+PARTS = 10
 """Parts that test auctions are held in: what each costs makes the intervals of costs."""
 COSTS = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
 
@@ -64,9 +64,13 @@ def validation_auctions(config: Config, world: World) -> list[Planned]:
 
 
 def hold(
-    backend: EvaluationBackend, mechanism: Mechanism, auctions: Sequence[Planned], choice: Choice
+    backend: EvaluationBackend,
+    mechanism: Mechanism,
+    auctions: Sequence[Planned],
+    choice: Choice,
+    parts: int = PARTS,
 ) -> Held:
-    """Hold the auctions and have every offer judged.
+    """Hold the auctions, in ``parts`` one after the other, and have every offer judged.
 
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the auctions or judgements were lost.
@@ -74,7 +78,7 @@ def hold(
     ran: list[Ran] = []
     costs: list[list[float]] = []
     torn: list[list[float]] = []
-    for batch in np.array_split(np.arange(len(auctions)), min(BATCHES, len(auctions))):
+    for batch in np.array_split(np.arange(len(auctions)), min(parts, len(auctions))):
         started, recalled = time.monotonic(), backend.recalled
         asked = [auctions[place] for place in batch]
         some = mechanism.run(backend, asked, choice)
@@ -111,7 +115,7 @@ def tune(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list
     auctions = validation_auctions(backend.config, backend.world)
     tried: list[dict[str, Any]] = []
     for choice in choices:
-        table = np.array(list(hold(backend, mechanism, auctions, choice).table.values())).mean(axis=0)
+        table = np.array(list(hold(backend, mechanism, auctions, choice, 1).table.values())).mean(axis=0)
         means = dict(zip(COLUMNS, table.tolist(), strict=True))
         tried.append({"choice": dict(choice), "reward": means["reward"], "revenue": means["revenue"]})
     best = max(range(len(tried)), key=lambda place: tried[place]["reward"])
