@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment in .venv and runs a job in it:
-#   bash dev.sh install | train [CONFIG [RUN]] | test [fast | PYTEST ARGS]
+#   bash dev.sh install | train [CONFIG [RUN]] | test [fast | PYTEST ARGS] | clients
+# `clients`, and `test` but for `fast`, make .venv-clients: the clients that docs/clients.md is about.
 # REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -9,6 +10,7 @@ python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null 2>&1 || python=python3
 requirements=${REQUIREMENTS:-requirements/cpu.txt}
 environment=${VIRTUAL_ENV_DIR:-.venv}
+export CLIENTS_DIR=${CLIENTS_DIR:-.venv-clients}
 
 install() {
     "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
@@ -29,6 +31,24 @@ install() {
     "${pip[@]}" --no-build-isolation -r "$environment/rest.txt" 2> "$environment/install.log" ||
         { grep -v WARNING "$environment/install.log" >&2; exit 1; }
     "${pip[@]}" --no-build-isolation --editable . 2>> "$environment/install.log"
+    echo "$wanted" > "$stamp"
+}
+
+# The clients that the endpoint is tried with, whose pins are nobody else's.
+clients() {
+    local list=requirements/clients.txt stamp="$CLIENTS_DIR/.installed" wanted
+    [ "$CLIENTS_DIR" != none ] || return 0
+    wanted=$(sha256sum < "$list")
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
+    echo "installing $list into $CLIENTS_DIR" >&2
+    rm -rf "$CLIENTS_DIR"
+    "$python" -m venv "$CLIENTS_DIR"
+    "$CLIENTS_DIR/bin/python" -m pip --quiet --disable-pip-version-check install --no-deps -r "$list" \
+        2> "$CLIENTS_DIR/install.log" || {
+        grep -v WARNING "$CLIENTS_DIR/install.log" >&2 || true
+        echo "the clients of $list were not installed; CLIENTS_DIR=none tests without them" >&2
+        exit 1
+    }
     echo "$wanted" > "$stamp"
 }
 
@@ -63,6 +83,9 @@ case ${1:-} in
     install)
         install
         ;;
+    clients)
+        clients
+        ;;
     train)
         install
         exec "$environment/bin/raylla" train "${2:-configs/pocket.yaml}" --run "${3:-runs/pocket}"
@@ -70,13 +93,14 @@ case ${1:-} in
     test)
         install
         shift
+        [ "${1:-}" = fast ] || clients
         "$environment/bin/ruff" check .
         "$environment/bin/ruff" format --check .
         "$environment/bin/mypy"
         tests "$@"
         ;;
     *)
-        sed -n '2,5p' "$0" >&2
+        sed -n '2,6p' "$0" >&2
         exit 2
         ;;
 esac

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from urllib.parse import urlsplit
 
 
@@ -34,3 +35,22 @@ def spare_proxy(url: str) -> None:
 def bracketed(host: str) -> str:
     """A host as it stands in a URL: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host
+
+
+def occupied(host: str, port: int, shared: bool = False) -> str | None:
+    """Why no server can listen at ``host`` and ``port``, in words; None: one can.
+
+    ``shared``: a server that lets others of the same user listen there too (HAProxy does).
+    """
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            tried.bind(address)
+            tried.listen()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

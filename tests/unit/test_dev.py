@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FIRST = "tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e"
 SECOND = "tests/actors tests/chaos tests/e2e"
+CLIENTS = ROOT / "requirements" / "clients.txt"
 CHECKS = ["ruff check .", "ruff format --check .", "mypy "]
 
 
@@ -31,16 +33,24 @@ def environment(tmp_path: Path) -> Path:
         )
         program.chmod(0o755)
     wanted = (ROOT / "requirements" / "cpu.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
-    (tmp_path / ".installed").write_text(f"{hashlib.sha256(wanted).hexdigest()}  -\n")
+    stamp(tmp_path, wanted)
+    (tmp_path / "clients").mkdir()
+    stamp(tmp_path / "clients", CLIENTS.read_bytes())
     return tmp_path
 
 
-def dev(environment: Path, *arguments: str, **statuses: int) -> tuple[int, list[str]]:
+def stamp(environment: Path, wanted: bytes) -> None:
+    """Have an environment count as installed."""
+    (environment / ".installed").write_text(f"{hashlib.sha256(wanted).hexdigest()}  -\n")
+
+
+def dev(environment: Path, *arguments: str, **statuses: int | str) -> tuple[int, list[str]]:
     """Exit status of `dev.sh test`, and what it ran."""
     told = {
         "VIRTUAL_ENV_DIR": str(environment),
         "PYTHON": sys.executable,
         "REQUIREMENTS": "requirements/cpu.txt",
+        "CLIENTS_DIR": str(environment / "clients"),
     }
     told |= {name: str(status) for name, status in statuses.items()}
     done = subprocess.run(["bash", str(ROOT / "dev.sh"), "test", *arguments], env={**os.environ, **told})
@@ -69,6 +79,44 @@ def test_a_path_is_run_by_one_process(environment: Path) -> None:
 def test_fast_takes_arguments_too(environment: Path) -> None:
     assert dev(environment, "fast", "-x") == (0, [*CHECKS, "--fast tests/unit -x"])
     assert dev(environment) == (0, [*CHECKS, FIRST, SECOND])
+
+
+@pytest.fixture
+def making(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python whose new environments hold one program, which notes its arguments."""
+    program = tmp_path_factory.mktemp("python") / "python"
+    inner = f'#!/bin/sh\necho "clients $*" >> {environment}/noted\nexit ${{PIP:-0}}\n'
+    program.write_text(
+        '#!/bin/sh\n[ "$2" = venv ] || exit 0\nmkdir -p "$3/bin"\n'
+        f'cat > "$3/bin/python" <<\'E\'\n{inner}E\nchmod +x "$3/bin/python"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_the_clients_are_installed_once_and_not_for_fast_tests(environment: Path, making: Path) -> None:
+    stamp(environment / "clients", b"an older list")
+    pip = "clients -m pip --quiet --disable-pip-version-check install --no-deps -r requirements/clients.txt"
+    assert dev(environment, "fast", PYTHON=str(making)) == (0, [*CHECKS, "--fast tests/unit"])
+    assert dev(environment, PYTHON=str(making)) == (0, [pip, *CHECKS, FIRST, SECOND])
+    assert dev(environment, PYTHON=str(making)) == (0, [*CHECKS, FIRST, SECOND])
+
+
+def test_clients_that_cannot_be_installed_are_left_out_only_when_told(
+    environment: Path, making: Path
+) -> None:
+    stamp(environment / "clients", b"an older list")
+    status, ran = dev(environment, PYTHON=str(making), PIP=1)
+    assert (status, len(ran)) == (1, 1)
+    assert dev(environment, PYTHON=str(making), PIP=1, CLIENTS_DIR="none")[0] == 0
+
+
+def test_pins_are_complete_and_exact() -> None:
+    pins = [line for line in CLIENTS.read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", pin) for pin in pins)
+    named = {pin.partition("==")[0].lower() for pin in pins}
+    wanted = {"openai", "langchain-openai", "litellm", "pydantic-ai-slim", "openai-agents", "instructor"}
+    assert wanted <= named
 
 
 def test_a_light_test_loads_nothing_heavy(tmp_path: Path) -> None:

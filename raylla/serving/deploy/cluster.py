@@ -21,7 +21,7 @@ from ray import serve
 from raylla.actors import login
 from raylla.config import Config
 from raylla.errors import DeadlineError, DeployError
-from raylla.network import bracketed, loopback
+from raylla.network import bracketed, loopback, occupied
 from raylla.progress import Steps
 from raylla.serving.deploy.app import NAME
 from raylla.serving.security import keyring
@@ -32,6 +32,8 @@ ENDPOINT = "start the endpoint and its engines"
 """The stage in which a deployment is waited for."""
 POLL_SECONDS = 0.5
 REQUEST_SECONDS = 30.0
+PROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
+"""Variables that name the ports at which HAProxy speaks of itself, and what they are without."""
 _PATH = "/api/serve/applications/"
 _DONE = {"RUNNING"}
 _FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
@@ -65,14 +67,38 @@ def start() -> str:
     return f"http://{context.dashboard_url}"
 
 
+def vacant(config: Config) -> None:
+    """See that the ports of an endpoint on this machine can be listened at.
+
+    Raises:
+        DeployError: one is taken, or not of this machine; names it and its setting.
+    """
+    host, port = config.serving.host, config.serving.port
+    if port and (why := occupied(host, port)) is not None:
+        raise DeployError(
+            f"serving.port={port}: nobody can listen at {bracketed(host)}:{port}: {why}; end what does, "
+            "or serve elsewhere, with --set serving.port=PORT"
+        )
+    for name, usual in PROXY_PORTS.items():
+        port = int(os.environ.get(name, usual))
+        if (why := occupied("0.0.0.0", port, shared=True)) is not None:
+            raise DeployError(
+                f"port {port}, which HAProxy needs: {why}; end what listens there, or set {name} to "
+                "another in the environment"
+            )
+
+
 def serve_here(config: Config, manifest: Mapping[str, Any], watch: Steps) -> None:
     """Serve on a Ray of our own until SIGINT or SIGTERM; says where.
 
     Raises:
         ConfigError: the secrets are missing.
         StoreError: the database cannot be used, or is in another currency.
-        DeployError: the application does not come up.
+        DeployError: a port is taken, or the application does not come up.
+        DeadlineError: Ray's dashboard or the application took longer than ``deadlines.start``.
     """
+    vacant(config)
+    seconds = config.deadlines.start
     database = config.serving.database
     if (made := keyring.ensure(database)) is not None:
         say(f"made signing and admin keys for this machine: {made} (mode 0600)")
@@ -83,12 +109,14 @@ def serve_here(config: Config, manifest: Mapping[str, Any], watch: Steps) -> Non
         store.close()
     stopped = threading.Event()
     with watch.stage("start Ray here"):
-        at = Dashboard(start())
+        at = Dashboard(start(), patience=seconds)
     for number in (signal.SIGINT, signal.SIGTERM):  # now, for Ray's start has set a handler of its own
         signal.signal(number, lambda *_: stopped.set())
     try:
+        with watch.stage(f"wait for Ray's dashboard at {at.address}"):
+            at.details()
         with watch.stage(ENDPOINT):
-            at.apply(manifest, config.deadlines.start)
+            at.apply(manifest, seconds)
         say(f"endpoint   {at.endpoint()}/v1  (playground at {at.endpoint()}/, OpenAPI at /docs)")
         say(f"dashboard  {at.address}  (for `raylla deploy --address`)")
         if (kept := keyring.file(database)) is not None:
@@ -102,9 +130,14 @@ def serve_here(config: Config, manifest: Mapping[str, Any], watch: Steps) -> Non
 class Dashboard:
     """The Serve API of a cluster."""
 
-    def __init__(self, address: str) -> None:
-        """``address`` is the dashboard's URL; the token that this process has is shown there."""
+    def __init__(self, address: str, patience: float = 0.0) -> None:
+        """``address`` is the dashboard's URL; the token that this process has is shown there.
+
+        ``patience``: seconds that a dashboard is waited for which this process has started itself; 0: it is
+        the user's own to name, and whatever does not answer there is none.
+        """
         self.address = address.rstrip("/")
+        self._patience = patience
         login.log_in()
 
     def details(self) -> dict[str, Any]:
@@ -112,30 +145,33 @@ class Dashboard:
 
         Raises:
             DeployError: nothing answers there, or something else than a Ray dashboard.
+            DeadlineError: a dashboard that was started here does not answer in time.
         """
-        return dict(self._ask("GET", None).json())
+        return self._details(self._patience)
 
     def apply(self, config: Mapping[str, Any], seconds: float) -> None:
         """Deploy a Serve config and wait until it runs.
 
         Raises:
             DeployError: Serve refuses it, or it fails.
-            DeadlineError: it did not run within ``seconds``.
+            DeadlineError: it did not run within ``seconds`` (``deadlines.start``).
         """
-        self._ask("PUT", config)
         deadline = time.monotonic() + seconds
+        self._ask("PUT", config, self._patience, seconds)  # answered once Serve's controller runs
         # Serve takes a moment to begin, and until then the old state is shown.
         time.sleep(POLL_SECONDS)
         while True:
-            found = self.details().get("applications", {}).get(NAME, {})
+            left = max(deadline - time.monotonic(), POLL_SECONDS)
+            found = self._details(left).get("applications", {}).get(NAME, {})
             if found.get("status") in _DONE and _settled(found):
                 return
             if found.get("status") in _FAILED:
                 raise DeployError(f"Serve application {NAME}: {found['status']}: {_why(found)}")
             if time.monotonic() > deadline:
                 raise DeadlineError(
-                    f"Serve application {NAME} is {found.get('status', 'absent')} after {seconds:g} s "
-                    f"({_why(found)}); look at the replicas' logs on {self.address}"
+                    f"Serve application {NAME} is {found.get('status', 'absent')} after "
+                    f"deadlines.start={seconds:g} s ({_why(found)}); look at the replicas' "
+                    f"logs on {self.address}"
                 )
             time.sleep(POLL_SECONDS)
 
@@ -175,26 +211,56 @@ class Dashboard:
         except (httpx.HTTPError, ValueError) as error:
             raise DeployError(f"{url} does not answer: {error}") from None
 
-    def _ask(self, method: str, body: Mapping[str, Any] | None) -> httpx.Response:
-        try:
-            answer = httpx.request(
-                method,
-                self.address + _PATH,
-                json=body,
-                headers=login.headers(),
-                timeout=REQUEST_SECONDS,
-                trust_env=not loopback(self.address),
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise DeployError(
-                f"--address {self.address}: {error}; give the URL of the cluster's dashboard, "
-                "such as http://127.0.0.1:8265"
-            ) from None
+    def _details(self, patience: float) -> dict[str, Any]:
+        return dict(self._ask("GET", None, patience).json())
+
+    def _ask(
+        self,
+        method: str,
+        body: Mapping[str, Any] | None,
+        patience: float,
+        read: float = REQUEST_SECONDS,
+    ) -> httpx.Response:
+        """An answer, which may take ``read`` seconds; asked for again for ``patience`` seconds."""
+        began = time.monotonic()
+        while True:
+            try:
+                return self._once(method, body, max(read, REQUEST_SECONDS))
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                waited = time.monotonic() - began
+                if patience and waited > patience:
+                    raise DeadlineError(
+                        f"{self._name()} did not answer for {waited:.0f} s ({error}); on a machine that is "
+                        "this busy, give it longer with --set deadlines.start=SECONDS"
+                    ) from None
+                if not patience:
+                    raise DeployError(
+                        f"--address {self.address}: {error}; give the URL of the cluster's dashboard, "
+                        "such as http://127.0.0.1:8265"
+                    ) from None
+            time.sleep(POLL_SECONDS)
+
+    def _once(self, method: str, body: Mapping[str, Any] | None, read: float) -> httpx.Response:
+        answer = httpx.request(
+            method,
+            self.address + _PATH,
+            json=body,
+            headers=login.headers(),
+            timeout=httpx.Timeout(REQUEST_SECONDS, read=read),
+            trust_env=not loopback(self.address),
+        )
         if answer.status_code in (401, 403):
-            raise DeployError(f"--address {self.address}: {answer.text[:200]}; {login.missing()}")
+            raise DeployError(f"{self._name()}: {answer.text[:200]}; {login.missing()}")
+        if method == "GET" and answer.status_code >= 500:  # what it asks in turn has not come up
+            raise httpx.HTTPError(f"status {answer.status_code}: {answer.text[:200]}")
         if answer.status_code != 200:
             raise DeployError(f"{self.address}: Serve refuses the config: {answer.text[:2000]}")
         return answer
+
+    def _name(self) -> str:
+        if self._patience:
+            return f"Ray's dashboard at {self.address}, which was started here,"
+        return f"--address {self.address}"
 
 
 def _settled(application: Mapping[str, Any]) -> bool:

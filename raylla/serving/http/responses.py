@@ -1,4 +1,5 @@
-"""The Responses API over the same auctions as chat completions: POST, GET and DELETE /v1/responses.
+"""The Responses API over the same auctions as chat completions: POST, GET and DELETE /v1/responses, and
+what one was asked.
 
 A response that is kept (OpenAI's default, `store`) can be gone on from by its id. It belongs to the key
 that asked for it.
@@ -10,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
@@ -31,6 +32,8 @@ from raylla.serving.http.openai.history import Conversation, cleaned, conversati
 from raylla.serving.http.openai.rates import Rates
 from raylla.serving.http.openai.responsebodies import (
     Deleted,
+    InputItem,
+    InputItems,
     ResponseBody,
     ResponseId,
     ResponseRequest,
@@ -88,6 +91,9 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
     made.add_api_route(
         "/v1/responses/{response_id}", read, response_model=ResponseBody, responses=FAULTS, methods=["GET"]
     )
+    made.add_api_route(
+        "/v1/responses/{response_id}/input_items", input_items, responses=FAULTS, methods=["GET"]
+    )
     made.add_api_route("/v1/responses/{response_id}", remove, responses=FAULTS, methods=["DELETE"])
     return made
 
@@ -102,6 +108,34 @@ def read(
     if stream:
         raise refused("stream", "a kept response is given whole; leave it out")
     return JSONResponse(behind.store.responses.body(response_id, caller.key_id))
+
+
+def input_items(
+    response_id: ResponseId,
+    behind: Behind,
+    caller: Application,
+    after: Annotated[str, Query(max_length=120, description="`last_id` of the page before")] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> InputItems:
+    """What a response was asked with, as the model read it, the last first unless ``order`` is asc.
+
+    It is the request's own input, without what the response went on from.
+    """
+    turns = behind.store.responses.turns(response_id, caller.key_id)
+    if turns[-1].role == "assistant":  # the answer
+        turns = turns[:-1]
+    number = response_id.removeprefix("resp_")
+    found = [InputItem.of(f"msg_{number}_{place}", turn) for place, turn in enumerate(turns)]
+    if order == "desc":
+        found.reverse()
+    ids = [one.id for one in found]
+    if after and after not in ids:
+        raise unusable("after", f"the response has no item {after!r}")
+    start = ids.index(after) + 1 if after else 0
+    data = found[start : start + limit]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return InputItems(data=data, first_id=first, last_id=last, has_more=start + limit < len(found))
 
 
 def remove(response_id: ResponseId, behind: Behind, caller: Application) -> Deleted:

@@ -22,6 +22,7 @@ OPERATIONS = [
     ("/v1/responses", "post"),
     ("/v1/responses/{response_id}", "get"),
     ("/v1/responses/{response_id}", "delete"),
+    ("/v1/responses/{response_id}/input_items", "get"),
     ("/v1/models", "get"),
     ("/v1/models/{model}", "get"),
     ("/healthz", "get"),

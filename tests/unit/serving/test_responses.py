@@ -139,6 +139,40 @@ def test_a_response_is_read_again_and_deleted_by_its_key_alone(market: Market, c
     assert len(list(market.store.auctions(now - dt.timedelta(hours=1), now + dt.timedelta(hours=1)))) == 1
 
 
+def test_what_a_response_was_asked_is_listed_for_its_key(market: Market, cup: Listing) -> None:
+    one = endpoint(market.store, placing(cup))
+    asked: Any = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": ASKED},
+        {"role": "assistant", "content": TEXT},
+        {"role": "user", "content": "and a cheaper one?"},
+    ]
+    roles = ["system", "user", "assistant", "user"]
+    with official(one) as api:
+        first = api.responses.create(model="raylla", input=asked, instructions="be kind")
+        second = api.responses.create(model="raylla", input="in blue?", previous_response_id=first.id)
+        found: list[Any] = list(api.responses.input_items.list(first.id, order="asc"))
+        assert [(item.role, item.content[0].text) for item in found] == [
+            (role, each["content"]) for role, each in zip(roles, asked, strict=True)
+        ]
+        paged = api.responses.input_items.list(first.id, limit=1)
+        assert paged.has_next_page()
+        assert [item.id for item in paged] == [item.id for item in reversed(found)]
+        own: list[Any] = list(api.responses.input_items.list(second.id))
+        assert [item.content[0].text for item in own] == ["in blue?"]
+        assert list(api.responses.input_items.list(first.id, after=found[0].id)) == []
+        with pytest.raises(openai.BadRequestError) as raised:
+            api.responses.input_items.list(first.id, after="msg_0")
+        assert raised.value.param == "after"
+        with pytest.raises(openai.BadRequestError) as raised:
+            api.responses.input_items.list(first.id, limit=101)
+        assert raised.value.param == "limit"
+    body = {"role": "application", "name": "other"}
+    key = client(one).post("/v1/keys", json=body, headers=HEADERS).json()["key"]
+    path = f"/v1/responses/{first.id}/input_items"
+    assert client(one).get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 404
+
+
 def test_what_is_not_to_be_kept_is_not(market: Market, cup: Listing) -> None:
     one = endpoint(market.store, placing(cup))
     done = send(one, store=False).json()

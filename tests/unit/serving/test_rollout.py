@@ -171,7 +171,7 @@ def test_a_failed_deployment_says_why(serve: Serve, at: Dashboard, run: Path) ->
     with pytest.raises(DeployError, match="no CPUs left"):
         deploy.canary(at, run, "v2", 0.25)
     serve.status = "DEPLOYING"
-    with pytest.raises(DeadlineError, match="after 0 s"):
+    with pytest.raises(DeadlineError, match=r"after deadlines\.start=0 s"):
         at.apply(serve.config, 0)
 
 

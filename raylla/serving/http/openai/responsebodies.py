@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raylla.records import Turn
 from raylla.serving.http.openai.bodies import AuctionDetail, Int, Parameters, UrlCitation
 
 ResponseId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
@@ -97,6 +98,34 @@ class ResponseBody(BaseModel):
     previous_response_id: str | None
     metadata: dict[str, str]
     raylla: AuctionDetail | None = None
+
+
+class InputItem(BaseModel):
+    """A turn that a response was asked with."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["system", "user", "assistant"]
+    status: Literal["completed"] = "completed"
+    content: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, id: str, turn: Turn) -> InputItem:
+        """A turn in OpenAI's form."""
+        part: dict[str, Any] = {"type": "input_text", "text": turn.text}
+        if turn.role == "assistant":
+            part = {"type": "output_text", "text": turn.text, "annotations": [], "logprobs": []}
+        return cls(id=id, role=turn.role, content=[part])
+
+
+class InputItems(BaseModel):
+    """Some of the turns that a response was asked with; ``last_id`` is the ``after`` of the next."""
+
+    object: Literal["list"] = "list"
+    data: list[InputItem]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class Deleted(BaseModel):

@@ -58,6 +58,16 @@ class Responses:
         with self._database.reading() as session:
             return _own(session.get(models.Response, id), id, key_id).body
 
+    def turns(self, id: str, key_id: str) -> tuple[Turn, ...]:
+        """What a response itself added to its conversation: what was asked, and its answer last.
+
+        Raises:
+            UnknownError: the client has no such response.
+        """
+        with self._database.reading() as session:
+            row = _own(session.get(models.Response, id), id, key_id)
+            return tuple(Turn(role, text) for role, text in row.turns)
+
     def conversation(self, id: str, key_id: str) -> tuple[Turn, ...]:
         """All that was said up to the end of a response, oldest first.
 
