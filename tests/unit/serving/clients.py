@@ -95,7 +95,7 @@ class Outcome:
 
 def missing() -> str | None:
     """Why the clients cannot be run here, and how to get them."""
-    if (ENVIRONMENT / "bin" / "python").exists():
+    if (ENVIRONMENT / ".installed").exists():  # what dev.sh leaves when it is done
         return None
     return "no environment with the clients; `bash dev.sh clients` makes it from requirements/clients.txt"
 
