@@ -15,23 +15,21 @@ from raylla.config.sections import (
     Engines,
     Evaluation,
     Irpo,
-    Links,
     Lora,
     Model,
     Online,
     Pctr,
     Penalty,
     Ray,
-    Replicas,
     Sampling,
     Section,
-    Serving,
     Tuning,
     UserLlm,
     Wandb,
     Warmstart,
     World,
 )
+from raylla.config.serving import Links, Replicas, Serving
 from raylla.config.tree import Config
 
 __all__ = [

@@ -25,13 +25,13 @@ from raylla.config.sections import (
     Ray,
     Section,
     Seed,
-    Serving,
     Storage,
     UserLlm,
     Wandb,
     Warmstart,
     World,
 )
+from raylla.config.serving import Serving
 
 NOT_OF_A_RUN = {"wandb", "deadlines", "storage", "ray", "bench", "serving", "evaluation", "judging"}
 """Sections that decide no result of a run, but for these of the evaluation's fields:"""

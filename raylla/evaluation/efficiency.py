@@ -82,7 +82,7 @@ def hold(
         started, recalled = time.monotonic(), backend.recalled
         asked = [auctions[place] for place in batch]
         some = mechanism.run(backend, asked, choice)
-        what = [mechanism.name, dict(choice), [one.auction.id for one in asked]]
+        what = [mechanism.name, dict(choice), [[one.auction.id, one.n] for one in asked]]
         spent = time.monotonic() - started
         seconds = backend.took(what, spent, recalled)
         (torn if seconds is None else costs).append(_costs(some, spent if seconds is None else seconds))

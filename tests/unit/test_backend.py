@@ -8,6 +8,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,6 +191,10 @@ def test_time_of_a_part_done_in_two_goes_is_not_counted(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
     planned = efficiency.test_auctions(made.backend.config, made.backend.world)[:20]
     efficiency.hold(made.backend, Pretrained(), planned[:1], {})
+    more = [replace(one, n=one.n + 1) for one in planned[:1]]
+    efficiency.hold(made.backend, Pretrained(), more, {})
+    (file,) = (tmp_path / "evaluation").iterdir()
+    assert file.read_text().count('"kind": "seconds"') == 2  # more answers are another part
     again = make(tmp_path, lambda bid: bid / 100)
     assert len(efficiency.hold(again.backend, Pretrained(), planned, {}).costs) == 9
     assert len(efficiency.hold(again.backend, Pretrained(), planned[:2], {}).costs) == 2
