@@ -3,8 +3,9 @@ for more, pays for what is new alone.
 
     RUN/evaluation/DIGEST.jsonl    a line for each answer, judgement, score and measured time
 
-The digest covers what they depend on beside the run itself: the models, how they are sampled and read, and
-the packages' versions.  Whatever has another digest is never read.
+The digest covers what they depend on beside the run itself: the models, how they are sampled, and the
+packages' versions.  Whatever has another digest is never read.  A judgement is its judge's: under another one
+the answers stay, and are judged anew.
 """
 
 from __future__ import annotations
@@ -50,20 +51,19 @@ def kept(run: Run, config: Config) -> Kept:
         StorageError: the run's directory cannot be written.
     """
     tree = config.model_dump(mode="json")
-    about = {name: tree[name] for name in ("seed", "ad_llm", "user_llm", "engine", "pctr")}
+    about = {name: tree[name] for name in ("seed", "ad_llm", "engine", "pctr")}
     about["versions"] = package_versions()
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    return Kept(run.part(PLACE) / f"{digest}.jsonl")
+    return Kept(run.part(PLACE) / f"{_digest(about)[:12]}.jsonl", _digest(tree["user_llm"])[:12])
 
 
 class Kept:
     """Values by kind and key, in memory and, where there is a ``path``, in a file that only grows.
 
-    A line that a killed process left half written is passed over.
+    A line that a killed process left half written is passed over. Judgements are those of ``judge``.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None = None, judge: str = "") -> None:
+        self._path, self._judge = path, judge
         self._values: dict[tuple[str, str], Any] = {}
         self._earlier: set[tuple[str, str]] = set()
         self.recalled = 0
@@ -82,11 +82,11 @@ class Kept:
 
     def holds(self, kind: Kind[Any], key: object) -> bool:
         """Whether there is a value of this kind and key."""
-        return _name(kind, key) in self._values
+        return self._name(kind, key) in self._values
 
     def get(self, kind: Kind[Value], key: object) -> Value:
         """The value of a kind and key, which is there."""
-        name = _name(kind, key)
+        name = self._name(kind, key)
         if name in self._earlier:
             self.recalled += 1
             self._earlier.remove(name)
@@ -100,7 +100,7 @@ class Kept:
         Raises:
             StorageError: the disk is full, read-only or gone.
         """
-        name = _name(kind, key)
+        name = self._name(kind, key)
         self._values[name] = value
         if self._path is not None:
             told = kind.form.dump_python(value, mode="json", fallback=list)  # token ids are `Ids`
@@ -117,7 +117,10 @@ class Kept:
             return
         self._earlier.add(name)
 
+    def _name(self, kind: Kind[Any], key: object) -> tuple[str, str]:
+        whole = [self._judge, key] if kind is JUDGEMENTS else key
+        return kind.name, _digest(whole)[:24]
 
-def _name(kind: Kind[Any], key: object) -> tuple[str, str]:
-    told = json.dumps(key, sort_keys=True)
-    return kind.name, hashlib.sha256(told.encode()).hexdigest()[:24]
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

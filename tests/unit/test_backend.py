@@ -206,9 +206,15 @@ def test_another_judge_is_asked_anew(tmp_path: Path) -> None:
     judge = config.user_llm.model_copy(update={"path": "another"})
     other = config.model_copy(update={"user_llm": judge})
     key = ["auction", 0, "text"]
-    kept(made.backend.run, config).put(JUDGEMENTS, key, Judgement("0", {}, 1))
+    first = kept(made.backend.run, config)
+    first.put(JUDGEMENTS, key, Judgement("0", {}, 1))
+    first.put(SCORES, ["v0", "x"], Scored("x", -3.5, 7))
     assert kept(made.backend.run, config).holds(JUDGEMENTS, key)
-    assert not kept(made.backend.run, other).holds(JUDGEMENTS, key)
+    second = kept(made.backend.run, other)
+    assert not second.holds(JUDGEMENTS, key)
+    assert second.holds(SCORES, ["v0", "x"])  # what was written stays; it is judged anew
+    second.put(JUDGEMENTS, key, Judgement("0", {"1000": True}, 1))
+    assert kept(made.backend.run, config).get(JUDGEMENTS, key).clicks == {}
 
 
 def test_expected_figures_are_the_judges_own_where_it_says_how_probable_clicks_are(tmp_path: Path) -> None:
