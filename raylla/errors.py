@@ -119,7 +119,7 @@ class RequestError(EndpointError):
 
 
 class TooLongError(RequestError):
-    """What a request to the endpoint holds is too long for the model's context."""
+    """What a request to the endpoint holds, or goes on from, is too long."""
 
 
 class BusyError(RayllaError):

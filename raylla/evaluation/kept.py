@@ -4,8 +4,8 @@ for more, pays for what is new alone.
     RUN/evaluation/DIGEST.jsonl    a line for each answer, judgement, score and measured time
 
 The digest covers what they depend on beside the run itself: the models, how they are sampled, and the
-packages' versions.  Whatever has another digest is never read.  A judgement is its judge's: under another one
-the answers stay, and are judged anew.
+packages' versions.  Whatever has another digest is never read.  A judgement is its judge's: under another
+judge the answers stay, and are judged anew.
 """
 
 from __future__ import annotations

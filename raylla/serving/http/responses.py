@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from raylla.config import Config
-from raylla.errors import UnknownError
+from raylla.errors import TooLongError, UnknownError
 from raylla.records import Turn
 from raylla.serving.auction.auctioneer import Auctioneer
 from raylla.serving.auction.exchange import Answered
@@ -73,7 +73,7 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
     ) -> Response:
         models.check(body.model, serving.model_name)
         said = _said(body)
-        before = await _before(behind.store.responses, body, caller.key_id)
+        before = await _before(behind.store.responses, body, caller.key_id, serving.largest_body)
         rules = cleaned("system", body.instructions or "")
         whole = replace(said, turns=(*rules, *before, *said.turns))
         limits = [body.max_output_tokens]
@@ -151,11 +151,14 @@ def _said(body: ResponseRequest) -> Conversation:
     return conversation(body.input, "input")
 
 
-async def _before(kept: Responses, body: ResponseRequest, key_id: str) -> tuple[Turn, ...]:
+async def _before(kept: Responses, body: ResponseRequest, key_id: str, most: int) -> tuple[Turn, ...]:
     if body.previous_response_id is None:
         return ()
     try:
-        return await run_in_threadpool(kept.conversation, body.previous_response_id, key_id)
+        return await run_in_threadpool(kept.conversation, body.previous_response_id, key_id, most)
+    except TooLongError as error:
+        why = f"{error} (serving.largest_body); begin a new conversation with its last turns"
+        raise unusable("previous_response_id", why, "context_length_exceeded") from None
     except UnknownError as error:
         raise unusable("previous_response_id", str(error), "previous_response_not_found") from None
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from raylla.config import Sampling
 from raylla.engines.protocol import Wish
 from raylla.errors import RequestError
-from raylla.serving.http.openai.bodies import ChatRequest
+from raylla.serving.http.openai.bodies import ChatRequest, Extras, User
 from raylla.serving.http.openai.parameters import NO_EFFECT, ONLY, OWNED, sampling
 from raylla.serving.http.openai.rates import Rates
 from raylla.serving.http.openai.responsebodies import ResponseRequest
@@ -87,6 +87,10 @@ def test_what_changes_nothing_is_taken(store: Store) -> None:
     }
     assert ask(one, **body).status_code == 200
     assert ask(one, **dict.fromkeys(own - {"messages"})).status_code == 200
+    nobody = dict.fromkeys(User.model_fields)
+    about: dict[str, Any] = dict.fromkeys(Extras.model_fields) | {"profile": nobody}
+    assert ask(one, raylla=about).status_code == 200
+    assert ask(one, raylla={"colour": None}).status_code == 400
     assert {*NO_EFFECT, *ONLY, *OWNED} <= own | ResponseRequest.model_fields.keys()
 
 

@@ -37,6 +37,11 @@ from tests.unit.serving.test_odd_requests import (  # noqa: F401
     test_rebates_add_up_below_zero,
     test_the_calendar_has_a_last_day,
 )
+from tests.unit.serving.test_responses import (  # noqa: F401
+    cup,
+    test_a_conversation_longer_than_a_body_is_not_gone_on_from,
+    test_a_response_is_gone_on_from,
+)
 from tests.unit.serving.test_tallies import (  # noqa: F401
     test_a_click_whose_charge_is_taken_back_is_an_invalid_one_of_its_own_day,
     test_a_report_says_what_happened,

@@ -114,6 +114,21 @@ def test_a_response_is_gone_on_from(market: Market, cup: Listing) -> None:
     assert third.status == "completed"
 
 
+def test_a_conversation_longer_than_a_body_is_not_gone_on_from(market: Market) -> None:
+    one = endpoint(market.store, "ok", largest_body=2000)
+    previous, answers = None, []
+    for _ in range(8):
+        answers.append(send(one, input="tea? " * 60, previous_response_id=previous))
+        if answers[-1].status_code != 200:
+            break
+        previous = answers[-1].json()["id"]
+    assert 4 < len(answers) < 8
+    fault = answers[-1].json()["error"]
+    assert (answers[-1].status_code, fault["code"]) == (400, "context_length_exceeded")
+    assert "serving.largest_body" in fault["message"]
+    assert fault["param"] == "previous_response_id"
+
+
 def test_a_response_is_read_again_and_deleted_by_its_key_alone(market: Market, cup: Listing) -> None:
     one = endpoint(market.store, placing(cup))
     now = dt.datetime.now(dt.UTC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raylla.config import Links
 
@@ -36,19 +36,34 @@ class Message(BaseModel):
     content: str | list[dict[str, Any]] | None = None
 
 
-class User(BaseModel):
-    """Who asks: what the mechanism may know about the user."""
+class Spoken(BaseModel):
+    """An object of which a field that is null is one that was left out, as in OpenAI's own."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, said: Any) -> Any:
+        if isinstance(said, dict):
+            return {
+                name: value
+                for name, value in said.items()
+                if value is not None or name not in cls.model_fields
+            }
+        return said
+
+
+class User(Spoken):
+    """Who asks: what the mechanism may know about the user."""
+
     id: UserId | None = None
     basics: str = ""
     interests: Annotated[list[Short], Field(max_length=20)] = []
 
 
-class Extras(BaseModel):
+class Extras(Spoken):
     """What an application may say about the auction (`extra_body={"raylla": ...}` of the client)."""
 
-    model_config = ConfigDict(extra="forbid")
     ads: bool = Field(True, description="false: the answer without ads, and no auction")
     profile: User | None = None
     floor_micros: Annotated[Int, Field(ge=0, le=10**15)] = Field(0, description="least bid per click")

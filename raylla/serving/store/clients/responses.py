@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import String, cast, delete, func, literal, select
 
-from raylla.errors import UnknownError
+from raylla.errors import TooLongError, UnknownError
 from raylla.records import Turn
 from raylla.serving.store import models
 from raylla.serving.store.database import Database
@@ -68,19 +68,33 @@ class Responses:
             row = _own(session.get(models.Response, id), id, key_id)
             return tuple(Turn(role, text) for role, text in row.turns)
 
-    def conversation(self, id: str, key_id: str) -> tuple[Turn, ...]:
-        """All that was said up to the end of a response, oldest first.
+    def conversation(self, id: str, key_id: str, most: int) -> tuple[Turn, ...]:
+        """All that was said up to the end of a response, oldest first, in one reading.
 
         Raises:
             UnknownError: it, or one that it goes on from, is not there.
+            TooLongError: the conversation takes more than ``most`` characters.
         """
-        parts: list[Sequence[Turn]] = []
+        row = models.Response
+        size = func.length(cast(row.turns, String))
+        columns = row.id, row.key_id, row.previous_id, row.turns
+        chain = select(*columns, size.label("size"), literal(0).label("place")).where(row.id == id)
+        chain = chain.cte("chain", recursive=True)
+        earlier = select(*columns, chain.c.size + size, chain.c.place + 1).where(chain.c.size <= most)
+        chain = chain.union_all(earlier.join(chain, row.id == chain.c.previous_id))
         with self._database.reading() as session:
-            wanted: str | None = id
-            while wanted is not None:
-                row = _own(session.get(models.Response, wanted), wanted, key_id)
-                parts.append([Turn(role, text) for role, text in row.turns])
-                wanted = row.previous_id
+            found = session.execute(select(chain).order_by(chain.c.place)).all()
+        parts: list[Sequence[Turn]] = []
+        wanted: str | None = id
+        for one in found:
+            if one.size > most:
+                raise TooLongError(f"the conversation up to {id!r} is longer than {most} characters")
+            if one.key_id != key_id:
+                break
+            parts.append([Turn(role, text) for role, text in one.turns])
+            wanted = one.previous_id
+        if wanted is not None:
+            raise UnknownError(f"response {wanted!r} does not exist")
         return tuple(turn for part in reversed(parts) for turn in part)
 
     def delete(self, id: str, key_id: str) -> None:
