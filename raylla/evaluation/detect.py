@@ -9,9 +9,7 @@ the more likely one of them is suspected: the rate on answers without ads says h
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,6 +26,7 @@ from raylla.auction.prose import sentences
 from raylla.config import Evaluation
 from raylla.errors import ConfigError
 from raylla.figures.intervals import Figure, made
+from raylla.jsonlines import objects, strange
 
 LEAST_F1 = 0.85
 """A detector below it says nothing."""
@@ -100,25 +99,21 @@ def read(path: Path) -> list[Published]:
     Raises:
         ConfigError: it is not there, or a line is none; names the line.
     """
-    field = f"evaluation.native_answers={str(path)!r}"
-    try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()
-    except (OSError, EOFError, ValueError) as error:
-        raise ConfigError(f"{field} cannot be read: {error}; give the file of published answers") from None
+    field = "evaluation.native_answers"
     found = []
-    for number, line in enumerate(lines, start=1):
+    for where, row in objects(path, lambda why: ConfigError(f"{field}: {why}; give another file")):
         try:
-            found.append(_published(json.loads(line)))
+            found.append(_published(row))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{field}, line {number}: {error!r}; each line is an answer with id, query, response and "
-                "label, and where that is 1 with advertisement and sen_span"
+                f"{field}: {where}: {error!r}; each line is an answer with id, query, response and label, "
+                "and where that is 1 with advertisement and sen_span"
             ) from None
     brands, queries = {one.brand for one in found if one.brand}, {one.query for one in found}
     if min(len(brands), len(queries)) < FOLDS:
         raise ConfigError(
-            f"{field} holds {len(brands)} brands and {len(queries)} queries; {FOLDS} of each are the least"
+            f"{field}: {path} holds {len(brands)} brands and {len(queries)} queries; "
+            f"{FOLDS} of each are the least"
         )
     return found
 
@@ -288,6 +283,8 @@ def _fit(table: _Table, labels: Array, width: int) -> Array:
 
 
 def _published(row: dict[str, Any]) -> Published:
+    if wrong := strange(row, ("response",)):
+        raise ValueError(wrong)
     text = row["response"]
     spans = sentences(text)
     start, end = row["sen_span"] if row["label"] else (0, 0)

@@ -6,18 +6,16 @@ One JSON object a line, gzipped or not, as GEM-Bench's judged answers are: ``que
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from raylla.errors import DataError
+from raylla.jsonlines import objects, strange
 from raylla.world.passages import Passage, passage
 
 CLICKED = "NOTICEABLE_CLICKED"
@@ -84,8 +82,7 @@ def read(path: Path) -> Published:
     notes: Counter[str] = Counter()
     judges: tuple[str, ...] = ()
     found: list[Impression] = []
-    for line, row in _rows(path):
-        where = f"{path}, line {line}"
+    for where, row in objects(path, _unusable):
         notes["rows"] += 1
         impression = _impression(row, where)
         judges = judges or tuple(_clicks(row, where))
@@ -124,24 +121,8 @@ def split(
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers, from 1, and the objects on them."""
-    try:
-        text = path.read_bytes()
-        if path.suffix == ".gz":
-            text = gzip.decompress(text)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {error}; give a file of judged answers in judging.data") from None
-    for line, raw in enumerate(text.splitlines(), 1):
-        if not raw.strip():
-            continue
-        try:
-            row = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {line} is not JSON: {error}; fetch the file again") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {line} holds no JSON object; fetch the file again")
-        yield line, row
+def _unusable(why: str) -> DataError:
+    return DataError(f"{why}; give a file of judged answers in judging.data")
 
 
 def _impression(row: dict[str, Any], where: str) -> Impression | None:
@@ -158,15 +139,11 @@ def _impression(row: dict[str, Any], where: str) -> Impression | None:
         "product.name": name,
         "product.desc": description,
     }
-    for field, value in values.items():
-        if not _is_text(value) or not (value.strip() or field == "product.desc"):
-            raise DataError(f"{where}: {field}={value!r} is no text; fill or drop the row")
+    wrong = strange(values, tuple(values))
+    empty = [field for field, value in values.items() if field != "product.desc" and not str(value).strip()]
+    if wrong or empty:
+        raise DataError(f"{where}: {wrong or f'{empty[0]} is empty'}; fill or drop the row")
     return Impression(row["question"], name, description, row["response"], _clicks(row, where))
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is text that can be written as UTF-8: JSON can spell halves of characters."""
-    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _clicks(row: dict[str, Any], where: str) -> dict[str, bool]:

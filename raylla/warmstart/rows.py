@@ -7,8 +7,6 @@ of them can be learned; users are drawn, for the data has none.
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import re
 from collections import defaultdict
@@ -20,6 +18,7 @@ from typing import Any
 from raylla.auction.markup import markup
 from raylla.config import Warmstart
 from raylla.errors import WorldError
+from raylla.jsonlines import objects, strange
 from raylla.records import Ad, Profile, Query
 from raylla.world.build import IDS
 from raylla.world.synthetic import lexicon
@@ -67,32 +66,22 @@ def read(path: Path) -> list[Published]:
         WorldError: the file is missing, or a line is none of the data's; names the file and the line.
     """
     rows: dict[str, dict[str, Any]] = {}
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            for number, line in enumerate(lines, start=1):
-                row = _row(line, f"{path}, line {number}")
-                rows[row["id"]] = row
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorldError(f"warmstart.data={str(path)!r} cannot be read: {error}; give the file") from None
+    for where, row in objects(path, lambda why: WorldError(f"warmstart.data: {why}; give another file")):
+        wrong = strange(row, ("id", "meta_topic", "query", "response"))
+        brand = row.setdefault("advertisement", None)
+        if wrong or (brand is not None and (wrong := strange(row, ("advertisement",)))):
+            raise WorldError(f"{where} is no published answer: {wrong}; fetch the file again")
+        rows[row["id"]] = row
     found = []
     for row in rows.values():
         brand = " ".join((row["advertisement"] or "").split())
         text = " ".join(row["response"].split())
-        if row["label"] == 1 and brand and brand in text and not _SIGNS.search(brand):
+        if row.get("label") == 1 and brand and brand in text and not _SIGNS.search(brand):
             topic = row["meta_topic"].replace("_", " ")
             found.append(Published(" ".join(row["query"].split()), topic, brand, text))
     if not found:
         raise WorldError(f"warmstart.data={str(path)!r} holds no answer with an ad; give another file")
     return found
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row: dict[str, Any] = json.loads(line)
-        {row[name] for name in ("id", "meta_topic", "query", "response", "advertisement", "label")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise WorldError(f"{where} is no published answer ({error}); fetch the file again") from None
-    return row
 
 
 def split(found: Sequence[Published], held_out: float, seed: int) -> Split:

@@ -12,22 +12,33 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from raylla import config as settings
 from raylla.actors.judge import parse_clicks
 from raylla.auction import markup, parse
 from raylla.config import Config
-from raylla.errors import ConfigError, RunError, TokenError, WorldError
+from raylla.errors import ConfigError, DataError, RunError, TokenError, WorldError
+from raylla.evaluation import detect
+from raylla.evaluation.kept import SECONDS, Kept
+from raylla.judging import published
 from raylla.records import Ad, Profile, Query
 from raylla.runs.state import Run
 from raylla.serving.auction.repair import Repair
+from raylla.serving.http.openai.bodies import Message
+from raylla.serving.http.openai.history import conversation
+from raylla.serving.http.web import HttpError
 from raylla.serving.security.tokens import TokenKeys, new_claims
+from raylla.warmstart import rows
 from raylla.world import prompts
 from raylla.world.imports import catalogue, tables, webis
+from raylla.world.passages import LONGEST, passage
 from raylla.world.texts import check_ad
 
 ADS = (Ad("1234", "Lumo Kettle", "tea", "food"), Ad("0034", "Boot by Nara", "shoes", "fashion"))
 MARKUPS = [markup(ad) for ad in ADS]
 USER = Profile("p", "adult, city", ("tea",))
+_MESSAGES = TypeAdapter(list[Message])
 QUERY = Query("q", "p", "best tea", "tea", "food", "train")
 
 
@@ -103,6 +114,61 @@ def fuzz_tables(data: bytes) -> None:
         assert not said or "table." in said, said
 
 
+def fuzz_published(data: bytes) -> None:
+    """Any bytes as published answers: bounded passages of plain text, or an error that names the file."""
+    with _file("p.jsonl.gz", data[1:]) if data[:1] == b"z" else _file("p.jsonl", data[1:]) as path:
+        for read in (published.read, rows.read, detect.read):
+            said, found = "p.jsonl", None
+            try:
+                found = read(path)
+            except (DataError, WorldError, ConfigError) as error:
+                said = str(error)
+            assert "p.jsonl" in said, said
+            for one in found.impressions if isinstance(found, published.Published) else ():
+                text = one.passage.text
+                assert len(text) <= LONGEST
+                assert text == " ".join(text.split())
+                text.encode()
+
+
+def fuzz_passages(data: bytes) -> None:
+    """What an answer says about a product is plain text on a line, of a bounded length."""
+    name, _, text = data.decode("utf-8", "replace").partition("\0")
+    found = passage(text, name)
+    assert len(found.text) <= LONGEST
+    assert "\n" not in found.text
+    assert not any(one in found.text for one in MARKUPS)
+
+
+def fuzz_conversation(data: bytes) -> None:
+    """A client's messages are a question and turns that the prompt can hold, or an answer of 400."""
+    status = 400
+    try:
+        found = conversation(_MESSAGES.validate_json(data))
+    except ValidationError:
+        return
+    except HttpError as error:
+        found, status = None, error.status
+    assert status == 400
+    if found is None:
+        return
+    assert found.question
+    for text in (found.question, *(turn.text for turn in found.turns)):
+        assert text
+        assert "<|" not in text
+        assert "\n" not in text
+        text.encode()
+
+
+def fuzz_kept(data: bytes) -> None:
+    """Whatever stands in what an evaluation kept, it goes on, and keeps what comes next."""
+    with _file("kept.jsonl", data) as path:
+        Kept(path).put(SECONDS, "test", 1.5)
+        again = Kept(path)
+        assert again.holds(SECONDS, "test")
+        assert again.get(SECONDS, "test") == 1.5
+
+
 def fuzz_ledger(data: bytes) -> None:
     """Whatever follows the last whole commit of a ledger is cut off, and the run goes on from there."""
     place = _run()
@@ -168,6 +234,10 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "override": fuzz_override,
     "webis": fuzz_webis,
     "tables": fuzz_tables,
+    "published": fuzz_published,
+    "passages": fuzz_passages,
+    "conversation": fuzz_conversation,
+    "kept": fuzz_kept,
     "ledger": fuzz_ledger,
     "prompts": fuzz_prompts,
     "tokens": fuzz_tokens,
@@ -195,6 +265,31 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'\x02{"title": "Mug", "bid": 1e400}\n{"title": ["\\ud83d", 7, null]}\n',
         b"\x04title;url\r\nMug;https://[::1\r\nPot\xff;x\r\nPan;y\r\n",
         b"\x05" + "title\nMug \u00a4100\n".encode("utf-16"),
+    ),
+    "published": (
+        b'x{"question": "q?", "response": "Try Mug.", "product": {"name": "Mug", "desc": "it holds"}, '
+        b'"judgements": {"a": {"click": "NOTICEABLE_CLICKED"}, "b": {"click": "NOT_NOTICEABLE"}}}\n',
+        b'x{"id": "1", "meta_topic": "tea", "query": "q", "response": "A Mug. B.", "advertisement": "Mug", '
+        b'"label": 1, "sen_span": [0, 6]}\n',
+        b"z" + gzip.compress(b'{"id": 1, "response": "\\ud83d"}\n', mtime=0),
+        b"x[]\n",
+    ),
+    "passages": (
+        b"Lumo Kettle\0Try @Lumo Kettle@[Ad-1234]. See [Lumo](https://a.example/x). * Lumo",
+        b"Mug\0# Mug\n- **Mug** is e.g. good.It is! Www.a.example",
+        b"\0",
+    ),
+    "conversation": (
+        b'[{"role": "user", "content": "best tea?"}]',
+        b'[{"role": "system", "content": null}, {"role": "assistant"}, {"role": "user", '
+        b'"content": [{"type": "text", "text": "a"}]}]',
+        b'[{"role": "assistant", "content": [{"type": "refusal", "refusal": "\\ud83d <|im_end|>"}]}, '
+        b'{"role": "tool", "content": "x", "tool_calls": [1]}, {"role": "user", "content": "and?"}]',
+    ),
+    "kept": (
+        b'{"kind": "seconds", "key": "x", "value": 1}\n',
+        b'{"kind": [], "key": {}, "value": null}\n{"kind"',
+        b"[]\n7\n\xff\n",
     ),
     "ledger": (
         b'{"stage": "epoch-1/sample", "sample_id": "x"}\n',

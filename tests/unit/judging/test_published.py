@@ -68,7 +68,7 @@ def test_reads_rows(tmp_path: Path, name: str) -> None:
     [
         ("{", "is not JSON"),
         ("[1]", "no JSON object"),
-        (row(question=" "), "question=' ' is no text"),
+        (row(question=" "), "question is empty"),
         ("[" * 100_000, "is not JSON"),
         (row(question="half \ud800"), "is no text"),
         (row(response=None), "response=None is no text"),

@@ -59,7 +59,7 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path) -> None:
     file.write_text(json.dumps(line(1, "Lumo")) + "\n{]\n")
     with pytest.raises(WorldError, match=r"a\.jsonl, line 2"):
         rows.read(file)
-    with pytest.raises(WorldError, match=r"warmstart\.data=.*absent"):
+    with pytest.raises(WorldError, match=r"warmstart\.data: .*absent"):
         rows.read(tmp_path / "absent")
     with pytest.raises(WorldError, match="holds no answer with an ad"):
         rows.read(write(tmp_path / "b.jsonl.gz", [line(1, "Lumo", label=0)]))
