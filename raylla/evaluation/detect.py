@@ -26,7 +26,7 @@ from raylla.auction.prose import sentences
 from raylla.config import Evaluation
 from raylla.errors import ConfigError
 from raylla.figures.intervals import Figure, made
-from raylla.jsonlines import objects, strange
+from raylla.strictjson import objects, strange
 
 LEAST_F1 = 0.85
 """A detector below it says nothing."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raylla.errors import DataError
-from raylla.jsonlines import objects, strange
+from raylla.strictjson import objects, strange
 from raylla.world.passages import Passage, passage
 
 CLICKED = "NOTICEABLE_CLICKED"

@@ -18,8 +18,8 @@ from typing import Any
 from raylla.auction.markup import markup
 from raylla.config import Warmstart
 from raylla.errors import WorldError
-from raylla.jsonlines import objects, strange
 from raylla.records import Ad, Profile, Query
+from raylla.strictjson import objects, strange
 from raylla.world.build import IDS
 from raylla.world.synthetic import lexicon
 

@@ -77,11 +77,12 @@ class Responses:
         """
         row = models.Response
         size = func.length(cast(row.turns, String))
-        columns = row.id, row.key_id, row.previous_id, row.turns
-        chain = select(*columns, size.label("size"), literal(0).label("place")).where(row.id == id)
-        chain = chain.cte("chain", recursive=True)
-        earlier = select(*columns, chain.c.size + size, chain.c.place + 1).where(chain.c.size <= most)
-        chain = chain.union_all(earlier.join(chain, row.id == chain.c.previous_id))
+        last = select(row.id, row.key_id, row.previous_id, row.turns, size.label("size"))
+        chain = last.add_columns(literal(0).label("place")).where(row.id == id).cte("chain", recursive=True)
+        earlier = select(
+            row.id, row.key_id, row.previous_id, row.turns, chain.c.size + size, chain.c.place + 1
+        ).join(chain, row.id == chain.c.previous_id)
+        chain = chain.union_all(earlier.where(chain.c.size <= most))
         with self._database.reading() as session:
             found = session.execute(select(chain).order_by(chain.c.place)).all()
         parts: list[Sequence[Turn]] = []

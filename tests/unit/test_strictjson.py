@@ -12,8 +12,8 @@ import pytest
 
 from raylla.errors import ConfigError, DataError, RayllaError, WorldError
 from raylla.evaluation import detect
-from raylla.jsonlines import objects
 from raylla.judging import published
+from raylla.strictjson import objects
 from raylla.warmstart import rows
 
 READERS: list[tuple[Callable[[Path], Any], type[RayllaError], str]] = [
