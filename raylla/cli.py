@@ -123,9 +123,12 @@ def evaluate(
         else:
             opened = [Run.open(path) for path in what]
             chosen = settings.changed(opened[0].config, "evaluation", set_)
-        found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
-    write_json(out or opened[0].path / "evaluation.json", found)
-    opened[0].home.save()
+        try:
+            found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
+            write_json(out or opened[0].path / "evaluation.json", found)
+        finally:  # what a run was told stays with it, also where the evaluation was stopped
+            for one in opened:
+                one.home.save()
     show_evaluation(console, found)
 
 
