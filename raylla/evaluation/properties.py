@@ -64,10 +64,11 @@ def sweep(
     answers: int,
     names: Sequence[str],
 ) -> Sweep:
-    """Have one random ad per query bid each of ``bids``, under the weight versions ``names``."""
+    """Have one random ad per query bid each of ``bids``, under the weight versions ``names``; the rates are
+    of expected clicks (`_rates`)."""
     started = time.monotonic()
     chosen = random_places(backend, auctions)
-    rates = {name: _rates(backend, name, auctions, chosen, bids, answers) for name in names}
+    rates = {name: _rates(backend, name, auctions, chosen, bids, answers, expected=True) for name in names}
     seconds = time.monotonic() - started
     examples = _examples(backend, auctions, chosen, (bids[0], bids[-1]), answers)
     return Sweep(rates, examples, len(names) * len(auctions) * len(bids) * answers, seconds)
@@ -188,10 +189,12 @@ def _rates(
     places: Sequence[int],
     bids: Sequence[float],
     answers: int,
+    expected: bool = False,
 ) -> Array:
     """Share of answers in which the ad is shown and clicked, [queries, bids].
 
-    An answer that was lost, or whose judgement was, counts in no share.
+    An answer that was lost, or whose judgement was, counts in no share. ``expected``: a click counts as
+    its probability, where the judge gives it.
 
     Raises:
         BudgetError: too many were lost.
@@ -213,11 +216,12 @@ def _rates(
             kept[at] += 1
             if ids[at] in parse(draw.text, variant.ads).ad_ids:
                 shown.append((at, variant, draw.text))
-    for (at, _, _), clicked in zip(shown, backend.judge([(v, t) for _, v, t in shown]), strict=True):
-        if clicked is None:
+    judged = backend.judgements([(variant, text) for _, variant, text in shown])
+    for (at, _, _), one in zip(shown, judged, strict=True):
+        if one.clicks is None:
             kept[at] -= 1
         else:
-            clicks[at] += clicked[ids[at]]
+            clicks[at] += ((expected and one.probabilities) or one.clicks)[ids[at]]
     backend.bound("answers of a sweep", int(answers * len(variants) - kept.sum()), answers * len(variants))
     rates: Array = (clicks / np.maximum(kept, 1)).reshape(shape)
     return rates

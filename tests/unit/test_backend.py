@@ -397,3 +397,19 @@ def test_a_reward_trainer_started_anew_loads_its_model_again(tmp_path: Path) -> 
     crew.reward.restarts = 1
     made.predict(answers[2:3], 1)
     assert asked == ["load", "predict_intervals", "predict_intervals", "load", "predict_intervals"]
+
+
+def test_a_sweep_counts_expected_clicks_where_the_judge_gives_them_and_a_fine_curve_drawn_ones(
+    tmp_path: Path,
+) -> None:
+    made = make(tmp_path, lambda bid: float(bid > 50))
+    auctions = efficiency.test_auctions(made.backend.config, made.backend.world)[:3]
+    name = list(made.backend.versions)[-1]
+    drawn = properties.sweep(made.backend, auctions, (1, 100), 4, [name]).rates[name]
+    other = make(tmp_path / "told", lambda bid: float(bid > 50))
+    other.reader.told = 0.25
+    expected = properties.sweep(other.backend, auctions, (1, 100), 4, [name]).rates[name]
+    assert drawn[:, 1].min() > 0
+    assert expected == pytest.approx(drawn / 4)
+    fine = properties.fine(other.backend, auctions, (1, 20, 40, 60, 80, 100), 4, 4)
+    assert fine.one.max() == drawn.max() > expected.max()
