@@ -36,7 +36,19 @@ def test_named_documents_are_there() -> None:
     assert not missing
 
 
+def test_named_adapters_are_there() -> None:
+    there = {
+        place.parent.name for place in (ROOT / "raylla/models/adapters").glob("*/adapter_model.safetensors")
+    }
+    named = {name for path in sources() for name in re.findall(r"adapter:([\w-]+)", _text(path))}
+    assert named - {"NAME"} == there
+
+
 def test_contributors_are_sent_to_files_that_are_there() -> None:
     named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert len(named) >= 8
     assert not [one for one in named if not (ROOT / one).exists() and not (ROOT / "raylla" / one).exists()]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace")
