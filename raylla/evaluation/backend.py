@@ -213,19 +213,18 @@ class EvaluationBackend:
         """The pCTR's text encoder's vectors, [len(texts), dim]."""
         return self._encode(texts)
 
-    def took(self, what: Sequence[object], seconds: float, recalled: int) -> float | None:
-        """The wall time of ``what``, kept from when it was done; none where it was done in two goes, of
-        which this one ended after ``seconds``: ``recalled`` is `recalled` when it began."""
+    def begin(self) -> None:
+        """Begin a piece of work whose wall time is to be told."""
+        self._kept.begin()
+
+    def took(self, what: Sequence[object], seconds: float) -> float | None:
+        """The wall time of ``what``, kept from when it was done; none where something of it was known
+        before it was begun, ``seconds`` ago."""
         if not self._kept.holds(SECONDS, what):
-            if self._kept.recalled > recalled:
+            if self._kept.recalled:
                 return None
             self._kept.put(SECONDS, what, seconds)
         return self._kept.get(SECONDS, what)
-
-    @property
-    def recalled(self) -> int:
-        """How many things were asked for that an earlier evaluation had been told."""
-        return self._kept.recalled
 
     def generator(self, planned: Planned, what: str) -> np.random.Generator:
         """Random numbers that depend on the run's seed, the auction and ``what`` alone."""

@@ -5,6 +5,7 @@ Validation auctions are training queries under bids of their own.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import RunError
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.figures.intervals import means, quotients, within
+from raylla.figures.intervals import Figure, means, quotients, within
 from raylla.figures.table import COLUMNS, Outcome, figures, per_query
 from raylla.irpo.schedule import plan, some
 from raylla.mechanisms.protocol import Choice, Mechanism, Ran
@@ -28,12 +29,14 @@ LEAST_QUERIES = 10
 PARTS = 10
 """Parts that test auctions are held in: what each costs makes the intervals of costs."""
 COSTS = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
+UNTIMED: Figure = {"mean": math.nan, "low": math.nan, "high": math.nan}
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """What came of a mechanism's auctions: `per_query` figures, `COSTS` per auction of each batch
-    [batches, 4], the mechanism's notes, every answer with its auction."""
+    [batches, 4], with NaN for the seconds where no batch has a wall time of its own, the mechanism's notes,
+    every answer with its auction."""
 
     table: Mapping[str, Array]
     costs: Array
@@ -79,13 +82,13 @@ def hold(
     costs: list[list[float]] = []
     torn: list[list[float]] = []
     for batch in np.array_split(np.arange(len(auctions)), min(parts, len(auctions))):
-        started, recalled = time.monotonic(), backend.recalled
+        backend.begin()
+        started = time.monotonic()
         asked = [auctions[place] for place in batch]
         some = mechanism.run(backend, asked, choice)
         what = [mechanism.name, dict(choice), [[one.auction.id, one.n] for one in asked]]
-        spent = time.monotonic() - started
-        seconds = backend.took(what, spent, recalled)
-        (torn if seconds is None else costs).append(_costs(some, spent if seconds is None else seconds))
+        seconds = backend.took(what, time.monotonic() - started)
+        (torn if seconds is None else costs).append(_costs(some, math.nan if seconds is None else seconds))
         ran += some
     offers = [(planned, offer) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers]
     judged = backend.judgements([(planned, offer.text) for planned, offer in offers])
@@ -125,8 +128,12 @@ def tune(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list
 def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
     """A mechanism's row over training seeds: `table.figures` and `COSTS` per auction."""
     found = figures([held.table for held in seeds], resamples, seed)
-    costs = means([held.costs for held in seeds], resamples, np.random.default_rng(seed))
-    found["cost_per_auction"] = {name: within(one, 0) for name, one in zip(COSTS, costs, strict=True)}
+    timed = not any(np.isnan(held.costs).any() for held in seeds)
+    known = [held.costs if timed else held.costs[:, :-1] for held in seeds]
+    costs = [within(one, 0) for one in means(known, resamples, np.random.default_rng(seed))]
+    if not timed:
+        costs.append(UNTIMED)
+    found["cost_per_auction"] = dict(zip(COSTS, costs, strict=True))
     found["notes"] = _means([held.notes for held in seeds])
     found["unread_judgements"] = sum(held.unread for held in seeds)
     found["seeds"] = len(seeds)

@@ -65,9 +65,10 @@ class Kept:
     def __init__(self, path: Path | None = None, judge: str = "") -> None:
         self._path, self._judge = path, judge
         self._values: dict[tuple[str, str], Any] = {}
-        self._earlier: set[tuple[str, str]] = set()
+        self._unread: set[tuple[str, str]] = set()
+        self._new: set[tuple[str, str]] = set()
         self.recalled = 0
-        """Values asked for that an earlier process left."""
+        """Values asked for since `begin` that had been there before."""
         if path is None:
             return
         with writing(path):
@@ -80,6 +81,11 @@ class Kept:
         for line in lines:
             self._read(line)
 
+    def begin(self) -> None:
+        """Count from here what is `recalled`."""
+        self._new.clear()
+        self.recalled = 0
+
     def holds(self, kind: Kind[Any], key: object) -> bool:
         """Whether there is a value of this kind and key."""
         return self._name(kind, key) in self._values
@@ -87,10 +93,10 @@ class Kept:
     def get(self, kind: Kind[Value], key: object) -> Value:
         """The value of a kind and key, which is there."""
         name = self._name(kind, key)
-        if name in self._earlier:
-            self.recalled += 1
-            self._earlier.remove(name)
+        if name in self._unread:
+            self._unread.remove(name)
             self._values[name] = kind.form.validate_python(self._values[name])
+        self.recalled += name not in self._new
         value: Value = self._values[name]
         return value
 
@@ -102,6 +108,7 @@ class Kept:
         """
         name = self._name(kind, key)
         self._values[name] = value
+        self._new.add(name)
         if self._path is not None:
             told = kind.form.dump_python(value, mode="json", fallback=list)  # token ids are `Ids`
             line = dumps({"kind": name[0], "key": name[1], "value": told})
@@ -115,7 +122,7 @@ class Kept:
             self._values[name] = read["value"]
         except (ValueError, KeyError, TypeError):
             return
-        self._earlier.add(name)
+        self._unread.add(name)
 
     def _name(self, kind: Kind[Any], key: object) -> tuple[str, str]:
         whole = [self._judge, key] if kind is JUDGEMENTS else key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import re
 import zlib
@@ -197,7 +198,20 @@ def test_time_of_a_part_done_in_two_goes_is_not_counted(tmp_path: Path) -> None:
     assert file.read_text().count('"kind": "seconds"') == 2  # more answers are another part
     again = make(tmp_path, lambda bid: bid / 100)
     assert len(efficiency.hold(again.backend, Pretrained(), planned, {}).costs) == 9
-    assert len(efficiency.hold(again.backend, Pretrained(), planned[:2], {}).costs) == 2
+    (whole,) = efficiency.hold(again.backend, Pretrained(), planned[:2], {}).costs
+    assert whole[-1] > 0  # the first one's, which was asked for by itself
+
+
+def test_answers_that_another_part_asked_for_have_no_wall_time(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100)
+    planned = efficiency.test_auctions(made.backend.config, made.backend.world)[:20]
+    first = efficiency.hold(made.backend, Pretrained(), planned, {})
+    shared = efficiency.hold(made.backend, Pretrained(), planned, {"unread": 1})  # the same answers
+    assert not np.isnan(first.costs).any()
+    assert np.isnan(shared.costs[:, -1]).all()
+    cost = efficiency.row([shared], 200, 0)["cost_per_auction"]
+    assert cost["generations"]["mean"] == 1
+    assert math.isnan(cost["seconds"]["mean"])
 
 
 def test_another_judge_is_asked_anew(tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ def _precise(value: dict[str, float] | None) -> str:
 
 
 def _figure(value: dict[str, float]) -> str:
+    if value["mean"] != value["mean"]:
+        return "-"
     return f"{value['mean']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
 
 

@@ -251,11 +251,11 @@ def _counted(found: Found) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value["mean"] is not None:
         return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
     if isinstance(value, float):
         return f"{round(value, 6) + 0.0:.3g}"  # rounding of sums is no figure, and neither is -0
-    return "-" if value is None else str(value)
+    return "-" if value is None or isinstance(value, dict) else str(value)
 
 
 def _flat(headings: list[str], row: list[Any]) -> list[str]:
