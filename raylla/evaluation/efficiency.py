@@ -29,6 +29,7 @@ LEAST_QUERIES = 10
 PARTS = 10
 """Parts that test auctions are held in: what each costs makes the intervals of costs."""
 COSTS = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
+DIFFERENCES = ("revenue", "reward", "expected_revenue", "expected_reward")
 UNTIMED: Figure = {"mean": math.nan, "low": math.nan, "high": math.nan}
 
 
@@ -141,22 +142,22 @@ def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
 
 
 def compare(first: Sequence[Held], second: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
-    """Differences in reward and revenue of two mechanisms, and the quotient of their revenues, on the
-    same queries of the same seeds, in pairs."""
-    wanted = [COLUMNS.index(name) for name in ("revenue", "reward")]
+    """Differences in reward and revenue of two mechanisms, and the quotients of their revenues, of counted
+    and of expected clicks, on the same queries of the same seeds, in pairs."""
+    wanted = [COLUMNS.index(name) for name in DIFFERENCES]
     groups = [
         np.array([[*a.table[name][wanted], *b.table[name][wanted]] for name in a.table if name in b.table])
         for a, b in zip(first, second, strict=True)
     ]
-    rng = np.random.default_rng(seed)
-    revenue, reward = means([group[:, :2] - group[:, 2:] for group in groups], resamples, rng)
-    ours, theirs = ([group[:, [place]] for group in groups] for place in (0, 2))
-    (ratio,) = quotients(ours, theirs, resamples, rng)
-    return {
-        "revenue_difference": revenue,
-        "reward_difference": reward,
-        "revenue_ratio": within(ratio, 0),
-    }
+    rng, half = np.random.default_rng(seed), len(wanted)
+    differences = means([group[:, :half] - group[:, half:] for group in groups], resamples, rng)
+    found = {f"{name}_difference": one for name, one in zip(DIFFERENCES, differences, strict=True)}
+    for place, name in enumerate(DIFFERENCES):
+        if name in ("revenue", "expected_revenue"):
+            ours, theirs = ([group[:, [at]] for group in groups] for at in (place, half + place))
+            (ratio,) = quotients(ours, theirs, resamples, rng)
+            found[f"{name}_ratio"] = within(ratio, 0)
+    return found
 
 
 def _costs(ran: Sequence[Ran], seconds: float) -> list[float]:

@@ -367,6 +367,9 @@ def test_pairs_of_mechanisms_share_their_queries(tmp_path: Path) -> None:
     same = efficiency.compare([held], [held], 200, 0)
     assert same["revenue_difference"] == {"mean": 0, "low": 0, "high": 0}
     assert same["revenue_ratio"]["mean"] == pytest.approx(1)
+    assert same["expected_reward_difference"] == {"mean": 0, "low": 0, "high": 0}
+    twice = replace(held, table={name: one * 2 for name, one in held.table.items()})
+    assert efficiency.compare([twice], [held], 200, 0)["expected_revenue_ratio"]["mean"] == pytest.approx(2)
     row = efficiency.row([held, held], 200, 0)
     assert (row["seeds"], row["queries"]) == (2, 60)
     assert row["revenue"] == row["welfare"]

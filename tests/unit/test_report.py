@@ -13,7 +13,7 @@ import pytest
 
 from raylla.errors import RunError
 from raylla.evaluation.page.figures import FIGURES
-from raylla.evaluation.page.report import pieces, report
+from raylla.evaluation.page.report import AGAINST, pieces, report
 from raylla.figures.quality import READER
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }}"
@@ -61,14 +61,10 @@ def evaluation() -> dict[str, Any]:
             }
             for place, name in enumerate(("pretrained", "llm-auction"))
         },
-        "against": {
-            "pretrained": {
-                key: figure(2) for key in ("revenue_difference", "revenue_ratio", "reward_difference")
-            }
-        },
+        "against": {"pretrained": {key: figure(2) for key in AGAINST}},
         "ablations": {
             "masked": {
-                **{key: figure(2) for key in ("revenue_difference", "revenue_ratio", "reward_difference")},
+                **{key: figure(2) for key in AGAINST},
                 "seeds": 1,
                 "pctr": [pctr],
             },

@@ -94,7 +94,9 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
     for name, one in found["against"].items():
         console.print(
             f"llm-auction against {name}: revenue {_figure(one['revenue_difference'])}, "
-            f"x {one['revenue_ratio']['mean']:.2f}, reward {_figure(one['reward_difference'])}",
+            f"x {one['revenue_ratio']['mean']:.2f}, reward {_figure(one['reward_difference'])}; "
+            f"expected x {_precise(one['expected_revenue_ratio'])}, "
+            f"reward {_figure(one['expected_reward_difference'])}",
             highlight=False,
         )
     _show_quality(console, found["quality"])

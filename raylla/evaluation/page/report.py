@@ -128,11 +128,20 @@ def _efficiency(found: Found) -> Table:
     return caption, ["mechanism", *keys, *rates, *costs, "seeds"], rows
 
 
+AGAINST = (
+    "revenue_difference",
+    "revenue_ratio",
+    "reward_difference",
+    "expected_revenue_difference",
+    "expected_revenue_ratio",
+    "expected_reward_difference",
+)
+
+
 def _against(found: Found) -> Table:
-    keys = ("revenue_difference", "revenue_ratio", "reward_difference")
-    rows = [[name, *(one[key] for key in keys)] for name, one in found["against"].items()]
+    rows = [[name, *(one.get(key) for key in AGAINST)] for name, one in found["against"].items()]
     caption = f"LLM-Auction less the other, same queries in pairs; {_counted(found)}"
-    return caption, ["against", *keys], rows
+    return caption, ["against", *AGAINST], rows
 
 
 def _reader(found: Found) -> Table:
@@ -147,14 +156,13 @@ def _reader(found: Found) -> Table:
 
 
 def _ablations(found: Found) -> Table:
-    keys = ("revenue_difference", "revenue_ratio", "reward_difference")
     trends = found["curves"]["monotonicity_of_variants"]
     rows = [
-        [name, one["seeds"], *(one[key] for key in keys), trends[name]["trend"]]
+        [name, one["seeds"], *(one.get(key) for key in AGAINST), trends[name]["trend"]]
         for name, one in found["ablations"].items()
         if "seeds" in one
     ]
-    headings = ["variant", "seeds", *keys, "rank correlation with the bid"]
+    headings = ["variant", "seeds", *AGAINST, "rank correlation with the bid"]
     caption = f"Variants less the main config, same seeds and queries in pairs; {_counted(found)}"
     return caption, headings, rows
 
