@@ -100,7 +100,7 @@ case ${1:-} in
         tests "$@"
         ;;
     *)
-        sed -n '2,6p' "$0" >&2
+        sed -n '2,5p' "$0" >&2
         exit 2
         ;;
 esac
