@@ -10,13 +10,19 @@ from urllib.parse import urlsplit
 
 def loopback(url: str) -> bool:
     """Whether a URL leads to this machine itself: localhost, 127.0.0.0/8, ::1, or a server's 0.0.0.0."""
-    name = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        name = (urlsplit(url if "://" in url else f"//{url}").hostname or "").rstrip(".")
+    except ValueError:  # brackets that enclose no address
+        return False
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
         address = ipaddress.ip_address(name)
     except ValueError:
-        return False
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(name))  # 127.1, or one number
+        except (OSError, ValueError):
+            return False
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
 

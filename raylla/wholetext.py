@@ -1,4 +1,5 @@
-"""Text of whole characters: halves of surrogate pairs, which no encoding takes, become U+FFFD."""
+"""Text of whole characters: halves of surrogate pairs, which no encoding takes, become U+FFFD. And text
+that shows something."""
 
 from __future__ import annotations
 
@@ -8,6 +9,14 @@ from typing import Any
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 """What a JSON text that holds a surrogate has: an escape of one, or its bytes."""
+
+BLANKS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+"""Letters and signs that show nothing."""
+
+
+def visible(text: str) -> bool:
+    """Whether anybody sees something of ``text``."""
+    return any(c.isprintable() and not c.isspace() and c not in BLANKS for c in text)
 
 
 def whole(text: str) -> str:

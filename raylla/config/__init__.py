@@ -5,7 +5,7 @@ Unknown keys are errors that name the nearest valid key.
 """
 
 from raylla.config.judging import Judging
-from raylla.config.reading import changed, keys, load, located, parse
+from raylla.config.reading import changed, keys, load, located, parse, read
 from raylla.config.sections import (
     Actors,
     Bench,
@@ -64,4 +64,5 @@ __all__ = [
     "load",
     "located",
     "parse",
+    "read",
 ]

@@ -42,12 +42,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             f"config {path}: {error.strerror or error}; give the path of a YAML file, or a config that "
             f"comes with raylla: {names}"
         ) from None
-    tree = _yaml(text, f"config {path}") or {}
+    return read(text, str(path), overrides)
+
+
+def read(text: str | bytes, source: str, overrides: Sequence[str] = ()) -> Config:
+    """The config that a YAML text with overrides is; ``source`` is named in errors.
+
+    Raises:
+        ConfigError: no YAML, unknown key or unusable value; names the field.
+    """
+    tree = _yaml(text, f"config {source}") or {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"config {path} holds a {type(tree).__name__}, not a mapping of settings")
+        raise ConfigError(f"config {source} holds a {type(tree).__name__}, not a mapping of settings")
     for override in overrides:
         _set(tree, override)
-    return parse(tree, str(path))
+    return parse(tree, source)
 
 
 def changed(config: Config, section: str | None, overrides: Sequence[str], source: str = "--set") -> Config:
@@ -78,9 +87,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: write it as section.key=value")
     *sections, last = key.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
+        inner = tree.get(section)
+        if not isinstance(inner, dict | None):
             raise ConfigError(f"--set {override!r}: {section} is a value, not a section")
+        tree[section] = tree = dict(inner or {})  # its own: an alias of YAML is the same mapping elsewhere
     tree[last] = _yaml(value, f"--set {override!r}: the value")
 
 

@@ -11,7 +11,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)]
+"""At most 31 years, which is for ever: clocks and dates have ends."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes, and with it vLLM
 Labels = Annotated[
     dict[str, str], Field(description="Ray labels that a node must have to take them; none: any node")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from raylla.config.sections import NonNegative, Positive, Seconds, Section
+from raylla.wholetext import visible
 
 Links = Literal["annotations", "markdown", "both"]
 """How an answer carries its click URLs: beside the text, as Markdown links in it, or both."""
@@ -58,7 +60,7 @@ class Serving(Section):
         0.1, description="mu: share of bids that the rule `resampled` replaces"
     )
     candidates: Positive | None = Field(None, description="ads in the prompt; none: world.candidates")
-    floor_micros: Annotated[int, Field(ge=0)] = Field(
+    floor_micros: Annotated[int, Field(ge=0, le=10**15)] = Field(
         0, description="least bid per click, for all requests"
     )
     disclosure: Annotated[str, Field(min_length=1, max_length=40)] = Field(
@@ -118,6 +120,26 @@ class Serving(Section):
     ingress: Replicas = Replicas()
     engine: Replicas = Replicas()
     predictor: Replicas = Replicas()
+
+    @field_validator("disclosure")
+    @classmethod
+    def _seen(cls, given: str) -> str:
+        if not given.isprintable() or not visible(given):
+            raise ValueError("users must see it: give a word on one line")
+        return given
+
+    @field_validator("public_url")
+    @classmethod
+    def _web(cls, given: str | None) -> str | None:
+        if given is not None:
+            try:
+                parts = urlsplit(given)
+                fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            except ValueError:
+                fine = False
+            if not fine or not given.isprintable() or " " in given:
+                raise ValueError("give a URL such as https://ads.example")
+        return given
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, proxy
@@ -13,6 +14,7 @@ from raylla.literal import Literal
 from raylla.world.prompts import Messages
 
 _SIGN = re.compile(r"[^\w\s]")
+_BYTE = re.compile(r"<(0x[0-9A-Fa-f]{2}>)")
 KEPT = 64
 """Sequences of roles whose control tokens are remembered."""
 LONGEST_TOKEN = 16
@@ -42,6 +44,7 @@ class ChatFormat:
                 "or put its chat_template.jinja beside the tokenizer"
             ) from None
         self._control = _control_tokens(tokenizer, template)
+        self._spells_bytes = _spells_bytes(tokenizer)
         self._literal: Literal | None = None
         self._own: dict[tuple[str, ...], list[int]] = {}
         self._takes_rules = self._says("system", "user")
@@ -141,6 +144,8 @@ class ChatFormat:
         No content becomes a control token, whatever it holds; where none spells one, the ids are those of
         the rendered chat as it is.
         """
+        if self._spells_bytes:
+            messages = [_message(one["role"], _without_bytes(one["content"])) for one in messages]
         shaped = self.shaped(messages)
         ids: list[int] = self._applied(shaped, tokenize=True)
         if self._controls(ids) == self._own_controls(tuple(one["role"] for one in shaped)):
@@ -170,8 +175,8 @@ class ChatFormat:
         marks = [secrets.token_hex(8) for _ in roles]
         try:
             text = self._applied(_turns(roles, marks), tokenize=False)
-        except TemplateError:
-            return False
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
+            return False  # a template is a program, which may refuse in its own way
         return all(mark in text for mark in marks)
 
     def _controls(self, ids: Sequence[int]) -> list[int]:
@@ -234,6 +239,19 @@ def _joined(messages: Messages) -> Messages:
         else:
             found.append(one)
     return found
+
+
+def _without_bytes(text: str) -> str:
+    """``text`` in which no piece for a byte is spelled, in full-width signs neither."""
+    plain = unicodedata.normalize("NFKC", text)
+    return _BYTE.sub(r"< \1", plain) if _BYTE.search(plain) else text
+
+
+def _spells_bytes(tokenizer: Any) -> bool:
+    """Whether a text that spells a piece for one byte (``<0x0A>``) becomes that byte: a Unigram model takes
+    its pieces wherever they stand, and these have to stay, for signs that have none."""
+    backend = tokenizer.backend_tokenizer
+    return type(backend.model).__name__ == "Unigram" and backend.token_to_id("<0x0A>") is not None
 
 
 def _control_tokens(tokenizer: Any, template: str) -> dict[int, str]:

@@ -194,9 +194,14 @@ def opened(place: Place) -> tuple[AbstractFileSystem, str]:
     """The file system of a URL, and the path in it.
 
     Raises:
-        ConfigError: no driver for such URLs is installed, or there is none.
+        ConfigError: no driver for such URLs is installed, or there is none; or it holds "::".
     """
     protocol = str(place).partition("://")[0]
+    if "::" in str(place):
+        raise ConfigError(
+            f"{place}: in a URL the drivers read '::' as two file systems, and would go elsewhere; give a "
+            "place without it"
+        )
     try:
         files, root = url_to_fs(str(place))
     except ImportError as error:

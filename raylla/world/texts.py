@@ -16,6 +16,7 @@ from pydantic import Field, HttpUrl, TypeAdapter, ValidationError
 
 from raylla.errors import WorldError
 from raylla.records import Ad
+from raylla.wholetext import visible
 
 MAX_TITLE, MAX_CATEGORY, MAX_DESCRIPTION = 80, 80, 5000
 """Longest texts of an ad, in characters; a theme is as long as a category."""
@@ -27,10 +28,13 @@ MARKS = ("@", "[", "]", "<|", "|>", "\u00a4")
 """What the model reads as markup, as a role of the chat or as a bid; no text of an ad may hold it."""
 FIELD = "|"
 """Parts the fields of an ad's line: a category with one could add a bid."""
-_BID = re.compile(r"\bbid\W*\d[\d.,]*", re.IGNORECASE)
+_SAID = r"bids?[\W_]*(?:(?:of|is|at|usd|eur|gbp|jpy|cny|inr|chf)[\W_]*)?\d[\d.,]*"
+_BID = re.compile(rf"(?<![^\W_]){_SAID}", re.IGNORECASE)
 """What beside a title reads as its bid, as prompts say it."""
-_OFFER = re.compile(r"\|\s*bid\W*\d[\d.,]*", re.IGNORECASE)
+_OFFER = re.compile(rf"\|\s*{_SAID}", re.IGNORECASE)
 """What within a title does."""
+JOINERS = "\u200c\u200d"
+"""What joins or parts letters and emoji; all else without a width is a control character."""
 _URL = TypeAdapter(Annotated[HttpUrl, Field(max_length=2000)])
 
 
@@ -54,7 +58,7 @@ def cut(text: str, most: int) -> str:
 def one_line(text: str) -> str:
     """``text`` composed, printable and on one line, as every door takes it."""
     composed = unicodedata.normalize("NFC", text)
-    return " ".join("".join(c if c.isprintable() else " " for c in composed).split())
+    return " ".join("".join(c if printable(c) else " " for c in composed).split())
 
 
 def clean_title(text: str) -> str:
@@ -68,10 +72,16 @@ def clean_field(text: str, most: int) -> str:
 
 
 def composed(ad: Ad) -> Ad:
-    """``ad`` with its texts in the one form (NFC)."""
+    """``ad`` with its texts in the one form: NFC, every space of Unicode an ordinary one."""
     texts = (ad.title, ad.category, ad.theme, ad.description)
-    title, category, theme, description = (unicodedata.normalize("NFC", text) for text in texts)
+    title, category, theme, description = map(one_form, texts)
     return replace(ad, title=title, category=category, theme=theme, description=description)
+
+
+def one_form(text: str) -> str:
+    """``text`` composed (NFC), every space of Unicode an ordinary one."""
+    spaced = (" " if unicodedata.category(c) == "Zs" else c for c in text)
+    return unicodedata.normalize("NFC", "".join(spaced))
 
 
 def landing(url: str) -> str:
@@ -99,9 +109,12 @@ def check_ad(ad: Ad) -> None:
         raise WorldError(
             f"ads: id={ad.id!r}: an id is at most {MAX_ID} digits, as in [Ad-1234]; renumber the ad"
         )
-    if not ad.title.strip():
+    if not visible(ad.title):
         raise WorldError(f"{where}: title={ad.title!r} is empty; give the ad a title or drop it")
     _check_text(where, "title", ad.title, MAX_TITLE, MARKS, _OFFER)
+    for field, text in (("category", ad.category), ("theme", ad.theme)):
+        if text.strip() and not visible(text):
+            raise WorldError(f"{where}: {field}={text!r} shows nothing; give letters, or leave it empty")
     _check_text(where, "category", ad.category, MAX_CATEGORY, (*MARKS, FIELD), _BID)
     _check_text(where, "theme", ad.theme, MAX_CATEGORY, (*MARKS, FIELD), _BID)
     # prompts show a part of it, of which `shown` takes the signs
@@ -119,10 +132,18 @@ def check_line(where: str, field: str, text: str) -> None:
     _check_text(where, field, text, len(text), ("<|", "|>"))
 
 
+def printable(text: str) -> bool:
+    """Whether ``text`` holds no control character and no space but the ordinary one."""
+    return all(sign.isprintable() or sign in JOINERS for sign in text)
+
+
 def _without(text: str, signs: tuple[str, ...], offer: re.Pattern[str]) -> str:
     for sign in signs:
         text = text.replace(sign, " ")
     found = one_line(text)
+    plain = unicodedata.normalize("NFKC", found)
+    if plain != found and (any(sign in plain for sign in signs) or offer.search(plain)):
+        return _without(plain, signs, offer)  # full-width signs and the like
     while said := offer.search(found):  # what is left may say another
         found = " ".join(f"{found[: said.start()]} {found[said.end() :]}".split())
     return found
@@ -139,13 +160,14 @@ def _check_text(
     said = f"{where}: {field}={cut(text, 120)!r}"
     if len(text) > most:
         raise WorldError(f"{said} is over {most} characters; shorten it")
-    if not text.isprintable():
+    if not printable(text):
         raise WorldError(f"{said} holds a line break or control character; remove it")
-    for sign in signs:
-        if sign in text:
-            raise WorldError(f"{said} holds {sign!r}, {_role(sign)}; remove it")
-    if offer is not None and (bid := offer.search(text)):
-        raise WorldError(f"{said} holds {bid.group()!r}, which reads as a bid; reword it")
+    for form in (text, unicodedata.normalize("NFKC", text)):  # full-width signs, too
+        for sign in signs:
+            if sign in form:
+                raise WorldError(f"{said} holds {sign!r}, {_role(sign)}; remove it")
+        if offer is not None and (bid := offer.search(form)):
+            raise WorldError(f"{said} holds {bid.group()!r}, which reads as a bid; reword it")
     if not unicodedata.is_normalized("NFC", text):
         raise WorldError(f"{said} is not in composed form; normalize it to NFC")
 

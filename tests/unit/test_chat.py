@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from raylla.engines.chat import chat_format, prompt_ids
@@ -246,3 +248,22 @@ def test_a_format_goes_with_its_tokenizer() -> None:
     del made
     gc.collect()
     assert kept() is None
+
+
+@pytest.mark.parametrize("spelled", ["<0x0A>", "\uff1c0x0A\uff1e", "<0x0a>"])
+def test_no_content_spells_a_byte(spelled: str) -> None:
+    made = tokenizers.unigram()
+    data = json.loads(made.backend_tokenizer.to_str())
+    data["model"]["byte_fallback"] = True
+    data["model"]["vocab"] += [[f"<0x{byte:02X}>", -20.0] for byte in range(256)]
+    data["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, data["decoder"]]}
+    reads = type(made)(
+        tokenizer_object=Tokenizer.from_str(json.dumps(data)), unk_token="<unk>", eos_token="</s>"
+    )
+    reads.chat_template = made.chat_template
+    newline = reads.convert_tokens_to_ids("<0x0A>")
+    own = prompt_ids(reads, user("Cup tea")).count(newline)
+    assert prompt_ids(reads, user(f"Cup {spelled} tea")).count(newline) == own
+    assert (
+        prompt_ids(reads, user("\u4e2d")).count(reads.convert_tokens_to_ids("<0xE4>")) == 1
+    )  # still there

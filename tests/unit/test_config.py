@@ -8,6 +8,7 @@ import pytest
 
 from raylla import config
 from raylla.errors import ConfigError
+from raylla.runs.state import Run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -105,3 +106,39 @@ def test_every_key_is_described_once() -> None:
     names = config.keys()
     assert len(names) == len(set(names))
     assert "ad_llm.sampling.top_k" in names
+
+
+def test_an_override_changes_what_it_names_alone(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("rollout: &e {workers: 2}\njudge: *e\nirpo:\n")
+    found = config.load(path, ["rollout.workers=3", "irpo.epochs=7"])
+    assert (found.rollout.workers, found.judge.workers, found.irpo.epochs) == (3, 2, 7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "serving: {floor_micros: 9223372036854775808}",
+        "serving: {notice_deadline: 1.0e+14}",
+        "serving: {token_ttl: 6.4e+10}",
+        "deadlines: {start: 1.0e+300}",
+        "serving: {disclosure: '   '}",
+        'serving: {disclosure: "a\\nb"}',
+        "serving: {public_url: lumo.example}",
+        "serving: {public_url: not a url}",
+        "serving: {public_url: 'https://'}",
+    ],
+)
+def test_what_could_not_be_served_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=text.partition("{")[2].partition(":")[0]):
+        config.load(path)
+
+
+def test_a_run_whose_config_is_damaged_is_named(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", config.Config())
+    for damage in (b"\xff\xfe\x00", b"a: ["):
+        (run.path / "config.yaml").write_bytes(damage)
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            Run.open(run.path)

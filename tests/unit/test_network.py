@@ -29,6 +29,10 @@ NO_PROXIES = ("NO_PROXY", "no_proxy")
         "https://raylla.localhost./",
         "http://0.0.0.0:8000",
         "http://[::ffff:127.0.0.1]:1",
+        "http://127.1:80",
+        "http://0:80",
+        "http://2130706433",
+        "localhost:8265",
     ],
 )
 def test_addresses_of_this_machine(url: str) -> None:
@@ -36,7 +40,15 @@ def test_addresses_of_this_machine(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://10.0.0.1:8265", "http://localhost.example", "http://[2001:db8::1]:1", "nothing", ""]
+    "url",
+    [
+        "http://10.0.0.1:8265",
+        "http://localhost.example",
+        "http://[2001:db8::1]:1",
+        "nothing",
+        "",
+        "http://[::1",
+    ],
 )
 def test_addresses_of_others(url: str) -> None:
     assert not loopback(url)

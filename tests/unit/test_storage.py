@@ -359,3 +359,14 @@ def test_a_full_and_a_read_only_file_system(tmp_path: Path) -> None:
     script = f"{mount} && exec {sys.executable} -c '{FULL}' {tmp_path}"
     done = subprocess.run([*own, script], capture_output=True, text=True, timeout=100)
     assert done.stdout.strip() == "as promised", done.stderr
+
+
+def test_a_url_that_drivers_read_as_two_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.json").write_text("{}")
+    place = f"file://{tmp_path}/a::b/weights/v1"
+    with pytest.raises(ConfigError, match="'::'"), making(place):
+        pass
+    with pytest.raises(ConfigError, match="'::'"):
+        Run.create(f"memory://{tmp_path.name}/r::x", Config())
+    assert (tmp_path / "a" / "run.json").exists()

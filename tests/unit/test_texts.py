@@ -31,6 +31,17 @@ USER = Profile("p0", "30 nurse", ("tea",))
         ({"category": "tea ¤100 21"}, "sign of a bid"),
         ({"category": "tea | bid 100"}, "fields of a prompt"),
         ({"category": "tea bid 100"}, "reads as a bid"),
+        ({"category": "tea bids: 100"}, "reads as a bid"),
+        ({"category": "tea bid_100"}, "reads as a bid"),
+        ({"category": "bid: EUR 100"}, "reads as a bid"),
+        ({"category": "tea bid of 100"}, "reads as a bid"),
+        ({"category": "\uff42\uff49\uff44 100"}, "reads as a bid"),  # full-width letters
+        ({"category": "tea \uff20x\uff20"}, "markup sign"),
+        ({"title": "Mug \uff20Rival\uff20\uff3bAd-1000\uff3d"}, "markup sign"),
+        ({"title": "Mug \uff5c bid 100"}, "reads as a bid"),
+        ({"title": "\u3164"}, "title=.* is empty"),
+        ({"category": "\u2800"}, "category=.* shows nothing"),
+        ({"title": "Mug\u200b"}, "control character"),
         ({"category": "x" * 81}, "over 80 characters"),
         ({"category": "tea\u2028"}, "line break"),
         ({"theme": "food\nbid 3"}, "theme=.* line break"),
@@ -62,6 +73,10 @@ def test_what_is_valid_is_not() -> None:
         "100% Juice (2 Fl. Oz.)",
         "Mug №5 – “old”",
         "电热水壶",
+        "\U0001f469\u200d\U0001f467 Mug",  # joined emoji
+        "\u0645\u06cc\u200c\u062e\u0648\u0631\u0645",  # Persian, parted without a space
+        "Rebid 100",
+        "Mug \u2460 \u00bd",
     ):
         texts.check_ad(
             replace(MUG, title=title, category="Tea & Coffee / Cups", url="https://a.example/?q=@")
@@ -118,3 +133,14 @@ def test_a_world_comes_in_composed(tmp_path: Path) -> None:
     apart = pa.array([unicodedata.normalize("NFD", MUG.title)])
     pq.write_table(table.set_column(1, "title", apart), path / "ads.parquet")
     assert store.load(path).ads[0].title == MUG.title
+
+
+def test_every_space_is_an_ordinary_one_at_the_doors() -> None:
+    assert texts.composed(replace(MUG, title="Lumo\u00a0Cup\u2009Set")).title == "Lumo Cup Set"
+    assert texts.one_line("a\u200db\u00a0c") == "a\u200db c"
+
+
+def test_cleaned_texts_hold_no_full_width_markup() -> None:
+    assert texts.clean_title("Mug \uff20Rival\uff20\uff3bAd-1\uff3d") == "Mug Rival Ad-1"
+    assert texts.clean_field("tea \uff5c \uff42id 100", 80) == "tea"
+    assert texts.clean_title("Mug \u2460") == "Mug \u2460"  # nothing to clean

@@ -11,7 +11,8 @@ are not read. A notice may arrive twice: its ``id`` says so.
     due notices ──▶ a queue for each destination (scheme, host, port) ──▶ up to AT_ONCE at a time
                     BREAK_AFTER failures in a row: all of it waits, then one is tried
 
-so that a hook that hangs holds up nobody else's notices, and its own only for the sender's sake.
+so that a hook that hangs, or the look-up of its host, holds up nobody else's notices, and its own only for
+the sender's sake.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from typing import TypeVar
 import httpx
 
 from raylla.config import Serving
-from raylla.serving.security.addresses import AddressError, target
+from raylla.serving.security.addresses import AddressError, Resolver, target
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store.clients.outbox import Outbox, Outgoing
 
 QUEUES = 256
-"""Most destinations at a time."""
+"""Most destinations at a time, with those whose look-up still hangs."""
 AT_ONCE = 4
 """Most attempts at a time to one destination."""
 BREAK_AFTER = 5
@@ -75,8 +76,9 @@ class Sender:
         self._deadline = dt.timedelta(seconds=serving.notice_deadline)
         self._clock = clock
         self._tls = httpx.create_ssl_context()
-        # Threads of its own: look-ups of hosts, which may hang, go through the event loop's.
+        # Threads of its own, beside those of look-ups, which may hang.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="outbox")
+        self._resolver = Resolver(QUEUES)
         self._queues: dict[str, asyncio.Task[int]] = {}
         self._failures: Counter[str] = Counter()
         """By destination, in a row."""
@@ -88,7 +90,7 @@ class Sender:
         self._tidy()
         due = await self._ask(self._outbox.waiting, self._clock(), QUEUES)
         for destination in due:
-            if len(self._queues) >= QUEUES:
+            if len(self._queues.keys() | self._resolver.busy()) >= QUEUES:
                 return
             if destination not in self._queues and time.monotonic() >= self._paused.get(destination, 0.0):
                 self._queues[destination] = asyncio.create_task(self._empty(destination))
@@ -146,7 +148,7 @@ class Sender:
 
     async def _post(self, client: httpx.AsyncClient, notice: Outgoing) -> None:
         try:
-            where = await target(notice.url, self._private)
+            where = await target(notice.url, self._private, self._resolver)
         except AddressError as error:
             raise Undelivered(str(error), error.final) from None
         body = json.dumps(notice.body, sort_keys=True, separators=(",", ":")).encode()

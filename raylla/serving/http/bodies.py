@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import unicodedata
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -16,20 +16,22 @@ from raylla.records import Ad
 from raylla.serving.money.money import LARGEST
 from raylla.serving.security.addresses import AddressError, Hook
 from raylla.serving.store import names
-from raylla.world.texts import MAX_DESCRIPTION, MAX_TITLE, check_ad, landing, one_line
+from raylla.wholetext import visible
+from raylla.world.texts import MAX_DESCRIPTION, MAX_TITLE, check_ad, landing, one_form, one_line, printable
 
 _MACRO = "${"
+_BEHIND_HOST = re.compile("[/?#]")
 MACROS = ("ID", "IMP_ID", "AD_ID", "SEAT_ID", "CURRENCY", "PRICE", "CLICK_PRICE", "LOSS")
 
 
 def _printable(text: str) -> str:
-    if not text.isprintable() or not text.strip():
+    if not printable(text) or not visible(text):
         raise ValueError("give printable text")
     return text
 
 
 def _composed(text: Any) -> Any:
-    return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
+    return one_form(text) if isinstance(text, str) else text
 
 
 def _on_one_line(text: Any) -> Any:
@@ -48,7 +50,7 @@ def _notice_url(url: str) -> str:
     bare = url
     for name in MACROS:
         bare = bare.replace(f"${{AUCTION_{name}}}", "0")
-    host, _, rest = url.partition("://")[2].partition("/")
+    host, rest = _BEHIND_HOST.split(url.partition("://")[2] + "/", 1)
     if _MACRO in host or _MACRO in bare:
         raise ValueError(
             f"macros stand behind the host and are ${{AUCTION_x}}, x one of {', '.join(MACROS)}"

@@ -15,6 +15,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -106,21 +107,52 @@ class Target:
     headers: Mapping[str, str]
 
 
-async def target(url: str, private: bool) -> Target:
+class Resolver:
+    """Looks hosts up, each destination's on a thread of its own and one at a time: a look-up that hangs
+    cannot be ended, and so holds up its own destination only."""
+
+    def __init__(self, most: int) -> None:
+        """``most`` destinations can be looked up at a time."""
+        self._threads = ThreadPoolExecutor(most, thread_name_prefix="resolver")
+        self._running: dict[str, Future[list[Address]]] = {}
+
+    def busy(self) -> set[str]:
+        """Destinations whose look-up has not ended; it may have been waited for in vain."""
+        self._running = {whose: one for whose, one in self._running.items() if not one.done()}
+        return set(self._running)
+
+    async def addresses(self, hook: Hook) -> list[Address]:
+        """Where a hook's host is, by the look-up of its destination that is under way, else by a new one.
+
+        Raises:
+            OSError: nobody knows the host.
+            UnicodeError: its name cannot be asked for.
+        """
+        running = self._running.get(hook.destination)
+        if running is None or running.done():
+            running = self._threads.submit(_look_up, hook)
+            self._running[hook.destination] = running
+        return await asyncio.wrap_future(running)
+
+
+def _look_up(hook: Hook) -> list[Address]:
+    found = socket.getaddrinfo(hook.name, hook.port, type=socket.SOCK_STREAM)
+    return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found]
+
+
+async def target(url: str, private: bool, resolver: Resolver) -> Target:
     """Look the URL's host up and check where it leads; ``private`` allows every address.
 
     Raises:
         AddressError: not http or https, no such host, or an address that is not public.
     """
     hook = Hook.parse(url)
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(hook.name, hook.port, type=socket.SOCK_STREAM)
+        addresses = await resolver.addresses(hook)
     except UnicodeError as error:
         raise AddressError(f"host {hook.name}: {error}") from None
     except OSError as error:  # it may be there the next time
         raise AddressError(f"host {hook.name}: {error}", final=False) from None
-    addresses = [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found]
     closed = [address for address in addresses if not public(address)]
     if closed and not private:
         raise AddressError(f"host {hook.name} leads to {closed[0]}, which is not a public address")

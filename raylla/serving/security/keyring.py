@@ -39,7 +39,7 @@ def read(database: str) -> Keyring:
     """The secrets of the environment, else of the file beside ``database``.
 
     Raises:
-        ConfigError: they are in neither; names what to set.
+        ConfigError: they are in neither, or the file cannot be read; names what to set.
     """
     kept = _kept(database)
     found = {name: _given(name) or kept.get(name, "").strip() for name in (TOKEN_KEYS, ADMIN_KEY)}
@@ -56,7 +56,8 @@ def ensure(database: str) -> Path | None:
     """Make what is missing for a local run, readable by its owner only; the file, if it was written.
 
     Raises:
-        ConfigError: something is missing, and the database is no SQLite file to keep it beside.
+        ConfigError: something is missing, and the database is no SQLite file to keep it beside; or the file
+            cannot be read.
     """
     kept = _kept(database)
     made: dict[str, Callable[[], str]] = {
@@ -89,6 +90,10 @@ def _kept(database: str) -> dict[str, str]:
         return {}
     try:
         kept = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: the endpoint's secrets cannot be read: {error}") from None
-    return {str(name): str(value) for name, value in kept.items()}
+    if not isinstance(kept, dict) or not all(isinstance(one, str) for one in kept.values()):
+        raise ConfigError(
+            f'{path} holds no JSON object such as {{"{ADMIN_KEY}": "..."}}; mend it or remove it'
+        )
+    return kept

@@ -20,6 +20,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
+from typing import Any
 
 from raylla.errors import TokenError
 from raylla.serving.money.money import Micros
@@ -80,12 +81,12 @@ class TokenKeys:
         """Read ``{"key id": "hex", ...}``, the form of `RAYLLA_TOKEN_KEYS`.
 
         Raises:
-            TokenError: not that form. Key material is never part of a message.
+            TokenError: not that form, or a key id twice. Key material is never part of a message.
         """
         try:
-            tree = json.loads(text)
+            tree = json.loads(text, object_pairs_hook=_once)
             keys = {id: bytes.fromhex(key) for id, key in tree.items()}
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise TokenError('RAYLLA_TOKEN_KEYS is not JSON of the form {"key id": "hex digits"}') from None
         return cls(keys)
 
@@ -145,6 +146,13 @@ def new_claims(
         int(moment),
         math.ceil(moment + ttl),
     )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise TokenError("RAYLLA_TOKEN_KEYS holds a key id twice; give each key an id of its own")
+    return found
 
 
 def _encode(data: bytes) -> str:

@@ -100,6 +100,8 @@ def _checked(url: str, must_exist: bool) -> URL:
         parsed = make_url(url)
     except ArgumentError:
         raise StoreError(f"serving.database={url!r} is no database URL; {_WAY_OUT}") from None
+    except ValueError as error:  # a port that is no number
+        raise StoreError(f"serving.database is no database URL: {error}; {_WAY_OUT}") from None
     backend = parsed.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise StoreError(f"serving.database: {backend} is not supported; {_WAY_OUT}")
@@ -112,8 +114,9 @@ def _checked(url: str, must_exist: bool) -> URL:
             raise StoreError(f"serving.database: {parsed.database} does not exist; {_WAY_OUT}")
         try:
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"serving.database: {parsed.database}: {error.strerror}; {_WAY_OUT}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise StoreError(f"serving.database: {parsed.database!r}: {why}; {_WAY_OUT}") from None
     return parsed
 
 
@@ -125,6 +128,9 @@ def _engine(url: URL) -> Engine:
         options["connect_args"] = {"timeout": BUSY_SECONDS}
     try:
         engine = create_engine(url, **options)
+        engine.dialect.create_connect_args(url)
+    except (ValueError, ArgumentError) as error:  # of one of its parameters
+        raise StoreError(f"serving.database: {error}; {_WAY_OUT}") from None
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise StoreError(f"serving.database: {error}; install the driver that the URL names") from None
     if engine.dialect.name == "sqlite":

@@ -4,6 +4,7 @@ per category."""
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,16 +17,20 @@ from sqlalchemy.exc import IntegrityError
 from raylla.config import Serving
 from raylla.errors import ClashError, WorldError
 from raylla.records import Ad
-from raylla.serving.store import NewAd, NewCampaign, Store
+from raylla.serving.store import NewAd, NewCampaign, Store, names
 from raylla.serving.store.parties import put_ads, put_advertiser, put_campaign
 from raylla.storage import exists, here, within
 from raylla.world import World, bids
 from raylla.world.imports import catalogue
 from raylla.world.imports.tablefiles import Cells
 from raylla.world.store import load
+from raylla.world.texts import landing
 
 DAILY_BUDGET_UNITS = 100_000
 """Daily budget of an imported campaign, in units of a bid, unless another is given."""
+LONGEST_SLUG = 60
+_WORDS = re.compile(r"[a-z0-9]+([ &,/'-]+[a-z0-9]+)*")
+"""Words that their slug tells from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +102,32 @@ def import_ads(
     from U{1..max_bid}, fixed by ``seed`` and ``name``.
 
     Each domain of landing pages becomes an advertiser, or each theme of ads that have none; each category
-    is a campaign of it, paced `asap`.  Ads without a landing page get one under the reserved domain
-    ``.example``.
+    is a campaign of it, paced `asap`; those that `names` compares as one are one, named as it comes first.
+    Ads without a landing page get one under the reserved domain ``.example``.
 
     Raises:
         ClashError: one of its ads is listed already; nothing is imported.
+        WorldError: a landing page is no URL; nothing is imported.
     """
     drawn = bids.draw(seed, f"import/{name}", len(ads), max_bid)
     budget = (
         DAILY_BUDGET_UNITS * serving.micros_per_unit if daily_budget_micros is None else daily_budget_micros
     )
-    parts: dict[tuple[str, str], dict[str, list[NewAd]]] = defaultdict(lambda: defaultdict(list))
+    parts: dict[str, dict[str, list[NewAd]]] = defaultdict(lambda: defaultdict(list))
+    called: dict[str, str] = {}
     for ad, offer, other in zip(ads, offers, drawn, strict=True):
-        seat, url = _seat(ad)
+        who, domain, url = _seat(ad)
+        called.setdefault(domain, who)
         units = other if offer is None else offer
-        parts[seat][ad.category].append(NewAd(ad, url, round(units) * serving.micros_per_unit))
+        new = NewAd(ad, url, round(units) * serving.micros_per_unit)
+        parts[domain][names.name(ad.category)].append(new)
     try:
         with store.database.writing() as session:
-            for (who, domain), categories in parts.items():
-                seat_id = put_advertiser(session, who, domain, now).id
-                for category, news in categories.items():
-                    campaign = put_campaign(session, seat_id, NewCampaign(category, budget, "asap"), now)
+            for domain, categories in parts.items():
+                seat_id = put_advertiser(session, called[domain], domain, now).id
+                for news in categories.values():
+                    new_campaign = NewCampaign(news[0].ad.category, budget, "asap")
+                    campaign = put_campaign(session, seat_id, new_campaign, now)
                     put_ads(session, campaign.id, news, now)
     except IntegrityError:
         raise ClashError(
@@ -126,15 +136,26 @@ def import_ads(
     return Imported(len(parts), sum(len(one) for one in parts.values()), len(ads))
 
 
-def _seat(ad: Ad) -> tuple[tuple[str, str], str]:
+def _seat(ad: Ad) -> tuple[str, str, str]:
     """Name and domain of an ad's advertiser, and the ad's landing page."""
-    host = (urlsplit(ad.url).hostname or "").removeprefix("www.")
-    if host:
-        return (host, host), ad.url
-    theme = ad.theme or ad.category
-    domain = f"{_slug(theme)}.example"
-    return (theme, domain), f"https://{domain}/ads/{ad.id or _slug(ad.title)}"
+    theme = ad.theme if names.name(ad.theme) else ad.category
+    own = f"{_slug(theme)}.example"
+    if not ad.url:
+        return theme, own, f"https://{own}/ads/{ad.id or _slug(ad.title)}"
+    url = landing(ad.url)
+    try:
+        domain = names.domain((urlsplit(url).hostname or "").removeprefix("www."))
+    except ValueError:  # an address, or a host of this network
+        return theme, own, url
+    return domain, domain, url
 
 
 def _slug(words: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:60].strip("-") or "ads"
+    """``words`` as a part of a domain, the same for all that `names` compares as one; a digest tells what
+    letters cannot."""
+    name = names.name(words)
+    plain = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    if _WORDS.fullmatch(name) and len(plain) <= LONGEST_SLUG:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:10]
+    return f"{plain[: LONGEST_SLUG - 11].strip('-') or 'ads'}-{digest}"

@@ -1,7 +1,8 @@
 """One form for names that are compared: categories, themes, domains, advertisers.
 
 What people see is kept as it was given. What is compared is the form made here, so that `Tea & Coffee` is
-`tea &  coffee`, a composed letter is the decomposed one, and `Bücher.example.` is `xn--bcher-kva.example`.
+`tea &  coffee`, a composed letter is the decomposed one, a full-width letter the ordinary one, a sign
+without width is none, and `Bücher.example.` is `xn--bcher-kva.example`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ LONGEST_DOMAIN = 253
 
 @lru_cache(maxsize=10_000)
 def name(text: str) -> str:
-    """A category or theme as it is compared: NFC, case folded, spaces drawn together."""
-    folded = unicodedata.normalize("NFC", text).casefold()
-    return " ".join(unicodedata.normalize("NFC", folded).split())
+    """A category or theme as it is compared: NFKC, case folded, without what has no width, spaces drawn
+    together."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    seen = "".join(sign for sign in unicodedata.normalize("NFKC", folded) if not _unseen(sign))
+    return " ".join(seen.split())
 
 
 def domain(text: str) -> str:
@@ -35,9 +38,15 @@ def domain(text: str) -> str:
     return found
 
 
+def _unseen(sign: str) -> bool:
+    """Whether a sign has no width: a format or control character, no space, or a variation selector."""
+    unspaced = unicodedata.category(sign) in ("Cf", "Cc") and not sign.isspace()
+    return unspaced or "\ufe00" <= sign <= "\ufe0f"
+
+
 def party(text: str) -> str:
     """An advertiser's id or domain as it is compared."""
-    return _ascii(text) or name(text)
+    return _ascii(name(text)) or name(text)
 
 
 @lru_cache(maxsize=10_000)

@@ -12,11 +12,12 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,10 @@ Cells = dict[str, str]
 """Field -> text of the cell, without blanks around it; `""` where there is none."""
 DELIMITED = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
 """What may part cells, the first where a header has none of them."""
+NAMED_SIGN = re.compile(r'"?sep=(\\t|[^"\r\n])"?[\r\n]', re.IGNORECASE)
+"""A first line that names what parts them, as Excel reads it."""
+HEAD = 2**16
+"""Characters in which the header is looked for."""
 STRUCTURED = ("turns",)
 """Fields whose lists and objects become JSON."""
 LINES = (".jsonl", ".ndjson")
@@ -95,6 +100,8 @@ def read(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
         WorldError: the file is missing, of no known kind, damaged, or has no column for what is needed.
     """
     kind = _kind(file)
+    if "\0" in str(file):
+        raise WorldError(f"{str(file)!r}: no path holds a NUL; give a table that can be read")
     try:
         if kind in PARQUET:
             yield from _parquet(file, columns)
@@ -121,9 +128,9 @@ def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name.casefold()).strip("_")
 
 
-def _open(file: Path, newline: str) -> IO[str]:
+def _open(file: Path, newline: str = "") -> IO[str]:
     """The file's text: UTF-8 with or without a mark, or UTF-16 with one; bytes that are neither are
-    kept as what `_bytes` finds."""
+    kept as what `_bytes` finds.  Lines keep their ends: CR, LF or both, or what ``newline`` says."""
     opener = gzip.open if file.name.lower().endswith(".gz") else open
     with opener(file, "rb") as head:
         marked = head.read(2) in (b"\xff\xfe", b"\xfe\xff")
@@ -134,45 +141,88 @@ def _open(file: Path, newline: str) -> IO[str]:
 
 def _delimited(file: Path, columns: Columns, signs: str) -> Iterator[tuple[int, Cells | Fault]]:
     """CSV and TSV; TSV whose quotes do not pair is read as one that has no quoting."""
-    with _open(file, "") as text:
-        first = text.readline()
-        sign = max(signs, key=first.count) if signs else signs
+    with _open(file) as text:
+        sign = _sign(text.read(HEAD), signs)
     plain = sign == "\t" and not _pairs(file)
-    with _open(file, "") as text:
-        reader = csv.reader(
-            text, delimiter=sign, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
-        )
-        yield from _records(file, columns, reader)
+    with _open(file) as text:
+        yield from _records(file, columns, _rows(text, sign, plain))
+
+
+def _sign(head: str, signs: str) -> str:
+    """What parts cells: what the first line names, else what is most often between the header's."""
+    if named := NAMED_SIGN.match(head):
+        return "\t" if named[1] == "\\t" else named[1]
+    header = next((line for line in re.split("[\r\n]", _unquoted(head, signs)) if line.strip()), "")
+    return max(signs, key=header.count)
+
+
+def _unquoted(text: str, signs: str) -> str:
+    """``text`` with "x" for every quoted cell that ends in it."""
+    return re.sub(rf'(?<![^{re.escape(signs)}\r\n])"(?:[^"]|"")*+"', "x", text)
 
 
 def _pairs(file: Path) -> bool:
     """Whether every cell of a TSV that begins with a quote ends with one."""
-    with _open(file, "") as text:
+    with _open(file) as text:
+        return all(isinstance(row, list) or _too_long(row) for _, row in _rows(text, "\t", False))
+
+
+def _too_long(error: csv.Error) -> bool:
+    return "field larger" in str(error)
+
+
+def _rows(text: IO[str], sign: str, plain: bool) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Rows with the lines that they begin at, or why there is none; ``plain``: quotes are text.
+
+    The csv module gives up a cell of more than `csv.field_size_limit` characters, and would take the
+    lines that are left of it for rows: they are passed over here.
+    """
+    last = ""
+    passed = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal last
+        for number, last in enumerate(text):
+            yield "\n" if not number and NAMED_SIGN.match(last) else last
+
+    reader = csv.reader(
+        lines(), delimiter=sign, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
+    )
+    while True:
+        line = passed + reader.line_num + 1
         try:
-            for _ in csv.reader(text, delimiter="\t", strict=True):
-                pass
-        except csv.Error:
-            return False
-    return True
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            left = last if passed + reader.line_num == line else f'"{last}'
+            while _too_long(error) and not plain and _ends_quoted(left, sign):
+                passed += 1
+                left = f'"{next(text, "")}'
+                if left == '"':
+                    error = csv.Error("unexpected end of data")
+            yield line, error
 
 
-def _records(file: Path, columns: Columns, reader: Any) -> Iterator[tuple[int, Cells | Fault]]:
+def _ends_quoted(line: str, sign: str) -> bool:
+    """Whether a line's last cell goes on in the next."""
+    return bool(re.search(rf'(?<![^{re.escape(sign)}])"', _unquoted(line, sign)))
+
+
+def _records(
+    file: Path, columns: Columns, rows: Iterator[tuple[int, list[str] | csv.Error]]
+) -> Iterator[tuple[int, Cells | Fault]]:
     header: list[str] = []
     chosen: dict[str, int] = {}
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                raise WorldError(f"{file}, line {line}: a quote is opened here and never closed") from None
-            yield line, Fault(file, line, f"not CSV: {error}; mend the quotes")
+    for line, row in rows:
+        if isinstance(row, csv.Error):
+            if "unexpected end" in str(row):
+                raise WorldError(f"{file}, line {line}: a quote is opened here and never closed")
+            way_out = "shorten the cell" if _too_long(row) else "mend the quotes"
+            yield line, Fault(file, line, f"not CSV: {row}; {way_out}")
+        elif not any(cell.strip() for cell in row):
             continue
-        if row is None:
-            return
-        if not any(cell.strip() for cell in row):
-            continue
-        if not header:
+        elif not header:
             header = [cell.strip() for cell in row]
             found = columns.found(file, header)
             chosen = {field: header.index(column) for field, column in found.items()}
@@ -182,12 +232,24 @@ def _records(file: Path, columns: Columns, reader: Any) -> Iterator[tuple[int, C
             yield line, _texts(file, line, {field: row[place] for field, place in chosen.items()})
 
 
+def _json_texts(lines: Iterable[str]) -> Iterator[str]:
+    """Lines end with LF, and with CR where what stands before an LF is no JSON; within JSON CR is blank."""
+    for said in lines:
+        if "\r" in said.rstrip("\r\n"):
+            try:
+                json.loads(said)
+            except (ValueError, RecursionError):
+                yield from said.removesuffix("\n").removesuffix("\r").split("\r")
+                continue
+        yield said
+
+
 def _json_lines(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
     """Objects may have other keys from line to line; the needed one must be in some."""
     seen: dict[str, None] = {}
     some = False
     with _open(file, "\n") as text:
-        for line, said in enumerate(text, start=1):
+        for line, said in enumerate(_json_texts(text), start=1):
             if not said.strip():
                 continue
             try:
@@ -219,7 +281,7 @@ def _parquet(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]
             chosen = columns.found(file, names)
             line = 0
             for batch in table.iter_batches():
-                places = [batch.column(names.index(column)).to_pylist() for column in chosen.values()]
+                places = [_values(batch.column(names.index(column))) for column in chosen.values()]
                 for cells in zip(*places, strict=True):
                     line += 1
                     yield line, _texts(file, line, dict(zip(chosen, cells, strict=True)))
@@ -227,10 +289,28 @@ def _parquet(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]
         raise WorldError(f"{file} cannot be read as parquet: {error}; write it again") from None
 
 
+def _values(column: Any) -> list[Any]:
+    """The values of a column, with the error for each that Python has none for."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError):
+        found = [_value(one) for one in column]
+    return found
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError) as error:
+        return error
+
+
 def _texts(file: Path, line: int, cells: Mapping[str, Any]) -> Cells | Fault:
     """The cells as text, or the one that cannot be."""
     found = {}
     for field, value in cells.items():
+        if isinstance(value, Exception):
+            return Fault(file, line, f"{field}: {value}", field)
         nested = field in STRUCTURED and isinstance(value, list | dict)
         text = json.dumps(value, default=str) if nested else _text(value)
         if text is None:
@@ -254,8 +334,9 @@ def _text(value: object) -> str | None:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
     if isinstance(value, Decimal):
-        return f"{value.normalize():f}" if value.is_finite() else str(value)
-    if isinstance(value, int):
+        text = f"{value:f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    if isinstance(value, int | UUID):
         return str(value)
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()

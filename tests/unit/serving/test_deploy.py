@@ -146,3 +146,16 @@ def test_a_line_break_at_a_secrets_end_is_none_of_it(
     monkeypatch.setenv(keyring.ADMIN_KEY, " \n")
     with pytest.raises(ConfigError, match="RAYLLA_ADMIN_KEY"):
         keyring.read(f"sqlite:///{tmp_path}/raylla.db")
+
+
+@pytest.mark.parametrize("content", ["[]", '"a"', "null", "[" * 100_000, "{"])
+def test_a_file_of_secrets_that_holds_none_is_refused_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    for name in (keyring.TOKEN_KEYS, keyring.ADMIN_KEY):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "x.keys.json").write_text(content)
+    for door in (keyring.read, keyring.ensure):
+        with pytest.raises(ConfigError, match=r"x\.keys\.json"):
+            door(f"sqlite:///{tmp_path}/x.db")
+    assert (tmp_path / "x.keys.json").read_text() == content

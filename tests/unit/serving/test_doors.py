@@ -111,6 +111,8 @@ def test_what_is_no_domain_is_refused(client: TestClient, given: str) -> None:
         "https://hooks.lumo.example:99999/",
         "ftp://hooks.lumo.example/",
         "https://${AUCTION_ID}.lumo.example/",
+        "https://${AUCTION_ID}.lumo.example?x=1",
+        "https://${AUCTION_ID}",
         "https://hooks.lumo.example/${AUCTION_NONE}",
     ],
 )
@@ -131,6 +133,8 @@ def test_a_webhook_that_cannot_be_called_is_refused_at_the_door(
         "HTTPS://Hooks.Lumo.Example.:8443/a%20b;c?d=e#f",
         "https://[2001:db8::1]:8443/${AUCTION_ID}",
         "http://xn--bcher-kva.example?x=1",
+        "https://hooks.lumo.example?p=${AUCTION_PRICE}",
+        "https://hooks.lumo.example:8443#${AUCTION_ID}",
         "https://my_hook.lumo.example/",
         "https://10.1.2.3/private",
     ],

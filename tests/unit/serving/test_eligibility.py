@@ -125,7 +125,13 @@ def test_names_are_compared_in_one_form(market: Market, store: Store) -> None:
         market.seat("B\u00fccher"), NewCampaign("c", 10**9, "asap"), market.now
     )
     (listed,) = store.parties.add_ads(row.id, [NewAd(ad, "https://x.example", 10 * UNIT)], market.now)
-    for blocked in ("the\u0301  & cafe\u0301", "TH\u00c9 & CAF\u00c9", "ku\u0308CHE "):
+    unseen = (
+        "th\u00e9\u200b & caf\u00e9",
+        "\ufeffk\u00fcche",
+        "k\u00fc\u00adche\ufe0f",
+        "\uff4b\u00fcche\x00",
+    )
+    for blocked in (*unseen, "the\u0301  & cafe\u0301", "TH\u00c9 & CAF\u00c9", "ku\u0308CHE "):
         found = reasons(store, market.now, Filters(blocked_categories=frozenset({blocked})))
         assert found == {listed.id: Reason.BLOCKED_CATEGORY}, blocked
     domains = (
@@ -134,7 +140,7 @@ def test_names_are_compared_in_one_form(market: Market, store: Store) -> None:
         "xn--bcher-kva.EXAMPLE",
         "bu\u0308cher.example",
     )
-    for domain in (*domains, row.advertiser_id.upper()):
+    for domain in (*domains, row.advertiser_id.upper(), f"{row.advertiser_id}\u200b"):
         found = reasons(store, market.now, Filters(blocked_advertisers=frozenset({domain})))
         assert found == {listed.id: Reason.BLOCKED_ADVERTISER}, domain
     nothing = Filters(

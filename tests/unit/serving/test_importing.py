@@ -6,6 +6,7 @@ import datetime as dt
 import sqlite3
 from pathlib import Path
 
+import pytest
 from alembic import command
 from alembic.config import Config as Alembic
 from sqlalchemy import create_engine
@@ -13,13 +14,16 @@ from typer.testing import CliRunner
 
 from raylla.cli import app
 from raylla.config import Serving, parse
+from raylla.errors import WorldError
 from raylla.records import Ad
 from raylla.runs.state import Run
 from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.money.records import Listing
-from raylla.serving.store import models, open_store
+from raylla.serving.store import Store, models, open_store
+from raylla.serving.store.importing import import_ads
 from raylla.world.build import scattered_id
 from raylla.world.store import save
+from raylla.world.texts import landing
 from tests.unit.serving.test_store import world
 
 NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
@@ -71,6 +75,72 @@ def test_a_table_comes_in_with_its_bids_and_landing_pages(tmp_path: Path) -> Non
     assert [one.ad.id for one in _listings(url)][:2] == [scattered_id(0), scattered_id(1)]
     again = CliRunner().invoke(app, [*arguments, "world.max_bid=20"])
     assert again.exit_code == 0  # the store numbers ads that have no ids of their own
+
+
+def _imported(store: Store, *ads: Ad) -> list[Listing]:
+    import_ads(store, "odd", ads, [1] * len(ads), Serving(), 100, 0, NOW)
+    catalogue = Eligibility(store, Serving()).refresh(NOW)
+    return [catalogue.listing(row) for row in range(catalogue.rows)]
+
+
+def test_a_landing_page_is_kept_as_it_is_sent_to_browsers(store: Store) -> None:
+    url = "https://\u4f8b\u3048.example/\u30ab\u30c3\u30d7"
+    (one,) = _imported(store, Ad("7", "Lumo Floral Cup", "cups", "kitchen", "", url))
+    assert one.url == landing(url) == "https://xn--r8jz45g.example/%E3%82%AB%E3%83%83%E3%83%97"
+    assert one.domain == "xn--r8jz45g.example"
+    with pytest.raises(WorldError, match="url='no url'"):
+        _imported(store, Ad("8", "Cup", "cups", "kitchen", "", "no url"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://my_shop.example/mug",
+        "http://203.0.113.5/x",
+        "https://[::1]/",
+        "https://localhost/",
+        f"https://{'a' * 70}.example/",
+    ],
+)
+def test_an_ad_of_a_host_without_a_domain_is_its_themes(store: Store, url: str) -> None:
+    found = _imported(
+        store, Ad("1", "Mug", "cups", "Kitchen", "", url), Ad("2", "Pan", "pans", "", "", url)
+    )
+    assert [(one.domain, one.url) for one in found] == [("kitchen.example", url), ("pans.example", url)]
+
+
+def test_names_that_compare_as_one_are_one_advertiser(store: Store) -> None:
+    pages = ("https://lumo.example./mug", "https://www.LUMO.example/m", "https://lumo.example/")
+    themes = ("kitchen", "Kitchen ", " KITCHEN", "")
+    ads = [Ad(str(number), "Mug", "cups", "t", "", url) for number, url in enumerate(pages)]
+    ads += [Ad(str(number), "Mug", "Kitchen", theme) for number, theme in enumerate(themes, 10)]
+    ads.append(Ad("20", "Mug", "Cups ", "t", "", pages[0]))
+    done = import_ads(store, "odd", ads, [1] * len(ads), Serving(), 100, 0, NOW)
+    assert (done.advertisers, done.campaigns, done.ads) == (2, 2, 8)
+    assert {(one.name, one.domain) for one in store.parties.advertisers("", 10)} == {
+        ("lumo.example", "lumo.example"),
+        ("kitchen", "kitchen.example"),
+    }
+    assert {one.name for one in store.parties.campaigns(None, "", 10)} == {"cups", "Kitchen"}
+
+
+def test_each_theme_has_a_domain_of_its_own(store: Store) -> None:
+    themes = (
+        "\u30ab\u30c3\u30d7",
+        "\u304a\u8336",
+        "caf\u00e9",
+        "caf",
+        "C++",
+        "C",
+        "x" * 79,
+        "x" * 80,
+        "Tea & Coffee",
+    )
+    found = _imported(store, *(Ad(str(number), "Mug", "c", theme) for number, theme in enumerate(themes)))
+    domains = [one.domain for one in found]
+    assert len(set(domains)) == len(themes)
+    assert (domains[3], domains[5], domains[8]) == ("caf.example", "c.example", "tea-coffee.example")
+    assert [one.url for one in found] == [f"https://{domain}/ads/{n}" for n, domain in enumerate(domains)]
 
 
 def test_a_runs_own_settings_are_those_of_its_import(tmp_path: Path) -> None:

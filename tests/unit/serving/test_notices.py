@@ -24,7 +24,7 @@ from raylla.serving.billing import notices
 from raylla.serving.billing.notices import Sender
 from raylla.serving.deploy.supervision import Supervisor
 from raylla.serving.money.records import PriceRule
-from raylla.serving.security.addresses import AddressError, destination, public, target
+from raylla.serving.security.addresses import AddressError, Resolver, destination, public, target
 from raylla.serving.security.addresses import Hook as Address
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store, models
@@ -170,11 +170,8 @@ def test_the_next_address_is_tried_where_one_does_not_answer(
     port = hook.server.server_address[1]
     found = [(2, 1, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
 
-    async def look(*_: object, **__: object) -> list[tuple[object, ...]]:
-        return found
-
     seat = billed(market, hook.url)
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     post = Post(store, market.now)
     post.send()
     assert post.states(seat) == [(1, True, False, None)]
@@ -255,25 +252,20 @@ def test_private_addresses_are_refused_unless_configured(market: Market, store: 
 )
 def test_ways_around_the_address_check(url: str) -> None:
     with pytest.raises(AddressError):
-        asyncio.run(target(url, private=False))
+        asyncio.run(target(url, False, Resolver(1)))
 
 
 def test_public_addresses_are_connected_to_as_checked() -> None:
     assert public(ipaddress.ip_address("93.184.215.14"))
-    found = asyncio.run(target("https://1.1.1.1:8443/a?b=c#d", private=False))
+    found = asyncio.run(target("https://1.1.1.1:8443/a?b=c#d", False, Resolver(1)))
     assert (found.urls, found.host) == (("https://1.1.1.1:8443/a?b=c",), "1.1.1.1:8443")
 
 
 def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def answer(*_: object, **__: object) -> list[tuple[object, ...]]:
-        return [(2, 1, 6, "", (address, 80)) for address in ("93.184.215.14", "10.0.0.1")]
-
-    async def look() -> None:
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", answer)
-        await target("http://both.example/", private=False)
-
+    found = [(2, 1, 6, "", (address, 80)) for address in ("93.184.215.14", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(AddressError, match=r"10\.0\.0\.1"):
-        asyncio.run(look())
+        asyncio.run(target("http://both.example/", False, Resolver(1)))
 
 
 def test_the_sender_goes_on_when_the_store_is_back(
@@ -411,10 +403,7 @@ def test_the_next_address_is_tried_where_one_hangs(
     port = hook.server.server_address[1]
     found = [(2, 1, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
 
-    async def look(*_: object, **__: object) -> list[tuple[object, ...]]:
-        return found
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     monkeypatch.setattr(notices, "CONNECT_SECONDS", 0.3)
     seat = billed(market, hook.url)
     with socket.socket() as full, ExitStack() as waiting:
@@ -433,15 +422,15 @@ def test_a_host_that_is_not_found_now_is_looked_up_again(
     market: Market, store: Store, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seat = billed(market, hook.url)
-    look, away = asyncio.BaseEventLoop.getaddrinfo, [True]
+    look, away = socket.getaddrinfo, [True]
 
-    async def sometimes(*arguments: Any, **more: Any) -> Any:
+    def sometimes(*arguments: Any, **more: Any) -> Any:
         if away:
             away.pop()
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return await look(*arguments, **more)
+        return look(*arguments, **more)
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", sometimes)
+    monkeypatch.setattr(socket, "getaddrinfo", sometimes)
     post = Post(store, market.now)
     post.send()
     assert post.states(seat)[0][1:3] == (False, True)

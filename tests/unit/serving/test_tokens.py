@@ -94,6 +94,8 @@ def test_made_keys_are_read_back() -> None:
     [
         ("", "not JSON"),
         ("[]", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        (f'{{"k1": "{"ab" * 32}", "k1": "{"cd" * 32}"}}', "twice"),
         ("{}", "empty"),
         ('{"k1": 5}', "not JSON"),
         ('{"k1": "zz"}', "not JSON"),

@@ -68,7 +68,7 @@ class Extras(Spoken):
     profile: User | None = None
     floor_micros: Annotated[Int, Field(ge=0, le=10**15)] = Field(0, description="least bid per click")
     bcat: Annotated[list[Short], Field(max_length=1000)] = Field([], description="blocked categories")
-    badv: Annotated[list[Short], Field(max_length=1000)] = Field(
+    badv: Annotated[list[Annotated[str, Field(max_length=254)]], Field(max_length=1000)] = Field(
         [], description="blocked advertisers, by id or domain"
     )
     links: Links | None = Field(
