@@ -43,10 +43,17 @@ class Passage:
 
 def plain(text: str) -> str:
     """``text`` without markup of ads, links, bare URLs and Markdown's signs; lines are kept apart."""
-    text = _TAG.sub("", MARKUP.sub(lambda ad: ad["title"], text))
+    text = _unmarked(text)
     text = _BULLETS.sub("", _SIGNS.sub("", _URL.sub("", _LINK.sub(r"\1", text))))
+    text = _unmarked(text)  # what was taken out may have stood within markup
     lines = (" ".join(line.split()) for line in _HOLES.sub("", text).splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def _unmarked(text: str) -> str:
+    while (found := _TAG.sub("", MARKUP.sub(lambda ad: ad["title"], text))) != text:
+        text = found
+    return text
 
 
 def passage(text: str, name: str) -> Passage:

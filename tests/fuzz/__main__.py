@@ -7,6 +7,8 @@ the input that made it.
 from __future__ import annotations
 
 import argparse
+import atexit
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +50,9 @@ def _fuzz(name: str, runs: int, seconds: int) -> int:
     limits = [f"-atheris_runs={runs}", "-max_len=400", "-timeout=20", "-rss_limit_mb=4096"]
     if seconds:
         limits.append(f"-max_total_time={seconds}")
+    atexit.register(
+        signal.setitimer, signal.ITIMER_REAL, 0
+    )  # its alarm would end the process behind "Done"
     atheris.Setup([f"fuzz {name}", str(corpus), *limits], TARGETS[name])
     atheris.Fuzz()
     return 0

@@ -278,6 +278,8 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"Lumo Kettle\0Try @Lumo Kettle@[Ad-1234]. See [Lumo](https://a.example/x). * Lumo",
         b"Mug\0# Mug\n- **Mug** is e.g. good.It is! Www.a.example",
         b"\0",
+        b"Mug\0Try @Lumo Kettle@[Ad~~~~-1234] or @@Lumo Kettle@[Ad-1]@[Ad-1234].",
+        b"Mug\0Try @Lumo [K](x)ettle@[Ad-1234]",
     ),
     "conversation": (
         b'[{"role": "user", "content": "best tea?"}]',
