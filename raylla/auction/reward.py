@@ -24,21 +24,16 @@ def reward(
     bids: Mapping[str, float],
     pctr: Mapping[str, float],
     settings: config.Penalty,
-    pcvr: Mapping[str, float] | None = None,
     *,
     sample_id: str = "",
 ) -> Reward:
     """R(y) = sum_i b_i pctr_i 1(a_i in y) - lambda s_resp(y) (Eq. 5), in bid units.
 
-    ``bids`` (per click) and ``pctr`` (in [0, 1]) are looked up for the placed ads; with ``pcvr``
-    the objective is conversions and b_i pctr_i pcvr_i counts.  The record's ``penalty`` is
-    lambda s_resp, so that its total is R(y).
+    ``bids`` (per click) and ``pctr`` (in [0, 1]) are looked up for the placed ads.  The record's
+    ``penalty`` is lambda s_resp, so that its total is R(y).
 
     Raises:
         KeyError: a placed ad has no bid or no predicted rate.
     """
-    value = 0.0
-    for ad_id in parsed.ad_ids:
-        rate = pctr[ad_id] if pcvr is None else pctr[ad_id] * pcvr[ad_id]
-        value += bids[ad_id] * rate
+    value = sum(bids[ad_id] * pctr[ad_id] for ad_id in parsed.ad_ids)
     return Reward(sample_id, value, settings.weight * penalty(parsed, settings))

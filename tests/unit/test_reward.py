@@ -29,11 +29,6 @@ def test_reward_by_hand() -> None:
     assert found.total == pytest.approx(10 - 47)
 
 
-def test_conversions_weigh_clicks() -> None:
-    found = reward(TWO, {"1": 10, "2": 50}, {"1": 0.5, "2": 0.1}, SETTINGS, {"1": 0.2, "2": 1.0})
-    assert found.value == pytest.approx(10 * 0.5 * 0.2 + 50 * 0.1)
-
-
 def test_a_placed_ad_without_a_bid_is_an_error() -> None:
     with pytest.raises(KeyError):
         reward(TWO, {"1": 10}, {"1": 0.5, "2": 0.1}, SETTINGS)
