@@ -92,7 +92,9 @@ def campaigns_import(
     ] = None,
     map_: Columns = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="bids that are not given follow from it")] = 0,
-    daily_budget: Annotated[int | None, typer.Option(min=0, help="of each campaign, in micros")] = None,
+    daily_budget: Annotated[
+        int | None, typer.Option(min=0, max=10**15, help="of each campaign, in micros")
+    ] = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """List the ads of a run, a world or a table (CSV, TSV, JSON lines, Parquet) with bids and landing

@@ -100,8 +100,8 @@ def _checked(url: str, must_exist: bool) -> URL:
         parsed = make_url(url)
     except ArgumentError:
         raise StoreError(f"serving.database={url!r} is no database URL; {_WAY_OUT}") from None
-    except ValueError as error:  # a port that is no number
-        raise StoreError(f"serving.database is no database URL: {error}; {_WAY_OUT}") from None
+    except ValueError:  # the error's words may hold a part of the password
+        raise StoreError(f"serving.database: its port is no number; {_WAY_OUT}") from None
     backend = parsed.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise StoreError(f"serving.database: {backend} is not supported; {_WAY_OUT}")

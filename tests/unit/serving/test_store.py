@@ -193,3 +193,10 @@ def test_a_runs_ads_are_imported_with_the_runs_settings(tmp_path: Path) -> None:
         assert bids <= {unit, 2 * unit, 3 * unit}
         assert len(bids) > 1
         assert budgets == {100_000 * unit}
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://u:pass@h:word/x", "sqlite:///{}/a.db?timeout=x"])
+def test_a_database_url_that_is_none_is_named_without_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(StoreError, match=r"serving\.database") as caught:
+        open_store(url.format(tmp_path))
+    assert "word" not in str(caught.value).replace("password", "")
