@@ -182,6 +182,16 @@ class EvaluationBackend:
             for index, planned in enumerate(auctions)
         ]
 
+    def organic(self, auctions: Sequence[Planned]) -> list[Generated]:
+        """``planned.n`` answers to each auction's question of the untouched model, told of no ads; auctions
+        with the same question and number have the same."""
+        written: dict[tuple[str, int], Generated] = {}
+        for n in dict.fromkeys(one.n for one in auctions):
+            planned = {one.query.id: one for one in auctions if one.n == n}
+            found = self.untouched_answers([self._organic(one) for one in planned.values()])
+            written |= {(id, n): answers for id, answers in zip(planned, found, strict=True)}
+        return [written[one.query.id, one.n] for one in auctions]
+
     def untouched_answers(self, requests: Sequence[Request]) -> list[Generated]:
         """Answers under the weights that no training for ads has changed, in the order asked."""
         keys = [["untouched", one.id, one.messages, one.n, one.seed] for one in requests]
@@ -244,6 +254,12 @@ class EvaluationBackend:
                 f"{lost} of {total} {what} were lost, more than irpo.max_drop_share={share} allows; "
                 "see the engine's and judge's output"
             )
+
+    def _organic(self, planned: Planned) -> Request:
+        query = planned.query
+        messages = prompts.organic(self.config.ad_llm.prompt, query, planned.profile)
+        seed = seed_of(self.config.seed, f"organic/{query.id}")
+        return Request(query.id, messages, planned.n, seed, turns=len(query.turns))
 
     def _messages(self, prompt: Prompt) -> prompts.Messages:
         planned = prompt.planned

@@ -6,19 +6,19 @@ The untouched model (`irpo.versions.untouched`), asked the question alone, write
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction.prose import stripped, undisclosed, without_ads
-from raylla.engines.protocol import Given, Request
+from raylla.engines.protocol import Given
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.detect import Detector
 from raylla.evaluation.fidelity import Descriptions
 from raylla.figures.quality import Read, Reads, Table, per_query
 from raylla.records import Planned
 from raylla.world import prompts
-from raylla.world.bids import seed_of
 
 ORGANIC = "organic"
 Answers = Sequence[tuple[Planned, str]]
@@ -111,21 +111,15 @@ class _Reader:
 
 def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> Answers:
     """Answers of the untouched model to each distinct query, told of no ads."""
-    planned = {one.query.id: one for one in asked}
     count = backend.config.evaluation.organic_answers
-    requests = [
-        Request(
-            id,
-            _question(backend, one),
-            count,
-            seed_of(backend.config.seed, f"{ORGANIC}/{id}"),
-            turns=len(one.query.turns),
-        )
-        for id, one in planned.items()
+    planned = [replace(one, n=count) for one in {one.query.id: one for one in asked}.values()]
+    written = backend.organic(planned)
+    found = [
+        (one, draw.text)
+        for one, answers in zip(planned, written, strict=True)
+        for draw in answers.completions
     ]
-    written = backend.untouched_answers(requests)
-    found = [(planned[one.request_id], draw.text) for one in written for draw in one.completions]
-    backend.bound("organic answers", count * len(requests) - len(found), count * len(requests))
+    backend.bound("organic answers", count * len(planned) - len(found), count * len(planned))
     return found
 
 

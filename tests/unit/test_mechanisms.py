@@ -8,15 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from raylla.auction import markup
+from raylla.auction import markup, parse
 from raylla.config import Penalty
 from raylla.engines.protocol import Completion, Generated
 from raylla.errors import ConfigError
+from raylla.mechanisms.card import Card, second_price
 from raylla.mechanisms.llm import LlmAuction, Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
-from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Prompt, named
+from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Offer, Prompt, named
 from raylla.mechanisms.rag import RagAuction
 from raylla.records import Ad, Auction, Planned, Profile, Query
 
@@ -41,6 +44,10 @@ class Backend:
             ]
             found.append(Generated("", (1,) * 10, tuple(draws)))
         return found
+
+    def organic(self, auctions: Sequence[Planned]) -> list[Generated]:
+        draws = [Completion(f"Well, {d}.\n", (d, 2), True) for d in range(max(one.n for one in auctions))]
+        return [Generated("", (1,) * 4, tuple(draws[: one.n])) for one in auctions]
 
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
         """Draw d's first token is d: without ads it is e^-d times as likely as with them."""
@@ -149,14 +156,87 @@ def test_mosaic_keeps_close_to_the_organic_model() -> None:
     )
 
 
+def test_the_card_is_below_the_organic_answer_at_the_second_price() -> None:
+    backend = Backend()
+    ran = Card().run(backend, auctions(2, 3), {"reserve": 0.0, "pctr_epoch": 3})
+    assert not backend.asked  # nothing was written for ads
+    assert [offer.text for offer in ran[1].offers] == [
+        f"Well, {d}.\n\nSponsored: {markup(ADS[1])}" for d in range(3)
+    ]
+    assert {tuple(offer.prices.items()) for one in ran for offer in one.offers} == {(("1001", 50.0),)}
+    assert (ran[0].served, ran[0].generations, ran[0].prompt_tokens, ran[0].sampled_tokens) == (3, 3, 12, 6)
+
+
+def test_a_card_shows_the_description_and_none_is_shown_below_the_reserve() -> None:
+    planned = auctions(1, 1)[0]
+    ads = tuple(replace(ad, description="Leaves @from@[Ad-1000] the hill.") for ad in ADS)
+    (shown,) = Card().run(Backend(), [replace(planned, ads=ads)], {"reserve": 70.0, "pctr_epoch": 1})
+    placed = parse(shown.offers[0].text, ads)
+    assert [one.ad_id for one in placed.placements] == ["1001"]
+    assert not placed.violations
+    assert shown.offers[0].text.endswith("\nLeaves from Ad-1000 the hill.")
+    assert shown.offers[0].prices == {"1001": 70.0}
+    (none,) = Card().run(Backend(), [planned], {"reserve": 81.0, "pctr_epoch": 1})
+    assert none.offers == (Offer("Well, 0.\n", {}),)
+
+
+numbers = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1), st.floats(0, 120)), min_size=1, max_size=6)
+
+
+@given(sellers=numbers, reserve=st.sampled_from([0.0, 25.0, 50.0]))
+def test_a_second_price_is_one_s_least_winning_bid(
+    sellers: list[tuple[float, float, float]], reserve: float
+) -> None:
+    values, rates, others = (np.array(column) for column in zip(*sellers, strict=True))
+    truthful = second_price(values, rates, reserve)
+    if truthful is not None:
+        winner, price = truthful
+        assert reserve <= price <= values[winner]
+    for place in range(len(values)):  # no other bid is worth more to whom it is made for
+        other = values.copy()
+        other[place] = others[place]
+        worth = [
+            rates[place] * (values[place] - won[1]) if won is not None and won[0] == place else 0.0
+            for won in (truthful, second_price(other, rates, reserve))
+        ]
+        assert worth[1] <= worth[0] + 1e-9
+        higher = values.copy()
+        higher[place] += others[place]
+        if truthful is not None and truthful[0] == place:
+            again = second_price(higher, rates, reserve)
+            assert again == (place, pytest.approx(truthful[1]))  # monotone
+
+
+def test_who_is_never_clicked_wins_no_card() -> None:
+    assert second_price([100, 1], [0, 0.5], 0) == (1, 0)
+    assert second_price([100], [0.0], 0) is None
+    assert second_price([10, 9], [0.5, 1.0], 0) == (1, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("bids", "rates", "reserve", "said"),
+    [
+        ([-1], [0.5], 0, "bids"),
+        ([1], [1.5], 0, "rates"),
+        ([1], [0.5, 0.5], 0, "rates"),
+        ([1], [0.5], -1, "reserve"),
+    ],
+)
+def test_what_is_no_bid_or_rate_is_named(
+    bids: list[float], rates: list[float], reserve: float, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        second_price(bids, rates, reserve)
+
+
 def test_choices_name_existing_epochs_once() -> None:
     assert {choice["pctr_epoch"] for choice in Mosaic().choices(1)} == {1}
-    for mechanism in (Mosaic(), RagAuction()):
+    for mechanism in (Mosaic(), RagAuction(), Card()):
         choices = [tuple(sorted(choice.items())) for choice in mechanism.choices(3)]
         assert len(set(choices)) == len(choices) > 1
 
 
 def test_mechanisms_by_name() -> None:
-    assert [one.name for one in named(["mosaic", "pretrained"])] == ["mosaic", "pretrained"]
+    assert [one.name for one in named(["mosaic", "card"])] == ["mosaic", "card"]
     with pytest.raises(ConfigError, match=r"'mosaik'; there are .*mosaic"):
         named(["mosaik"])
