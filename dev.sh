@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes the environment in .venv and runs a job in it:
-#   bash dev.sh install | train [CONFIG [RUN]] | test [fast | PYTEST ARGS] | clients
+#   bash dev.sh install | train [CONFIG [RUN]] | test [fast | PYTEST ARGS] | clients | tools
 # `clients`, and `test` but for `fast`, make .venv-clients: the clients that docs/clients.md is about.
+# `tools` installs what some tests need of the system (Chromium, PostgreSQL), by apt-get as root.
 # REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -52,6 +53,17 @@ clients() {
     echo "$wanted" > "$stamp"
 }
 
+tools() {
+    local wanted=()
+    [ -x /usr/bin/chromium ] || wanted+=(chromium fonts-dejavu-core)
+    command -v initdb >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || wanted+=(postgresql)
+    [ ${#wanted[@]} -gt 0 ] || return 0
+    echo "installing ${wanted[*]}" >&2
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
+    "${apt[@]}" install -y --no-install-recommends "${wanted[@]}" >/dev/null ||
+        { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${wanted[@]}" >/dev/null; }
+}
+
 # Two processes: what Ray, vLLM and DeepSpeed leave in one never meets the unit tests. Arguments that name a path
 # are for one process; with others (-k, -m) one of the two may have no such test.
 tests() {
@@ -86,6 +98,9 @@ case ${1:-} in
     clients)
         clients
         ;;
+    tools)
+        tools
+        ;;
     train)
         install
         exec "$environment/bin/raylla" train "${2:-configs/pocket.yaml}" --run "${3:-runs/pocket}"
@@ -100,7 +115,7 @@ case ${1:-} in
         tests "$@"
         ;;
     *)
-        sed -n '2,5p' "$0" >&2
+        sed -n '2,6p' "$0" >&2
         exit 2
         ;;
 esac

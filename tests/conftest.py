@@ -12,11 +12,19 @@ import pytest
 from tests.lightness import Light
 
 SLOW = "slow"
+NO_GPU = "no CUDA device"
+SKIPPED: dict[str, list[str]] = {}
+"""Why tests were skipped, but for want of a GPU -> which."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast", action="store_true", help="unit tests that load neither a model library nor Ray"
+    )
+    parser.addoption(
+        "--no-skips",
+        action="store_true",
+        help="a test that is skipped for want of more than a GPU fails the run",
     )
 
 
@@ -32,6 +40,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [one for one in items if one.get_closest_marker(SLOW) or one.get_closest_marker("postgres")]
         config.hook.pytest_deselected(items=left)
         items[:] = [one for one in items if one not in left]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep why tests were skipped."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        if reason != NO_GPU:
+            SKIPPED.setdefault(reason, []).append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With ``--no-skips`` a run that left tests out has failed."""
+    if session.config.getoption("--no-skips") and SKIPPED and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which tests were skipped, by what they want."""
+    for reason, names in SKIPPED.items():
+        terminalreporter.write_line(
+            f"skipped: {reason} ({len(names)}: {names[0]}{' ...' * (len(names) > 1)})"
+        )
 
 
 # No example is judged by the clock: these machines are busy.

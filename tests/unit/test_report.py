@@ -198,7 +198,7 @@ def test_no_evaluation_or_half_of_one(tmp_path: Path) -> None:
 def test_a_browser_shows_it(page: Path, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no chromium on this machine")
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
     shot = tmp_path / "shot.png"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]

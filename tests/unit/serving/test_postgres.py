@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pwd
 import shutil
@@ -55,10 +56,14 @@ USER = "postgres"
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The URL of a server of our own, behind a socket in a directory of its own; {} is the database."""
-    programs = {name: shutil.which(name) for name in ("initdb", "pg_ctl")}
+    # Debian keeps them off the path.
+    places = os.pathsep.join([os.environ.get("PATH", ""), *glob.glob("/usr/lib/postgresql/*/bin")])
+    programs = {name: shutil.which(name, path=places) for name in ("initdb", "pg_ctl")}
     missing = [name for name, path in programs.items() if path is None]
     if missing:
-        pytest.skip(f"PostgreSQL is not installed: no {' and no '.join(missing)} on the path")
+        pytest.skip(
+            f"PostgreSQL is not installed: no {' and no '.join(missing)}; apt-get install postgresql"
+        )
     user = None
     if os.geteuid() == 0:  # the server does not run as root
         try:
