@@ -26,7 +26,7 @@ console = plain()
 if not console.is_terminal:
     console = plain(width=200)  # A table in a log file is not squeezed into 80 columns.
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 ConfigPath = Annotated[
@@ -41,7 +41,7 @@ Columns = Annotated[
 ]
 RAY = "start Ray or join it"
 """The stage of a command that connects to Ray."""
-NAMED = 20
+_NAMED = 20
 """Rows of a table that are named where it has many that cannot be used."""
 
 
@@ -62,17 +62,17 @@ def loading() -> AbstractContextManager[None]:
 
 def tell(faults: Sequence[object]) -> None:
     """Name what was passed over, a line each, and how many more there are."""
-    for fault in faults[:NAMED]:
+    for fault in faults[:_NAMED]:
         say(str(fault))
-    if len(faults) > NAMED:
-        say(f"and {len(faults) - NAMED} more rows that cannot be used")
+    if len(faults) > _NAMED:
+        say(f"and {len(faults) - _NAMED} more rows that cannot be used")
 
 
-def told(command: Callable[..., Result]) -> Callable[..., Result]:
+def told(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Turn a RayllaError into its sentence and its exit status."""
 
     @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Result:
+    def wrapper(*args: Any, **kwargs: Any) -> _Result:
         try:
             return command(*args, **kwargs)
         except RayllaError as error:

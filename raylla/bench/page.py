@@ -14,7 +14,7 @@ from typing import Any
 
 from raylla.bench.run import figure
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 AIMS = {
     "rollout actor ÷ raw vLLM": "≥ 0.97",
@@ -34,9 +34,9 @@ AIMS = {
 def write(figures: Path, page: Path) -> None:
     """Put the table of ``figures`` into ``page``."""
     text = page.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{table(json.loads(figures.read_text()))}{END}{after}")
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    page.write_text(f"{before}{_BEGIN}\n{table(json.loads(figures.read_text()))}{_END}{after}")
 
 
 def table(parts: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from raylla.records import Planned
 from raylla.world import World, clicks
 
 LEAST_QUERIES = 10
-PARTS = 10
+_PARTS = 10
 """Parts that test auctions are held in: what each costs makes the intervals of costs."""
 COSTS = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
 DIFFERENCES = ("revenue", "reward", "expected_revenue", "expected_reward")
@@ -72,7 +72,7 @@ def hold(
     mechanism: Mechanism,
     auctions: Sequence[Planned],
     choice: Choice,
-    parts: int = PARTS,
+    parts: int = _PARTS,
 ) -> Held:
     """Hold the auctions, in ``parts`` one after the other, and have every offer judged.
 

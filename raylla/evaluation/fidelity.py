@@ -21,7 +21,7 @@ from raylla.records import Ad, Planned
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _POSSESSIVE = re.compile(r"['’]s$")
-ENDINGS = ("ing", "ies", "es", "ed", "ly", "s", "e", "y")
+_ENDINGS = ("ing", "ies", "es", "ed", "ly", "s", "e", "y")
 LEAST_STEM = 4
 FUNCTION = frozenset(
     """a about all also am an and any are as at be been but by can could do does for from get give gives has
@@ -83,7 +83,7 @@ def _share(claim: frozenset[str], said: frozenset[str]) -> float:
 
 
 def _stem(word: str) -> str:
-    for ending in ENDINGS:
+    for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= LEAST_STEM:
             return word[: -len(ending)]
     return word

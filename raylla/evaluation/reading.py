@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raylla.auction.prose import stripped, undisclosed, without_ads
 from raylla.engines.protocol import Given, Request
@@ -19,10 +18,10 @@ from raylla.figures.quality import Read, Reads, Table, per_query
 from raylla.records import Planned
 from raylla.world import prompts
 from raylla.world.bids import seed_of
+from raylla.world.retrieval import Vectors
 
-ORGANIC = "organic"
+_ORGANIC = "organic"
 Answers = Sequence[tuple[Planned, str]]
-Vectors = NDArray[np.float32]
 
 
 def read(
@@ -45,7 +44,7 @@ def read(
         kind: {name: per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
         for kind, tables in answers.items()
     }
-    found[ORGANIC] = {ORGANIC: per_query([reader.read(*one, place) for place, one in enumerate(organic)])}
+    found[_ORGANIC] = {_ORGANIC: per_query([reader.read(*one, place) for place, one in enumerate(organic)])}
     return found
 
 
@@ -118,7 +117,7 @@ def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> Answers:
             id,
             _question(backend, one),
             count,
-            seed_of(backend.config.seed, f"{ORGANIC}/{id}"),
+            seed_of(backend.config.seed, f"{_ORGANIC}/{id}"),
             turns=len(one.query.turns),
         )
         for id, one in planned.items()

@@ -24,7 +24,7 @@ COLUMNS = (
     "claims",
 )
 _AT = {name: place for place, name in enumerate(COLUMNS)}
-MEANS = ("words", "nothing_left", "detected")
+_MEANS = ("words", "nothing_left", "detected")
 QUOTIENTS = {
     "similarity": ("similarity", "compared"),
     "perplexity": ("nll", "tokens"),
@@ -90,8 +90,8 @@ def figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[str, Figu
     """
     groups = [np.array(list(table.values())) for table in seeds]
     mean, rng = averages(groups), np.random.default_rng(seed)
-    columns = [group[:, [_AT[name] for name in MEANS]] for group in groups]
-    row: dict[str, Figure | None] = dict(zip(MEANS, means(columns, resamples, rng), strict=True))
+    columns = [group[:, [_AT[name] for name in _MEANS]] for group in groups]
+    row: dict[str, Figure | None] = dict(zip(_MEANS, means(columns, resamples, rng), strict=True))
     for name, (above, below) in QUOTIENTS.items():
         if mean[_AT[below]] <= 0:
             row[name] = None

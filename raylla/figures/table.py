@@ -14,7 +14,7 @@ from raylla.auction.reward import penalty
 from raylla.config import Penalty
 from raylla.figures.intervals import means, quotients, within
 
-MEANS = (
+_MEANS = (
     "revenue",
     "welfare",
     "reward",
@@ -27,7 +27,7 @@ RATES = {"format_error_rate": ("broken", "attempts"), "click_rate": ("clicked", 
 """Figures that are the quotient of two columns, shares of at most 1."""
 SIGNED = ("reward", "expected_reward")
 """Means that can be below 0; the others cannot."""
-COLUMNS = (*MEANS, "broken", "attempts", "clicked")
+COLUMNS = (*_MEANS, "broken", "attempts", "clicked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ def figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> 
         raise ValueError("no judged test answers to evaluate")
     groups = [np.array(list(table.values())) for table in seeds]
     rng = np.random.default_rng(seed)
-    found = means([group[:, : len(MEANS)] for group in groups], resamples, rng)
+    found = means([group[:, : len(_MEANS)] for group in groups], resamples, rng)
     row: dict[str, Any] = {
-        name: one if name in SIGNED else within(one, 0) for name, one in zip(MEANS, found, strict=True)
+        name: one if name in SIGNED else within(one, 0) for name, one in zip(_MEANS, found, strict=True)
     }
     above, below = ([COLUMNS.index(pair[end]) for pair in RATES.values()] for end in (0, 1))
     shares = quotients(

@@ -17,7 +17,7 @@ from raylla.terminal import RAY, ConfigPath, Overrides, console, loading, say, s
 app = typer.Typer(
     help="A judge that others taught: train it, and hold it against them.", no_args_is_help=True
 )
-ADAPTER = "adapter"
+_ADAPTER = "adapter"
 FREE = {"data", "encoder", "bootstrap", "threads", "save_every"}
 """Settings of `judging` that decide nothing of the adapter: a training can be gone on with under others."""
 
@@ -44,7 +44,7 @@ def train(
 
     _claim(out, section(loaded).model_dump_json(indent=2, exclude=FREE))
     resolve(section(loaded).base, "judging.base")
-    target = out / ADAPTER
+    target = out / _ADAPTER
     if about.read(str(target)) is None:
         watch = steps()
         with watch.stage(RAY):

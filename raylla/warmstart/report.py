@@ -25,7 +25,7 @@ from raylla.warmstart.train import settings
 from raylla.world import prompts
 
 VERSION = "v0"
-Read = Array
+_Read = Array
 """By row, negative log-likelihood (nats) and tokens of its answers without their ads, summed [rows, 2]."""
 
 
@@ -114,7 +114,7 @@ def _asked(
 
 
 def figures(
-    asked: Sequence[rows.Row], answered: Sequence[Generated], read: Read, resamples: int, seed: int
+    asked: Sequence[rows.Row], answered: Sequence[Generated], read: _Read, resamples: int, seed: int
 ) -> dict[str, Any]:
     """The figures of the answers [rows] to the rows ``asked``; the model below all adapters ``read`` them.
 
@@ -173,7 +173,7 @@ def _account(row: rows.Row, parsed: Sequence[Parsed], finished: Sequence[bool]) 
     ]
 
 
-def _perplexity(read: Read, resamples: int, rng: np.random.Generator) -> Figure | None:
+def _perplexity(read: _Read, resamples: int, rng: np.random.Generator) -> Figure | None:
     """Of the tokens of all answers without their ads; none where nothing is left of them."""
     if not read[:, 1].any():
         return None

@@ -25,7 +25,6 @@ from raylla.world.synthetic import lexicon
 
 SAME_TOPIC = 2
 """Candidates of the answer's topic beside its own ad."""
-INTERESTS = 3
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _SIGNS = re.compile(r"[@\[\]<>|\u00a4]")
 
@@ -152,4 +151,4 @@ def _candidates(rng: random.Random, one: Published, topic_of: dict[str, str], co
 
 def _user(rng: random.Random, id: str, topics: dict[str, Any]) -> Profile:
     basics = f"{rng.randrange(18, 80)} {rng.choice(lexicon.PERSONAS)} {rng.choice(lexicon.CITIES)}"
-    return Profile(id, basics, tuple(rng.sample(sorted(topics), min(INTERESTS, len(topics)))))
+    return Profile(id, basics, tuple(rng.sample(sorted(topics), min(lexicon.INTERESTS, len(topics)))))

@@ -20,7 +20,7 @@ BEFORE = 120
 BRAND = 0.5
 """The first word of a name counts this much more than its others."""
 
-Found = Literal["name", "words", "nothing"]
+_Found = Literal["name", "words", "nothing"]
 """How a passage was found: by the name itself, by words of it, or not: then it is the beginning."""
 
 _TAG = re.compile(r"@?\[Ad-[0-9]+\]")
@@ -38,7 +38,7 @@ class Passage:
     """Plain text on one line, at most `LONGEST` characters, and how it was found."""
 
     text: str
-    found: Found
+    found: _Found
 
 
 def plain(text: str) -> str:
@@ -85,7 +85,7 @@ def _sentences(text: str) -> list[str]:
     return [one for line in text.splitlines() for one in _SENTENCE_END.split(line) if _WORD.search(one)]
 
 
-def _named(sentences: list[str], name: str) -> tuple[list[int], Found]:
+def _named(sentences: list[str], name: str) -> tuple[list[int], _Found]:
     """Which sentences name it, and how that was seen; a name may hold the end of a sentence."""
     whole = " ".join(sentences)
     starts = [0]

@@ -35,9 +35,9 @@ from raylla.runs.state import Run, load_records
 from raylla.world import World, build
 from raylla.world.synthetic import grammar
 
-MODEL = "Qwen/Qwen3-4B-Instruct-2507"
+_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
 ACTORS = (16, 64, 256)
-QUERIES = 4
+_QUERIES = 4
 """Training queries of an epoch, for each rollout actor; a quarter as many are tested."""
 
 PLANNED = 5
@@ -76,7 +76,7 @@ def rows(bench: Bench) -> list[Row]:
         found, last = [], []
         for actors in ACTORS:
             told = [
-                simulate(bench.scratch / f"{actors}-{repeat}", actors, QUERIES, spread)
+                simulate(bench.scratch / f"{actors}-{repeat}", actors, _QUERIES, spread)
                 for repeat in range(bench.repeats)
             ]
             found.append(_row(actors, told))
@@ -150,11 +150,11 @@ def settings(actors: int, queries: int) -> tuple[Config, Latencies]:
     tree = {
         "world": {"profiles": profiles * 5 // 4, "ads": 100, "candidates": 100, "test_share": 0.2},
         "ad_llm": {
-            "path": MODEL,
+            "path": _MODEL,
             "prompt": "paper",
             "sampling": {"max_tokens": 512},
         },
-        "user_llm": {"path": MODEL, "prompt": "paper"},
+        "user_llm": {"path": _MODEL, "prompt": "paper"},
         "engine": {"dtype": "bfloat16", "max_model_len": 8192, "max_num_seqs": 256},
         "rollout": {"workers": PLANNED, "cpus": 0, "gpus": 1},
         "judge": {"workers": 1, "cpus": 0, "gpus": 0.8},

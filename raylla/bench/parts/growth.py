@@ -19,11 +19,11 @@ from raylla.bench.run import Bench
 from raylla.config import Config, Engine, Sampling, World
 from raylla.engines.vllm import arguments, sampling_params
 
-QUERIES = (32, 64, 128, 256)
+_QUERIES = (32, 64, 128, 256)
 """The least of them fill the engine's batch: below, more work fills what is empty."""
-CANDIDATES = (8, 20, 50, 100)
+_CANDIDATES = (8, 20, 50, 100)
 SAMPLES = (5, 10, 20)
-BASE = {"queries": 32, "candidates": 8, "samples": 5}
+_BASE = {"queries": 32, "candidates": 8, "samples": 5}
 ENGINE = Engine(max_model_len=4096, kv_cache_mib=512)
 SAMPLING = Sampling(temperature=0.7, top_k=10, max_tokens=32)
 
@@ -42,13 +42,13 @@ def rows(bench: Bench) -> list[Row]:
     from vllm import LLM
 
     llm = LLM(**given | {"disable_log_stats": False})
-    answer(llm, 0, **BASE)
+    answer(llm, 0, **_BASE)
     found = []
     for what, sizes, base in (
-        ("queries", QUERIES, BASE),
-        ("candidates", CANDIDATES, BASE),
-        ("samples", SAMPLES, BASE),
-        ("samples", SAMPLES, BASE | {"candidates": CANDIDATES[-1]}),
+        ("queries", _QUERIES, _BASE),
+        ("candidates", _CANDIDATES, _BASE),
+        ("samples", SAMPLES, _BASE),
+        ("samples", SAMPLES, _BASE | {"candidates": _CANDIDATES[-1]}),
     ):
         costs: dict[int, list[Cost]] = {size: [] for size in sizes}
         for repeat in range(bench.repeats):

@@ -11,6 +11,7 @@ from raylla.bench.run import Bench
 from raylla.config import changed
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import COSTS, hold, test_auctions
+from raylla.evaluation.evaluate import MAIN
 from raylla.evaluation.kept import Kept
 from raylla.irpo.crew import Crew
 from raylla.irpo.loop import train
@@ -20,13 +21,12 @@ from raylla.runs.state import Run
 from raylla.runs.versions import committed
 from raylla.world import store
 
-MAIN = "llm-auction"
-TRAINED = ("irpo.epochs=1", "irpo.queries=48", "evaluation.queries=20")
+_TRAINED = ("irpo.epochs=1", "irpo.queries=48", "evaluation.queries=20")
 
 
 def rows(bench: Bench) -> list[Row]:
     """Sampled tokens per auction ÷ LLM-Auction's, after one short epoch; counts, so no repeats."""
-    config = changed(bench.config, None, [*SMALL, *TRAINED])
+    config = changed(bench.config, None, [*SMALL, *_TRAINED])
     run = Run.create(bench.scratch / "run", config)
     watch = Observer(config, run.path, Console(quiet=True))
     train(run, watch)

@@ -44,13 +44,13 @@ from raylla.serving.store.importing import import_world
 from raylla.world import World
 from raylla.world import store as worlds
 
-REQUESTS = {1: 24, 4: 64, 16: 192}
+_REQUESTS = {1: 24, 4: 64, 16: 192}
 """Concurrency -> requests of one measurement."""
 MOSAIC_SHARE = 8
 """MOSAIC's measurements have this many times fewer requests: each is `CANDIDATES` answers."""
-LONGEST = 1800.0
+_LONGEST = 1800.0
 """Seconds of one request."""
-SMALL = {
+_SMALL = {
     "world": {"profiles": 40},
     "irpo": {
         "epochs": 1,
@@ -101,7 +101,7 @@ def rows(bench: Bench) -> list[Row]:
     store = open_store(database)
     import_world(store, world, config.serving, config.world.max_bid, config.seed, datetime.now(UTC), None)
     version, _ = weights(target)
-    counts = {at: max(at, bench.share(usual)) for at, usual in REQUESTS.items()}
+    counts = {at: max(at, bench.share(usual)) for at, usual in _REQUESTS.items()}
     with (
         local(version.path) as model,
         _endpoint(config, app.manifest(config, target)) as url,
@@ -143,7 +143,7 @@ async def load(server: Server, concurrency: int, count: int, stream: bool) -> Lo
             latencies.append(1000 * (time.perf_counter() - started))
 
     connector = aiohttp.TCPConnector(limit=0)
-    limit = aiohttp.ClientTimeout(total=LONGEST)
+    limit = aiohttp.ClientTimeout(total=_LONGEST)
     async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
         started = time.perf_counter()
         await asyncio.gather(*(worker(session) for _ in range(concurrency)))
@@ -168,12 +168,12 @@ async def _read(answer: aiohttp.ClientResponse) -> tuple[float, int]:
     return first or time.perf_counter(), used
 
 
-Found = dict[tuple[str, int, bool], list[Load]]
+_Found = dict[tuple[str, int, bool], list[Load]]
 
 
-def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int) -> Found:
+def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int) -> _Found:
     """Every server at every concurrency, whole and streamed, in alternating order; once unmeasured."""
-    found: Found = {}
+    found: _Found = {}
     for repeat in range(repeats + 1):
         for concurrency, count in counts.items():
             for stream in (False, True):
@@ -189,7 +189,7 @@ def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int
     return found
 
 
-def _rows(found: Found) -> list[Row]:
+def _rows(found: _Found) -> list[Row]:
     def side(name: str, concurrency: int, stream: bool, figure: Callable[[Load], float]) -> Measured:
         loads = found[name, concurrency, stream]
         return Measured(name, Spread(tuple(figure(one) for one in loads)))
@@ -199,7 +199,7 @@ def _rows(found: Found) -> list[Row]:
         return ratio(f"{ours} ÷ vLLM: {what}, {at} at once", *sides, unit)
 
     made: list[Row] = []
-    for at in REQUESTS:
+    for at in _REQUESTS:
         for stream, kind in ((False, "whole"), (True, "streamed")):
             made.append(row(f"requests, {kind}", "endpoint", at, stream, lambda one: one.requests, "1/s"))
             made.append(row(f"tokens, {kind}", "endpoint", at, stream, lambda one: one.tokens, "1/s"))
@@ -222,7 +222,7 @@ def _trained(bench: Bench) -> Run:
 def small(config: Config) -> Config:
     """``config`` with as little training as a served run needs."""
     tree = config.model_dump(mode="json")
-    for section, changes in SMALL.items():
+    for section, changes in _SMALL.items():
         tree[section] |= changes
     return parse(tree, "bench")
 

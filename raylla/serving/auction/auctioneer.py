@@ -36,7 +36,7 @@ from raylla.serving.auction.eligibility import Eligibility, Selection
 from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown, Traffic
 from raylla.serving.auction.repair import Repaired
 from raylla.serving.auction.tickets import Tickets
-from raylla.serving.engine.predictor import Oracle, Rate, Vectors
+from raylla.serving.engine.predictor import Oracle, Rate
 from raylla.serving.engine.together import Together
 from raylla.serving.money import pricing
 from raylla.serving.money.money import check_bid, to_units
@@ -51,7 +51,7 @@ from raylla.serving.money.records import (
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
 from raylla.world import prompts
-from raylla.world.retrieval import Retrieval
+from raylla.world.retrieval import Retrieval, Vectors
 from raylla.world.synthetic import lexicon
 from raylla.world.turns import in_context
 

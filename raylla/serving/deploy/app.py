@@ -23,7 +23,7 @@ NAME = "raylla"
 IMPORT_PATH = "raylla.serving.deploy.app:build"
 HEALTH_PERIOD, HEALTH_TIMEOUT = 5, 30
 """Seconds between two questions for a replica's health, and for its answer."""
-SLACK = 2
+_SLACK = 2
 """Serve queues more than `serving.max_ongoing` allows, so that the endpoint itself refuses, and says when
 to come back."""
 
@@ -118,7 +118,7 @@ def build(args: dict[str, Any]) -> Any:
             kind,
             name=name,
             autoscaling_config=options.pop("scale", None) or autoscale(group),
-            max_ongoing_requests=options.pop("ongoing", SLACK * serving.max_ongoing),
+            max_ongoing_requests=options.pop("ongoing", _SLACK * serving.max_ongoing),
             ray_actor_options={"num_cpus": group.cpus, "num_gpus": group.gpus * width},
             graceful_shutdown_timeout_s=serving.tmax + 5,
             health_check_period_s=HEALTH_PERIOD,

@@ -33,7 +33,7 @@ from raylla.serving.billing.notices import Sender
 from raylla.serving.deploy.supervision import Supervisor
 from raylla.serving.deploy.versions import Holding, Target, load_pctr
 from raylla.serving.engine.engine import start
-from raylla.serving.engine.predictor import Oracle, Predictor, Rate, Vectors
+from raylla.serving.engine.predictor import Oracle, Predictor, Rate
 from raylla.serving.engine.remote import RemoteOracle, RemoteWriter
 from raylla.serving.engine.wire import Piece
 from raylla.serving.http import web
@@ -45,7 +45,7 @@ from raylla.serving.security.keys import Access
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import open_store
 from raylla.world import store as worlds
-from raylla.world.retrieval import Retrieval, questions
+from raylla.world.retrieval import Retrieval, Vectors, questions
 
 log = logging.getLogger("raylla.serving")
 PLAYERS = 30

@@ -24,7 +24,7 @@ from raylla.serving.engine.wire import Abort, Ask, Asked, Failed, Heard, Load, L
 
 END_SECONDS = 10.0
 """How long a process that is told to end may take."""
-AT_ONCE = 8
+_AT_ONCE = 8
 """Messages that are taken from the pipe before anybody else on the event loop runs."""
 ENDED = "the engine's process has ended"
 
@@ -122,7 +122,7 @@ class AsyncEngine:
     def _read(self) -> None:
         """Take what is there, but not all that comes meanwhile: the loop has others to run."""
         try:
-            for _ in range(AT_ONCE):
+            for _ in range(_AT_ONCE):
                 if not self._pipe.poll():
                     return
                 self._hear(self._pipe.recv())

@@ -20,7 +20,7 @@ from raylla.serving.store import NewAd, NewCampaign, models
 router = APIRouter(prefix="/v1", responses=web.errors(400, 401, 403, 422, 503), dependencies=web.KNOWN)
 _LOST = web.errors(404)
 _CLASH = web.errors(404, 409)
-View = TypeVar("View", bound=views.View)
+_View = TypeVar("_View", bound=views.View)
 
 
 @router.post("/advertisers", status_code=201, tags=["advertisers"])
@@ -291,7 +291,7 @@ def _campaign(behind: web.Services, row: models.Campaign) -> views.CampaignView:
     return views.CampaignView(**columns, frequency_cap=cap, spent_today_micros=spent)
 
 
-def _page(view: type[View], rows: Sequence[models.Base], limit: int) -> views.Page[View]:
+def _page(view: type[_View], rows: Sequence[models.Base], limit: int) -> views.Page[_View]:
     items = [view.model_validate(row) for row in rows]
     last = str(rows[-1].id) if len(rows) == limit else None  # type: ignore[attr-defined]
     return views.Page(items=items, next=last)

@@ -42,12 +42,12 @@ from raylla.serving.http.reports import Reports
 from raylla.serving.http.web import Application, Behind, errors, now
 from raylla.serving.store.clients.responses import Kept, Responses
 
-EVENT = {
+_EVENT = {
     "type": "object",
     "properties": {"data": {"type": "string", "description": "an event of OpenAI's, its type in `type`"}},
     "required": ["data"],
 }
-FAULTS: dict[int | str, dict[str, Any]] = {
+_FAULTS: dict[int | str, dict[str, Any]] = {
     **errors(400, 401, 403, 404, 413, 429, 503),
     "4XX": {"description": "A fault of the request"},
 }
@@ -59,13 +59,13 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
     serving = config.serving
     streamed = {
         "description": "The response; with `stream` as server-sent events, the response in the last one",
-        "content": {"text/event-stream": {"schema": EVENT}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 
     @made.post(
         "/v1/responses",
         response_model=ResponseBody,
-        responses={200: streamed, **FAULTS},
+        responses={200: streamed, **_FAULTS},
         summary="Answer a question in a conversation that is kept here, with native ads",
     )
     async def respond(
@@ -89,12 +89,12 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
         return await delivery.unless_gone(request, _whole(answer, form, headers))
 
     made.add_api_route(
-        "/v1/responses/{response_id}", read, response_model=ResponseBody, responses=FAULTS, methods=["GET"]
+        "/v1/responses/{response_id}", read, response_model=ResponseBody, responses=_FAULTS, methods=["GET"]
     )
     made.add_api_route(
-        "/v1/responses/{response_id}/input_items", input_items, responses=FAULTS, methods=["GET"]
+        "/v1/responses/{response_id}/input_items", input_items, responses=_FAULTS, methods=["GET"]
     )
-    made.add_api_route("/v1/responses/{response_id}", remove, responses=FAULTS, methods=["DELETE"])
+    made.add_api_route("/v1/responses/{response_id}", remove, responses=_FAULTS, methods=["DELETE"])
     return made
 
 

@@ -20,7 +20,8 @@ from raylla.errors import TokenError
 
 _KEY = re.compile(r"rk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 _LEAST_ADMIN_KEY = 20
-KEPT, KEPT_SECONDS = 10_000, 1.0
+_KEPT = 10_000
+KEPT_SECONDS = 1.0
 """Keys that are remembered, and for how long: as long as a revoked one may still be let in by a replica
 other than the one that revoked it."""
 
@@ -115,7 +116,7 @@ class Access:
         if not hmac.compare_digest(digest(match[2]), stored.digest):
             return None
         found = Principal(stored.id, stored.role, stored.advertiser_id, stored.links)
-        if len(self._known) >= KEPT:
+        if len(self._known) >= _KEPT:
             self._known.clear()
         self._known[digest(key)] = (time.monotonic() + KEPT_SECONDS, found)
         return found

@@ -25,7 +25,7 @@ from raylla.serving.store import ledger, models, names
 from raylla.serving.store.database import Database
 from raylla.serving.store.numbering import bumped, free_ids
 
-Row = TypeVar("Row", bound=models.Base)
+_Row = TypeVar("_Row", bound=models.Base)
 _LINKS: dict[str | None, Links | None] = {None: None} | {one: one for one in get_args(Links)}
 
 
@@ -265,7 +265,7 @@ def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(8)}"
 
 
-def found(session: Session, kind: type[Row], id: str) -> Row:
+def found(session: Session, kind: type[_Row], id: str) -> _Row:
     """The row of that id.
 
     Raises:

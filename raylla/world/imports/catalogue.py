@@ -37,7 +37,7 @@ GENERAL = "general"
 """Category of ads that have none."""
 MOST_UNUSABLE = 0.5
 """Share of a table's rows that may be passed over."""
-NAMED = 5
+_NAMED = 5
 """Rows that an error about many of them names."""
 
 
@@ -114,7 +114,7 @@ def bound(file: Path, rows: int, faults: Sequence[Fault]) -> None:
     if not rows:
         raise WorldError(f"{file} holds no rows; fill it")
     if len(faults) > MOST_UNUSABLE * rows:
-        first = "".join(f"\n  {fault}" for fault in faults[:NAMED])
+        first = "".join(f"\n  {fault}" for fault in faults[:_NAMED])
         raise WorldError(
             f"{file}: {len(faults)} of {rows} rows cannot be used; mend the table, or name its columns "
             f"with --map:{first}"

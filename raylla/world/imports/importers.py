@@ -10,7 +10,7 @@ from raylla.errors import WorldError
 from raylla.world.imports import gembench, tables, webis
 
 DATA_SETS = ("webis", "gem-bench")
-KINDS = (*DATA_SETS, "table")
+_KINDS = (*DATA_SETS, "table")
 
 
 def import_world(
@@ -28,8 +28,8 @@ def import_world(
         WorldError: there is no such kind, it goes without a table of queries or a mapping, or as the
             importer says.
     """
-    if kind not in KINDS:
-        raise WorldError(f"no importer named {kind!r}; there is: {', '.join(KINDS)}")
+    if kind not in _KINDS:
+        raise WorldError(f"no importer named {kind!r}; there is: {', '.join(_KINDS)}")
     if kind == "table":
         if queries is None:
             raise WorldError("world import table: give two tables, ADS and QUERIES")

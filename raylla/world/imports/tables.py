@@ -19,7 +19,7 @@ from raylla.world.texts import MAX_CATEGORY, clean_field, one_line
 from raylla.world.turns import read_turns
 from raylla.world.world import World
 
-QUERIES: dict[str, tuple[str, ...]] = {
+_QUERIES: dict[str, tuple[str, ...]] = {
     "query": ("query", "query_text", "question", "search_term", "prompt", "text"),
     "user": ("user", "user_id", "profile_id", "customer_id"),
     "profile": ("profile", "user_profile", "persona", "basics", "about"),
@@ -28,7 +28,6 @@ QUERIES: dict[str, tuple[str, ...]] = {
     "turns": ("turns", "history", "conversation"),
 }
 """Field of a query -> names that its column has where it is not named."""
-INTERESTS = 3
 MAX_PROFILE = 300
 """Longest line about a user, in characters."""
 
@@ -71,7 +70,7 @@ def import_world(
             used, or there are fewer than two users.
     """
     named = named or {}
-    of_ads, of_queries = _named(named, catalogue.ADS), _named(named, QUERIES)
+    of_ads, of_queries = _named(named, catalogue.ADS), _named(named, _QUERIES)
     for unknown in named.keys() - of_ads.keys() - of_queries.keys():
         raise WorldError(f"--map {unknown}=: there is no such field; those are {', '.join(_fields())}")
     return assemble("table", catalogue.take(ads, of_ads), queries, of_queries, out, settings, seed)
@@ -121,7 +120,7 @@ def _users(
     faults: list[Fault] = []
     seen: set[tuple[str, str, tuple[Turn, ...]]] = set()
     rows = 0
-    for line, cells in read(file, catalogue.columns(QUERIES, named, "query")):
+    for line, cells in read(file, catalogue.columns(_QUERIES, named, "query")):
         rows += 1
         if isinstance(cells, Fault):
             faults.append(cells)
@@ -164,7 +163,7 @@ def _profile(id: str, user: _User, categories: Sequence[str], rng: random.Random
         return Profile(id, user.basics or drawn, user.interests)
     own = dict.fromkeys(category for _, category, _ in user.asked if category in categories)
     others = [one for one in categories if one not in own]
-    more = rng.sample(others, min(len(others), max(0, INTERESTS - len(own))))
+    more = rng.sample(others, min(len(others), max(0, lexicon.INTERESTS - len(own))))
     return Profile(id, user.basics or drawn, (*own, *more))
 
 
@@ -179,4 +178,4 @@ def _named(named: Mapping[str, str], fields: Mapping[str, object]) -> dict[str, 
 
 
 def _fields() -> list[str]:
-    return list(dict.fromkeys([*catalogue.ADS, *QUERIES]))
+    return list(dict.fromkeys([*catalogue.ADS, *_QUERIES]))

@@ -39,7 +39,6 @@ TOPICS = (
 )
 UNLISTED = frozenset({("gaming", "Sega")})
 """Ads that the published pairs name and no published list holds: such pairs are dropped."""
-INTERESTS = 3
 
 
 @dataclass
@@ -151,7 +150,7 @@ def _profiles(count: int, seed: int) -> tuple[Profile, ...]:
     found = []
     for index in range(count):
         first = TOPICS[index % len(TOPICS)]
-        others = rng.sample([topic for topic in TOPICS if topic != first], INTERESTS - 1)
+        others = rng.sample([topic for topic in TOPICS if topic != first], lexicon.INTERESTS - 1)
         basics = lexicon.basics(rng)
         found.append(Profile(f"p{index}", basics, tuple(_words(topic) for topic in (first, *others))))
     return tuple(found)

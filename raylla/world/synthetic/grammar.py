@@ -122,7 +122,7 @@ def wild_ads(rng: random.Random, count: int) -> list[Ad]:
 
 def profile(rng: random.Random, id: str = "p0") -> Profile:
     """A user with an age, an occupation, a city and three interests."""
-    return Profile(id, lexicon.basics(rng), tuple(rng.sample(lexicon.categories(), 3)))
+    return Profile(id, lexicon.basics(rng), tuple(rng.sample(lexicon.categories(), lexicon.INTERESTS)))
 
 
 def query_text(rng: random.Random, category: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from raylla.serving.http import web
 from raylla.serving.http.playground.routes import SAFE
 
-HERE = Path(__file__).parent / "page"
+_HERE = Path(__file__).parent / "page"
 FILES = {
     "page.html": "text/html",
     "page.css": "text/css",
@@ -59,4 +59,4 @@ def part(name: Literal["page.css", "base.js", "chart.js", "editing.js", "page.js
 
 def _file(name: str) -> Response:
     kind = f"{FILES[name]}; charset=utf-8"
-    return Response((HERE / name).read_bytes(), headers=SAFE, media_type=kind)
+    return Response((_HERE / name).read_bytes(), headers=SAFE, media_type=kind)

@@ -16,8 +16,8 @@ from raylla.serving.http.bodies import example
 from raylla.serving.money import pricing
 from raylla.serving.money.records import Invalid, PriceRule
 
-HERE = Path(__file__).parent
-KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_HERE = Path(__file__).parent
+_KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 SAFE = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -171,4 +171,4 @@ def auction(auction_id: AuctionId, behind: web.Behind, _: web.Application) -> Au
 
 
 def _file(name: str) -> Response:
-    return Response((HERE / name).read_bytes(), headers=SAFE, media_type=f"{KINDS[name]}; charset=utf-8")
+    return Response((_HERE / name).read_bytes(), headers=SAFE, media_type=f"{_KINDS[name]}; charset=utf-8")
