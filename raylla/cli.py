@@ -19,7 +19,7 @@ from raylla.online.commands import simulate
 from raylla.serving import commands as serving
 from raylla.storage import home, within
 from raylla.strictjson import dumps
-from raylla.terminal import Columns, ConfigPath, Overrides, RunPath, console, loading, say, tell, told
+from raylla.terminal import ColumnOptions, ConfigPath, Overrides, RunPath, console, loading, say, tell, told
 from raylla.warmstart.commands import warmstart
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def train(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Run IRPO: answer, judge, learn, align, epoch by epoch; ends with the table of every epoch."""
-    chosen = settings.load(config, set_)
+    chosen = settings.load_config(config, set_)
     with loading():
         from raylla.irpo.loop import train as loop
         from raylla.runs.state import Run
@@ -115,7 +115,7 @@ def evaluate(
         heeded("the evaluation, which keeps what it was told"),
     ):
         if len(what) == 1 and settings.located(Path(what[0])).is_file():
-            chosen = settings.load(Path(what[0]), set_)
+            chosen = settings.load_config(Path(what[0]), set_)
             directory = runs or f"runs/{chosen.name}-evaluation"
             opened = training.runs(chosen, directory, lambda one, path: Observer(one, path, console))
         elif runs is not None:
@@ -181,7 +181,7 @@ def submit(
     """
     from raylla import submit as jobs
 
-    planned = jobs.plan(job, settings.load(config, set_), storage, run_id, python)
+    planned = jobs.plan(job, settings.load_config(config, set_), storage, run_id, python)
     cluster = jobs.Cluster(address)
 
     def say(text: str) -> None:
@@ -207,18 +207,18 @@ def check(
     from raylla.runs.state import package_versions
     from raylla.world import build, store
 
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     console.print(f"config     {config}: digest {loaded.digest()}")
-    places = roles.check(loaded)
+    places = roles.check_roles(loaded)
     for encoder in ("pctr.encoder", "judging.encoder"):
         if encoder in places:
-            reader.check(places[encoder], encoder)
+            reader.check_encoder(places[encoder], encoder)
     for field, path in places.items():
         console.print(f"model      {field}: {path}")
     if loaded.world.path is not None:
         count = loaded.world.profiles * loaded.world.queries_per_profile
-        world = build.sample(store.load(loaded.world.path), count, loaded.seed)
-        store.check(world)
+        world = build.sample_queries(store.load_world(loaded.world.path), count, loaded.seed)
+        store.check_world(world)
     else:
         world = build.synthetic(loaded.world, loaded.seed)
     console.print(f"world      {world.name}: {len(world.ads)} ads, {len(world.profiles)} profiles")
@@ -242,8 +242,8 @@ def check(
     console.print(f"spare      {spare}" + (" (below 0: to be added by the autoscaler)" if short else ""))
     console.print(f"disk       {shutil.disk_usage('.').free / 2**30:.0f} GiB free")
     console.print(
-        f"precision  engines {precision.told(loaded.engine.dtype, loaded.rollout.gpus > 0)}; "
-        f"trainer {precision.told(loaded.dpo.precision, loaded.dpo.gpus > 0)}",
+        f"precision  engines {precision.explained(loaded.engine.dtype, loaded.rollout.gpus > 0)}; "
+        f"trainer {precision.explained(loaded.dpo.precision, loaded.dpo.gpus > 0)}",
         highlight=False,
     )
     console.print(f"versions   {package_versions()}")
@@ -263,7 +263,7 @@ def plan(
     from raylla.plan import Lengths, hardware
     from raylla.plan.console import show as show_plan
 
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
     show_plan(console, loaded, hardware.gpu(gpu), lengths, node_gpus)
 
@@ -289,7 +289,9 @@ def bench(
     from raylla.bench import merge, run_parts
 
     sets = [*set_, *([] if repeats is None else [f"bench.repeats={repeats}"])]
-    loaded = settings.load(config, sets) if config else settings.changed(settings.Config(), None, sets)
+    loaded = (
+        settings.load_config(config, sets) if config else settings.changed(settings.Config(), None, sets)
+    )
     found = run_parts(parts or [], loaded, console)
     if json_ is not None:
         merge(json_, found)
@@ -302,7 +304,7 @@ def world_import(
     path: Annotated[Path, typer.Argument(help="table of ads, or directory of the data set")],
     out: Annotated[Path, typer.Option(help="directory to write the world to")],
     queries: Annotated[Path | None, typer.Argument(help="table of queries")] = None,
-    map_: Columns = [],  # noqa: B006
+    map_: ColumnOptions = [],  # noqa: B006
     profiles: Annotated[int, typer.Option(min=2, help="users to draw where the data has none")] = 1000,
     seed: int = 0,
 ) -> None:
@@ -329,10 +331,10 @@ def pocket_build(
     stage: Annotated[list[str] | None, typer.Option(help="only these stages, in order")] = None,
 ) -> None:
     """Train the tokenizer and the two pocket models (about half an hour on two cores)."""
-    from raylla.pocket.build import STAGES, build
+    from raylla.pocket.build import STAGES, build_models
 
     chosen = tuple(one for one in STAGES if not stage or one.name in stage)
-    for progress in build(out, chosen):
+    for progress in build_models(out, chosen):
         console.print(
             f"{progress['stage']:>9} {progress['step']:>5}/{progress['of']} "
             f"loss {progress['loss']:.3f}  {progress['tokens_per_second']:.0f} tokens/s",
@@ -349,9 +351,9 @@ def pocket_evaluate(
     out: Annotated[Path | None, typer.Option(help="also write the figures as JSON")] = None,
 ) -> None:
     """Measure the pocket models on held-out prompts: format, copying, taste, judgement."""
-    from raylla.pocket.evaluate import evaluate as measure
+    from raylla.pocket.evaluate import evaluate_models
 
-    figures = measure(ad_llm, user_llm, prompts)
+    figures = evaluate_models(ad_llm, user_llm, prompts)
     console.print_json(dumps(figures))
     if out is not None:
         out.write_text(dumps(figures, indent=2) + "\n")

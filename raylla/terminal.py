@@ -17,14 +17,14 @@ from raylla.errors import RayllaError
 from raylla.progress import Steps
 
 
-def plain(**options: Any) -> Console:
+def plain_console(**options: Any) -> Console:
     """A console that shows text as it is: no name or message is read as markup, or as a sign's name."""
     return Console(markup=False, emoji=False, highlight=False, **options)
 
 
-console = plain()
+console = plain_console()
 if not console.is_terminal:
-    console = plain(width=200)  # A table in a log file is not squeezed into 80 columns.
+    console = plain_console(width=200)  # A table in a log file is not squeezed into 80 columns.
 
 _Result = TypeVar("_Result")
 
@@ -35,7 +35,7 @@ ConfigPath = Annotated[
 RunPath = Annotated[str, typer.Argument(help="run directory, or URL of one in a bucket")]
 Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
 
-Columns = Annotated[
+ColumnOptions = Annotated[
     list[str],
     typer.Option("--map", help="FIELD=COLUMN of a table, repeatable: title=ad_title"),
 ]
@@ -77,7 +77,7 @@ def told(command: Callable[..., _Result]) -> Callable[..., _Result]:
             return command(*args, **kwargs)
         except RayllaError as error:
             said = Text.assemble((type(error).__name__, "bold red"), f": {error}")
-            plain(stderr=True).print(said, soft_wrap=True)
+            plain_console(stderr=True).print(said, soft_wrap=True)
             raise typer.Exit(error.status) from None
 
     return wrapper

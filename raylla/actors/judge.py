@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylla.actors.rollout import OpenEngine
-from raylla.actors.usage import Meter, Usage
+from raylla.actors.usage import Meter, WorkerUsage
 from raylla.config import Engine as Settings
 from raylla.config import Sampling, UserLlm
 from raylla.engines import Generated, Request, open_engine
@@ -197,7 +197,7 @@ class JudgeWorker:
         """The User-LLM's own words: each request's texts as they finish."""
         yield from self._meter.watch(self._engine.generate(requests, self._sampling))
 
-    def stats(self) -> Usage:
+    def stats(self) -> WorkerUsage:
         """Tokens and busy seconds since the start."""
         return self._meter.usage
 

@@ -202,7 +202,7 @@ class PolicyTrainer:
             from raylla.policy import worker
 
             worker.setup()
-            result: AlignResult | TuneResult | None = worker.tune(job, self._dpo, told)
+            result: AlignResult | TuneResult | None = worker.tune_job(job, self._dpo, told)
         else:
             result = self._submit(job)(told)
         assert isinstance(result, TuneResult)
@@ -293,7 +293,7 @@ class PolicyTrainer:
         from raylla.policy import worker
 
         worker.setup()
-        result = worker.align(job, self._dpo, self._lora, told)
+        result = worker.align_job(job, self._dpo, self._lora, told)
         if result is None:
             raise RunError(
                 f"weight version {job.version}: this process is not rank 0 of its process group; train in "
@@ -354,10 +354,10 @@ def _lost(failure: BaseException | None) -> bool:
 
 def _work(config: dict[str, Any]) -> None:
     """One Ray Train worker; imported here, so that the driver loads neither torch nor DeepSpeed."""
-    from raylla.policy.worker import work
+    from raylla.policy.worker import take_jobs
 
     lora = config["lora"]
-    work(
+    take_jobs(
         Dpo.model_validate(config["dpo"]),
         None if lora is None else Lora.model_validate(lora),
         config["hub"],

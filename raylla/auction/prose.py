@@ -66,7 +66,7 @@ def without_ads(text: str, candidates: Sequence[Ad]) -> str:
     return " ".join(kept)
 
 
-def around(text: str, candidates: Sequence[Ad], span: _Span) -> str:
+def enclosing_sentence(text: str, candidates: Sequence[Ad], span: _Span) -> str:
     """The sentence of ``text`` that holds ``span``."""
     for start, end in sentences(text, attempts(text, candidates)):
         if start <= span[0] < end:

@@ -56,4 +56,4 @@ def _found(rng: random.Random, config: Config, path: Path) -> Iterator[_Asked]:
 
 @lru_cache(maxsize=1)
 def _world(path: Path) -> World:
-    return store.load(path)
+    return store.load_world(path)

@@ -25,7 +25,7 @@ from raylla.irpo.crew import Crew
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.progress import Steps
 from raylla.records import Planned, Prediction
-from raylla.reward.rows import ClickRow, rows
+from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
 from raylla.runs.versions import committed, named, untouched
 from raylla.world import World, prompts
@@ -159,7 +159,7 @@ class EvaluationBackend:
                 self._predicted[key] = {}
                 placed = parse(text, planned.ads).placements
                 ads = self.world.ad_by_id
-                impressions = rows("", planned.query, planned.profile, text, placed, ads, None)
+                impressions = click_rows("", planned.query, planned.profile, text, placed, ads, None)
                 asked += [(key, row) for row in impressions]
         if asked:
             chances = self._crew.persistently(lambda: self._chances(epoch, [row for _, row in asked]))

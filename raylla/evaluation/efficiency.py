@@ -18,8 +18,8 @@ from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import RunError
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.figures.intervals import Figure, means, quotients, within
-from raylla.figures.table import COLUMNS, Outcome, figures, per_query
+from raylla.figures.intervals import Figure, bounded, means, quotients
+from raylla.figures.table import COLUMNS, JudgedAnswer, per_query, row_figures
 from raylla.irpo.schedule import plan, some
 from raylla.mechanisms.protocol import Choice, Mechanism, Ran
 from raylla.records import Planned
@@ -104,7 +104,9 @@ def hold(
                 planned.query, planned.profile, offer.text, parsed.placements, backend.world.ad_by_id
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
-            outcomes.append(Outcome(planned.query.id, parsed, planned.bids, prices, one.clicks, chances))
+            outcomes.append(
+                JudgedAnswer(planned.query.id, parsed, planned.bids, prices, one.clicks, chances)
+            )
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
     answers = [(planned, offer.text) for planned, offer in offers]
@@ -127,11 +129,11 @@ def tune(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list
 
 
 def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
-    """A mechanism's row over training seeds: `table.figures` and `COSTS` per auction."""
-    found = figures([held.table for held in seeds], resamples, seed)
+    """A mechanism's row over training seeds: `table.row_figures` and `COSTS` per auction."""
+    found = row_figures([held.table for held in seeds], resamples, seed)
     timed = not any(np.isnan(held.costs).any() for held in seeds)
     known = [held.costs if timed else held.costs[:, :-1] for held in seeds]
-    costs = [within(one, 0) for one in means(known, resamples, np.random.default_rng(seed))]
+    costs = [bounded(one, 0) for one in means(known, resamples, np.random.default_rng(seed))]
     if not timed:
         costs.append(UNTIMED)
     found["cost_per_auction"] = dict(zip(COSTS, costs, strict=True))
@@ -156,7 +158,7 @@ def compare(first: Sequence[Held], second: Sequence[Held], resamples: int, seed:
         if name in ("revenue", "expected_revenue"):
             ours, theirs = ([group[:, [at]] for group in groups] for at in (place, half + place))
             (ratio,) = quotients(ours, theirs, resamples, rng)
-            found[f"{name}_ratio"] = within(ratio, 0)
+            found[f"{name}_ratio"] = bounded(ratio, 0)
     return found
 
 

@@ -22,7 +22,7 @@ from raylla.figures import quality
 from raylla.irpo import stages
 from raylla.irpo.crew import Crew
 from raylla.judging import about
-from raylla.mechanisms.protocol import Choice, Mechanism, named
+from raylla.mechanisms.protocol import Choice, Mechanism, named_mechanisms
 from raylla.models import roles
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
@@ -58,10 +58,10 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         RunError: a run is not finished, or does not go with the others.
         ConfigError: a mechanism of ``evaluation.mechanisms``, or a model, does not exist or do.
     """
-    mechanisms = named(settings.mechanisms)
+    mechanisms = named_mechanisms(settings.mechanisms)
     _check(runs, settings)
     main = _with(runs[0], settings)
-    roles.check(main)
+    roles.check_roles(main)
     detector = detect.detector(settings, main.seed)
     with watch.stage(RAY):
         connect(main)
@@ -75,7 +75,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         seeds = sum(run.config.name == main.name for run in runs)
         for run in runs:
             config = _with(run, settings)
-            world = store.load(run.part("world"))
+            world = store.load_world(run.part("world"))
             backend = EvaluationBackend(run, config, crew, world, kept.kept(run, config), watch)
             own = run.config.name == main.name
             one = _seed(backend, mechanisms, seeds, watch) if own else _variant(backend, watch)
@@ -136,7 +136,7 @@ def _seed(backend: EvaluationBackend, mechanisms: Sequence[Mechanism], seeds: in
 def _variant(backend: EvaluationBackend, watch: Observer) -> Seen:
     """A run under other settings: its row, its last weights' curve, its pCTR models."""
     seen = Seen(backend.run)
-    _hold(backend, named([MAIN])[0], seen, watch)
+    _hold(backend, named_mechanisms([MAIN])[0], seen, watch)
     seen.sweep = _sweep(backend, list(backend.versions)[-1:], watch)
     seen.told = drift.told(backend)
     return seen
@@ -281,7 +281,7 @@ def _quality(
         for name, found in _by_name(seen, seeds).items()
     }
     absent = dict(detector.absent)
-    if not any(ad.description for one in seeds for ad in store.load(one.run.part("world")).ads):
+    if not any(ad.description for one in seeds for ad in store.load_world(one.run.part("world")).ads):
         absent |= dict.fromkeys(quality.FIDELITY, "no ad of the world has a description")
     reads, seed = [one.reads for one in seeds], seeds[0].run.config.seed
     found = quality.summary(reads, variants, absent, settings.bootstrap, seed)
@@ -329,7 +329,7 @@ def _check(runs: Sequence[Run], settings: Evaluation) -> None:
                 "settings; a training seed differs in its seed alone, and a variant has a name of its own"
             )
         check_settings(_with(run, settings))
-        efficiency.test_auctions(_with(run, settings), store.load(run.part("world")))
+        efficiency.test_auctions(_with(run, settings), store.load_world(run.part("world")))
     if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
         raise RunError("two of the runs have the same name and seed; give each once")
 
@@ -341,7 +341,7 @@ def check_settings(config: Config) -> None:
         ConfigError: a mechanism of ``evaluation.mechanisms`` or the published answers do not exist.
         RunError: a bid grid leaves the range of bids, or that is too coarse.
     """
-    named(config.evaluation.mechanisms)
+    named_mechanisms(config.evaluation.mechanisms)
     published = config.evaluation.native_answers
     if published is not None and not published.is_file():
         raise ConfigError(f"evaluation.native_answers={str(published)!r}: no such file; give it, or none")

@@ -16,7 +16,7 @@ import numpy as np
 
 from raylla.auction import parse
 from raylla.auction.markup import MARKUP
-from raylla.auction.prose import around
+from raylla.auction.prose import enclosing_sentence
 from raylla.records import Ad, Planned
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
@@ -61,7 +61,7 @@ class Descriptions:
         found = []
         for placement in parse(text, planned.ads).placements:
             ad = by_id[placement.ad_id]
-            sentence = around(text, planned.ads, (placement.start, placement.end))
+            sentence = enclosing_sentence(text, planned.ads, (placement.start, placement.end))
             claim = content(MARKUP.sub(" ", sentence)) - content(ad.title) - question
             if ad.id in self._said and claim:
                 found.append((_share(claim, self._said[ad.id]), self._chance(ad, claim)))

@@ -21,7 +21,7 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ``pctr`` holds the means over seeds of what each epoch's pCTR model was found to be on the
     version's answers, ``seconds`` those of the stages that made and tested it.
     """
-    worlds = [store.load(run.part("world")) for run in runs]
+    worlds = [store.load_world(run.part("world")) for run in runs]
     samples = [stages.read_tests(run, world) for run, world in zip(runs, worlds, strict=True)]
     config = runs[0].config
     rows: list[dict[str, Any]] = []

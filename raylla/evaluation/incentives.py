@@ -18,7 +18,7 @@ from raylla.auction import truthful as truthful_rules
 from raylla.auction.checks import Array
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.properties import random_places
-from raylla.figures.intervals import Figure, averages, made, means, within
+from raylla.figures.intervals import Figure, averages, bounded, made, means
 from raylla.mechanisms.protocol import Choice, Mechanism
 from raylla.records import Planned
 
@@ -74,7 +74,7 @@ def _rule(
     return {
         "payment": payment,
         "least_utility": least,
-        "regret": {goal: within(one, 0) for goal, one in zip(TARGETS, regret, strict=True)},
+        "regret": {goal: bounded(one, 0) for goal, one in zip(TARGETS, regret, strict=True)},
     }
 
 
@@ -196,7 +196,7 @@ def truthful(groups: Sequence[Charged], resamples: int, seed: int) -> dict[str, 
         return means([one[:, None] for one in found], resamples, rng)[0]
 
     charges = np.concatenate([one.resampled for one in groups])
-    total, error = truthful_rules.settle(charges)
+    total, error = truthful_rules.summed_charges(charges)
     return {
         "first_price": mean([one.first_price for one in groups]),
         "closed_form": [

@@ -14,7 +14,7 @@ from raylla.engines.protocol import Given, Request
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.detect import Detector
 from raylla.evaluation.fidelity import Descriptions
-from raylla.figures.quality import Read, Reads, Table, per_query
+from raylla.figures.quality import Read, Reads, Table, reads_per_query
 from raylla.records import Planned
 from raylla.world import prompts
 from raylla.world.bids import seed_of
@@ -41,10 +41,12 @@ def read(
     reader = _Reader(backend, organic, detector)
     reader.prepare([*flat, *organic])
     found: dict[str, dict[str, Table]] = {
-        kind: {name: per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
+        kind: {name: reads_per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
         for kind, tables in answers.items()
     }
-    found[_ORGANIC] = {_ORGANIC: per_query([reader.read(*one, place) for place, one in enumerate(organic)])}
+    found[_ORGANIC] = {
+        _ORGANIC: reads_per_query([reader.read(*one, place) for place, one in enumerate(organic)])
+    }
     return found
 
 

@@ -21,7 +21,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
 from raylla.irpo.scoring import careful_rate, rows_of
 from raylla.records import Phase, Planned, Prediction
-from raylla.reward.rows import ClickRow, rows
+from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
 from raylla.storage import absolute
 from raylla.world import World
@@ -157,7 +157,9 @@ class Learner:
         for planned, answer in sampled.of("preference"):
             placed = parse(answer.text, planned.ads).placements
             self._learned.rates[answer.sample_id] = {}
-            asked += rows(answer.sample_id, planned.query, planned.profile, answer.text, placed, ads, None)
+            asked += click_rows(
+                answer.sample_id, planned.query, planned.profile, answer.text, placed, ads, None
+            )
         self._ask("predict_intervals", asked, then=lambda found: self._predicted(asked, found))
 
     def _predicted(self, asked: Sequence[ClickRow], found: Sequence[Prediction]) -> None:

@@ -39,7 +39,7 @@ def train(run: Run, watch: Observer) -> dict[str, Any]:
         RayllaError: one of its kinds, each naming the field or the wait that is at fault.
     """
     config = run.config
-    roles.check(config)
+    roles.check_roles(config)
     draft = queries.draft_world(run)
     with watch.stage(RAY):
         connect(config)

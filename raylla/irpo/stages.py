@@ -13,7 +13,7 @@ from raylla.auction import parse
 from raylla.auction.checks import Array
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
-from raylla.figures.table import Outcome, figures, per_query
+from raylla.figures.table import JudgedAnswer, per_query, row_figures
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.preference import group
@@ -360,7 +360,7 @@ def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
 
 def version_row(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
     """The row of one weight version from what `tested` found in each training seed."""
-    row = figures(seeds, resamples, seed)
+    row = row_figures(seeds, resamples, seed)
     return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
 
 
@@ -373,7 +373,7 @@ def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
         chances = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
-        answers.append(Outcome(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
+        answers.append(JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
     return per_query(answers, run.config.penalty)
 
 

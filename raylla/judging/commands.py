@@ -33,7 +33,7 @@ def train(
 
     An interrupted training goes on from its last checkpoint.
     """
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     with loading():
         from raylla.actors.placement import connect, disconnect
         from raylla.judging import about
@@ -68,7 +68,7 @@ def network(
 
     It learns from the questions that `judge train` learns from, and from no other.
     """
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     with loading():
         from raylla.judging import published
         from raylla.judging.network import learn
@@ -95,7 +95,7 @@ def evaluate(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Hold a judge against those of the data, on questions that it did not learn from; with intervals."""
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     with loading():
         from raylla.actors.placement import connect, disconnect
         from raylla.judging.evaluate import evaluate as measure

@@ -66,7 +66,7 @@ def payments(rewards: ArrayLike, log_ratio: ArrayLike, costs: ArrayLike, tau: fl
     return result
 
 
-def per_click(payments: ArrayLike, rates: ArrayLike, log_p: ArrayLike) -> Array:
+def price_per_click(payments: ArrayLike, rates: ArrayLike, log_p: ArrayLike) -> Array:
     """Price of each click [n], t_i / E_p[pctr_i 1(a_i in y)], at most b_i; 0 for who gets no clicks.
 
     ``payments`` [n] and ``log_p`` [M] are those of one auction, ``rates`` [n, M] its
@@ -142,7 +142,7 @@ class Mosaic:
             costs = backend.penalty.weight * np.array(spent)
             ratio, tau = np.array([next(ratios) for _ in texts]), float(choice["tau"])
             log_p = log_probabilities(rewards, ratio, costs, tau)
-            owed = per_click(payments(rewards, ratio, costs, tau), rates, log_p)
+            owed = price_per_click(payments(rewards, ratio, costs, tau), rates, log_p)
             prices = dict(zip(planned.auction.ad_ids, owed.tolist(), strict=True))
             drawn = backend.generator(planned, self.name).choice(len(texts), planned.n, p=np.exp(log_p))
             notes = {

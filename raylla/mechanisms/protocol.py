@@ -101,7 +101,7 @@ class Mechanism(Protocol):
         """Hold the auctions, ``planned.n`` offers each."""
 
 
-def named(names: Sequence[str]) -> list[Mechanism]:
+def named_mechanisms(names: Sequence[str]) -> list[Mechanism]:
     """The mechanisms of these names, in this order.
 
     Raises:

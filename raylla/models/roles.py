@@ -18,13 +18,13 @@ CHATS = ("ad_llm.path", "user_llm.path", "evaluation.user_llm", "judging.base")
 """Fields of models that are asked in chats."""
 
 
-def check(config: Config) -> dict[str, str]:
+def check_roles(config: Config) -> dict[str, str]:
     """Where every model of ``config`` is, by the field that names it.
 
     Raises:
         ConfigError: one of them does not exist, or cannot chat although its role is to.
     """
-    found = models.check(config)
+    found = models.check_places(config)
     for field in (field for field in CHATS if field in found):
         check_chat(found[field], field)
     return found

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from raylla.errors import ConfigError, WeightError
 from raylla.models.found import found
-from raylla.models.places import CONFIG, is_adapter, settings
+from raylla.models.places import CONFIG, adapter_settings, is_adapter
 
 HEAD = "lm_head.weight"
 INDEX = "model.safetensors.index.json"
@@ -35,11 +35,11 @@ BUFFERS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 """Tensors in old files that are computed and not learned: masks of GPT-2, frequencies of Llama."""
 
 _Floats = npt.NDArray[np.float32]
-Weights = dict[str, _Floats]
+Tensors = dict[str, _Floats]
 _Shape = tuple[int, ...]
 
 
-def read_weights(place: str | Path) -> Weights:
+def read_weights(place: str | Path) -> Tensors:
     """Every tensor of the model at ``place`` as float32, by its stored name, a tied head included.
 
     Args:
@@ -51,7 +51,7 @@ def read_weights(place: str | Path) -> Weights:
     """
     try:
         with found(place) as directory:
-            weights = stored(directory)
+            weights = stored_tensors(directory)
             embedding = tied_embedding(directory, {name: array.shape for name, array in weights.items()})
     except ConfigError as error:
         raise WeightError(f"weight version at {place}: no *.safetensors there: {error}") from error
@@ -80,7 +80,7 @@ def tied(directory: Path) -> bool:
     return tied_embedding(directory, _sizes(directory)) is not None
 
 
-def renamed(weights: Mapping[str, _Floats], known: Iterable[str]) -> Weights:
+def renamed(weights: Mapping[str, _Floats], known: Iterable[str]) -> Tensors:
     """``weights`` under the ``known`` names where they differ by the name of the model's body alone.
 
     Some families' files leave it out (``h.0...`` for ``transformer.h.0...``), and a trainer writes it.
@@ -97,7 +97,7 @@ def renamed(weights: Mapping[str, _Floats], known: Iterable[str]) -> Weights:
     return {name if name == HEAD else one(name): array for name, array in weights.items()}
 
 
-def stored(directory: Path) -> Weights:
+def stored_tensors(directory: Path) -> Tensors:
     """Every tensor that the files of a model hold, those of an adapter's base merged with it.
 
     Raises:
@@ -105,9 +105,9 @@ def stored(directory: Path) -> Weights:
     """
     if not is_adapter(directory):
         return _tensors(weight_files(directory))
-    about = settings(directory)
+    about = adapter_settings(directory)
     with found(about["base_model_name_or_path"]) as base:
-        weights = stored(base)
+        weights = stored_tensors(base)
     _merge(weights, _tensors([directory / ADAPTER_WEIGHTS]), about, directory)
     return weights
 
@@ -147,7 +147,7 @@ def root(directory: Path) -> dict[str, Any]:
         WeightError: it cannot be read.
     """
     if is_adapter(directory):
-        with found(settings(directory)["base_model_name_or_path"]) as base:
+        with found(adapter_settings(directory)["base_model_name_or_path"]) as base:
             return root(base)
     path = directory / CONFIG
     if not path.exists():
@@ -187,7 +187,7 @@ def tied_embedding(directory: Path, sizes: Mapping[str, _Shape]) -> str | None:
     return chosen[0]
 
 
-def _merge(weights: Weights, adapter: Weights, about: Mapping[str, Any], directory: Path) -> None:
+def _merge(weights: Tensors, adapter: Tensors, about: Mapping[str, Any], directory: Path) -> None:
     """Put the adapter's changes into ``weights``, in place of what they change."""
     kind = about.get("peft_type", "LORA")
     strange = [name for name in UNMERGED if about.get(name)]
@@ -275,8 +275,8 @@ def _sizes(directory: Path) -> dict[str, _Shape]:
     return sizes
 
 
-def _tensors(files: Iterable[Path]) -> Weights:
-    weights: Weights = {}
+def _tensors(files: Iterable[Path]) -> Tensors:
+    weights: Tensors = {}
     for file in files:
         try:
             tensors = deserialize(file.read_bytes())

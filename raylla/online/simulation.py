@@ -83,7 +83,7 @@ def simulate(run: Run, url: str, key: str, count: int, concurrency: int, seed: i
     Raises:
         EndpointError: the endpoint cannot be reached, or refuses something.
     """
-    config, world = run.config, store.load(run.part("world"))
+    config, world = run.config, store.load_world(run.part("world"))
     users = users_of(world)
     model = resolve(config.user_llm.path, "user_llm.path")
     reader = JudgeWorker(model, config.user_llm.sampling, config.engine, config.seed)

@@ -78,7 +78,7 @@ MODEL = {
 VOCABULARY = 2048
 
 
-def build(out: Path, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Iterator[dict[str, Any]]:
+def build_models(out: Path, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Run the stages that are not finished yet; yields one progress record every 10 steps."""
     words = _tokenizer(out / "tokenizer", seed)
     for stage in stages:
@@ -94,8 +94,8 @@ def _tokenizer(path: Path, seed: int) -> PreTrainedTokenizerFast:
         for draw in SAMPLERS.values():
             sample = draw(rng)
             texts += [sample.messages[0]["content"], sample.completion]
-    words = tokenizer.train(texts, VOCABULARY)
-    tokenizer.save(words, path)
+    words = tokenizer.train_tokenizer(texts, VOCABULARY)
+    tokenizer.save_tokenizer(words, path)
     return words
 
 
@@ -277,7 +277,7 @@ def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, directory: Pa
     model.config.dtype = torch.bfloat16
     model.config.architectures = ["Qwen3ForCausalLM"]
     model.config.save_pretrained(directory)
-    tokenizer.save(words, directory)
+    tokenizer.save_tokenizer(words, directory)
     (directory / "stage.json").write_text(dumps(asdict(stage), indent=2) + "\n")
     weights = {
         name: value.to(torch.bfloat16).contiguous()

@@ -17,12 +17,12 @@ from raylla.config import Lora
 from raylla.errors import RunError
 from raylla.models import local
 from raylla.models.found import found
-from raylla.models.places import is_adapter, settings
+from raylla.models.places import adapter_settings, is_adapter
 
 _NAME = "default"
 
 
-def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -> Any:
+def load_trainable(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -> Any:
     """The model in ``directory`` in float32, ready to be trained; ``how`` goes to `from_pretrained`.
 
     With ``lora``, its base is frozen and an adapter is trained: the one in ``directory``, or where a whole
@@ -39,7 +39,7 @@ def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -
             # `add_adapter` puts the folder that the base was read from in place of its name.
             model.peft_config[_NAME].base_model_name_or_path = base
         return model
-    about = settings(directory)
+    about = adapter_settings(directory)
     if lora is not None:
         _agree(directory, about, lora)
     with local(about["base_model_name_or_path"]) as whole:
@@ -55,7 +55,7 @@ def tokenizer(directory: Path) -> Any:
     """The tokenizer of the model in ``directory``; that of an adapter's base."""
     if not is_adapter(directory):
         return AutoTokenizer.from_pretrained(directory)
-    with found(settings(directory)["base_model_name_or_path"]) as base:
+    with found(adapter_settings(directory)["base_model_name_or_path"]) as base:
         return tokenizer(base)
 
 

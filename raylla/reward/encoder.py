@@ -24,7 +24,7 @@ from raylla.models import local
 from raylla.reward.reader import UNREADABLE, longest, positions, reader, unfit, unsuited
 
 Encodings = NDArray[np.float32]
-Span = tuple[str, int, int]
+TextSpan = tuple[str, int, int]
 """A text and the half-open character range of it that is pooled over."""
 
 _FIELD = "pctr.encoder"
@@ -68,7 +68,7 @@ class Encoder:
         self._batch_tokens = batch_tokens
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._cache: OrderedDict[Span, Encodings] = OrderedDict()
+        self._cache: OrderedDict[TextSpan, Encodings] = OrderedDict()
         self._words: dict[str, tuple[int, ...]] = {}
         self.dim = self._tried(path)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,7 +78,7 @@ class Encoder:
         """Mean over the tokens of each text, [len(texts), dim]; zeros for a text without any."""
         return self.encode_spans([(text, 0, len(text)) for text in texts])
 
-    def encode_spans(self, spans: Sequence[Span]) -> Encodings:
+    def encode_spans(self, spans: Sequence[TextSpan]) -> Encodings:
         """Mean over the tokens that touch each range, [len(spans), dim].
 
         The whole text goes through the model, so that a sentence is read in its context; a range
@@ -114,8 +114,8 @@ class Encoder:
             self._words[text] = tuple(ids[:MAX_WORDS])
         return self._words[text]
 
-    def _compute(self, spans: Iterable[Span]) -> Iterator[tuple[Span, Encodings]]:
-        by_text: dict[str, list[Span]] = {}
+    def _compute(self, spans: Iterable[TextSpan]) -> Iterator[tuple[TextSpan, Encodings]]:
+        by_text: dict[str, list[TextSpan]] = {}
         for span in spans:
             by_text.setdefault(span[0], []).append(span)
         if not by_text:

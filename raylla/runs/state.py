@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from raylla.config import Config, read
+from raylla.config import Config, read_config
 from raylla.errors import RunError
 from raylla.records import Ids
 from raylla.storage import Home, durable, home, within, writing
@@ -92,7 +92,7 @@ class Run:
     @classmethod
     def _opened(cls, found: Home) -> Run:
         text = (found.path / "config.yaml").read_bytes()
-        run = cls(found, read(text, within(found.place, "config.yaml")))
+        run = cls(found, read_config(text, within(found.place, "config.yaml")))
         run._read_ledger()
         return run
 

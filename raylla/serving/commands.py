@@ -11,7 +11,7 @@ import yaml
 
 from raylla import config as settings
 from raylla.errors import ConfigError
-from raylla.terminal import Columns, ConfigPath, Overrides, console, say, steps, tell, told
+from raylla.terminal import ColumnOptions, ConfigPath, Overrides, console, say, steps, tell, told
 
 app = typer.Typer()
 campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
@@ -40,7 +40,7 @@ def serve(
     from raylla.serving.deploy import app as application
     from raylla.serving.deploy import cluster
 
-    chosen, target = application.effective(settings.load(config, set_), run, version)
+    chosen, target = application.effective(settings.load_config(config, set_), run, version)
     manifest = application.manifest(chosen, target)
     if write is not None:
         write.write_text(yaml.safe_dump(manifest, sort_keys=False))
@@ -90,7 +90,7 @@ def campaigns_import(
     config: Annotated[
         Path | None, typer.Option(help="the endpoint's config; default: the run's, else the defaults")
     ] = None,
-    map_: Columns = [],  # noqa: B006
+    map_: ColumnOptions = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="bids that are not given follow from it")] = 0,
     daily_budget: Annotated[
         int | None, typer.Option(min=0, max=10**15, help="of each campaign, in micros")
@@ -105,7 +105,7 @@ def campaigns_import(
     from raylla.world.imports.importers import mapping
     from raylla.world.imports.tablefiles import is_table
 
-    chosen = settings.load(config, set_) if config else settings.changed(_of_run(source), None, set_)
+    chosen = settings.load_config(config, set_) if config else settings.changed(_of_run(source), None, set_)
     max_bid, url = chosen.world.max_bid, database or chosen.serving.database
     if is_table(Path(source)):
         taken = importing.read_table(Path(source), mapping(map_), max_bid)

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from raylla.errors import DeadlineError, RayllaError, RunError, StorageError
 from raylla.storage.disk import DEADLINE, LEDGER, LOCK, append
-from raylla.storage.places import asked, folder, names, opened, put, remove, scratch
+from raylla.storage.places import asked, folder, names, opened, put, remove_exact, scratch
 
 _Result = TypeVar("_Result")
 OWNER = "owner.json"
@@ -140,7 +140,7 @@ class Bucket:
 
     def remove(self, name: str) -> None:
         """See `Home`."""
-        self._within(f"removing {name}", lambda: remove(self._files, f"{self._root}/{name}"))
+        self._within(f"removing {name}", lambda: remove_exact(self._files, f"{self._root}/{name}"))
 
     def _open(self) -> None:
         """The root's files and the ledger, as they are now, into the working copy."""

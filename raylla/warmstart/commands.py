@@ -21,7 +21,7 @@ def warmstart(
 
     An interrupted training goes on from its last checkpoint. Weights that are there are only reported on.
     """
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     with loading():
         from raylla import models
         from raylla.actors.placement import connect, disconnect
@@ -32,7 +32,7 @@ def warmstart(
         from raylla.warmstart.train import warmstart as train
 
     section(loaded)
-    models.check(loaded)
+    models.check_places(loaded)
     target, watch = out / "weights", steps()
     with watch.stage(RAY):
         connect(loaded)

@@ -18,7 +18,7 @@ from raylla.auction.prose import without_ads
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request
 from raylla.errors import RunError
-from raylla.figures.intervals import Figure, means, quotients, spearman, within
+from raylla.figures.intervals import Figure, bounded, means, quotients, spearman
 from raylla.progress import Steps
 from raylla.warmstart import rows
 from raylla.warmstart.train import settings
@@ -138,7 +138,7 @@ def figures(
 
     def rate(above: int, below: int, most: float = 1.0) -> Figure:
         (found,) = quotients([counts[:, [above]]], [counts[:, [below]]], resamples, rng)
-        return within(found, 0, most)
+        return bounded(found, 0, most)
 
     by_row = np.array([ranks, shares]).reshape(2, len(asked), -1)
     return {
@@ -185,4 +185,4 @@ def _perplexity(read: _Read, resamples: int, rng: np.random.Generator) -> Figure
 def _trend(bids: Array, shares: Array, resamples: int, rng: np.random.Generator) -> Figure:
     """Mean over rows [q, k] of the rank correlation of bid and share, with its interval."""
     by_row = spearman(bids, shares)
-    return within(means([by_row[:, None]], resamples, rng)[0], -1, 1)
+    return bounded(means([by_row[:, None]], resamples, rng)[0], -1, 1)

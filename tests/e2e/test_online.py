@@ -55,7 +55,7 @@ def traffic(base: tuple[Config, Run]) -> dict[str, float]:
     config, run = base
 
     async def drive() -> dict[str, float]:
-        world = worlds.load(run.path / "world")
+        world = worlds.load_world(run.path / "world")
         users = simulation.users_of(world)
         model = resolve(config.user_llm.path, "user_llm.path")
         reader = JudgeWorker(model, config.user_llm.sampling, config.engine, config.seed)
@@ -117,7 +117,7 @@ def test_an_epoch_from_the_ledger_alone(
     finally:
         opened.close()
     learned = Run.open(fresh)
-    world = worlds.load(fresh / "world")
+    world = worlds.load_world(fresh / "world")
     names = {one.auction.id for one in served_auctions}
     assert {query.id for query in world.of("train")} == names
     assert len(names) == traffic["answered"]

@@ -33,7 +33,7 @@ from raylla.progress import Steps
 from raylla.records import Ad, Ids, Prediction, Profile, Query
 from raylla.runs.state import Run
 from raylla.storage import home
-from raylla.terminal import plain
+from raylla.terminal import plain_console
 from raylla.world import World
 
 ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
@@ -100,7 +100,7 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
     asked = tuple(Query(f"q{i}", "p", f"which tea {i}?", "tea", "food", "test") for i in range(queries))
     tuned = tuple(Query(f"t{i}", "p", f"what tea {i}?", "tea", "food", "train") for i in range(10))
     world = World("w", 0, (profile,), ADS, asked + tuned)
-    settings = config.parse(
+    settings = config.parse_config(
         {"world": {"candidates": 3, "ads": 3}, "penalty": {"per_ad": 0, "free_ads": 3}}, "test"
     )
     writer, reader = Writer(rule), Reader(unread)
@@ -126,7 +126,7 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         persistently=lambda work: work(),
     )
     run = Run(home(path), settings)
-    backend = EvaluationBackend(run, settings, crew, world, kept(run, settings), Steps(plain()))
+    backend = EvaluationBackend(run, settings, crew, world, kept(run, settings), Steps(plain_console()))
     return SimpleNamespace(backend=backend, writer=writer, reader=reader)
 
 

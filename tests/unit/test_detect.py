@@ -53,7 +53,7 @@ def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path) -> None:
     for row in rows:
         if row["label"]:  # the ad is a sentence that all answers have
             row["response"], row["sen_span"] = PLAIN, [0, len("The bus leaves at nine.")]
-    settings = config.parse(
+    settings = config.parse_config(
         {"evaluation": {"native_answers": str(written(tmp_path / "a.jsonl.gz", rows))}}, "test"
     )
     taught = detect.detector(settings.evaluation, 0)
@@ -63,7 +63,7 @@ def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_to_learn_from_is_said() -> None:
-    taught = detect.detector(config.parse({}, "test").evaluation, 0)
+    taught = detect.detector(config.parse_config({}, "test").evaluation, 0)
     assert (taught.one, taught.report) == (None, None)
     assert "evaluation.native_answers" in taught.absent["detected"]
 

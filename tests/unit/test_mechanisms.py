@@ -16,7 +16,7 @@ from raylla.engines.protocol import Completion, Generated
 from raylla.errors import ConfigError
 from raylla.mechanisms.llm import LlmAuction, Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
-from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Prompt, named
+from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Prompt, named_mechanisms
 from raylla.mechanisms.rag import RagAuction
 from raylla.records import Ad, Auction, Planned, Profile, Query
 
@@ -157,6 +157,6 @@ def test_choices_name_existing_epochs_once() -> None:
 
 
 def test_mechanisms_by_name() -> None:
-    assert [one.name for one in named(["mosaic", "pretrained"])] == ["mosaic", "pretrained"]
+    assert [one.name for one in named_mechanisms(["mosaic", "pretrained"])] == ["mosaic", "pretrained"]
     with pytest.raises(ConfigError, match=r"'mosaik'; there are .*mosaic"):
-        named(["mosaik"])
+        named_mechanisms(["mosaik"])

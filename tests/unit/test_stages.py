@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from raylla.actors.policy import Alignment
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.engines.protocol import Probe
 from raylla.irpo import stages
 from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told
@@ -20,7 +20,7 @@ from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.world import World
 
-CONFIG = parse({"wandb": {"mode": "disabled"}}, "test")
+CONFIG = parse_config({"wandb": {"mode": "disabled"}}, "test")
 
 
 class Killed(BaseException):

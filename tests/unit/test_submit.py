@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from raylla import submit
 from raylla.cli import app
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import ConfigError, LostError, PlacementError
 
 STORAGE = "/shared"
@@ -55,9 +55,9 @@ def planned(config: Config = Config(), job: str = "train") -> submit.Submission:
 def test_the_run_id_follows_from_what_decides_the_run() -> None:
     plain = planned()
     assert plain.run == f"{STORAGE}/{plain.run_id}"
-    assert planned(parse({"wandb": {"mode": "disabled"}}, "x")).run_id == plain.run_id
-    assert planned(parse({"seed": 1}, "x")).run_id != plain.run_id
-    assert planned(parse({"name": "a b/c"}, "x")).run_id.startswith("a-b-c-")
+    assert planned(parse_config({"wandb": {"mode": "disabled"}}, "x")).run_id == plain.run_id
+    assert planned(parse_config({"seed": 1}, "x")).run_id != plain.run_id
+    assert planned(parse_config({"name": "a b/c"}, "x")).run_id.startswith("a-b-c-")
     assert planned(job="evaluate").run == plain.run
     assert planned(job="evaluate").entrypoint == f"python jobs/evaluate.py {plain.run}"
     assert planned(job="serve").entrypoint == f"python jobs/serve.py config.yaml --run {plain.run}"
@@ -78,12 +78,12 @@ def test_unusable_requests(job: str, storage: str, run_id: str | None, words: st
 
 
 def test_what_is_sent_is_the_code_and_the_resolved_config(tmp_path: Path) -> None:
-    config = parse({"seed": 4, "ray": {"address": "elsewhere:6379"}}, "x")
+    config = parse_config({"seed": 4, "ray": {"address": "elsewhere:6379"}}, "x")
     submit.stage(planned(config), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"raylla", "jobs", "config.yaml"}
     assert {path.stem for path in (tmp_path / "jobs").iterdir()} == set(submit.JOBS)
     assert not list(tmp_path.rglob("__pycache__"))
-    sent = parse(yaml.safe_load((tmp_path / "config.yaml").read_text()), "sent")
+    sent = parse_config(yaml.safe_load((tmp_path / "config.yaml").read_text()), "sent")
     assert sent.digest() == config.digest()
     assert sent.ray.address is None
 

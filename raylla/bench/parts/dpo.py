@@ -158,7 +158,7 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
 
     from raylla.config import Dpo
     from raylla.policy import adapters, worker, zero
-    from raylla.policy.trainer import PackedDPOTrainer, arguments
+    from raylla.policy.trainer import PackedDPOTrainer, dpo_arguments
 
     worker.setup()
     # One row a forward pass where it is long: a mask of the whole micro-batch would outgrow the caches.
@@ -175,7 +175,7 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
     groups = make_groups(shape)
     with worker.clean_slate(), TemporaryDirectory() as scratch:
         zero.name_ranks()
-        args = arguments(dpo, scratch, 0, 1)
+        args = dpo_arguments(dpo, scratch, 0, 1)
         model = _packed_model(subject)
         if given:
             known = _known(subject, shape)
@@ -191,11 +191,11 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
 def _packed_model(subject: Subject) -> Any:
     """As the policy trainer loads it: a new adapter changes nothing yet."""
     from raylla.policy import adapters
-    from raylla.policy.attention import PARTS
+    from raylla.policy.attention import PACKED_PARTS
     from raylla.policy.worker import DTYPES
 
-    how = {"dtype": DTYPES[subject.precision], "attn_implementation": PARTS}
-    return adapters.load(subject.path, str(subject.path), subject.lora, 0, **how)
+    how = {"dtype": DTYPES[subject.precision], "attn_implementation": PACKED_PARTS}
+    return adapters.load_trainable(subject.path, str(subject.path), subject.lora, 0, **how)
 
 
 _KNOWN: dict[tuple[Path, Shape], list[tuple[float, ...]]] = {}
@@ -292,7 +292,7 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
     import torch
 
     from raylla.policy import packing
-    from raylla.policy.attention import PARTS
+    from raylla.policy.attention import PACKED_PARTS
 
     one = replace(shape, groups=1)
     exact = replace(subject, precision="float32")
@@ -316,7 +316,7 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
             parameter.copy_(trained[name])
     if reference is None:
         reference = _packed_model(replace(exact, lora=None))
-    reference.set_attn_implementation(PARTS)
+    reference.set_attn_implementation(PACKED_PARTS)
     packed = packing.pack(make_groups(one))
     sums = []
     for model in (policy, reference):

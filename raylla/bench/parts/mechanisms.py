@@ -15,7 +15,7 @@ from raylla.evaluation.evaluate import MAIN
 from raylla.evaluation.kept import Kept
 from raylla.irpo.crew import Crew
 from raylla.irpo.loop import train
-from raylla.mechanisms.protocol import named
+from raylla.mechanisms.protocol import named_mechanisms
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.runs.versions import committed
@@ -35,8 +35,8 @@ def rows(bench: Bench) -> list[Row]:
     crew = Crew(config, run.path, committed(run)[0][0], watch)
     try:
         crew.start(trainer=False)
-        world = store.load(run.path / "world")
-        for mechanism in named(config.evaluation.mechanisms):
+        world = store.load_world(run.path / "world")
+        for mechanism in named_mechanisms(config.evaluation.mechanisms):
             backend = EvaluationBackend(run, config, crew, world, Kept(), watch)  # so that all is paid for
             choice = mechanism.choices(config.irpo.epochs)[0]
             held = hold(backend, mechanism, test_auctions(config, world), choice)

@@ -13,7 +13,7 @@ from raylla.bench.run import Bench
 from raylla.config import Actors
 from raylla.engines import Request
 from raylla.engines.chat import prompt_ids
-from raylla.engines.vllm import arguments, sampling_params
+from raylla.engines.vllm import engine_arguments, sampling_params
 from raylla.errors import ConfigError
 from raylla.models import local, resolve
 
@@ -25,7 +25,7 @@ def rows(bench: Bench) -> list[Row]:
     config, auctions = bench.config, bench.share(_REQUESTS)
     path = resolve(config.ad_llm.path, "ad_llm.path")
     with local(path) as directory:
-        given = arguments(str(directory), config.engine, config.seed)
+        given = engine_arguments(str(directory), config.engine, config.seed)
         from vllm import LLM
         from vllm.inputs import TokensPrompt
 

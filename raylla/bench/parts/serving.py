@@ -29,7 +29,7 @@ import aiohttp
 from raylla import precision
 from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.run import Bench
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import DeadlineError
 from raylla.irpo.loop import train
 from raylla.mechanisms.mosaic import CANDIDATES
@@ -70,7 +70,7 @@ _SMALL = {
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadFigures:
     """What one measurement gave: per second, and milliseconds in the median."""
 
     requests: float
@@ -96,8 +96,8 @@ def rows(bench: Bench) -> list[Row]:
     settings = {"database": database, "port": _free_port(), "run": str(run.path)}
     tree = run.config.model_dump(mode="json")
     tree["serving"] = bench.config.serving.model_dump(mode="json") | settings
-    config, target = app.effective(parse(tree, "bench"), run.path, None)
-    world = worlds.load(run.path / "world")
+    config, target = app.effective(parse_config(tree, "bench"), run.path, None)
+    world = worlds.load_world(run.path / "world")
     store = open_store(database)
     import_world(store, world, config.serving, config.world.max_bid, config.seed, datetime.now(UTC), None)
     version, _ = weights(target)
@@ -109,7 +109,7 @@ def rows(bench: Bench) -> list[Row]:
     ):
         asked = _questions(world, max(counts.values()))
         ours = Server("endpoint", f"{url}/v1/chat/completions", _key(database), asked)
-        asyncio.run(load(ours, 8, len(ours.bodies), False))
+        asyncio.run(_load(ours, 8, len(ours.bodies), False))
         prompts = _prompts(store)
         one = Server("vLLM", bare, "", [_completion(config, ids, 1) for ids in prompts])
         many = Server("MOSAIC", bare, "", [_completion(config, ids, CANDIDATES) for ids in prompts])
@@ -118,7 +118,7 @@ def rows(bench: Bench) -> list[Row]:
     return _rows(found)
 
 
-async def load(server: Server, concurrency: int, count: int, stream: bool) -> Load:
+async def _load(server: Server, concurrency: int, count: int, stream: bool) -> LoadFigures:
     """``count`` requests, ``concurrency`` at a time."""
     latencies: list[float] = []
     firsts: list[float] = []
@@ -149,7 +149,7 @@ async def load(server: Server, concurrency: int, count: int, stream: bool) -> Lo
         await asyncio.gather(*(worker(session) for _ in range(concurrency)))
         wall = time.perf_counter() - started
     first = statistics.median(firsts) if firsts else 0.0
-    return Load(count / wall, tokens / wall, statistics.median(latencies), first)
+    return LoadFigures(count / wall, tokens / wall, statistics.median(latencies), first)
 
 
 async def _read(answer: aiohttp.ClientResponse) -> tuple[float, int]:
@@ -168,7 +168,7 @@ async def _read(answer: aiohttp.ClientResponse) -> tuple[float, int]:
     return first or time.perf_counter(), used
 
 
-_Found = dict[tuple[str, int, bool], list[Load]]
+_Found = dict[tuple[str, int, bool], list[LoadFigures]]
 
 
 def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int) -> _Found:
@@ -183,18 +183,20 @@ def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int
                     if mosaic and stream:
                         continue  # it has nothing to show before all candidates are written
                     wanted = max(concurrency, count // MOSAIC_SHARE) if mosaic else count
-                    got = asyncio.run(load(server, concurrency, wanted, stream))
+                    got = asyncio.run(_load(server, concurrency, wanted, stream))
                     if repeat:
                         found.setdefault((server.name, concurrency, stream), []).append(got)
     return found
 
 
 def _rows(found: _Found) -> list[Row]:
-    def side(name: str, concurrency: int, stream: bool, figure: Callable[[Load], float]) -> Measured:
+    def side(name: str, concurrency: int, stream: bool, figure: Callable[[LoadFigures], float]) -> Measured:
         loads = found[name, concurrency, stream]
         return Measured(name, Spread(tuple(figure(one) for one in loads)))
 
-    def row(what: str, ours: str, at: int, stream: bool, figure: Callable[[Load], float], unit: str) -> Row:
+    def row(
+        what: str, ours: str, at: int, stream: bool, figure: Callable[[LoadFigures], float], unit: str
+    ) -> Row:
         sides = side(ours, at, stream, figure), side("vLLM", at, stream, figure)
         return ratio(f"{ours} ÷ vLLM: {what}, {at} at once", *sides, unit)
 
@@ -224,7 +226,7 @@ def small(config: Config) -> Config:
     tree = config.model_dump(mode="json")
     for section, changes in _SMALL.items():
         tree[section] |= changes
-    return parse(tree, "bench")
+    return parse_config(tree, "bench")
 
 
 @contextmanager
@@ -336,4 +338,4 @@ def _listens(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-__all__ = ["Load", "Server", "load", "rows"]
+__all__ = ["LoadFigures", "Server", "rows"]

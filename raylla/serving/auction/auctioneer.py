@@ -30,7 +30,7 @@ from raylla.engines.live import Finish
 from raylla.engines.protocol import Wish
 from raylla.errors import BusyError, EndpointError, TooLongError
 from raylla.records import Ad, Query, Turn
-from raylla.reward.rows import rows
+from raylla.reward.rows import click_rows
 from raylla.serving.auction.draft import Draft, Field
 from raylla.serving.auction.eligibility import Eligibility, Selection
 from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown, Traffic
@@ -265,7 +265,7 @@ class Auctioneer:
     ) -> tuple[str, list[Rate]]:
         """The pCTR version, and a rate for each placement, of the text as the model wrote it."""
         ads = {ad.id: ad for ad in field.ads}
-        asks = rows("", field.query, asked.profile, raw, repaired.parsed.placements, ads, None)
+        asks = click_rows("", field.query, asked.profile, raw, repaired.parsed.placements, ads, None)
         return await clock.within("click predictions", self._oracle.rates(asks))
 
     def _auction(

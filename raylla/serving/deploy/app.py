@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raylla import models
-from raylla.config import Config, Replicas, Serving, parse
+from raylla.config import Config, Replicas, Serving, parse_config
 from raylla.errors import ConfigError
 from raylla.models import roles
 from raylla.runs.state import Run
@@ -49,7 +49,7 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
         "version": target.version,
         "database": _absolute(config.serving.database),
     }
-    served = parse(tree, "serving")
+    served = parse_config(tree, "serving")
     roles.check_chat(models.resolve(served.ad_llm.path, "ad_llm.path"), "ad_llm.path")
     return served, target
 
@@ -108,7 +108,7 @@ def build(args: dict[str, Any]) -> Any:
 
     from raylla.serving.deploy import replicas
 
-    config = parse(args, "serve config")
+    config = parse_config(args, "serve config")
     serving = config.serving
     tree = config.model_dump(mode="json")
 

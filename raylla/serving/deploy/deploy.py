@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import DeployError, RunError, WeightError
 from raylla.figures import intervals
 from raylla.runs.state import Run
@@ -224,7 +224,7 @@ def _until_live(at: Dashboard, side: str, target: Target, seconds: float) -> Non
 
 
 def _config(deployed: dict[str, Any]) -> Config:
-    return parse(deployed["applications"][0]["args"], "the deployed Serve config")
+    return parse_config(deployed["applications"][0]["args"], "the deployed Serve config")
 
 
 def _deployment(deployed: dict[str, Any], name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from transformers import AutoTokenizer
 
 from raylla import models
-from raylla.config import Config, Sampling, parse
+from raylla.config import Config, Sampling, parse_config
 from raylla.errors import RayllaError, RunError
 from raylla.records import WeightVersion
 from raylla.reward.rows import ClickRow
@@ -69,7 +69,7 @@ class EngineReplica:
 
     def __init__(self, tree: dict[str, Any]) -> None:
         log_json()
-        self._holding = open_engine(parse(tree, "serve config"))
+        self._holding = open_engine(parse_config(tree, "serve config"))
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
         """Take over the version that Serve says."""
@@ -97,7 +97,7 @@ class PredictorReplica:
 
     def __init__(self, tree: dict[str, Any]) -> None:
         log_json()
-        self._predictor = Predictor(parse(tree, "serve config"))
+        self._predictor = Predictor(parse_config(tree, "serve config"))
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
         """Take over the newest model of the run that Serve says; an unusable one leaves the old."""
@@ -134,9 +134,9 @@ class Ingress:
         self, tree: dict[str, Any], canary: Any, engine: Any = None, predictor: Any = None
     ) -> None:
         log_json()
-        self._config = config = parse(tree, "serve config")
+        self._config = config = parse_config(tree, "serve config")
         run = Run.open(_run(config))  # held while it is read: its working copy goes with it
-        self._world = worlds.load(run.part("world"))
+        self._world = worlds.load_world(run.part("world"))
         self._store = open_store(config.serving.database)
         self._store.denominate(config.serving.currency)
         self._canary = canary

@@ -23,7 +23,7 @@ from raylla.storage import exists, here, within
 from raylla.world import World, bids
 from raylla.world.imports import catalogue
 from raylla.world.imports.tablefiles import Cells
-from raylla.world.store import load
+from raylla.world.store import load_world
 from raylla.world.texts import landing
 
 DAILY_BUDGET_UNITS = 100_000
@@ -50,11 +50,11 @@ def read(source: str) -> World:
     """
     inside = within(source, "world")
     with here(inside if exists(inside) else source) as directory:
-        return load(directory)
+        return load_world(directory)
 
 
 def read_table(file: Path, named: Mapping[str, str], max_bid: int) -> catalogue.Taken:
-    """The ads of a table (see `catalogue.take`); a row whose bid no auction could hold is passed over.
+    """The ads of a table (see `catalogue.take_ads`); a row whose bid no auction could hold is passed over.
 
     Raises:
         WorldError: the table cannot be read, or more than half of its rows cannot be used.
@@ -68,7 +68,7 @@ def read_table(file: Path, named: Mapping[str, str], max_bid: int) -> catalogue.
             raise WorldError(f"bid={cells['bid']}: bids are whole units from 1 to world.max_bid={max_bid}")
         return cells
 
-    return catalogue.take(file, named, on_the_grid)
+    return catalogue.take_ads(file, named, on_the_grid)
 
 
 def import_world(

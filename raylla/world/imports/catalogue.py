@@ -11,7 +11,7 @@ from pathlib import Path
 from raylla.errors import WorldError
 from raylla.records import Ad
 from raylla.world import build
-from raylla.world.imports.tablefiles import Cells, Columns, Fault, read
+from raylla.world.imports.tablefiles import Cells, Columns, Fault, read_rows
 from raylla.world.texts import (
     MAX_CATEGORY,
     MAX_DESCRIPTION,
@@ -54,7 +54,7 @@ class Taken:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def take(file: Path, named: Mapping[str, str], change: Callable[[Cells], Cells] = dict) -> Taken:
+def take_ads(file: Path, named: Mapping[str, str], change: Callable[[Cells], Cells] = dict) -> Taken:
     """The ads of the table ``file``; ``named`` says which column a field has, `ADS` else.
 
     A title that the markup cannot hold is cleaned, and counted in the notes; so is a row that says what
@@ -68,7 +68,7 @@ def take(file: Path, named: Mapping[str, str], change: Callable[[Cells], Cells] 
     said: set[tuple[Ad, float | None]] = set()
     ids: dict[str, int] = {}
     rows = 0
-    for line, cells in read(file, columns(ADS, named, "title")):
+    for line, cells in read_rows(file, columns(ADS, named, "title")):
         rows += 1
         if isinstance(cells, Fault):
             taken.faults.append(cells)

@@ -33,12 +33,12 @@ def import_world(
     if kind == "table":
         if queries is None:
             raise WorldError("world import table: give two tables, ADS and QUERIES")
-        return tables.import_world(path, queries, out, settings, seed, named)
+        return tables.import_tables(path, queries, out, settings, seed, named)
     if queries is not None or named:
         raise WorldError(f"world import {kind}: give the data set's directory alone, without --map")
     if kind == "webis":
-        return tables.Imported(webis.import_world(path, out, settings, seed), ())
-    return gembench.import_world(path, out, settings, seed)
+        return tables.Imported(webis.import_webis(path, out, settings, seed), ())
+    return gembench.import_gembench(path, out, settings, seed)
 
 
 def mapping(pairs: Sequence[str]) -> dict[str, str]:

@@ -93,7 +93,7 @@ def is_table(path: Path) -> bool:
     return _kind(path) in SUFFIXES
 
 
-def read(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
+def read_rows(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
     """(line, cells) of each row, or what is wrong with it; lines count from 1, rows of Parquet too.
 
     Raises:

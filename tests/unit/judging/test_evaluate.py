@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from raylla.actors.judge import JudgeWorker
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.engines import Completion, Generated, Request
 from raylla.errors import BudgetError, ConfigError
 from raylla.judging import about, evaluate, network
@@ -87,7 +87,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     )
     monkeypatch.setattr("raylla.reward.trainer.RewardTrainer", Network)
     tree = {"data": str(data), "bootstrap": 50}
-    return parse({"judging": tree, "ray": {"in_process": True}}, "test")
+    return parse_config({"judging": tree, "ray": {"in_process": True}}, "test")
 
 
 def adapter(path: Path, taught: about.Taught) -> str:
@@ -154,7 +154,7 @@ def test_rows_that_the_engine_refuses_are_left_out_and_bounded(
     monkeypatch.setattr(Engine, "refused", "question 1")
     with pytest.raises(BudgetError, match=r"refused \d+ of 120 rows"):
         evaluate.evaluate(config, "pocket:user-llm", SILENT)
-    lenient = parse(config.model_dump(mode="json") | {"irpo": {"max_drop_share": 1.0}}, "test")
+    lenient = parse_config(config.model_dump(mode="json") | {"irpo": {"max_drop_share": 1.0}}, "test")
     found: dict[str, Any] = evaluate.evaluate(lenient, "pocket:user-llm", SILENT)
     assert found["rows"] + found["unread"] == 120
     assert found["unread"] > 0

@@ -12,7 +12,7 @@ import pytest
 
 from raylla.actors import Pool
 from raylla.auction.markup import markup
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import RunError, StoreError
 from raylla.irpo import schedule, served
 from raylla.irpo.sampling import Sampled, Stream
@@ -29,7 +29,7 @@ MINUTE = dt.timedelta(minutes=1)
 
 
 def _config(market: Market, **online: object) -> Config:
-    return parse(
+    return parse_config(
         {
             "world": {"profiles": 10, "candidates": 2},
             "irpo": {"epochs": 2, "preference_answers": 3, "pctr_holdout": 0},
@@ -95,7 +95,7 @@ def test_served_auctions_become_phase_1_in_time_order(market: Market, listings: 
     assert {answer.weight_version for answer in data.answers} == {"v1"}
     assert [click.clicked for click in data.clicks] == [False, False, True, False]
     tested = {user.id for user in data.world.profiles} - {"reader0", "reader1"}
-    splits = build.split(_simulated(config).profiles, config.world.test_share, config.seed)
+    splits = build.split_users(_simulated(config).profiles, config.world.test_share, config.seed)
     assert tested == {user for user, split in splits.items() if split == "test"}
     assert dict(data.world.notes) == {}
 
@@ -122,7 +122,7 @@ def test_what_is_left_out_is_counted(market: Market, listings: list[Listing]) ->
         *data.world.queries,
         replace(data.world.queries[0], id="t", profile_id=held_out, split="test"),
     ]
-    store.check(replace(data.world, queries=tuple(unmatched)))
+    store.check_world(replace(data.world, queries=tuple(unmatched)))
 
 
 def test_ads_that_no_prompt_may_hold_any_more_are_not_learned_from(
@@ -169,8 +169,8 @@ def _taken(run: Run) -> World:
     tested = onlinedata.held_out_users(run.config, _simulated(run.config))[0]
     asked = build.query_from_text(tested, 0, "best mugs?", "test")
     assert asked is not None
-    store.save(replace(world, queries=(*world.queries, asked)), run.path / "world")
-    return store.load(run.path / "world")
+    store.save_world(replace(world, queries=(*world.queries, asked)), run.path / "world")
+    return store.load_world(run.path / "world")
 
 
 def test_an_epoch_holds_them_answered_and_asks_again_with_fresh_bids(
@@ -232,6 +232,6 @@ def test_an_auction_is_consumed_once_along_a_line_of_weights(
 
 
 def test_a_run_without_served_auctions_begins_with_no_answers(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", parse({}, "test"))
+    run = Run.create(tmp_path / "run", parse_config({}, "test"))
     world = replace(_simulated(run.config), queries=())
     assert _begun(run, world, 1).answers == []

@@ -11,14 +11,14 @@ import httpx
 import pytest
 
 from raylla.actors.judge import JudgeItem, Judgement
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import EndpointError
 from raylla.online import simulation
 from raylla.records import Profile, Query
 from raylla.world import World, build
 
-CONFIG = parse({"world": {"profiles": 6, "ads": 8, "candidates": 3}}, "test")
+CONFIG = parse_config({"world": {"profiles": 6, "ads": 8, "candidates": 3}}, "test")
 BASE = "http://endpoint.test"
 
 

@@ -27,7 +27,7 @@ from raylla.serving.store import NewCampaign, Store, models, open_store
 from raylla.serving.store.importing import import_world
 from raylla.world import World
 from raylla.world.build import scattered_id
-from raylla.world.store import save
+from raylla.world.store import save_world
 from tests.unit.serving.market import UNIT, Market
 
 NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
@@ -167,7 +167,7 @@ def test_ids_given_by_the_store_avoid_those_of_the_world(store: Store, market: M
 
 
 def test_the_import_command_takes_a_world_or_a_run(tmp_path: Path) -> None:
-    save(world(), tmp_path / "run" / "world")
+    save_world(world(), tmp_path / "run" / "world")
     for number, source in enumerate((tmp_path / "run", tmp_path / "run" / "world")):
         url = f"sqlite:///{tmp_path}/{number}.db"
         answer = CliRunner().invoke(app, ["campaigns", "import", str(source), "--database", url])
@@ -180,7 +180,7 @@ def test_a_runs_ads_are_imported_with_the_runs_settings(tmp_path: Path) -> None:
     place = tmp_path / "run"
     tree = {"serving": {"micros_per_unit": 25_000}, "world": {"max_bid": 3}}
     Run.create(place, Config.model_validate(tree))
-    save(world(12), place / "world")
+    save_world(world(12), place / "world")
     for extra, unit in (((), 25_000), (("--set", "serving.micros_per_unit=7"), 7)):
         url = f"sqlite:///{tmp_path}/{unit}.db"
         answer = CliRunner().invoke(app, ["campaigns", "import", str(place), "--database", url, *extra])

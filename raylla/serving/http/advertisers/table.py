@@ -16,7 +16,7 @@ from raylla.serving.http import bodies
 from raylla.serving.store import NewAd
 from raylla.wholetext import whole
 from raylla.world.imports import catalogue
-from raylla.world.imports.tablefiles import Cells, Columns, Fault, read
+from raylla.world.imports.tablefiles import Cells, Columns, Fault, read_rows
 from raylla.world.texts import cut
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -97,7 +97,7 @@ def _rows(table: bytes, kind: str) -> Iterator[tuple[int, Cells | Fault]]:
         file = Path(directory, f"file{kind}")
         file.write_bytes(table)
         try:
-            yield from read(file, Columns(FIELDS, "title", WAY_OUT))
+            yield from read_rows(file, Columns(FIELDS, "title", WAY_OUT))
         except WorldError as error:
             raise WorldError(whole(str(error)).replace(f"{file}", "the file")) from None
 
