@@ -66,10 +66,10 @@ def train(
     """Run IRPO: answer, judge, learn, align, epoch by epoch; ends with the table of every epoch."""
     chosen = settings.load_config(config, set_)
     with loading():
-        from raylla.irpo.loop import train as loop
+        from raylla.irpo.loop import train_run
         from raylla.runs.state import Run
 
-    _train(Run.create(run, chosen), loop)
+    _train(Run.create(run, chosen), train_run)
 
 
 @app.command()
@@ -77,10 +77,10 @@ def train(
 def resume(run: RunPath) -> None:
     """Continue a run after its last committed stage."""
     with loading():
-        from raylla.irpo.loop import train as loop
+        from raylla.irpo.loop import train_run
         from raylla.runs.state import Run
 
-    _train(Run.open(run), loop)
+    _train(Run.open(run), train_run)
 
 
 @app.command()
@@ -104,7 +104,7 @@ def evaluate(
     """
     with loading():
         from raylla.evaluation import training
-        from raylla.evaluation.evaluate import evaluate as measure
+        from raylla.evaluation.evaluate import evaluate_runs
         from raylla.evaluation.page.console import show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
@@ -124,7 +124,7 @@ def evaluate(
             opened = [Run.open(path) for path in what]
             chosen = settings.changed(opened[0].config, "evaluation", set_)
         try:
-            found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
+            found = evaluate_runs(opened, chosen.evaluation, Observer(chosen, None, console))
             write_json(out or opened[0].path / "evaluation.json", found)
         finally:  # what a run was told stays with it, also where the evaluation was stopped
             for one in opened:
@@ -139,12 +139,12 @@ def report(
     out: Annotated[Path | None, typer.Option(help="default: report/ in the run")] = None,
 ) -> None:
     """One page, figures and tables of an evaluated run's evaluation.json; reads no model."""
-    from raylla.evaluation.page.report import report as write
+    from raylla.evaluation.page.report import write_report
     from raylla.runs.observe import Observer
     from raylla.runs.state import Run
 
     opened = Run.open(run)
-    page = write(opened.path / "evaluation.json", out or opened.path / "report")
+    page = write_report(opened.path / "evaluation.json", out or opened.path / "report")
     watch = Observer(opened.config, opened.path, console)
     watch.artifact("report", "report", page.parent.resolve())
     watch.close()
@@ -181,13 +181,13 @@ def submit(
     """
     from raylla import submit as jobs
 
-    planned = jobs.plan(job, settings.load_config(config, set_), storage, run_id, python)
+    planned = jobs.plan_submission(job, settings.load_config(config, set_), storage, run_id, python)
     cluster = jobs.Cluster(address)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    code = jobs.submit(cluster, planned, retries, say)
+    code = jobs.submit_job(cluster, planned, retries, say)
     if code:
         raise typer.Exit(code)
 
@@ -261,7 +261,7 @@ def plan(
 ) -> None:
     """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing."""
     from raylla.plan import Lengths, hardware
-    from raylla.plan.console import show as show_plan
+    from raylla.plan.console import show_plan
 
     loaded = settings.load_config(config, set_)
     lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
@@ -360,13 +360,13 @@ def pocket_evaluate(
 
 
 def _train(run: Any, loop: Callable[..., dict[str, Any]]) -> None:
-    from raylla.evaluation.page.console import show
+    from raylla.evaluation.page.console import show_results
     from raylla.runs.observe import Observer
     from raylla.stop import listen
 
     with listen(), run.alone():
         results = loop(run, Observer(run.config, run.path, console))
-    show(console, results)
+    show_results(console, results)
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ class Submission:
         return shlex.join([*script, *config, self.run])
 
 
-def plan(job: str, config: Config, storage: str, run_id: str | None, python: str) -> Submission:
+def plan_submission(job: str, config: Config, storage: str, run_id: str | None, python: str) -> Submission:
     """A submission whose run id is the given one, or follows from the config alone.
 
     Raises:
@@ -100,7 +100,7 @@ def plan(job: str, config: Config, storage: str, run_id: str | None, python: str
     return Submission(job, config, storage, named, python)
 
 
-def submit(cluster: Cluster, planned: Submission, retries: int, say: Callable[[str], None]) -> int:
+def submit_job(cluster: Cluster, planned: Submission, retries: int, say: Callable[[str], None]) -> int:
     """Have the run's job done; returns its exit status.
 
     A job that ended by the cluster's fault is sent again, ``retries`` times at most, and resumes.

@@ -20,7 +20,7 @@ from raylla.errors import RunError
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.figures.intervals import Figure, bounded, means, quotients
 from raylla.figures.table import COLUMNS, JudgedAnswer, per_query, row_figures
-from raylla.irpo.schedule import plan, some
+from raylla.irpo.schedule import plan_auctions, some
 from raylla.mechanisms.protocol import Choice, Mechanism, Ran
 from raylla.records import Planned
 from raylla.world import World, clicks
@@ -58,13 +58,13 @@ def test_auctions(config: Config, world: World) -> list[Planned]:
             f"{len(queries)} test queries are too few for an interval; raise evaluation.queries or "
             f"world.profiles until there are {LEAST_QUERIES}"
         )
-    return plan(config, world, 0, "test", queries, config.evaluation.answers)
+    return plan_auctions(config, world, 0, "test", queries, config.evaluation.answers)
 
 
 def validation_auctions(config: Config, world: World) -> list[Planned]:
     """Training queries on which mechanisms are tuned."""
     queries = some(world.of("train"), config.evaluation.validation_queries, f"{config.seed}/validation")
-    return plan(config, world, 0, "validation", queries, config.evaluation.answers)
+    return plan_auctions(config, world, 0, "validation", queries, config.evaluation.answers)
 
 
 def hold(
@@ -113,7 +113,7 @@ def hold(
     return Held(per_query(outcomes, backend.penalty), np.array(costs or torn), notes, unread, answers)
 
 
-def tune(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
+def tune_mechanism(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
     """The choice with the highest mean reward on validation auctions, and what each one gave."""
     choices = mechanism.choices(backend.config.irpo.epochs)
     if len(choices) == 1:
@@ -128,7 +128,7 @@ def tune(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list
     return choices[best], tried
 
 
-def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
+def mechanism_row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
     """A mechanism's row over training seeds: `table.row_figures` and `COSTS` per auction."""
     found = row_figures([held.table for held in seeds], resamples, seed)
     timed = not any(np.isnan(held.costs).any() for held in seeds)
@@ -143,7 +143,9 @@ def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def compare(first: Sequence[Held], second: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
+def compare_mechanisms(
+    first: Sequence[Held], second: Sequence[Held], resamples: int, seed: int
+) -> dict[str, Any]:
     """Differences in reward and revenue of two mechanisms, and the quotients of their revenues, of counted
     and of expected clicks, on the same queries of the same seeds, in pairs."""
     wanted = [COLUMNS.index(name) for name in DIFFERENCES]

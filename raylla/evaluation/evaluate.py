@@ -42,16 +42,16 @@ class Seen:
     held: dict[str, Held] = field(default_factory=dict)
     search: dict[str, dict[str, Any]] = field(default_factory=dict)
     responses: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    settled: dict[str, dict[str, list[incentives.Outcome]]] = field(default_factory=dict)
+    settled: dict[str, dict[str, list[incentives.SettledRound]]] = field(default_factory=dict)
     charged: incentives.Charged | None = None
     sweep: properties.Sweep | None = None
     fine: properties.Fine | None = None
-    told: drift.Told = field(default_factory=dict)
+    told: drift.PredictedClicks = field(default_factory=dict)
     reads: quality.Reads = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
+def evaluate_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
     """Everything that `evaluation.json` holds, measured with ``settings`` on all runs.
 
     Raises:
@@ -80,7 +80,7 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
             own = run.config.name == main.name
             one = _seed(backend, mechanisms, seeds, watch) if own else _variant(backend, watch)
             with watch.stage(f"{run.path.name}: what the reader gets"):
-                one.reads = reading.read(backend, _answers(backend, one, own), detector.one)
+                one.reads = reading.read_tables(backend, _answers(backend, one, own), detector.one)
             seen.append(one)
     finally:
         if crew is not None:
@@ -128,7 +128,7 @@ def _seed(backend: EvaluationBackend, mechanisms: Sequence[Mechanism], seeds: in
         some = efficiency.test_auctions(backend.config, backend.world)[: config.curve_queries]
         each = max(1, round(config.curve_answers / (seeds * len(some))))
         seen.fine = properties.fine(backend, some, _steps(backend.config), config.curve_answers, each)
-    seen.told = drift.told(backend)
+    seen.told = drift.predicted_clicks(backend)
     seen.examples = history.examples(backend)
     return seen
 
@@ -138,7 +138,7 @@ def _variant(backend: EvaluationBackend, watch: Observer) -> Seen:
     seen = Seen(backend.run)
     _hold(backend, named_mechanisms([MAIN])[0], seen, watch)
     seen.sweep = _sweep(backend, list(backend.versions)[-1:], watch)
-    seen.told = drift.told(backend)
+    seen.told = drift.predicted_clicks(backend)
     return seen
 
 
@@ -161,7 +161,7 @@ def _answers(
 def _hold(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
     where = f"{backend.run.path.name}: {mechanism.name}"
     with watch.stage(f"{where}: tune"):
-        choice, tried = efficiency.tune(backend, mechanism)
+        choice, tried = efficiency.tune_mechanism(backend, mechanism)
     with watch.stage(f"{where}: test"):
         tested = efficiency.test_auctions(backend.config, backend.world)
         seen.held[mechanism.name] = efficiency.hold(backend, mechanism, tested, choice)
@@ -183,7 +183,7 @@ def _respond(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch
     if config.equilibrium_queries:
         with watch.stage(f"{where}: best responses"):
             some = tested[: config.equilibrium_queries]
-            seen.settled[name] = incentives.settle(
+            seen.settled[name] = incentives.settle_bids(
                 backend, mechanism, choice, some, config.equilibrium_bids
             )
     if name == MAIN:
@@ -219,7 +219,7 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
     resamples, seed = settings.bootstrap, seeds[0].run.config.seed
     rows = {name: [one.held[name] for one in seeds] for name in seeds[0].held}
     against = {
-        name: efficiency.compare(rows[MAIN], found, resamples, seed)
+        name: efficiency.compare_mechanisms(rows[MAIN], found, resamples, seed)
         for name, found in rows.items()
         if name != MAIN and MAIN in rows
     }
@@ -234,10 +234,14 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
         ]
         if pairs:
             ours, theirs = zip(*pairs, strict=True)
-            ablations[name] = efficiency.compare(ours, theirs, resamples, seed) | {"seeds": len(pairs)}
+            ablations[name] = efficiency.compare_mechanisms(ours, theirs, resamples, seed) | {
+                "seeds": len(pairs)
+            }
         ablations.setdefault(name, {})["pctr"] = drift.drift([one.told for one in found])
     return {
-        "efficiency": {name: efficiency.row(found, resamples, seed) for name, found in rows.items()},
+        "efficiency": {
+            name: efficiency.mechanism_row(found, resamples, seed) for name, found in rows.items()
+        },
         "against": against,
         "ablations": ablations,
     }
@@ -270,7 +274,7 @@ def _curves(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation) -
 
 
 def _quality(
-    seen: Sequence[Seen], seeds: Sequence[Seen], detector: detect.Taught, settings: Evaluation
+    seen: Sequence[Seen], seeds: Sequence[Seen], detector: detect.TaughtDetector, settings: Evaluation
 ) -> dict[str, Any]:
     """What the readers of all rows got; of the variants beside the first weights under the same seed."""
     first = {one.run.config.seed: one.reads["versions"][quality.FIRST] for one in seeds}
@@ -293,7 +297,7 @@ def _prices(seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in seeds[0].responses:
         groups = [one.responses[name] for one in seeds]
-        found[name] = incentives.table(groups, settings.bids, resamples, seed)
+        found[name] = incentives.regret_table(groups, settings.bids, resamples, seed)
         settled = [one.settled[name] for one in seeds if name in one.settled]
         if settled:
             found[name]["equilibrium"] = incentives.equilibrium(settled, settings.equilibrium_bids)

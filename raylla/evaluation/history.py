@@ -46,7 +46,7 @@ def examples(backend: EvaluationBackend) -> list[dict[str, Any]]:
     predicts of each ad that is placed after."""
     run, world = backend.run, backend.world
     sampled = stages.read_tests(run, world)
-    found = stages.examples(world, sampled[0], sampled[-1])
+    found = stages.before_and_after(world, sampled[0], sampled[-1])
     planned = {(one.query.text, answer.text): one for one, answer in sampled[-1].of("test")}
     after = [(planned[one["query"], one["after"]], one["after"]) for one in found]
     for one, (auction, text), told in zip(

@@ -24,7 +24,7 @@ _ORGANIC = "organic"
 Answers = Sequence[tuple[Planned, str]]
 
 
-def read(
+def read_tables(
     backend: EvaluationBackend, answers: Mapping[str, Mapping[str, Answers]], detector: Detector | None
 ) -> Reads:
     """The tables of ``answers``, by kind and name, and of the organic answers to the same queries."""

@@ -32,7 +32,7 @@ from raylla.terminal import RAY
 from raylla.world import World
 
 
-def train(run: Run, watch: Observer) -> dict[str, Any]:
+def train_run(run: Run, watch: Observer) -> dict[str, Any]:
     """Run every stage that is not committed yet; returns what `results.json` holds.
 
     Raises:

@@ -31,7 +31,7 @@ def draft_world(run: Run) -> World:
     if run.committed("world") is not None:
         return store.load_world(run.part("world"))
     simulated = _simulated(run.config)
-    return served.take(run, simulated) if run.config.online.database else simulated
+    return served.take_served(run, simulated) if run.config.online.database else simulated
 
 
 def _simulated(config: Config) -> World:

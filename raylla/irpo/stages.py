@@ -319,7 +319,7 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     The commit is last, so that a run that counts as finished has its results.
     """
     sampled = read_tests(run, world)
-    epochs, shown = table(run, world, sampled), examples(world, sampled[0], sampled[-1])
+    epochs, shown = epoch_table(run, world, sampled), before_and_after(world, sampled[0], sampled[-1])
     report = {"wall_seconds": 0.0}
     commits = run.commits | {"conclude": report}
     results = {
@@ -342,7 +342,7 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     return results
 
 
-def table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
+def epoch_table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
     """One row per weight version, the base model first, from the records of a finished run."""
     rows = []
     for epoch, tested in enumerate(sampled):
@@ -377,7 +377,7 @@ def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
     return per_query(answers, run.config.penalty)
 
 
-def examples(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:
+def before_and_after(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:
     """The first answers to the same test auctions under the first and the last weights."""
     last = {answer.sample_id: answer.text for _, answer in after.of("test")}
     shown = []

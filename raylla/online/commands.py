@@ -29,5 +29,5 @@ def simulate(
     from raylla.serving.security import keyring
 
     key = (key or "").strip() or keyring.read(settings.Serving().database).admin_key
-    traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
+    traffic = simulation.simulate_users(Run.open(run), url, key, asks, concurrency, seed)
     console.print_json(dumps(traffic.figures()))

@@ -43,7 +43,7 @@ class OnlineData:
     clicks: tuple[Click, ...]
 
 
-def read(config: Config, simulated: World) -> OnlineData:
+def read_served(config: Config, simulated: World) -> OnlineData:
     """Served auctions of `online.since` to `online.until`, dealt out evenly to the epochs in time order.
 
     ``simulated`` gives the held-out users (and their queries, where it has any).  Left out, and

@@ -27,11 +27,10 @@ def warmstart(
         from raylla.actors.placement import connect, disconnect
         from raylla.runs.state import write_json
         from raylla.stop import heeded, listen
-        from raylla.warmstart.report import report
-        from raylla.warmstart.train import settings as section
-        from raylla.warmstart.train import warmstart as train
+        from raylla.warmstart.report import measure_warmstart
+        from raylla.warmstart.train import train_warmstart, warmstart_settings
 
-    section(loaded)
+    warmstart_settings(loaded)
     models.check_places(loaded)
     target, watch = out / "weights", steps()
     with watch.stage(RAY):
@@ -39,15 +38,15 @@ def warmstart(
     try:
         with listen(), heeded("the warm start"):
             if not any((target / name).exists() for name in models.CONFIGS):
-                train(loaded, str(target), out, watch)
-            found = report(loaded, str(target), watch)
+                train_warmstart(loaded, str(target), out, watch)
+            found = measure_warmstart(loaded, str(target), watch)
     finally:
         disconnect(loaded)
     write_json(out / "warmstart.json", found)
-    show(found)
+    _show(found)
 
 
-def show(found: dict[str, Any]) -> None:
+def _show(found: dict[str, Any]) -> None:
     """The report, a line for each figure."""
     for name, value in found.items():
         if isinstance(value, dict) and "mean" in value:

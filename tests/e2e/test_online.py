@@ -59,9 +59,9 @@ def traffic(base: tuple[Config, Run]) -> dict[str, float]:
         users = simulation.users_of(world)
         model = resolve(config.user_llm.path, "user_llm.path")
         reader = JudgeWorker(model, config.user_llm.sampling, config.engine, config.seed)
-        asked = simulation.questions(reader, config, list(users.values()), ASKS, 0)
+        asked = simulation.worded_questions(reader, config, list(users.values()), ASKS, 0)
         async with served(config, run) as (_, client):
-            await simulation.list_ads(client, world, config)
+            await simulation.open_accounts(client, world, config)
             await until_listed(client)
             return (await simulation.converse(client, reader, config, users, asked, 8, 0)).figures()
 

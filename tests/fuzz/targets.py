@@ -117,7 +117,7 @@ def fuzz_tables(data: bytes) -> None:
 def fuzz_published(data: bytes) -> None:
     """Any bytes as published answers: bounded passages of plain text, or an error that names the file."""
     with _file("p.jsonl.gz", data[1:]) if data[:1] == b"z" else _file("p.jsonl", data[1:]) as path:
-        for read in (published.read, rows.read, detect.read):
+        for read in (published.read_impressions, rows.read_published, detect.read_answers):
             said, found = "p.jsonl", None
             try:
                 found = read(path)

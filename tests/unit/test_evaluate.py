@@ -12,7 +12,7 @@ import pytest
 from raylla import config
 from raylla.errors import ConfigError, RayllaError, RunError
 from raylla.evaluation import training
-from raylla.evaluation.evaluate import evaluate, swept
+from raylla.evaluation.evaluate import evaluate_runs, swept
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.world import build, store
@@ -49,7 +49,7 @@ def finished(path: Path, tree: dict[str, Any]) -> Run:
 def refused(runs: list[Run], **settings: Any) -> str:
     chosen = config.parse_config({"evaluation": settings}, "test").evaluation
     with pytest.raises(RayllaError) as error:
-        evaluate(runs, chosen, Observer(runs[0].config, None))
+        evaluate_runs(runs, chosen, Observer(runs[0].config, None))
     return str(error.value)
 
 
@@ -119,7 +119,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(run.path.name)
         run.commit("conclude", [], {"wall_seconds": 0.0})
 
-    monkeypatch.setattr(training.loop, "train", train)
+    monkeypatch.setattr(training.loop, "train_run", train)
     return names
 
 

@@ -20,7 +20,7 @@ from raylla import config
 from raylla.cli import app
 from raylla.config import parse_config
 from raylla.errors import ConfigError
-from raylla.evaluation.page.console import show
+from raylla.evaluation.page.console import show_results
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, write_json
 from raylla.serving.logs import JsonLines
@@ -59,7 +59,7 @@ def test_messages_and_names_are_shown_as_they_are(make: Callable[..., Console]) 
             }
         ],
     }
-    show(console, results)
+    show_results(console, results)
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
     for what in ("said", "stage", "lost", "results", "query"):

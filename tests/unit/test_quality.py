@@ -93,7 +93,7 @@ def at_backend(tmp_path: Path, description: str = "") -> Any:
 
 def test_answers_are_read_as_their_reader_would(tmp_path: Path) -> None:
     made = at_backend(tmp_path, "Boxes of green leaves.")
-    reads = reading.read(made.backend, {"versions": {"v0": made.answers}}, Suspicious())
+    reads = reading.read_tables(made.backend, {"versions": {"v0": made.answers}}, Suspicious())
     columns = dict(zip(quality.READ_COLUMNS, next(iter(reads["versions"]["v0"].values())), strict=True))
     assert columns["words"] == (10 + 3) / 2
     assert (columns["tokens"], columns["nothing_left"], columns["detected"]) == (5 / 2, 1 / 2, 1)
@@ -119,13 +119,13 @@ def test_the_untouched_model_is_loaded_once(tmp_path: Path) -> None:
         return []
 
     made.backend._crew.refresh = refresh
-    reading.read(made.backend, {"versions": {"v0": made.answers}}, None)
+    reading.read_tables(made.backend, {"versions": {"v0": made.answers}}, None)
     assert loaded == ["v0"]
 
 
 def test_what_was_not_measured_is_absent_and_said(tmp_path: Path) -> None:
     made = at_backend(tmp_path)
-    reads = reading.read(
+    reads = reading.read_tables(
         made.backend, {"mechanisms": {"mosaic": made.answers}, "versions": {"v0": made.answers}}, None
     )
     found = quality.summary(
@@ -152,6 +152,6 @@ def test_lost_organic_answers_are_bounded(tmp_path: Path) -> None:
     counted: list[tuple[str, int, int]] = []
     made.backend.bound = lambda *args: counted.append(args)
     made.backend.untouched_answers = lambda asked: [Generated(one.id, (), ()) for one in asked]
-    reads = reading.read(made.backend, {"versions": {"v0": made.answers}}, None)
+    reads = reading.read_tables(made.backend, {"versions": {"v0": made.answers}}, None)
     assert counted == [("organic answers", 60, 60)]
     assert quality.quality_figures([reads["versions"]["v0"]], 100, 0)["similarity"] is None

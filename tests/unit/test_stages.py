@@ -43,8 +43,8 @@ def test_a_run_that_counts_as_finished_has_its_results(
     run: Run, watch: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "read_tests", lambda *_: [None, None])
-    monkeypatch.setattr(stages, "table", lambda *_: [{"epoch": 0}])
-    monkeypatch.setattr(stages, "examples", lambda *_: [])
+    monkeypatch.setattr(stages, "epoch_table", lambda *_: [{"epoch": 0}])
+    monkeypatch.setattr(stages, "before_and_after", lambda *_: [])
     world = cast(World, None)
     append = run.home.append
 

@@ -17,7 +17,7 @@ from raylla.actors.pool import Call, Pool, gather
 from raylla.config import Actors, Config, Engine, Engines, parse_config
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import BudgetError, RunError
-from raylla.irpo.learning import CHUNK, Learner
+from raylla.irpo.learning import AUCTIONS_PER_CALL, Learner
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.scoring import judged_rates, rows_of
@@ -313,7 +313,7 @@ def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World
     settings = config()
     run = Run(home(tmp_path), settings)
     planned = auctions(settings, world, 1)
-    assert len([one for one in planned if one.phase == "reward"]) > 2 * CHUNK
+    assert len([one for one in planned if one.phase == "reward"]) > 2 * AUCTIONS_PER_CALL
     calls = []
     for as_they_come in (True, False):
         crew = Crew()

@@ -49,7 +49,7 @@ class ScriptedCluster(submit.Cluster):
 
 
 def planned(config: Config = Config(), job: str = "train") -> submit.Submission:  # noqa: B008
-    return submit.plan(job, config, STORAGE, None, "python")
+    return submit.plan_submission(job, config, STORAGE, None, "python")
 
 
 def test_the_run_id_follows_from_what_decides_the_run() -> None:
@@ -74,7 +74,7 @@ def test_the_run_id_follows_from_what_decides_the_run() -> None:
 )
 def test_unusable_requests(job: str, storage: str, run_id: str | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        submit.plan(job, Config(), storage, run_id, "python")
+        submit.plan_submission(job, Config(), storage, run_id, "python")
 
 
 def test_what_is_sent_is_the_code_and_the_resolved_config(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_only_a_lost_job_is_sent_again(
     ends: list[tuple[JobStatus, int | None]], status: int, sent: int
 ) -> None:
     cluster = ScriptedCluster(*ends)
-    assert submit.submit(cluster, planned(), 2, lambda text: None) == status
+    assert submit.submit_job(cluster, planned(), 2, lambda text: None) == status
     assert len(cluster.sent) == sent
     assert not cluster.ends
 
@@ -121,13 +121,13 @@ def test_only_a_lost_job_is_sent_again(
 def test_a_running_job_is_followed_and_not_sent_twice() -> None:
     cluster = ScriptedCluster((JobStatus.SUCCEEDED, 0), found="train-x-1")
     said: list[str] = []
-    assert submit.submit(cluster, planned(), 0, said.append) == 0
+    assert submit.submit_job(cluster, planned(), 0, said.append) == 0
     assert (cluster.sent, said) == ([], ["job train-x-1 runs already; following it"])
 
 
 def test_a_job_without_a_status_is_an_error() -> None:
     with pytest.raises(LostError, match="its supervisor died"):
-        submit.submit(ScriptedCluster((JobStatus.FAILED, None)), planned(), 0, lambda text: None)
+        submit.submit_job(ScriptedCluster((JobStatus.FAILED, None)), planned(), 0, lambda text: None)
 
 
 @contextmanager
@@ -205,11 +205,13 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[submit.Cluster, Jobs
 
 def test_a_job_is_sent_under_an_id_that_is_free(jobs: tuple[submit.Cluster, Jobs]) -> None:
     cluster, known = jobs
-    first, other = (submit.plan("train", Config(), place, "r", "python") for place in ("/a", "/b"))
+    first, other = (
+        submit.plan_submission("train", Config(), place, "r", "python") for place in ("/a", "/b")
+    )
     assert [cluster.send(one) for one in (first, other, first)] == ["train-r-1", "train-r-2", "train-r-3"]
     del known.known["train-r-1"]
     assert cluster.send(first) == "train-r-4"
-    assert cluster.send(submit.plan("report", Config(), "/a", "r", "python")) == "report-r-1"
+    assert cluster.send(submit.plan_submission("report", Config(), "/a", "r", "python")) == "report-r-1"
     known.known["train-r-1-by-hand"] = {}
     assert cluster.send(first) == "train-r-5"
 

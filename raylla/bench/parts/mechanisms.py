@@ -14,7 +14,7 @@ from raylla.evaluation.efficiency import COSTS, hold, test_auctions
 from raylla.evaluation.evaluate import MAIN
 from raylla.evaluation.kept import Kept
 from raylla.irpo.crew import Crew
-from raylla.irpo.loop import train
+from raylla.irpo.loop import train_run
 from raylla.mechanisms.protocol import named_mechanisms
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
@@ -29,7 +29,7 @@ def rows(bench: Bench) -> list[Row]:
     config = changed(bench.config, None, [*SMALL, *_TRAINED])
     run = Run.create(bench.scratch / "run", config)
     watch = Observer(config, run.path, Console(quiet=True))
-    train(run, watch)
+    train_run(run, watch)
     costs = {}
     connect(config)
     crew = Crew(config, run.path, committed(run)[0][0], watch)

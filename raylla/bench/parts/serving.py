@@ -31,7 +31,7 @@ from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.run import Bench
 from raylla.config import Config, parse_config
 from raylla.errors import DeadlineError
-from raylla.irpo.loop import train
+from raylla.irpo.loop import train_run
 from raylla.mechanisms.mosaic import CANDIDATES
 from raylla.models import local
 from raylla.runs.observe import Observer
@@ -217,7 +217,7 @@ def _trained(bench: Bench) -> Run:
     if bench.config.serving.run is not None:
         return Run.open(bench.config.serving.run)
     run = Run.create(bench.scratch / "run", small(bench.config))
-    train(run, Observer(run.config, None))
+    train_run(run, Observer(run.config, None))
     return run
 
 

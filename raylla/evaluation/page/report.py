@@ -24,7 +24,7 @@ _Table = tuple[str, list[str], list[list[Any]]]
 """Caption, headings, rows; a figure is a dict of mean, low and high."""
 
 
-def report(evaluation: Path, out: Path) -> Path:
+def write_report(evaluation: Path, out: Path) -> Path:
     """Write `index.html`, which stands alone, and the figures (PNG), tables (CSV) and JSON beside it.
 
     Raises:

@@ -41,7 +41,7 @@ def test_a_run_s_trainer_goes_on_from_what_the_judges_click(data: Path, tmp_path
     loaded = settings.load_config(file, [f"pctr.start={out}"])
     trainer = RewardTrainer(loaded.pctr.encoder, loaded.pctr, loaded.seed)
     trainer.load(loaded.pctr.start or "")
-    shown = published.read(data).impressions
+    shown = published.read_impressions(data).impressions
     rates = {one.name: trainer.predict_intervals([as_row(one)])[0].mean for one in shown[:2]}
     assert rates["Good Kettle"] > 0.7
     assert rates["Plain Kettle"] < 0.3

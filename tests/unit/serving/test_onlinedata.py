@@ -74,7 +74,7 @@ def test_a_served_conversation_is_learned_as_one(market: Market, listings: list[
     turns = (Turn("user", "which mug keeps tea warm?"), Turn("assistant", "One of steel."))
     _serve(market, listings, 0, query="and a cheaper one?", turns=turns, turns_cut=3)
     config = _config(market)
-    (query,) = onlinedata.read(config, _simulated(config)).world.of("train")
+    (query,) = onlinedata.read_served(config, _simulated(config)).world.of("train")
     assert (query.text, query.turns) == ("and a cheaper one?", turns)
 
 
@@ -82,7 +82,7 @@ def test_served_auctions_become_phase_1_in_time_order(market: Market, listings: 
     auctions = [_serve(market, listings, number) for number in range(4)]
     market.store.click(market.claims(auctions[2]), market.now + 5 * MINUTE)
     config = _config(market)
-    data = onlinedata.read(config, _simulated(config))
+    data = onlinedata.read_served(config, _simulated(config))
     names = [auction.id for auction in auctions]
     epochs = [1, 1, 2, 2]
     assert [one.id for one in data.world.auctions] == [
@@ -110,7 +110,7 @@ def test_what_is_left_out_is_counted(market: Market, listings: list[Listing]) ->
     _serve(market, listings, 4, raw_text="Nothing suits you.")
     _serve(market, listings, 5, test=True)
     anonymous = _serve(market, listings, 6, user_id=None, basics="new\nuser", interests=("<|x|>",))
-    data = onlinedata.read(config, _simulated(config))
+    data = onlinedata.read_served(config, _simulated(config))
     assert len(data.answers) == 2
     assert data.world.query_by_id[anonymous.id].profile_id.startswith("anonymous-")
     assert dict(data.world.notes) == {
@@ -134,7 +134,7 @@ def test_ads_that_no_prompt_may_hold_any_more_are_not_learned_from(
     offer = Ad("77", "Cup \u00a4100", "cups", "kitchen")
     older = [listings[0], replace(market.listing(seat, bid=9), ad=offer)]
     _serve(market, older, 2)
-    data = onlinedata.read(_config(market), _simulated(_config(market)))
+    data = onlinedata.read_served(_config(market), _simulated(_config(market)))
     assert len(data.answers) == 2
     assert dict(data.world.notes) == {"with ads that a prompt cannot hold": 1}
 
@@ -143,10 +143,10 @@ def test_too_few_auctions_are_refused(market: Market, listings: list[Listing]) -
     _serve(market, listings, 0)
     config = _config(market, least_auctions=2)
     with pytest.raises(RunError, match=r"1 auctions to learn from, fewer than online\.least_auctions=2"):
-        onlinedata.read(config, _simulated(config))
+        onlinedata.read_served(config, _simulated(config))
     wrong = _config(market, database="mysql://host/x")
     with pytest.raises(StoreError, match="mysql"):
-        onlinedata.read(wrong, _simulated(config))
+        onlinedata.read_served(wrong, _simulated(config))
 
 
 def _begun(run: Run, world: World, epoch: int) -> Sampled:
@@ -165,7 +165,7 @@ def _begun(run: Run, world: World, epoch: int) -> Sampled:
 
 def _taken(run: Run) -> World:
     """The run's world as the world stage commits it, with a test query that the User-LLM would ask."""
-    world = served.take(run, _simulated(run.config))
+    world = served.take_served(run, _simulated(run.config))
     tested = onlinedata.held_out_users(run.config, _simulated(run.config))[0]
     asked = build.query_from_text(tested, 0, "best mugs?", "test")
     assert asked is not None
@@ -217,7 +217,7 @@ def test_an_auction_is_consumed_once_along_a_line_of_weights(
         update={"ad_llm": on_top.ad_llm.model_copy(update={"path": str(run.weights("v2"))})}
     )
     assert onlinedata.consumed(on_top) == {auction.id for auction in first}
-    data = onlinedata.read(on_top, _simulated(on_top))
+    data = onlinedata.read_served(on_top, _simulated(on_top))
     assert [query.id for query in data.world.queries] == [later.id]
     assert dict(data.world.notes) == {"consumed before": 2}
     assert onlinedata.consumed(_config(market)) == set()
