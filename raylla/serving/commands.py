@@ -77,7 +77,7 @@ def deploy(
         deployment.promote(at)
     elif rollback:
         deployment.roll_back(at)
-    deployment.show(console, deployment.status(at))
+    deployment.show_comparison(console, deployment.status(at))
 
 
 @campaigns_app.command("import")
@@ -115,7 +115,7 @@ def campaigns_import(
     else:
         if map_:
             raise ConfigError(f"--map names the columns of a table; {source} is none")
-        world = importing.read(source)
+        world = importing.read_world(source)
         name, ads, offers = world.name, list(world.ads), [None] * len(world.ads)
     done = importing.import_ads(
         open_store(url), name, ads, offers, chosen.serving, max_bid, seed, datetime.now(UTC), daily_budget
@@ -131,9 +131,9 @@ def _of_run(source: str) -> settings.Config:
     return Run.open(source).config if exists(within(source, "run.json")) else settings.Config()
 
 
-@app.command()
+@app.command("audit")
 @told
-def audit(
+def audit_books(
     database: _Database = DATABASE,
     show: Annotated[int, typer.Option(help="discrepancies to name")] = 20,
     sealed: Annotated[

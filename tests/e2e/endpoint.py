@@ -59,7 +59,7 @@ async def served(config: Config, run: Run) -> AsyncIterator[tuple[Any, httpx.Asy
     bare = Ingress.__mro__[1]  # the class under Serve's wrapper, which wants a controller
     ingress = bare(complete.model_dump(mode="json"), None)
     await ingress.reconfigure({"stable": target.plain(), "canary": None, "share": 0.0, "since": None})
-    key = keyring.read(complete.serving.database).admin_key
+    key = keyring.read_keyring(complete.serving.database).admin_key
     transport = httpx.ASGITransport(app=ingress.__serve_build_asgi_app__())
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(transport=transport, base_url=BASE, headers=headers, timeout=60) as client:

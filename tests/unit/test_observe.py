@@ -44,10 +44,10 @@ STOPPED = """
 import os, signal, sys, threading
 from pathlib import Path
 import psutil
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.runs.tracking import SERVICE, Tracker
 
-tracker = Tracker(parse({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), Path(sys.argv[1]))
+tracker = Tracker(parse_config({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), Path(sys.argv[1]))
 begun = threading.Event()
 tracker._put(lambda wandb, run: begun.set())
 if not begun.wait(40):

@@ -40,7 +40,7 @@ from raylla.serving.deploy import app, cluster
 from raylla.serving.deploy.versions import weights
 from raylla.serving.security import keyring
 from raylla.serving.store import Store, open_store
-from raylla.serving.store.importing import import_world
+from raylla.serving.store.importing import list_world
 from raylla.world import World
 from raylla.world import store as worlds
 
@@ -99,7 +99,7 @@ def rows(bench: Bench) -> list[Row]:
     config, target = app.effective(parse_config(tree, "bench"), run.path, None)
     world = worlds.load_world(run.path / "world")
     store = open_store(database)
-    import_world(store, world, config.serving, config.world.max_bid, config.seed, datetime.now(UTC), None)
+    list_world(store, world, config.serving, config.world.max_bid, config.seed, datetime.now(UTC), None)
     version, _ = weights(target)
     counts = {at: max(at, bench.share(usual)) for at, usual in _REQUESTS.items()}
     with (
@@ -235,7 +235,7 @@ def _endpoint(config: Config, manifest: dict[str, Any]) -> Iterator[str]:
     from ray import serve
 
     keyring.ensure(config.serving.database)
-    at = cluster.Dashboard(cluster.start())
+    at = cluster.Dashboard(cluster.start_ray())
     try:
         at.apply(manifest, config.deadlines.start)
         yield at.endpoint()
@@ -323,7 +323,7 @@ def _completion(config: Config, prompt: list[int], n: int) -> dict[str, Any]:
 
 
 def _key(database: str) -> str:
-    return keyring.read(database).admin_key
+    return keyring.read_keyring(database).admin_key
 
 
 def _free_port() -> int:

@@ -107,7 +107,7 @@ class Traffic:
 
 
 @dataclass(slots=True)
-class Clock:
+class Stopwatch:
     """Milliseconds by part of an auction, one part after the other, within a deadline."""
 
     seconds: float

@@ -124,13 +124,13 @@ def status(at: Dashboard) -> Comparison:
     since = datetime.fromisoformat(told["since"])
     store = open_store(config.serving.database, must_exist=True)
     try:
-        counts, figures = compare(store.auctions(since, datetime.now(UTC)), tried.version, config)
+        counts, figures = compare_canary(store.auctions(since, datetime.now(UTC)), tried.version, config)
     finally:
         store.close()
     return Comparison(stable, tried, float(told["share"]), since, counts, figures)
 
 
-def compare(
+def compare_canary(
     served: Iterable[Served], version: str, config: Config
 ) -> tuple[dict[str, int], dict[str, dict[str, intervals.Figure]]]:
     """Auctions on each side, and each measure per auction of canary and stable, with their difference.
@@ -155,7 +155,7 @@ def compare(
     }
 
 
-def show(console: Console, found: Comparison) -> None:
+def show_comparison(console: Console, found: Comparison) -> None:
     """Print a comparison."""
     console.print(f"stable  {found.stable.version} of {found.stable.run}", highlight=False, soft_wrap=True)
     if found.canary is None:
@@ -246,4 +246,4 @@ def _set(
         one["autoscaling_config"] = scale
 
 
-__all__ = ["Comparison", "canary", "compare", "promote", "roll_back", "show", "status"]
+__all__ = ["Comparison", "canary", "compare_canary", "promote", "roll_back", "show_comparison", "status"]

@@ -55,7 +55,7 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
         summary="Answer a question, with native ads",
     )
     async def complete(body: ChatRequest, request: Request, caller: Application) -> Response:
-        models.check(body.model, serving.model_name)
+        models.check_model(body.model, serving.model_name)
         said = conversation(body.messages)
         limits = (body.max_tokens, body.max_completion_tokens)
         asked = asked_of(body, said, request, caller, config, limits, body.stop)
@@ -146,8 +146,8 @@ def _usage(end: Answered) -> dict[str, int]:
     }
 
 
-async def _whole(answer: delivery.Answer, form: _Form, headers: dict[str, str]) -> Response:
-    return JSONResponse(form.whole(*await delivery.whole(answer)), headers=headers)
+async def _whole(answer: delivery.AnswerStream, form: _Form, headers: dict[str, str]) -> Response:
+    return JSONResponse(form.whole(*await delivery.whole_answer(answer)), headers=headers)
 
 
 __all__ = ["ChatRequest", "ChatResponse", "router"]

@@ -40,7 +40,7 @@ from raylla.serving.http.openai.responsebodies import (
 )
 from raylla.serving.http.reports import Reports
 from raylla.serving.http.web import Application, Behind, errors, now
-from raylla.serving.store.clients.responses import Kept, Responses
+from raylla.serving.store.clients.responses import KeptResponse, Responses
 
 _EVENT = {
     "type": "object",
@@ -71,7 +71,7 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
     async def respond(
         body: ResponseRequest, request: Request, behind: Behind, caller: Application
     ) -> Response:
-        models.check(body.model, serving.model_name)
+        models.check_model(body.model, serving.model_name)
         said = _said(body)
         before = await _before(behind.store.responses, body, caller.key_id, serving.largest_body)
         rules = cleaned("system", body.instructions or "")
@@ -164,7 +164,7 @@ async def _before(kept: Responses, body: ResponseRequest, key_id: str, most: int
 
 
 async def _kept(
-    answer: delivery.Answer,
+    answer: delivery.AnswerStream,
     form: ResponseForm,
     said: Conversation,
     body: ResponseRequest,
@@ -179,12 +179,12 @@ async def _kept(
                 text = "".join(texts)
                 turns = (*said.turns, Turn("user", said.question), *cleaned("assistant", text))
                 whole = form.whole(text, part)
-                one = Kept(form.id, key_id, body.previous_response_id, now(), turns, whole)
+                one = KeptResponse(form.id, key_id, body.previous_response_id, now(), turns, whole)
                 await run_in_threadpool(kept.keep, one)
             else:
                 texts.append(part)
             yield part
 
 
-async def _whole(answer: delivery.Answer, form: ResponseForm, headers: dict[str, str]) -> Response:
-    return JSONResponse(form.whole(*await delivery.whole(answer)), headers=headers)
+async def _whole(answer: delivery.AnswerStream, form: ResponseForm, headers: dict[str, str]) -> Response:
+    return JSONResponse(form.whole(*await delivery.whole_answer(answer)), headers=headers)

@@ -67,10 +67,10 @@ class KeyStore(Protocol):
 def make() -> tuple[str, str, str]:
     """A new key: its id, the key as its holder gets it, and the digest to store."""
     id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
-    return id, f"rk_{id}_{secret}", digest(secret)
+    return id, f"rk_{id}_{secret}", _digest(secret)
 
 
-def digest(secret: str) -> str:
+def _digest(secret: str) -> str:
     """SHA-256 of a key's secret, in hex."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
@@ -90,12 +90,12 @@ class Access:
         if not (admin_key.isascii() and admin_key.isprintable()):
             raise TokenError("RAYLLA_ADMIN_KEY: give printable ASCII characters: a header has to carry it")
         self._store = store
-        self._admin = digest(admin_key)
+        self._admin = _digest(admin_key)
         self._known: dict[str, tuple[float, Principal]] = {}
 
     def known(self, key: str) -> Principal | None:
         """Whose ``key`` it is, where that can be told without the store: `principal` knows in any case."""
-        given = digest(key)
+        given = _digest(key)
         if hmac.compare_digest(given, self._admin):
             return Principal("bootstrap", Role.ADMIN)
         until, found = self._known.get(given, (0.0, None))
@@ -113,10 +113,10 @@ class Access:
         stored = self._store.api_key(match[1]) if match else None
         if match is None or stored is None or stored.revoked:
             return None
-        if not hmac.compare_digest(digest(match[2]), stored.digest):
+        if not hmac.compare_digest(_digest(match[2]), stored.digest):
             return None
         found = Principal(stored.id, stored.role, stored.advertiser_id, stored.links)
         if len(self._known) >= _KEPT:
             self._known.clear()
-        self._known[digest(key)] = (time.monotonic() + KEPT_SECONDS, found)
+        self._known[_digest(key)] = (time.monotonic() + KEPT_SECONDS, found)
         return found

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from raylla.serving.money.money import Micros
-from raylla.serving.money.records import ClickLimits, Invalid, Outcome
+from raylla.serving.money.records import ClickLimits, InvalidReason, Outcome
 from raylla.serving.security.tokens import Claims
 from raylla.serving.store import models
 
@@ -19,13 +19,14 @@ REPEATED = (Outcome.REPLAY.value, Outcome.EXPIRED.value, Outcome.INVALID.value)
 """Outcomes of clicks that do not count."""
 HOUR = dt.timedelta(hours=1)
 _RECENT = (
-    select(func.count(models.Click.id))
-    .join(models.Impression, models.Impression.id == models.Click.impression_id)
+    select(func.count(models.StoredClick.id))
+    .join(models.StoredImpression, models.StoredImpression.id == models.StoredClick.impression_id)
     .where(
-        models.Impression.user_id == bindparam("user"),
-        models.Impression.created > bindparam("shown_since"),  # the index ends there: no token is older
-        models.Click.at > bindparam("since"),
-        models.Click.outcome.notin_((*REPEATED, Outcome.TEST.value)),
+        models.StoredImpression.user_id == bindparam("user"),
+        models.StoredImpression.created
+        > bindparam("shown_since"),  # the index ends there: no token is older
+        models.StoredClick.at > bindparam("since"),
+        models.StoredClick.outcome.notin_((*REPEATED, Outcome.TEST.value)),
     )
 )
 _ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended(:user, 0))")
@@ -37,18 +38,18 @@ class Tally:
 
     campaign_id: str
     outcome: Outcome
-    reason: Invalid | None
+    reason: InvalidReason | None
     clicks: int
     amount_micros: Micros
 
 
 def beyond(
     connection: Connection, shown: Any, claims: Claims, now: dt.datetime, limits: ClickLimits
-) -> Invalid | None:
+) -> InvalidReason | None:
     """Why a click that would count is beyond ``limits``; ``shown`` has the impression's ``user_id`` and
     ``seen``."""
     if limits.least_seconds and (now - shown.seen).total_seconds() < limits.least_seconds:
-        return Invalid.TOO_SOON
+        return InvalidReason.TOO_SOON
     if limits.per_user_hour is None or shown.user_id is None:
         return None
     if connection.dialect.name == "postgresql":  # two clicks of a user must not both be the last that fits
@@ -56,37 +57,37 @@ def beyond(
     charges = dt.timedelta(seconds=claims.expires - claims.issued)
     given = {"user": shown.user_id, "since": now - HOUR, "shown_since": now - HOUR - charges}
     clicks = connection.execute(_RECENT, given).scalar_one()
-    return Invalid.TOO_MANY if clicks >= limits.per_user_hour else None
+    return InvalidReason.TOO_MANY if clicks >= limits.per_user_hour else None
 
 
 def tallies(session: Session, advertiser_id: str, since: dt.datetime, until: dt.datetime) -> list[Tally]:
     """An advertiser's clicks of [since, until) by campaign, outcome and reason."""
-    click, shown = models.Click, models.Impression
+    click, shown = models.StoredClick, models.StoredImpression
     by = (shown.campaign_id, click.outcome, click.reason)
     query = (
-        select(*by, func.count(click.id), func.coalesce(func.sum(models.Entry.amount_micros), 0))
+        select(*by, func.count(click.id), func.coalesce(func.sum(models.StoredEntry.amount_micros), 0))
         .join(shown, shown.id == click.impression_id)
-        .outerjoin(models.Entry, models.Entry.click_id == click.id)
+        .outerjoin(models.StoredEntry, models.StoredEntry.click_id == click.id)
         .where(shown.advertiser_id == advertiser_id, click.at >= since, click.at < until)
         .group_by(*by)
         .order_by(*by)
     )
     return [
-        Tally(campaign, Outcome(outcome), Invalid(reason) if reason else None, clicks, int(micros))
+        Tally(campaign, Outcome(outcome), InvalidReason(reason) if reason else None, clicks, int(micros))
         for campaign, outcome, reason, clicks, micros in session.execute(query)
     ]
 
 
-def invalid(session: Session, auction_id: str) -> dict[str, dict[Invalid, int]]:
+def invalid(session: Session, auction_id: str) -> dict[str, dict[InvalidReason, int]]:
     """Impression id of an auction -> its invalid clicks by reason, where there are any."""
-    click, shown = models.Click, models.Impression
+    click, shown = models.StoredClick, models.StoredImpression
     query = (
         select(click.impression_id, click.reason, func.count(click.id))
         .join(shown, shown.id == click.impression_id)
         .where(shown.auction_id == auction_id, click.reason.is_not(None))
         .group_by(click.impression_id, click.reason)
     )
-    found: dict[str, dict[Invalid, int]] = defaultdict(dict)
+    found: dict[str, dict[InvalidReason, int]] = defaultdict(dict)
     for impression_id, reason, clicks in session.execute(query):
-        found[impression_id][Invalid(str(reason))] = clicks
+        found[impression_id][InvalidReason(str(reason))] = clicks
     return dict(found)

@@ -19,7 +19,7 @@ FILES = {
 }
 
 
-class Start(BaseModel):
+class ConsoleStart(BaseModel):
     """Who signed in, and how money is written; bids go from one to ``max_bid`` units."""
 
     role: Literal["admin", "advertiser"]
@@ -39,10 +39,10 @@ def page() -> Response:
 
 
 @router.get("/console/start")
-def start(behind: web.Behind, caller: web.Seat) -> Start:
+def start(behind: web.Behind, caller: web.Seat) -> ConsoleStart:
     """What the page needs first."""
     serving = behind.serving
-    return Start(
+    return ConsoleStart(
         role="advertiser" if caller.advertiser_id is not None else "admin",
         advertiser_id=caller.advertiser_id,
         currency=serving.currency,

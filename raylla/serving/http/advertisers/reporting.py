@@ -100,7 +100,7 @@ class ReportView(BaseModel):
     next: int | None = Field(description="`offset` of the lines behind these; null at the end")
 
 
-router = APIRouter(prefix="/v1", tags=["reports"], dependencies=web.KNOWN)
+router = APIRouter(prefix="/v1", tags=["reports"], dependencies=web.ONLY_KNOWN)
 
 
 @router.get(

@@ -79,7 +79,7 @@ _CONTENT: dict[str, Any] = {
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _KINDS},
     }
 }
-router = APIRouter(prefix="/v1", tags=["ads"], dependencies=web.KNOWN)
+router = APIRouter(prefix="/v1", tags=["ads"], dependencies=web.ONLY_KNOWN)
 
 
 @router.post(
@@ -108,7 +108,7 @@ def upload(
     own_campaign(behind, caller, campaign_id)
     unit, most = behind.serving.micros_per_unit, behind.max_bid
     try:
-        taken = table.take(body, kind, unit, lambda bid: money.check_bid(bid, unit, most))
+        taken = table.take_table(body, kind, unit, lambda bid: money.check_bid(bid, unit, most))
     except (WorldError, table.TooManyError) as error:
         raise web.HttpError(422, "invalid_table", str(error)) from None
     if not taken.ads and not taken.refused:

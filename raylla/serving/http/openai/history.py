@@ -51,14 +51,14 @@ class Conversation:
     notes: tuple[str, ...]
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """``text`` composed (NFC), with control characters as spaces."""
     return _CONTROL.sub(" ", unicodedata.normalize("NFC", text))
 
 
 def cleaned(role: TurnRole, text: str) -> tuple[Turn, ...]:
     """What is said as a turn; none where that is nothing. Of an answer's ads it keeps the titles."""
-    words = neutral(printable(unlinked(text) if role == "assistant" else text))
+    words = neutral(without_controls(unlinked(text) if role == "assistant" else text))
     return (Turn(role, words),) if words else ()
 
 

@@ -14,7 +14,7 @@ from raylla.records import Profile
 from raylla.serving.http import web
 from raylla.serving.http.bodies import example
 from raylla.serving.money import pricing
-from raylla.serving.money.records import Invalid, PriceRule
+from raylla.serving.money.records import InvalidReason, PriceRule
 
 _HERE = Path(__file__).parent
 _KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
@@ -36,7 +36,7 @@ class UserView(BaseModel):
     interests: list[str]
 
 
-class Start(BaseModel):
+class PlaygroundStart(BaseModel):
     """What the page needs before the first question; bids go from one to ``max_bid`` units."""
 
     users: list[UserView]
@@ -60,7 +60,9 @@ class ImpressionView(BaseModel):
         description="the ledger's amount, 0 where it was taken back; null where nothing is booked"
     )
     booked_as: Literal["charge", "accrual"] | None
-    invalid_clicks: dict[Invalid, int] = Field(description="clicks that were charged nothing, by reason")
+    invalid_clicks: dict[InvalidReason, int] = Field(
+        description="clicks that were charged nothing, by reason"
+    )
 
 
 class AuctionView(BaseModel):
@@ -113,9 +115,9 @@ def router(users: Sequence[Profile]) -> APIRouter:
         return _file("page.js")
 
     @made.get("/playground/start", include_in_schema=False)
-    def start(behind: web.Behind, _: web.Application) -> Start:
+    def start(behind: web.Behind, _: web.Application) -> PlaygroundStart:
         serving = behind.serving
-        return Start(
+        return PlaygroundStart(
             users=shown,
             currency=serving.currency,
             micros_per_unit=serving.micros_per_unit,
