@@ -94,10 +94,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_installed_wheel_knows_the_configs_by_name(wheel: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
     assert sorted(path.name for path in (wheel / "raylla" / "configs").glob("*.yaml")) == names
-    code = (
-        "import raylla, raylla.config as c, pathlib as p; print(c.load_config(p.Path('pocket')).digest()); "
-    )
-    code += "print(c.load(p.Path('configs/pocket.yaml')).digest()); print(raylla.__file__)"
+    code = "import raylla, raylla.config as c, pathlib as p"
+    code += "; print(c.load_config(p.Path('pocket')).digest())"
+    code += "; print(c.load_config(p.Path('configs/pocket.yaml')).digest()); print(raylla.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
