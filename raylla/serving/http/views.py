@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raylla.config import Links
 from raylla.serving.http.bodies import AD, FrequencyCap, Pacing, example
-from raylla.serving.money.records import InvalidReason, Outcome
+from raylla.serving.money.records import Invalid, Outcome
 
 _Item = TypeVar("_Item")
 
@@ -235,7 +235,7 @@ class TallyView(View):
 
     campaign_id: str
     outcome: Outcome
-    reason: InvalidReason | None = Field(description="of `invalid`: why")
+    reason: Invalid | None = Field(description="of `invalid`: why")
     clicks: int
     amount_micros: int = Field(description="what the ledger's lines of these clicks say")
 

@@ -195,7 +195,7 @@ class Outcome(StrEnum):
     """No person's click, or too soon, or one too many; the impression's true click may still come."""
 
 
-class InvalidReason(StrEnum):
+class Invalid(StrEnum):
     """Why a click is invalid."""
 
     PREFETCH = "prefetch"
@@ -226,7 +226,7 @@ class Charge:
     outcome: Outcome
     amount_micros: Micros
     url: str
-    reason: InvalidReason | None = None
+    reason: Invalid | None = None
 
 
 @dataclass(frozen=True, slots=True)

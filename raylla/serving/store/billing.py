@@ -21,7 +21,7 @@ from raylla.serving.money.money import Micros
 from raylla.serving.money.records import (
     Charge,
     ClickLimits,
-    InvalidReason,
+    Invalid,
     Outcome,
     PriceRule,
     Reason,
@@ -152,7 +152,7 @@ def log_click(
     session: Session,
     claims: Claims,
     now: dt.datetime,
-    automatic: InvalidReason | None = None,
+    automatic: Invalid | None = None,
     limits: ClickLimits = NO_LIMITS,
 ) -> Charge:
     """Log an authentic click and charge it, if it is the impression's first, in time and in budget.

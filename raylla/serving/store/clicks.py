@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from raylla.serving.money.money import Micros
-from raylla.serving.money.records import ClickLimits, InvalidReason, Outcome
+from raylla.serving.money.records import ClickLimits, Invalid, Outcome
 from raylla.serving.security.tokens import Claims
 from raylla.serving.store import models
 
@@ -38,18 +38,18 @@ class Tally:
 
     campaign_id: str
     outcome: Outcome
-    reason: InvalidReason | None
+    reason: Invalid | None
     clicks: int
     amount_micros: Micros
 
 
 def beyond(
     connection: Connection, shown: Any, claims: Claims, now: dt.datetime, limits: ClickLimits
-) -> InvalidReason | None:
+) -> Invalid | None:
     """Why a click that would count is beyond ``limits``; ``shown`` has the impression's ``user_id`` and
     ``seen``."""
     if limits.least_seconds and (now - shown.seen).total_seconds() < limits.least_seconds:
-        return InvalidReason.TOO_SOON
+        return Invalid.TOO_SOON
     if limits.per_user_hour is None or shown.user_id is None:
         return None
     if connection.dialect.name == "postgresql":  # two clicks of a user must not both be the last that fits
@@ -57,7 +57,7 @@ def beyond(
     charges = dt.timedelta(seconds=claims.expires - claims.issued)
     given = {"user": shown.user_id, "since": now - HOUR, "shown_since": now - HOUR - charges}
     clicks = connection.execute(_RECENT, given).scalar_one()
-    return InvalidReason.TOO_MANY if clicks >= limits.per_user_hour else None
+    return Invalid.TOO_MANY if clicks >= limits.per_user_hour else None
 
 
 def tallies(session: Session, advertiser_id: str, since: dt.datetime, until: dt.datetime) -> list[Tally]:
@@ -73,12 +73,12 @@ def tallies(session: Session, advertiser_id: str, since: dt.datetime, until: dt.
         .order_by(*by)
     )
     return [
-        Tally(campaign, Outcome(outcome), InvalidReason(reason) if reason else None, clicks, int(micros))
+        Tally(campaign, Outcome(outcome), Invalid(reason) if reason else None, clicks, int(micros))
         for campaign, outcome, reason, clicks, micros in session.execute(query)
     ]
 
 
-def invalid(session: Session, auction_id: str) -> dict[str, dict[InvalidReason, int]]:
+def invalid(session: Session, auction_id: str) -> dict[str, dict[Invalid, int]]:
     """Impression id of an auction -> its invalid clicks by reason, where there are any."""
     click, shown = models.StoredClick, models.StoredImpression
     query = (
@@ -87,7 +87,7 @@ def invalid(session: Session, auction_id: str) -> dict[str, dict[InvalidReason, 
         .where(shown.auction_id == auction_id, click.reason.is_not(None))
         .group_by(click.impression_id, click.reason)
     )
-    found: dict[str, dict[InvalidReason, int]] = defaultdict(dict)
+    found: dict[str, dict[Invalid, int]] = defaultdict(dict)
     for impression_id, reason, clicks in session.execute(query):
-        found[impression_id][InvalidReason(str(reason))] = clicks
+        found[impression_id][Invalid(str(reason))] = clicks
     return dict(found)

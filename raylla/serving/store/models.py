@@ -218,7 +218,7 @@ class StoredImpression(Base):
 
 class StoredClick(Base):
     """An authentic click. One per impression counts; the others are replays, came too late, or are invalid
-    for a ``reason`` (`raylla.serving.money.records.InvalidReason`)."""
+    for a ``reason`` (`raylla.serving.money.records.Invalid`)."""
 
     __tablename__ = "clicks"
     __table_args__ = (

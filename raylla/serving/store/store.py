@@ -18,7 +18,7 @@ from raylla.serving.money.money import Micros
 from raylla.serving.money.records import (
     Charge,
     ClickLimits,
-    InvalidReason,
+    Invalid,
     PriceRule,
     Served,
     ServedAuction,
@@ -115,7 +115,7 @@ class Store:
         self,
         claims: Claims,
         now: dt.datetime,
-        automatic: InvalidReason | None = None,
+        automatic: Invalid | None = None,
         limits: ClickLimits = billing.NO_LIMITS,
     ) -> Charge:
         """Log a click whose token has verified, and charge it at most once per impression; see
@@ -144,7 +144,7 @@ class Store:
         with self.database.reading() as session:
             return clicks.tallies(session, advertiser_id, *_day(day))
 
-    def invalid_clicks(self, auction_id: str) -> dict[str, dict[InvalidReason, int]]:
+    def invalid_clicks(self, auction_id: str) -> dict[str, dict[Invalid, int]]:
         """Impression id of an auction -> its invalid clicks by reason, where there are any."""
         with self.database.reading() as session:
             return clicks.invalid(session, auction_id)

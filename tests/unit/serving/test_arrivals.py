@@ -9,7 +9,7 @@ from starlette.requests import Request
 from raylla.config import Serving
 from raylla.serving.http.arrivals.automatic import automatic
 from raylla.serving.http.arrivals.origin import base_url
-from raylla.serving.money.records import InvalidReason
+from raylla.serving.money.records import Invalid
 
 CHROME = (
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
@@ -33,20 +33,20 @@ IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605
             None,
         ),
         ("GET", {"sec-fetch-dest": "document", "purpose": ""}, None),
-        ("GET", {"user-agent": CHROME, "sec-purpose": "prefetch"}, InvalidReason.PREFETCH),
-        ("GET", {"user-agent": CHROME, "sec-purpose": "prefetch;prerender"}, InvalidReason.PREFETCH),
+        ("GET", {"user-agent": CHROME, "sec-purpose": "prefetch"}, Invalid.PREFETCH),
+        ("GET", {"user-agent": CHROME, "sec-purpose": "prefetch;prerender"}, Invalid.PREFETCH),
         (
             "GET",
             {"user-agent": CHROME, "sec-purpose": "Prefetch;anonymous-client-ip"},
-            InvalidReason.PREFETCH,
+            Invalid.PREFETCH,
         ),
-        ("GET", {"purpose": "prefetch"}, InvalidReason.PREFETCH),
-        ("GET", {"x-purpose": "preview"}, InvalidReason.PREFETCH),
-        ("GET", {"x-moz": "prefetch"}, InvalidReason.PREFETCH),
-        ("HEAD", {"x-moz": "prefetch"}, InvalidReason.PREFETCH),
-        ("HEAD", {"user-agent": CHROME}, InvalidReason.HEAD),
+        ("GET", {"purpose": "prefetch"}, Invalid.PREFETCH),
+        ("GET", {"x-purpose": "preview"}, Invalid.PREFETCH),
+        ("GET", {"x-moz": "prefetch"}, Invalid.PREFETCH),
+        ("HEAD", {"x-moz": "prefetch"}, Invalid.PREFETCH),
+        ("HEAD", {"user-agent": CHROME}, Invalid.HEAD),
         *(
-            ("GET", {"user-agent": robot}, InvalidReason.ROBOT)
+            ("GET", {"user-agent": robot}, Invalid.ROBOT)
             for robot in (
                 "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)",
                 f"{ANDROID.format('Nexus 5X')} (compatible; bingbot/2.0)",
@@ -67,9 +67,7 @@ IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605
         ),
     ],
 )
-def test_what_no_person_has_asked_for(
-    method: str, headers: dict[str, str], reason: InvalidReason | None
-) -> None:
+def test_what_no_person_has_asked_for(method: str, headers: dict[str, str], reason: Invalid | None) -> None:
     assert automatic(method, headers) is reason
 
 

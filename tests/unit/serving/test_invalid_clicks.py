@@ -14,7 +14,7 @@ from raylla.config import Serving
 from raylla.errors import UnknownError
 from raylla.serving.billing.audit import audit
 from raylla.serving.http import web
-from raylla.serving.money.records import ClickLimits, InvalidReason, Outcome, PriceRule, ServedAuction
+from raylla.serving.money.records import ClickLimits, Invalid, Outcome, PriceRule, ServedAuction
 from raylla.serving.security.keys import Role
 from raylla.serving.store import Store
 from raylla.serving.store.billing import REPEATS_LOGGED
@@ -35,9 +35,9 @@ def balance(store: Store, seat: str) -> int:
 
 
 @pytest.mark.parametrize("rule", PriceRule)
-@pytest.mark.parametrize("reason", [InvalidReason.PREFETCH, InvalidReason.HEAD, InvalidReason.ROBOT])
+@pytest.mark.parametrize("reason", [Invalid.PREFETCH, Invalid.HEAD, Invalid.ROBOT])
 def test_the_true_click_after_an_invalid_one_is_charged_once(
-    market: Market, store: Store, rule: PriceRule, reason: InvalidReason
+    market: Market, store: Store, rule: PriceRule, reason: Invalid
 ) -> None:
     auction = market.served(market.listing(market.seat(), bid=64), rule=rule)
     claims = market.claims(auction)
@@ -62,7 +62,7 @@ def test_the_true_click_after_an_invalid_one_is_charged_once(
 
 def test_an_invalid_click_leads_to_no_conversion(market: Market, store: Store) -> None:
     claims = market.claims(market.served(market.listing(market.seat())))
-    charge = store.click(claims, market.now, InvalidReason.ROBOT)
+    charge = store.click(claims, market.now, Invalid.ROBOT)
     with pytest.raises(UnknownError):
         store.convert(charge.click_id, "A-1", 5, None, market.now)
 
@@ -86,7 +86,7 @@ def test_a_click_sooner_than_the_least_time_after_its_ad_was_seen(
     claims, start = market.claims(auction), market.now + (seen or 0 * SECOND)
     limits = ClickLimits(least_seconds=0.8)
     soon = store.click(claims, start + 0.79 * SECOND, None, limits)
-    assert (soon.outcome, soon.reason) == (Outcome.INVALID, InvalidReason.TOO_SOON)
+    assert (soon.outcome, soon.reason) == (Outcome.INVALID, Invalid.TOO_SOON)
     assert store.click(claims, start + 0.8 * SECOND, None, limits).outcome is Outcome.CHARGED
     assert store.click(claims, start + 0.81 * SECOND, None, limits).outcome is Outcome.REPLAY
     assert clean(store)
@@ -100,7 +100,7 @@ def test_a_users_clicks_beyond_the_most_within_an_hour(market: Market, store: St
         store.click(one, market.now + place * 10 * minutes, None, limits)
         for place, one in enumerate(claims[:3])
     ]
-    assert [one.reason for one in found] == [None, None, InvalidReason.TOO_MANY]
+    assert [one.reason for one in found] == [None, None, Invalid.TOO_MANY]
     other = market.claims(market.served(listing, user_id="u2"))
     nobody = [market.claims(market.served(listing, user_id=None)) for _ in range(3)]
     for one in (other, *nobody):
@@ -108,7 +108,7 @@ def test_a_users_clicks_beyond_the_most_within_an_hour(market: Market, store: St
     # The first has left the hour: the one that was too many comes again, and the next is too many.
     later = market.now + 60 * minutes
     assert store.click(claims[2], later, None, limits).outcome is Outcome.CHARGED
-    assert store.click(claims[3], later, None, limits).reason is InvalidReason.TOO_MANY
+    assert store.click(claims[3], later, None, limits).reason is Invalid.TOO_MANY
     assert store.click(claims[3], later).outcome is Outcome.CHARGED
     assert clean(store)
 
@@ -133,7 +133,7 @@ def test_many_clicks_of_a_user_at_once_do_not_pass_the_most(market: Market, stor
     with ThreadPoolExecutor(6) as threads:
         found = list(threads.map(lambda one: store.click(one, market.now, None, limits), claims))
     assert [one.outcome for one in found].count(Outcome.CHARGED) == 3
-    assert [one.reason for one in found].count(InvalidReason.TOO_MANY) == 9
+    assert [one.reason for one in found].count(Invalid.TOO_MANY) == 9
     assert sum(balance(store, seat) for seat in seats) == -15 * UNIT
     assert clean(store)
 
@@ -141,9 +141,9 @@ def test_many_clicks_of_a_user_at_once_do_not_pass_the_most(market: Market, stor
 def test_invalid_clicks_without_end_fill_no_disk(market: Market, store: Store) -> None:
     auction = market.served(market.listing(market.seat()))
     for _ in range(REPEATS_LOGGED + 5):
-        store.click(market.claims(auction), market.now, InvalidReason.ROBOT)
+        store.click(market.claims(auction), market.now, Invalid.ROBOT)
     (counts,) = store.invalid_clicks(auction.id).values()
-    assert counts == {InvalidReason.ROBOT: REPEATS_LOGGED}
+    assert counts == {Invalid.ROBOT: REPEATS_LOGGED}
     assert store.click(market.claims(auction), market.now).outcome is Outcome.CHARGED
 
 
@@ -163,7 +163,7 @@ def test_the_audit_finds_what_was_made_valid_or_invalid(
     market: Market, store: Store, statement: str, field: str
 ) -> None:
     listing = market.listing(market.seat())
-    store.click(market.claims(market.served(listing)), market.now, InvalidReason.HEAD)
+    store.click(market.claims(market.served(listing)), market.now, Invalid.HEAD)
     store.click(market.claims(market.served(listing)), market.now)
     assert audit(store).counts["invalid clicks"] == 1
     tamper(store, statement)

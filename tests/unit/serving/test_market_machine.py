@@ -25,7 +25,7 @@ from raylla.errors import TokenError
 from raylla.serving.billing.audit import audit
 from raylla.serving.money.records import (
     Filters,
-    InvalidReason,
+    Invalid,
     Listing,
     Outcome,
     PriceRule,
@@ -44,7 +44,7 @@ RULES = st.sampled_from(PriceRule)
 FOUR_RULES = st.lists(RULES, min_size=4, max_size=4)
 T = TypeVar("T")
 BILLED = (Outcome.CHARGED, Outcome.ACCRUED)
-AUTOMATIC = (InvalidReason.PREFETCH, InvalidReason.HEAD, InvalidReason.ROBOT)
+AUTOMATIC = (Invalid.PREFETCH, Invalid.HEAD, Invalid.ROBOT)
 
 
 def pick(things: list[T], number: int) -> T:
@@ -151,7 +151,7 @@ class Trade(RuleBasedStateMachine):
             self.clicked.add(shown.id)
 
     @rule(number=NUMBERS, index=st.integers(0, 2), reason=st.sampled_from(AUTOMATIC))
-    def click_that_no_person_made(self, number: int, index: int, reason: InvalidReason) -> None:
+    def click_that_no_person_made(self, number: int, index: int, reason: Invalid) -> None:
         auction = pick(self.auctions, number)
         claims = self.market.claims(auction, index % len(auction.impressions), TTL)
         charge = self.store.click(claims, self.market.now, reason)

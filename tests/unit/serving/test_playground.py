@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from raylla.config import Sampling
 from raylla.records import Profile
 from raylla.serving.engine.wire import Piece
-from raylla.serving.money.records import InvalidReason, PriceRule
+from raylla.serving.money.records import Invalid, PriceRule
 from raylla.serving.store import Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint, tokenizer
@@ -77,7 +77,7 @@ def test_an_auction_says_what_was_booked(store: Store, market: Market, rule: Pri
     served = market.served(market.listing(market.seat("Oak")), rule=rule, resampled=False, test=test)
     path = f"/v1/auctions/{served.id}"
     (before,) = client.get(path, headers=HEADERS).json()["impressions"]
-    store.click(market.claims(served), market.now, InvalidReason.PREFETCH)
+    store.click(market.claims(served), market.now, Invalid.PREFETCH)
     store.click(market.claims(served), market.now)
     (after,) = client.get(path, headers=HEADERS).json()["impressions"]
     price = served.impressions[0].price_micros

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from raylla.serving.money.records import InvalidReason
+from raylla.serving.money.records import Invalid
 
 PURPOSES = ("sec-purpose", "purpose", "x-purpose", "x-moz")
 """Headers by which a browser says that it asks ahead of its user."""
@@ -58,10 +58,10 @@ PREVIEWS = (
 _ROBOT = re.compile("|".join((*DECLARED, *PREVIEWS)), re.IGNORECASE)
 
 
-def automatic(method: str, headers: Mapping[str, str]) -> InvalidReason | None:
+def automatic(method: str, headers: Mapping[str, str]) -> Invalid | None:
     """Why a request for a click is no person's; None: it may be one. Names of headers are lower case."""
     if any(AHEAD.search(headers.get(name, "")) for name in PURPOSES):
-        return InvalidReason.PREFETCH
+        return Invalid.PREFETCH
     if method == "HEAD":
-        return InvalidReason.HEAD
-    return InvalidReason.ROBOT if _ROBOT.search(headers.get("user-agent", "")) else None
+        return Invalid.HEAD
+    return Invalid.ROBOT if _ROBOT.search(headers.get("user-agent", "")) else None

@@ -14,7 +14,7 @@ from raylla.records import Profile
 from raylla.serving.http import web
 from raylla.serving.http.bodies import example
 from raylla.serving.money import pricing
-from raylla.serving.money.records import InvalidReason, PriceRule
+from raylla.serving.money.records import Invalid, PriceRule
 
 _HERE = Path(__file__).parent
 _KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
@@ -60,9 +60,7 @@ class ImpressionView(BaseModel):
         description="the ledger's amount, 0 where it was taken back; null where nothing is booked"
     )
     booked_as: Literal["charge", "accrual"] | None
-    invalid_clicks: dict[InvalidReason, int] = Field(
-        description="clicks that were charged nothing, by reason"
-    )
+    invalid_clicks: dict[Invalid, int] = Field(description="clicks that were charged nothing, by reason")
 
 
 class AuctionView(BaseModel):
