@@ -19,7 +19,7 @@ from raylla.online.commands import simulate
 from raylla.serving import commands as serving
 from raylla.storage import home, within
 from raylla.strictjson import dumps
-from raylla.terminal import Columns, ConfigPath, Overrides, RunPath, console, loading, say, tell, told
+from raylla.terminal import ColumnOptions, ConfigPath, Overrides, RunPath, console, loading, say, tell, told
 from raylla.warmstart.commands import warmstart
 
 app = typer.Typer(
@@ -64,12 +64,12 @@ def train(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Run IRPO: answer, judge, learn, align, epoch by epoch; ends with the table of every epoch."""
-    chosen = settings.load(config, set_)
+    chosen = settings.load_config(config, set_)
     with loading():
-        from raylla.irpo.loop import train as loop
+        from raylla.irpo.loop import train_run
         from raylla.runs.state import Run
 
-    _train(Run.create(run, chosen), loop)
+    _train(Run.create(run, chosen), train_run)
 
 
 @app.command()
@@ -77,10 +77,10 @@ def train(
 def resume(run: RunPath) -> None:
     """Continue a run after its last committed stage."""
     with loading():
-        from raylla.irpo.loop import train as loop
+        from raylla.irpo.loop import train_run
         from raylla.runs.state import Run
 
-    _train(Run.open(run), loop)
+    _train(Run.open(run), train_run)
 
 
 @app.command()
@@ -104,7 +104,7 @@ def evaluate(
     """
     with loading():
         from raylla.evaluation import training
-        from raylla.evaluation.evaluate import evaluate as measure
+        from raylla.evaluation.evaluate import evaluate_runs
         from raylla.evaluation.page.console import show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
@@ -115,7 +115,7 @@ def evaluate(
         heeded("the evaluation, which keeps what it was told"),
     ):
         if len(what) == 1 and settings.located(Path(what[0])).is_file():
-            chosen = settings.load(Path(what[0]), set_)
+            chosen = settings.load_config(Path(what[0]), set_)
             directory = runs or f"runs/{chosen.name}-evaluation"
             opened = training.runs(chosen, directory, lambda one, path: Observer(one, path, console))
         elif runs is not None:
@@ -124,7 +124,7 @@ def evaluate(
             opened = [Run.open(path) for path in what]
             chosen = settings.changed(opened[0].config, "evaluation", set_)
         try:
-            found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
+            found = evaluate_runs(opened, chosen.evaluation, Observer(chosen, None, console))
             write_json(out or opened[0].path / "evaluation.json", found)
         finally:  # what a run was told stays with it, also where the evaluation was stopped
             for one in opened:
@@ -139,12 +139,12 @@ def report(
     out: Annotated[Path | None, typer.Option(help="default: report/ in the run")] = None,
 ) -> None:
     """One page, figures and tables of an evaluated run's evaluation.json; reads no model."""
-    from raylla.evaluation.page.report import report as write
+    from raylla.evaluation.page.report import write_report
     from raylla.runs.observe import Observer
     from raylla.runs.state import Run
 
     opened = Run.open(run)
-    page = write(opened.path / "evaluation.json", out or opened.path / "report")
+    page = write_report(opened.path / "evaluation.json", out or opened.path / "report")
     watch = Observer(opened.config, opened.path, console)
     watch.artifact("report", "report", page.parent.resolve())
     watch.close()
@@ -181,13 +181,13 @@ def submit(
     """
     from raylla import submit as jobs
 
-    planned = jobs.plan(job, settings.load(config, set_), storage, run_id, python)
+    planned = jobs.plan_submission(job, settings.load_config(config, set_), storage, run_id, python)
     cluster = jobs.Cluster(address)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    code = jobs.submit(cluster, planned, retries, say)
+    code = jobs.submit_job(cluster, planned, retries, say)
     if code:
         raise typer.Exit(code)
 
@@ -207,18 +207,18 @@ def check(
     from raylla.runs.state import package_versions
     from raylla.world import build, store
 
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     console.print(f"config     {config}: digest {loaded.digest()}")
-    places = roles.check(loaded)
+    places = roles.check_roles(loaded)
     for encoder in ("pctr.encoder", "judging.encoder"):
         if encoder in places:
-            reader.check(places[encoder], encoder)
+            reader.check_encoder(places[encoder], encoder)
     for field, path in places.items():
         console.print(f"model      {field}: {path}")
     if loaded.world.path is not None:
         count = loaded.world.profiles * loaded.world.queries_per_profile
-        world = build.sample(store.load(loaded.world.path), count, loaded.seed)
-        store.check(world)
+        world = build.sample_queries(store.load_world(loaded.world.path), count, loaded.seed)
+        store.check_world(world)
     else:
         world = build.synthetic(loaded.world, loaded.seed)
     console.print(f"world      {world.name}: {len(world.ads)} ads, {len(world.profiles)} profiles")
@@ -242,8 +242,8 @@ def check(
     console.print(f"spare      {spare}" + (" (below 0: to be added by the autoscaler)" if short else ""))
     console.print(f"disk       {shutil.disk_usage('.').free / 2**30:.0f} GiB free")
     console.print(
-        f"precision  engines {precision.told(loaded.engine.dtype, loaded.rollout.gpus > 0)}; "
-        f"trainer {precision.told(loaded.dpo.precision, loaded.dpo.gpus > 0)}",
+        f"precision  engines {precision.explained(loaded.engine.dtype, loaded.rollout.gpus > 0)}; "
+        f"trainer {precision.explained(loaded.dpo.precision, loaded.dpo.gpus > 0)}",
         highlight=False,
     )
     console.print(f"versions   {package_versions()}")
@@ -261,9 +261,9 @@ def plan(
 ) -> None:
     """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing."""
     from raylla.plan import Lengths, hardware
-    from raylla.plan.console import show as show_plan
+    from raylla.plan.console import show_plan
 
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
     show_plan(console, loaded, hardware.gpu(gpu), lengths, node_gpus)
 
@@ -289,7 +289,9 @@ def bench(
     from raylla.bench import merge, run_parts
 
     sets = [*set_, *([] if repeats is None else [f"bench.repeats={repeats}"])]
-    loaded = settings.load(config, sets) if config else settings.changed(settings.Config(), None, sets)
+    loaded = (
+        settings.load_config(config, sets) if config else settings.changed(settings.Config(), None, sets)
+    )
     found = run_parts(parts or [], loaded, console)
     if json_ is not None:
         merge(json_, found)
@@ -302,7 +304,7 @@ def world_import(
     path: Annotated[Path, typer.Argument(help="table of ads, or directory of the data set")],
     out: Annotated[Path, typer.Option(help="directory to write the world to")],
     queries: Annotated[Path | None, typer.Argument(help="table of queries")] = None,
-    map_: Columns = [],  # noqa: B006
+    map_: ColumnOptions = [],  # noqa: B006
     profiles: Annotated[int, typer.Option(min=2, help="users to draw where the data has none")] = 1000,
     seed: int = 0,
 ) -> None:
@@ -329,10 +331,10 @@ def pocket_build(
     stage: Annotated[list[str] | None, typer.Option(help="only these stages, in order")] = None,
 ) -> None:
     """Train the tokenizer and the two pocket models (about half an hour on two cores)."""
-    from raylla.pocket.build import STAGES, build
+    from raylla.pocket.build import STAGES, build_models
 
     chosen = tuple(one for one in STAGES if not stage or one.name in stage)
-    for progress in build(out, chosen):
+    for progress in build_models(out, chosen):
         console.print(
             f"{progress['stage']:>9} {progress['step']:>5}/{progress['of']} "
             f"loss {progress['loss']:.3f}  {progress['tokens_per_second']:.0f} tokens/s",
@@ -349,22 +351,22 @@ def pocket_evaluate(
     out: Annotated[Path | None, typer.Option(help="also write the figures as JSON")] = None,
 ) -> None:
     """Measure the pocket models on held-out prompts: format, copying, taste, judgement."""
-    from raylla.pocket.evaluate import evaluate as measure
+    from raylla.pocket.evaluate import evaluate_models
 
-    figures = measure(ad_llm, user_llm, prompts)
+    figures = evaluate_models(ad_llm, user_llm, prompts)
     console.print_json(dumps(figures))
     if out is not None:
         out.write_text(dumps(figures, indent=2) + "\n")
 
 
 def _train(run: Any, loop: Callable[..., dict[str, Any]]) -> None:
-    from raylla.evaluation.page.console import show
+    from raylla.evaluation.page.console import show_results
     from raylla.runs.observe import Observer
     from raylla.stop import listen
 
     with listen(), run.alone():
         results = loop(run, Observer(run.config, run.path, console))
-    show(console, results)
+    show_results(console, results)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def unit() -> str | None:
     return next((name for name in UNITS if name in flags), None)
 
 
-def told(setting: Precision | Literal["auto"], gpus: bool) -> str:
+def explained(setting: Precision | Literal["auto"], gpus: bool) -> str:
     """``setting`` for a reader, with what "auto" comes to here and why."""
     if setting != "auto":
         return setting

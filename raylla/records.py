@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 
 Phase = Literal["reward", "preference", "validation", "test"]
 Split = Literal["train", "test"]
-Role = Literal["system", "user", "assistant"]
+TurnRole = Literal["system", "user", "assistant"]
 
 
 class Ids(Sequence[int]):
@@ -90,7 +90,7 @@ class Ad:
 class Turn:
     """What was said before a question, and by whom; ``system`` is the application."""
 
-    role: Role
+    role: TurnRole
     text: str
 
 

@@ -30,7 +30,7 @@ from raylla.errors import ConfigError, DeadlineError, LostError, PlacementError
 from raylla.network import loopback, spare_proxy
 from raylla.storage import remote, within
 
-Answer = TypeVar("Answer")
+_Answer = TypeVar("_Answer")
 JOBS = ("train", "evaluate", "report", "serve")
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ AGENT = 120.0
 OUTAGE = 120.0
 """Seconds without an answer after which a followed job is given up on; it may well go on."""
 
-POLL = 2.0
+_POLL = 2.0
 """Seconds between two looks at a job. A look reads the whole log: a run writes a line per stage."""
 
 REFUSALS = (OSError, RuntimeError, ValueError, AuthenticationError, httpx.HTTPError, httpx.InvalidURL)
@@ -78,7 +78,7 @@ class Submission:
         return shlex.join([*script, *config, self.run])
 
 
-def plan(job: str, config: Config, storage: str, run_id: str | None, python: str) -> Submission:
+def plan_submission(job: str, config: Config, storage: str, run_id: str | None, python: str) -> Submission:
     """A submission whose run id is the given one, or follows from the config alone.
 
     Raises:
@@ -100,7 +100,7 @@ def plan(job: str, config: Config, storage: str, run_id: str | None, python: str
     return Submission(job, config, storage, named, python)
 
 
-def submit(cluster: Cluster, planned: Submission, retries: int, say: Callable[[str], None]) -> int:
+def submit_job(cluster: Cluster, planned: Submission, retries: int, say: Callable[[str], None]) -> int:
     """Have the run's job done; returns its exit status.
 
     A job that ended by the cluster's fault is sent again, ``retries`` times at most, and resumes.
@@ -199,7 +199,7 @@ class Cluster:
                     seen = whole
                 if ended:
                     return details.status, details.driver_exit_code, details.message or ""
-            time.sleep(POLL)
+            time.sleep(_POLL)
 
     def _free(self, name: str) -> str:
         """The first submission id of this name and a number behind every one that the cluster knows: the
@@ -249,9 +249,9 @@ class Cluster:
                     f"{here[name]}; submit from an environment made of the cluster's requirements/*.txt"
                 )
 
-    def _ask(self, what: str, call: Callable[[], Answer]) -> Answer:
+    def _ask(self, what: str, call: Callable[[], _Answer]) -> _Answer:
         """``call()`` in a thread of its own: the jobs client has no deadline."""
-        reply: list[Answer | BaseException] = []
+        reply: list[_Answer | BaseException] = []
 
         def run() -> None:
             try:

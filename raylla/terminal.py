@@ -17,16 +17,16 @@ from raylla.errors import RayllaError
 from raylla.progress import Steps
 
 
-def plain(**options: Any) -> Console:
+def plain_console(**options: Any) -> Console:
     """A console that shows text as it is: no name or message is read as markup, or as a sign's name."""
     return Console(markup=False, emoji=False, highlight=False, **options)
 
 
-console = plain()
+console = plain_console()
 if not console.is_terminal:
-    console = plain(width=200)  # A table in a log file is not squeezed into 80 columns.
+    console = plain_console(width=200)  # A table in a log file is not squeezed into 80 columns.
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 ConfigPath = Annotated[
@@ -35,13 +35,13 @@ ConfigPath = Annotated[
 RunPath = Annotated[str, typer.Argument(help="run directory, or URL of one in a bucket")]
 Overrides = Annotated[list[str], typer.Option("--set", help="section.key=value, repeatable")]
 
-Columns = Annotated[
+ColumnOptions = Annotated[
     list[str],
     typer.Option("--map", help="FIELD=COLUMN of a table, repeatable: title=ad_title"),
 ]
 RAY = "start Ray or join it"
 """The stage of a command that connects to Ray."""
-NAMED = 20
+_NAMED = 20
 """Rows of a table that are named where it has many that cannot be used."""
 
 
@@ -62,22 +62,22 @@ def loading() -> AbstractContextManager[None]:
 
 def tell(faults: Sequence[object]) -> None:
     """Name what was passed over, a line each, and how many more there are."""
-    for fault in faults[:NAMED]:
+    for fault in faults[:_NAMED]:
         say(str(fault))
-    if len(faults) > NAMED:
-        say(f"and {len(faults) - NAMED} more rows that cannot be used")
+    if len(faults) > _NAMED:
+        say(f"and {len(faults) - _NAMED} more rows that cannot be used")
 
 
-def told(command: Callable[..., Result]) -> Callable[..., Result]:
+def told(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Turn a RayllaError into its sentence and its exit status."""
 
     @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Result:
+    def wrapper(*args: Any, **kwargs: Any) -> _Result:
         try:
             return command(*args, **kwargs)
         except RayllaError as error:
             said = Text.assemble((type(error).__name__, "bold red"), f": {error}")
-            plain(stderr=True).print(said, soft_wrap=True)
+            plain_console(stderr=True).print(said, soft_wrap=True)
             raise typer.Exit(error.status) from None
 
     return wrapper

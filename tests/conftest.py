@@ -121,7 +121,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for draw in (grammar.answer_sample, grammar.judge_sample, grammar.ask_sample):
             sample = draw(rng)
             texts += [sample.messages[0]["content"], sample.completion]
-    words = tokenizer.train(texts, 512)
+    words = tokenizer.train_tokenizer(texts, 512)
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -142,5 +142,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     path = tmp_path_factory.mktemp("tiny") / "model"
     model.save_pretrained(path)
-    tokenizer.save(words, path)
+    tokenizer.save_tokenizer(words, path)
     return path

@@ -14,7 +14,7 @@ def asked_world(settings: Settings) -> World:
     """A synthetic world with queries from the grammar; a quarter of its profiles are for testing."""
     drawn = build.synthetic(settings, 0)
     rng = random.Random(0)
-    splits = build.split(drawn.profiles, 0.25, 0)
+    splits = build.split_users(drawn.profiles, 0.25, 0)
     queries = [
         build.query_from_text(user, place, grammar.query(rng, user).text, splits[user.id])
         for user in drawn.profiles

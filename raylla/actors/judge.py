@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylla.actors.rollout import OpenEngine
-from raylla.actors.usage import Meter, Usage
+from raylla.actors.usage import Meter, WorkerUsage
 from raylla.config import Engine as Settings
 from raylla.config import Sampling, UserLlm
 from raylla.engines import Generated, Request, open_engine
@@ -27,7 +27,7 @@ from raylla.world import prompts
 from raylla.world.passages import passage
 from raylla.world.turns import in_context
 
-TRIES = 2
+_TRIES = 2
 BRACES = frozenset("{}")
 BITS = {"0": False, "1": True}
 
@@ -166,12 +166,12 @@ class JudgeWorker:
             raise ValueError("two items to judge have the same sample_id")
         yield from (Judgement(item.sample_id, {}, 0) for item in items if not item.ad_ids)
         yield from self._judge_each([item for item in items if item.each])
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, _TRIES + 1):
             unread: dict[str, JudgeItem] = {}
             for generated in self.ask(_requests(asked, attempt)):
                 item = asked[generated.request_id]
                 clicks = _read(generated, item)
-                if clicks is None and generated.error is None and attempt < TRIES:
+                if clicks is None and generated.error is None and attempt < _TRIES:
                     unread[item.sample_id] = item
                 else:
                     yield Judgement(item.sample_id, clicks, attempt, generated.error)
@@ -197,7 +197,7 @@ class JudgeWorker:
         """The User-LLM's own words: each request's texts as they finish."""
         yield from self._meter.watch(self._engine.generate(requests, self._sampling))
 
-    def stats(self) -> Usage:
+    def stats(self) -> WorkerUsage:
         """Tokens and busy seconds since the start."""
         return self._meter.usage
 

@@ -46,7 +46,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class NodeKind:
     """A node that there is, with its labels, or up to ``nodes`` that the autoscaler adds; their labels
     are known to the cluster's operator alone (none)."""
 
@@ -165,7 +165,7 @@ def check_placement(config: Config) -> dict[str, float]:
     """
     if config.ray.in_process:
         return {}
-    has = [Kind(*_size(node["Resources"]), 1, node["Labels"]) for node in ray.nodes() if node["Alive"]]
+    has = [NodeKind(*_size(node["Resources"]), 1, node["Labels"]) for node in ray.nodes() if node["Alive"]]
     grown = autoscaled()
     wanted = needs(config)
     if grown is not None or not config.ray.autoscaling:
@@ -177,7 +177,7 @@ def check_placement(config: Config) -> dict[str, float]:
     }
 
 
-def autoscaled() -> list[Kind] | None:
+def autoscaled() -> list[NodeKind] | None:
     """The nodes that the cluster's autoscaler can have, those that are there included; none: it does
     not say, or there is no autoscaler."""
     # Managed clusters report it to Ray, and Ray's own libraries read it there; no public function does.
@@ -185,7 +185,7 @@ def autoscaled() -> list[Kind] | None:
     if found is None or not found.node_group_configs:
         return None
     return [
-        Kind(*_size(group.resources), math.inf if group.max_count < 0 else group.max_count, None)
+        NodeKind(*_size(group.resources), math.inf if group.max_count < 0 else group.max_count, None)
         for group in found.node_group_configs
         if group.max_count
     ]
@@ -195,7 +195,7 @@ def _size(resources: Mapping[str, float]) -> tuple[float, float]:
     return resources.get("CPU", 0), resources.get("GPU", 0)
 
 
-def _refuse(wanted: Sequence[Need], has: Sequence[Kind], grown: Sequence[Kind] | None) -> None:
+def _refuse(wanted: Sequence[Need], has: Sequence[NodeKind], grown: Sequence[NodeKind] | None) -> None:
     """Raise where not all of ``wanted`` can be placed on what there is, or can be."""
     way_out = "set ray.autoscaling where the cluster adds them by itself"
     if grown is not None:

@@ -24,7 +24,7 @@ from raylla.policy.jobs import AlignJob, AlignResult, Told, TuneJob, TuneResult
 MAX_FAILURES = 2
 """Times that workers are brought up anew before the run fails."""
 
-POLL = 5.0
+_POLL = 5.0
 """Seconds after which a waiting worker asks the hub again, so that it notices a dead driver."""
 
 WATCH = 1.0
@@ -33,7 +33,7 @@ WATCH = 1.0
 LEAVE = 10.0
 """Seconds that `stop` gives the workers to leave; a group that was never placed never does."""
 
-Turn = tuple[int, list[ray.ObjectRef]]
+_Turn = tuple[int, list[ray.ObjectRef]]
 """A job's number and a reference to it, unresolved: every worker fetches the job once."""
 
 
@@ -59,7 +59,7 @@ class Hub:
             self._changed.notify_all()
             return len(self._jobs) - 1
 
-    async def next(self, done: int, rank: int, place: tuple[str, int]) -> Turn | None:
+    async def next(self, done: int, rank: int, place: tuple[str, int]) -> _Turn | None:
         """The first job after ``done`` that has no result, for the worker at ``place`` (host, process id).
 
         Without a reference where no job came for a while; None: stop.
@@ -68,7 +68,7 @@ class Hub:
         async with self._changed:
             try:
                 await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._stopped or self._open(done) is not None), POLL
+                    self._changed.wait_for(lambda: self._stopped or self._open(done) is not None), _POLL
                 )
             except TimeoutError:
                 return done, []
@@ -202,7 +202,7 @@ class PolicyTrainer:
             from raylla.policy import worker
 
             worker.setup()
-            result: AlignResult | TuneResult | None = worker.tune(job, self._dpo, told)
+            result: AlignResult | TuneResult | None = worker.tune_job(job, self._dpo, told)
         else:
             result = self._submit(job)(told)
         assert isinstance(result, TuneResult)
@@ -293,7 +293,7 @@ class PolicyTrainer:
         from raylla.policy import worker
 
         worker.setup()
-        result = worker.align(job, self._dpo, self._lora, told)
+        result = worker.align_job(job, self._dpo, self._lora, told)
         if result is None:
             raise RunError(
                 f"weight version {job.version}: this process is not rank 0 of its process group; train in "
@@ -354,10 +354,10 @@ def _lost(failure: BaseException | None) -> bool:
 
 def _work(config: dict[str, Any]) -> None:
     """One Ray Train worker; imported here, so that the driver loads neither torch nor DeepSpeed."""
-    from raylla.policy.worker import work
+    from raylla.policy.worker import take_jobs
 
     lora = config["lora"]
-    work(
+    take_jobs(
         Dpo.model_validate(config["dpo"]),
         None if lora is None else Lora.model_validate(lora),
         config["hub"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raylla.actors.usage import Meter, Usage
+from raylla.actors.usage import Meter, WorkerUsage
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines import Engine, Generated, Given, Probe, Request, Scored, Weights, open_engine
@@ -80,6 +80,6 @@ class RolloutWorker:
                 "roll the version out to this worker first"
             )
 
-    def stats(self) -> Usage:
+    def stats(self) -> WorkerUsage:
         """Tokens and busy seconds since the start."""
         return self._meter.usage

@@ -10,7 +10,7 @@ from raylla.engines import Generated
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class WorkerUsage:
     """Since the worker was made: tokens (a prompt counts once for all its draws) and seconds."""
 
     prompt_tokens: int = 0
@@ -22,7 +22,7 @@ class Meter:
     """Counts what passes through; the time between two items is the engine's, not the caller's."""
 
     def __init__(self) -> None:
-        self.usage = Usage()
+        self.usage = WorkerUsage()
 
     def watch(self, items: Iterable[Generated]) -> Iterator[Generated]:
         """``items``, counted."""
@@ -34,7 +34,7 @@ class Meter:
 
     def _add(self, item: Generated, seconds: float) -> None:
         refused = item.error is not None
-        self.usage = Usage(
+        self.usage = WorkerUsage(
             self.usage.prompt_tokens + (0 if refused else len(item.prompt_token_ids)),
             self.usage.generated_tokens + sum(len(draw.token_ids) for draw in item.completions),
             self.usage.busy_s + seconds,

@@ -2,21 +2,21 @@
 
 from raylla.auction import incentives, optimum, truthful
 from raylla.auction.markup import Parsed, Violation, attempts, markup, parse
-from raylla.auction.payment import expected, itctr, per_click
+from raylla.auction.payment import estimate_itctr, expected_payment, payment_per_click
 from raylla.auction.reward import penalty, reward
 
 __all__ = [
     "Parsed",
     "Violation",
     "attempts",
-    "expected",
+    "estimate_itctr",
+    "expected_payment",
     "incentives",
-    "itctr",
     "markup",
     "optimum",
     "parse",
+    "payment_per_click",
     "penalty",
-    "per_click",
     "reward",
     "truthful",
 ]

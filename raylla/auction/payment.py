@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 
-def per_click(bid: float, clicked: bool) -> float:
+def payment_per_click(bid: float, clicked: bool) -> float:
     """The charge for one impression, in bid units: the bid on a valid click, else nothing."""
     return _checked(bid) if clicked else 0.0
 
 
-def expected(bid: float, itctr: float) -> float:
+def expected_payment(bid: float, itctr: float) -> float:
     """Expected payment p_i = b_i * itctr_i of one auction (Eq. 7), in bid units.
 
     Raises:
@@ -22,7 +22,7 @@ def expected(bid: float, itctr: float) -> float:
     return _checked(bid) * itctr
 
 
-def itctr(samples: Sequence[float | None]) -> float:
+def estimate_itctr(samples: Sequence[float | None]) -> float:
     """Estimate of itctr_i = E_y[ctr_i 1(a_i in y)] (Def. 3.1) from sampled answers.
 
     Each sample is the ad's click probability (or its click, 0 or 1) in one answer, None where

@@ -9,7 +9,7 @@ from raylla.auction import attempts
 from raylla.auction.markup import MARKUP
 from raylla.records import Ad
 
-Span = tuple[int, int]
+_Span = tuple[int, int]
 """Half-open range of characters."""
 
 _BREAK = re.compile(r"(?<=[.!?])[\"'’”)\]*]*\s+|\s*\n\s*")
@@ -17,13 +17,13 @@ _MARKS = re.compile(r"\[Ad-[^\]\s]*\]?|@\[|@")
 _SPACES = re.compile(r"[ \t]+")
 
 
-def sentences(text: str, whole: Sequence[Span] = ()) -> list[Span]:
+def sentences(text: str, whole: Sequence[_Span] = ()) -> list[_Span]:
     """The sentences of ``text``: each ends at a full stop, question or exclamation mark, or with its line.
 
     None ends within a span of ``whole``.  What holds no letter (the number of a list's entry) begins the
     sentence after it.
     """
-    found: list[Span] = []
+    found: list[_Span] = []
     start = 0
     for match in _BREAK.finditer(text):
         if any(a < match.end() and match.start() < b for a, b in whole):
@@ -66,7 +66,7 @@ def without_ads(text: str, candidates: Sequence[Ad]) -> str:
     return " ".join(kept)
 
 
-def around(text: str, candidates: Sequence[Ad], span: Span) -> str:
+def enclosing_sentence(text: str, candidates: Sequence[Ad], span: _Span) -> str:
     """The sentence of ``text`` that holds ``span``."""
     for start, end in sentences(text, attempts(text, candidates)):
         if start <= span[0] < end:

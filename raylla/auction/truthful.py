@@ -64,7 +64,7 @@ def charges(bids: ArrayLike, outcomes: ArrayLike, resampled: NDArray[np.bool_], 
     return result
 
 
-def settle(charges: ArrayLike) -> tuple[Array, Array]:
+def summed_charges(charges: ArrayLike) -> tuple[Array, Array]:
     """Sum of ``charges`` [s, ...] over s auctions and its standard error, both [...].
 
     Single charges of `charges` vary by 1 / mu: bill the sum.

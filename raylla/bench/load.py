@@ -14,7 +14,7 @@ from raylla.records import Ad, Profile, Query
 from raylla.world import World, build, prompts, store
 from raylla.world.synthetic import grammar
 
-Asked = tuple[Query, Profile, list[Ad]]
+_Asked = tuple[Query, Profile, list[Ad]]
 
 
 def answer_requests(
@@ -39,14 +39,14 @@ def answer_requests(
     return found
 
 
-def _drawn(rng: random.Random, candidates: int) -> Iterator[Asked]:
+def _drawn(rng: random.Random, candidates: int) -> Iterator[_Asked]:
     while True:
         user = grammar.profile(rng)
         query = grammar.query(rng, user)
         yield query, user, grammar.ads(rng, query.category, candidates)
 
 
-def _found(rng: random.Random, config: Config, path: Path) -> Iterator[Asked]:
+def _found(rng: random.Random, config: Config, path: Path) -> Iterator[_Asked]:
     world = _world(path)
     while True:
         query = rng.choice(world.queries)
@@ -56,4 +56,4 @@ def _found(rng: random.Random, config: Config, path: Path) -> Iterator[Asked]:
 
 @lru_cache(maxsize=1)
 def _world(path: Path) -> World:
-    return store.load(path)
+    return store.load_world(path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from raylla.bench.run import figure
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 AIMS = {
     "rollout actor ÷ raw vLLM": "≥ 0.97",
@@ -31,15 +31,15 @@ AIMS = {
 """What a row is held to, by how its name begins."""
 
 
-def write(figures: Path, page: Path) -> None:
+def write_page(figures: Path, page: Path) -> None:
     """Put the table of ``figures`` into ``page``."""
     text = page.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{table(json.loads(figures.read_text()))}{END}{after}")
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    page.write_text(f"{before}{_BEGIN}\n{_table(json.loads(figures.read_text()))}{_END}{after}")
 
 
-def table(parts: dict[str, Any]) -> str:
+def _table(parts: dict[str, Any]) -> str:
     """A line per row: its figure, its sides, its notes and its aim; ratios and figures as medians."""
     lines = ["| part | what | median [spread] | aim | sides (medians) and notes |", "|---|---|---|---|---|"]
     for part, found in parts.items():
@@ -58,4 +58,4 @@ def table(parts: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), Path(sys.argv[2]))
+    write_page(Path(sys.argv[1]), Path(sys.argv[2]))

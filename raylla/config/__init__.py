@@ -5,7 +5,7 @@ Unknown keys are errors that name the nearest valid key.
 """
 
 from raylla.config.judging import Judging
-from raylla.config.reading import changed, keys, load, located, parse, read
+from raylla.config.reading import changed, keys, load_config, located, parse_config, read_config
 from raylla.config.sections import (
     Actors,
     Bench,
@@ -61,8 +61,8 @@ __all__ = [
     "World",
     "changed",
     "keys",
-    "load",
+    "load_config",
     "located",
-    "parse",
-    "read",
+    "parse_config",
+    "read_config",
 ]

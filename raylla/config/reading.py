@@ -28,7 +28,7 @@ def located(path: Path) -> Path:
     return shipped if named and not path.exists() and shipped.is_file() else path
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML overlay, or a shipped one by its name, and apply ``a.b=c`` overrides.
 
     Raises:
@@ -42,10 +42,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             f"config {path}: {error.strerror or error}; give the path of a YAML file, or a config that "
             f"comes with raylla: {names}"
         ) from None
-    return read(text, str(path), overrides)
+    return read_config(text, str(path), overrides)
 
 
-def read(text: str | bytes, source: str, overrides: Sequence[str] = ()) -> Config:
+def read_config(text: str | bytes, source: str, overrides: Sequence[str] = ()) -> Config:
     """The config that a YAML text with overrides is; ``source`` is named in errors.
 
     Raises:
@@ -56,7 +56,7 @@ def read(text: str | bytes, source: str, overrides: Sequence[str] = ()) -> Confi
         raise ConfigError(f"config {source} holds a {type(tree).__name__}, not a mapping of settings")
     for override in overrides:
         _set(tree, override)
-    return parse(tree, source)
+    return parse_config(tree, source)
 
 
 def changed(config: Config, section: str | None, overrides: Sequence[str], source: str = "--set") -> Config:
@@ -70,10 +70,10 @@ def changed(config: Config, section: str | None, overrides: Sequence[str], sourc
         if section is not None and not override.startswith(f"{section}."):
             raise ConfigError(f"--set {override!r}: only settings of {section} can be changed here")
         _set(tree, override)
-    return parse(tree, source)
+    return parse_config(tree, source)
 
 
-def parse(tree: dict[str, Any], source: str) -> Config:
+def parse_config(tree: dict[str, Any], source: str) -> Config:
     """A validated Config from nested mappings."""
     try:
         return Config.model_validate(tree)

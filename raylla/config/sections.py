@@ -14,7 +14,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)]
 """At most 31 years, which is for ever: clocks and dates have ends."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes, and with it vLLM
-Labels = Annotated[
+_Labels = Annotated[
     dict[str, str], Field(description="Ray labels that a node must have to take them; none: any node")
 ]
 
@@ -106,7 +106,7 @@ class Actors(Section):
     workers: Positive = 1
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
     gpus: Annotated[float, Field(ge=0)] = 0
-    labels: Labels = {}
+    labels: _Labels = {}
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="times that workers of the group that died or hung are started anew in a run"
     )
@@ -302,7 +302,7 @@ class Dpo(Section):
     workers: Positive = 2
     cpus: Annotated[float, Field(ge=0)] = 0.25
     gpus: Annotated[float, Field(ge=0)] = 0
-    labels: Labels = {}
+    labels: _Labels = {}
 
 
 class Evaluation(Section):

@@ -15,7 +15,7 @@ from raylla.world.prompts import Messages
 
 _SIGN = re.compile(r"[^\w\s]")
 _BYTE = re.compile(r"<(0x[0-9A-Fa-f]{2}>)")
-KEPT = 64
+_KEPT = 64
 """Sequences of roles whose control tokens are remembered."""
 LONGEST_TOKEN = 16
 """Characters that a token has at most, on average over a text."""
@@ -186,7 +186,7 @@ class ChatFormat:
     def _own_controls(self, roles: tuple[str, ...]) -> list[int]:
         """The control tokens that the template itself writes around contents of these roles."""
         if roles not in self._own:
-            if len(self._own) >= KEPT:
+            if len(self._own) >= _KEPT:
                 self._own.clear()
             mark = secrets.token_hex(16)
             text = self._applied(_turns(roles, [mark] * len(roles)), tokenize=False).replace(mark, "")

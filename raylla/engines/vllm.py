@@ -59,7 +59,7 @@ class VllmEngine:
     def __init__(self, model_path: str, settings: Settings, seed: int) -> None:
         self._settings = settings
         with local(model_path) as directory:
-            given = arguments(str(directory), settings, seed)
+            given = engine_arguments(str(directory), settings, seed)
             known = precision.PROBE_TOLERANCE[given["dtype"]]
             self._tolerance = known if settings.probe_tolerance is None else settings.probe_tolerance
             from vllm import LLM
@@ -236,7 +236,7 @@ class VllmEngine:
             raise RuntimeError(f"{what} was called while {count} requests are unfinished")
 
 
-def arguments(model_path: str, settings: Settings, seed: int) -> dict[str, Any]:
+def engine_arguments(model_path: str, settings: Settings, seed: int) -> dict[str, Any]:
     """vLLM's own arguments for ``settings``; sets the environment that vllm must be imported in."""
     for name, value in list(os.environ.items()):
         # Kubernetes puts the address of a service named vllm (tcp://10.0.0.1:80) where vLLM reads a port.

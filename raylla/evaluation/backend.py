@@ -25,7 +25,7 @@ from raylla.irpo.crew import Crew
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.progress import Steps
 from raylla.records import Planned, Prediction
-from raylla.reward.rows import ClickRow, rows
+from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
 from raylla.runs.versions import committed, named, untouched
 from raylla.world import World, prompts
@@ -35,8 +35,8 @@ from raylla.world.turns import in_context
 
 DONE_BY = {"generate": "prompts", "score": "scores", "judge": "judgements"}
 """What workers' methods do, as progress counts it."""
-Value = TypeVar("Value")
-SLACK = 10
+_Value = TypeVar("_Value")
+_SLACK = 10
 """Losses that are no sign yet: a single auction has few answers."""
 
 
@@ -159,7 +159,7 @@ class EvaluationBackend:
                 self._predicted[key] = {}
                 placed = parse(text, planned.ads).placements
                 ads = self.world.ad_by_id
-                impressions = rows("", planned.query, planned.profile, text, placed, ads, None)
+                impressions = click_rows("", planned.query, planned.profile, text, placed, ads, None)
                 asked += [(key, row) for row in impressions]
         if asked:
             chances = self._crew.persistently(lambda: self._chances(epoch, [row for _, row in asked]))
@@ -203,8 +203,8 @@ class EvaluationBackend:
         return self._of_untouched("score", SCORES, given, keys)
 
     def _of_untouched(
-        self, method: str, kind: Kind[Value], items: Sequence[Any], keys: Sequence[object]
-    ) -> list[Value]:
+        self, method: str, kind: Kind[_Value], items: Sequence[Any], keys: Sequence[object]
+    ) -> list[_Value]:
         missing = {
             one.id: (one, key)
             for one, key in zip(items, keys, strict=True)
@@ -244,12 +244,12 @@ class EvaluationBackend:
         """Count ``lost`` of ``total`` more, and refuse to go on where too much of all so far was lost.
 
         Raises:
-            BudgetError: more than ``irpo.max_drop_share`` of it, and more than `SLACK`.
+            BudgetError: more than ``irpo.max_drop_share`` of it, and more than `_SLACK`.
         """
         self._lost[what] += lost
         self._asked[what] += total
         lost, total, share = self._lost[what], self._asked[what], self.config.irpo.max_drop_share
-        if lost > max(share * total, SLACK):
+        if lost > max(share * total, _SLACK):
             raise BudgetError(
                 f"{lost} of {total} {what} were lost, more than irpo.max_drop_share={share} allows; "
                 "see the engine's and judge's output"

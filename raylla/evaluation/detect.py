@@ -43,7 +43,7 @@ Terms = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class AnswerTerms:
     """One published answer as the classifier reads it: the terms of its sentences, and which of them hold
     its ad (none where ``brand`` is empty)."""
 
@@ -66,7 +66,7 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class TaughtDetector:
     """The detector of an evaluation, none where there is none, or none that is good enough: ``absent`` then
     says why; and what `evaluation.json` says of it."""
 
@@ -75,25 +75,25 @@ class Taught:
     report: Mapping[str, Any] | None
 
 
-def detector(settings: Evaluation, seed: int) -> Taught:
+def detector(settings: Evaluation, seed: int) -> TaughtDetector:
     """Teach the detector that ``settings`` asks for.
 
     Raises:
-        ConfigError: as `read`.
+        ConfigError: as `read_answers`.
     """
     if settings.native_answers is None:
         why = "evaluation.native_answers names no published answers to learn from"
-        return Taught(None, {"detected": why}, None)
-    found, quality = taught(read(settings.native_answers), settings.bootstrap, seed)
+        return TaughtDetector(None, {"detected": why}, None)
+    found, quality = taught(read_answers(settings.native_answers), settings.bootstrap, seed)
     if quality.f1["mean"] < LEAST_F1:
         why = (
             f"the detector's F1 on held-out published answers is {quality.f1['mean']:.2f}, below {LEAST_F1}"
         )
-        return Taught(None, {"detected": why}, asdict(quality))
-    return Taught(found, {}, asdict(quality))
+        return TaughtDetector(None, {"detected": why}, asdict(quality))
+    return TaughtDetector(found, {}, asdict(quality))
 
 
-def read(path: Path) -> list[Published]:
+def read_answers(path: Path) -> list[AnswerTerms]:
     """The published answers in a file of JSON lines, gzipped or not.
 
     Raises:
@@ -126,7 +126,7 @@ class Detector:
         threshold: log-odds of an answer's most suspicious sentence from which it reads as an ad.
     """
 
-    def __init__(self, answers: Sequence[Published], threshold: float = 0.0) -> None:
+    def __init__(self, answers: Sequence[AnswerTerms], threshold: float = 0.0) -> None:
         texts = [terms for one in answers for terms in one.sentences]
         labels = np.array([ad for one in answers for ad in one.ads], np.float64)
         counts = Counter(term for terms in texts for term in set(terms))
@@ -169,7 +169,7 @@ class Detector:
         return _Table(rows, np.concatenate(columns), np.concatenate(values), len(texts))
 
 
-def taught(answers: Sequence[Published], resamples: int, seed: int) -> tuple[Detector, Quality]:
+def taught(answers: Sequence[AnswerTerms], resamples: int, seed: int) -> tuple[Detector, Quality]:
     """The detector that learned from all ``answers``, and how good it is on queries and brands held out.
 
     In each of `FOLDS` folds of queries and of brands both are held out.  The threshold of each is the one
@@ -194,7 +194,7 @@ def taught(answers: Sequence[Published], resamples: int, seed: int) -> tuple[Det
     return Detector(answers, _best(*map(np.concatenate, zip(*tested, strict=True)))), quality
 
 
-def _held_out(answers: Sequence[Published], fold: int) -> tuple[Array, NDArray[np.bool_]]:
+def _held_out(answers: Sequence[AnswerTerms], fold: int) -> tuple[Array, NDArray[np.bool_]]:
     """Scores and labels of the answers of one fold, from a detector that saw none of its queries and
     brands.  Of answers without an ad as large a share is tested as of those with one."""
     queries = [_fold(one.query) for one in answers]
@@ -282,7 +282,7 @@ def _fit(table: _Table, labels: Array, width: int) -> Array:
     return weights
 
 
-def _published(row: dict[str, Any]) -> Published:
+def _published(row: dict[str, Any]) -> AnswerTerms:
     if wrong := strange(row, ("response",)):
         raise ValueError(wrong)
     text = row["response"]
@@ -290,7 +290,7 @@ def _published(row: dict[str, Any]) -> Published:
     start, end = row["sen_span"] if row["label"] else (0, 0)
     ads = tuple(2 * (min(b, end) - max(a, start)) > b - a for a, b in spans)
     brand = str(row["advertisement"]) if row["label"] else ""
-    return Published(str(row["id"]), str(row["query"]), brand, _sentences(text), ads)
+    return AnswerTerms(str(row["id"]), str(row["query"]), brand, _sentences(text), ads)
 
 
 def _sentences(text: str) -> tuple[Terms, ...]:

@@ -13,11 +13,11 @@ from raylla.irpo import stages
 from raylla.records import Prediction
 from raylla.reward import calibration, intervals
 
-Told = Mapping[tuple[int, int], Sequence[tuple[Prediction, bool]]]
+PredictedClicks = Mapping[tuple[int, int], Sequence[tuple[Prediction, bool]]]
 """(weight version, epoch of the pCTR model) -> predictions and clicks."""
 
 
-def told(backend: EvaluationBackend) -> Told:
+def predicted_clicks(backend: EvaluationBackend) -> PredictedClicks:
     """What every pCTR model of a run predicts of every version's own test answers, and their clicks."""
     run = backend.run
     found: dict[tuple[int, int], list[tuple[Prediction, bool]]] = {}
@@ -33,7 +33,7 @@ def told(backend: EvaluationBackend) -> Told:
     return found
 
 
-def drift(runs: Sequence[Told]) -> list[dict[str, Any]]:
+def drift(runs: Sequence[PredictedClicks]) -> list[dict[str, Any]]:
     """Every epoch's pCTR model on the clicks of every version's answers, all training seeds together.
 
     The model after epoch t learned from the answers of v0 to v(t-1).  ``bias`` is mean prediction

@@ -18,15 +18,15 @@ from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import RunError
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.figures.intervals import Figure, means, quotients, within
-from raylla.figures.table import COLUMNS, Outcome, figures, per_query
-from raylla.irpo.schedule import plan, some
+from raylla.figures.intervals import Figure, bounded, means, quotients
+from raylla.figures.table import COLUMNS, JudgedAnswer, per_query, row_figures
+from raylla.irpo.schedule import plan_auctions, some
 from raylla.mechanisms.protocol import Choice, Mechanism, Ran
 from raylla.records import Planned
 from raylla.world import World, clicks
 
 LEAST_QUERIES = 10
-PARTS = 10
+_PARTS = 10
 """Parts that test auctions are held in: what each costs makes the intervals of costs."""
 COSTS = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
 DIFFERENCES = ("revenue", "reward", "expected_revenue", "expected_reward")
@@ -58,13 +58,13 @@ def test_auctions(config: Config, world: World) -> list[Planned]:
             f"{len(queries)} test queries are too few for an interval; raise evaluation.queries or "
             f"world.profiles until there are {LEAST_QUERIES}"
         )
-    return plan(config, world, 0, "test", queries, config.evaluation.answers)
+    return plan_auctions(config, world, 0, "test", queries, config.evaluation.answers)
 
 
 def validation_auctions(config: Config, world: World) -> list[Planned]:
     """Training queries on which mechanisms are tuned."""
     queries = some(world.of("train"), config.evaluation.validation_queries, f"{config.seed}/validation")
-    return plan(config, world, 0, "validation", queries, config.evaluation.answers)
+    return plan_auctions(config, world, 0, "validation", queries, config.evaluation.answers)
 
 
 def hold(
@@ -72,7 +72,7 @@ def hold(
     mechanism: Mechanism,
     auctions: Sequence[Planned],
     choice: Choice,
-    parts: int = PARTS,
+    parts: int = _PARTS,
 ) -> Held:
     """Hold the auctions, in ``parts`` one after the other, and have every offer judged.
 
@@ -104,14 +104,16 @@ def hold(
                 planned.query, planned.profile, offer.text, parsed.placements, backend.world.ad_by_id
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
-            outcomes.append(Outcome(planned.query.id, parsed, planned.bids, prices, one.clicks, chances))
+            outcomes.append(
+                JudgedAnswer(planned.query.id, parsed, planned.bids, prices, one.clicks, chances)
+            )
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
     answers = [(planned, offer.text) for planned, offer in offers]
     return Held(per_query(outcomes, backend.penalty), np.array(costs or torn), notes, unread, answers)
 
 
-def tune(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
+def tune_mechanism(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
     """The choice with the highest mean reward on validation auctions, and what each one gave."""
     choices = mechanism.choices(backend.config.irpo.epochs)
     if len(choices) == 1:
@@ -126,12 +128,12 @@ def tune(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list
     return choices[best], tried
 
 
-def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
-    """A mechanism's row over training seeds: `table.figures` and `COSTS` per auction."""
-    found = figures([held.table for held in seeds], resamples, seed)
+def mechanism_row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
+    """A mechanism's row over training seeds: `table.row_figures` and `COSTS` per auction."""
+    found = row_figures([held.table for held in seeds], resamples, seed)
     timed = not any(np.isnan(held.costs).any() for held in seeds)
     known = [held.costs if timed else held.costs[:, :-1] for held in seeds]
-    costs = [within(one, 0) for one in means(known, resamples, np.random.default_rng(seed))]
+    costs = [bounded(one, 0) for one in means(known, resamples, np.random.default_rng(seed))]
     if not timed:
         costs.append(UNTIMED)
     found["cost_per_auction"] = dict(zip(COSTS, costs, strict=True))
@@ -141,7 +143,9 @@ def row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def compare(first: Sequence[Held], second: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
+def compare_mechanisms(
+    first: Sequence[Held], second: Sequence[Held], resamples: int, seed: int
+) -> dict[str, Any]:
     """Differences in reward and revenue of two mechanisms, and the quotients of their revenues, of counted
     and of expected clicks, on the same queries of the same seeds, in pairs."""
     wanted = [COLUMNS.index(name) for name in DIFFERENCES]
@@ -156,7 +160,7 @@ def compare(first: Sequence[Held], second: Sequence[Held], resamples: int, seed:
         if name in ("revenue", "expected_revenue"):
             ours, theirs = ([group[:, [at]] for group in groups] for at in (place, half + place))
             (ratio,) = quotients(ours, theirs, resamples, rng)
-            found[f"{name}_ratio"] = within(ratio, 0)
+            found[f"{name}_ratio"] = bounded(ratio, 0)
     return found
 
 

@@ -22,7 +22,7 @@ from raylla.figures import quality
 from raylla.irpo import stages
 from raylla.irpo.crew import Crew
 from raylla.judging import about
-from raylla.mechanisms.protocol import Choice, Mechanism, named
+from raylla.mechanisms.protocol import Choice, Mechanism, named_mechanisms
 from raylla.models import roles
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
@@ -42,26 +42,26 @@ class Seen:
     held: dict[str, Held] = field(default_factory=dict)
     search: dict[str, dict[str, Any]] = field(default_factory=dict)
     responses: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    settled: dict[str, dict[str, list[incentives.Outcome]]] = field(default_factory=dict)
+    settled: dict[str, dict[str, list[incentives.SettledRound]]] = field(default_factory=dict)
     charged: incentives.Charged | None = None
     sweep: properties.Sweep | None = None
     fine: properties.Fine | None = None
-    told: drift.Told = field(default_factory=dict)
+    told: drift.PredictedClicks = field(default_factory=dict)
     reads: quality.Reads = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
+def evaluate_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
     """Everything that `evaluation.json` holds, measured with ``settings`` on all runs.
 
     Raises:
         RunError: a run is not finished, or does not go with the others.
         ConfigError: a mechanism of ``evaluation.mechanisms``, or a model, does not exist or do.
     """
-    mechanisms = named(settings.mechanisms)
+    mechanisms = named_mechanisms(settings.mechanisms)
     _check(runs, settings)
     main = _with(runs[0], settings)
-    roles.check(main)
+    roles.check_roles(main)
     detector = detect.detector(settings, main.seed)
     with watch.stage(RAY):
         connect(main)
@@ -75,12 +75,12 @@ def evaluate(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         seeds = sum(run.config.name == main.name for run in runs)
         for run in runs:
             config = _with(run, settings)
-            world = store.load(run.part("world"))
+            world = store.load_world(run.part("world"))
             backend = EvaluationBackend(run, config, crew, world, kept.kept(run, config), watch)
             own = run.config.name == main.name
             one = _seed(backend, mechanisms, seeds, watch) if own else _variant(backend, watch)
             with watch.stage(f"{run.path.name}: what the reader gets"):
-                one.reads = reading.read(backend, _answers(backend, one, own), detector.one)
+                one.reads = reading.read_tables(backend, _answers(backend, one, own), detector.one)
             seen.append(one)
     finally:
         if crew is not None:
@@ -128,7 +128,7 @@ def _seed(backend: EvaluationBackend, mechanisms: Sequence[Mechanism], seeds: in
         some = efficiency.test_auctions(backend.config, backend.world)[: config.curve_queries]
         each = max(1, round(config.curve_answers / (seeds * len(some))))
         seen.fine = properties.fine(backend, some, _steps(backend.config), config.curve_answers, each)
-    seen.told = drift.told(backend)
+    seen.told = drift.predicted_clicks(backend)
     seen.examples = history.examples(backend)
     return seen
 
@@ -136,9 +136,9 @@ def _seed(backend: EvaluationBackend, mechanisms: Sequence[Mechanism], seeds: in
 def _variant(backend: EvaluationBackend, watch: Observer) -> Seen:
     """A run under other settings: its row, its last weights' curve, its pCTR models."""
     seen = Seen(backend.run)
-    _hold(backend, named([MAIN])[0], seen, watch)
+    _hold(backend, named_mechanisms([MAIN])[0], seen, watch)
     seen.sweep = _sweep(backend, list(backend.versions)[-1:], watch)
-    seen.told = drift.told(backend)
+    seen.told = drift.predicted_clicks(backend)
     return seen
 
 
@@ -161,7 +161,7 @@ def _answers(
 def _hold(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
     where = f"{backend.run.path.name}: {mechanism.name}"
     with watch.stage(f"{where}: tune"):
-        choice, tried = efficiency.tune(backend, mechanism)
+        choice, tried = efficiency.tune_mechanism(backend, mechanism)
     with watch.stage(f"{where}: test"):
         tested = efficiency.test_auctions(backend.config, backend.world)
         seen.held[mechanism.name] = efficiency.hold(backend, mechanism, tested, choice)
@@ -183,7 +183,7 @@ def _respond(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch
     if config.equilibrium_queries:
         with watch.stage(f"{where}: best responses"):
             some = tested[: config.equilibrium_queries]
-            seen.settled[name] = incentives.settle(
+            seen.settled[name] = incentives.settle_bids(
                 backend, mechanism, choice, some, config.equilibrium_bids
             )
     if name == MAIN:
@@ -219,7 +219,7 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
     resamples, seed = settings.bootstrap, seeds[0].run.config.seed
     rows = {name: [one.held[name] for one in seeds] for name in seeds[0].held}
     against = {
-        name: efficiency.compare(rows[MAIN], found, resamples, seed)
+        name: efficiency.compare_mechanisms(rows[MAIN], found, resamples, seed)
         for name, found in rows.items()
         if name != MAIN and MAIN in rows
     }
@@ -234,10 +234,14 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
         ]
         if pairs:
             ours, theirs = zip(*pairs, strict=True)
-            ablations[name] = efficiency.compare(ours, theirs, resamples, seed) | {"seeds": len(pairs)}
+            ablations[name] = efficiency.compare_mechanisms(ours, theirs, resamples, seed) | {
+                "seeds": len(pairs)
+            }
         ablations.setdefault(name, {})["pctr"] = drift.drift([one.told for one in found])
     return {
-        "efficiency": {name: efficiency.row(found, resamples, seed) for name, found in rows.items()},
+        "efficiency": {
+            name: efficiency.mechanism_row(found, resamples, seed) for name, found in rows.items()
+        },
         "against": against,
         "ablations": ablations,
     }
@@ -270,7 +274,7 @@ def _curves(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation) -
 
 
 def _quality(
-    seen: Sequence[Seen], seeds: Sequence[Seen], detector: detect.Taught, settings: Evaluation
+    seen: Sequence[Seen], seeds: Sequence[Seen], detector: detect.TaughtDetector, settings: Evaluation
 ) -> dict[str, Any]:
     """What the readers of all rows got; of the variants beside the first weights under the same seed."""
     first = {one.run.config.seed: one.reads["versions"][quality.FIRST] for one in seeds}
@@ -281,7 +285,7 @@ def _quality(
         for name, found in _by_name(seen, seeds).items()
     }
     absent = dict(detector.absent)
-    if not any(ad.description for one in seeds for ad in store.load(one.run.part("world")).ads):
+    if not any(ad.description for one in seeds for ad in store.load_world(one.run.part("world")).ads):
         absent |= dict.fromkeys(quality.FIDELITY, "no ad of the world has a description")
     reads, seed = [one.reads for one in seeds], seeds[0].run.config.seed
     found = quality.summary(reads, variants, absent, settings.bootstrap, seed)
@@ -293,7 +297,7 @@ def _prices(seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in seeds[0].responses:
         groups = [one.responses[name] for one in seeds]
-        found[name] = incentives.table(groups, settings.bids, resamples, seed)
+        found[name] = incentives.regret_table(groups, settings.bids, resamples, seed)
         settled = [one.settled[name] for one in seeds if name in one.settled]
         if settled:
             found[name]["equilibrium"] = incentives.equilibrium(settled, settings.equilibrium_bids)
@@ -329,7 +333,7 @@ def _check(runs: Sequence[Run], settings: Evaluation) -> None:
                 "settings; a training seed differs in its seed alone, and a variant has a name of its own"
             )
         check_settings(_with(run, settings))
-        efficiency.test_auctions(_with(run, settings), store.load(run.part("world")))
+        efficiency.test_auctions(_with(run, settings), store.load_world(run.part("world")))
     if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
         raise RunError("two of the runs have the same name and seed; give each once")
 
@@ -341,7 +345,7 @@ def check_settings(config: Config) -> None:
         ConfigError: a mechanism of ``evaluation.mechanisms`` or the published answers do not exist.
         RunError: a bid grid leaves the range of bids, or that is too coarse.
     """
-    named(config.evaluation.mechanisms)
+    named_mechanisms(config.evaluation.mechanisms)
     published = config.evaluation.native_answers
     if published is not None and not published.is_file():
         raise ConfigError(f"evaluation.native_answers={str(published)!r}: no such file; give it, or none")

@@ -16,12 +16,12 @@ import numpy as np
 
 from raylla.auction import parse
 from raylla.auction.markup import MARKUP
-from raylla.auction.prose import around
+from raylla.auction.prose import enclosing_sentence
 from raylla.records import Ad, Planned
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _POSSESSIVE = re.compile(r"['’]s$")
-ENDINGS = ("ing", "ies", "es", "ed", "ly", "s", "e", "y")
+_ENDINGS = ("ing", "ies", "es", "ed", "ly", "s", "e", "y")
 LEAST_STEM = 4
 FUNCTION = frozenset(
     """a about all also am an and any are as at be been but by can could do does for from get give gives has
@@ -61,7 +61,7 @@ class Descriptions:
         found = []
         for placement in parse(text, planned.ads).placements:
             ad = by_id[placement.ad_id]
-            sentence = around(text, planned.ads, (placement.start, placement.end))
+            sentence = enclosing_sentence(text, planned.ads, (placement.start, placement.end))
             claim = content(MARKUP.sub(" ", sentence)) - content(ad.title) - question
             if ad.id in self._said and claim:
                 found.append((_share(claim, self._said[ad.id]), self._chance(ad, claim)))
@@ -83,7 +83,7 @@ def _share(claim: frozenset[str], said: frozenset[str]) -> float:
 
 
 def _stem(word: str) -> str:
-    for ending in ENDINGS:
+    for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= LEAST_STEM:
             return word[: -len(ending)]
     return word

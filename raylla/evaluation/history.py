@@ -21,7 +21,7 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ``pctr`` holds the means over seeds of what each epoch's pCTR model was found to be on the
     version's answers, ``seconds`` those of the stages that made and tested it.
     """
-    worlds = [store.load(run.part("world")) for run in runs]
+    worlds = [store.load_world(run.part("world")) for run in runs]
     samples = [stages.read_tests(run, world) for run, world in zip(runs, worlds, strict=True)]
     config = runs[0].config
     rows: list[dict[str, Any]] = []
@@ -46,7 +46,7 @@ def examples(backend: EvaluationBackend) -> list[dict[str, Any]]:
     predicts of each ad that is placed after."""
     run, world = backend.run, backend.world
     sampled = stages.read_tests(run, world)
-    found = stages.examples(world, sampled[0], sampled[-1])
+    found = stages.before_and_after(world, sampled[0], sampled[-1])
     planned = {(one.query.text, answer.text): one for one, answer in sampled[-1].of("test")}
     after = [(planned[one["query"], one["after"]], one["after"]) for one in found]
     for one, (auction, text), told in zip(

@@ -18,19 +18,19 @@ from raylla.auction import truthful as truthful_rules
 from raylla.auction.checks import Array
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.properties import random_places
-from raylla.figures.intervals import Figure, averages, made, means, within
+from raylla.figures.intervals import Figure, averages, bounded, made, means
 from raylla.mechanisms.protocol import Choice, Mechanism
 from raylla.records import Planned
 
 TARGETS: dict[incentives.Goal, float] = {"utility": 1.0, "value": 1.0}
 """Goals, and the return on spend that a value maximizer asks for."""
-Outcome = tuple[float, float, float]
+SettledRound = tuple[float, float, float]
 """Revenue, welfare, and 1 where the bids settled."""
 BETAS = (1.0, 3.0, 10.0)
 MU = 0.2
 
 
-def table(
+def regret_table(
     groups: Sequence[tuple[Array, Array]], bids: Sequence[float], resamples: int, seed: int
 ) -> dict[str, Any]:
     """Per price rule: individual rationality and expected regret of truthful bidding, in bid units.
@@ -74,7 +74,7 @@ def _rule(
     return {
         "payment": payment,
         "least_utility": least,
-        "regret": {goal: within(one, 0) for goal, one in zip(TARGETS, regret, strict=True)},
+        "regret": {goal: bounded(one, 0) for goal, one in zip(TARGETS, regret, strict=True)},
     }
 
 
@@ -99,17 +99,17 @@ def responses(
     return clicks[rows, columns], paid[rows, columns]
 
 
-def settle(
+def settle_bids(
     backend: EvaluationBackend,
     mechanism: Mechanism,
     choice: Choice,
     auctions: Sequence[Planned],
     bids: Sequence[float],
-) -> dict[str, list[Outcome]]:
+) -> dict[str, list[SettledRound]]:
     """Revenue, welfare and whether they settled, of each auction: under the truth, and where the
     best responses of its own bidders end; its bids are their values."""
     rng = np.random.default_rng(backend.config.seed)
-    found: dict[str, list[Outcome]] = {"truthful": [], **{goal: [] for goal in TARGETS}}
+    found: dict[str, list[SettledRound]] = {"truthful": [], **{goal: [] for goal in TARGETS}}
     for planned in auctions:
 
         def respond(profiles: Array, planned: Planned = planned) -> tuple[Array, Array]:
@@ -125,8 +125,10 @@ def settle(
     return found
 
 
-def equilibrium(groups: Sequence[Mapping[str, Sequence[Outcome]]], bids: Sequence[float]) -> dict[str, Any]:
-    """Means over the auctions of all training seeds of what `settle` found."""
+def equilibrium(
+    groups: Sequence[Mapping[str, Sequence[SettledRound]]], bids: Sequence[float]
+) -> dict[str, Any]:
+    """Means over the auctions of all training seeds of what `settle_bids` found."""
     found: dict[str, Any] = {"queries": sum(len(group["truthful"]) for group in groups), "bids": list(bids)}
     for kind in groups[0]:
         mean = np.mean([one for group in groups for one in group[kind]], axis=0).tolist()
@@ -196,7 +198,7 @@ def truthful(groups: Sequence[Charged], resamples: int, seed: int) -> dict[str, 
         return means([one[:, None] for one in found], resamples, rng)[0]
 
     charges = np.concatenate([one.resampled for one in groups])
-    total, error = truthful_rules.settle(charges)
+    total, error = truthful_rules.summed_charges(charges)
     return {
         "first_price": mean([one.first_price for one in groups]),
         "closed_form": [

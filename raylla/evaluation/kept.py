@@ -27,15 +27,15 @@ from raylla.storage import writing
 from raylla.strictjson import dumps
 
 PLACE = "evaluation"
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[Value]):
+class Kind(Generic[_Value]):
     """One sort of what is kept, and how it becomes JSON."""
 
     name: str
-    form: TypeAdapter[Value]
+    form: TypeAdapter[_Value]
 
 
 ANSWERS = Kind("answers", TypeAdapter(Generated))
@@ -90,17 +90,17 @@ class Kept:
         """Whether there is a value of this kind and key."""
         return self._name(kind, key) in self._values
 
-    def get(self, kind: Kind[Value], key: object) -> Value:
+    def get(self, kind: Kind[_Value], key: object) -> _Value:
         """The value of a kind and key, which is there."""
         name = self._name(kind, key)
         if name in self._unread:
             self._unread.remove(name)
             self._values[name] = kind.form.validate_python(self._values[name])
         self.recalled += name not in self._new
-        value: Value = self._values[name]
+        value: _Value = self._values[name]
         return value
 
-    def put(self, kind: Kind[Value], key: object, value: Value) -> None:
+    def put(self, kind: Kind[_Value], key: object, value: _Value) -> None:
         """Keep a value.
 
         Raises:

@@ -88,7 +88,7 @@ def monotonicity(
         rng = np.random.default_rng(seed)
         shuffled = [rng.permuted(group, axis=1) for group in groups]
         versions[name] = {
-            "click_rate": [intervals.within(one, 0, 1) for one in intervals.means(groups, resamples, rng)],
+            "click_rate": [intervals.bounded(one, 0, 1) for one in intervals.means(groups, resamples, rng)],
             "trend": intervals.rank_trend(bids, groups, resamples, rng),
             "control": intervals.rank_trend(bids, shuffled, resamples, rng),
         }

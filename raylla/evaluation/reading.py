@@ -9,23 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raylla.auction.prose import stripped, undisclosed, without_ads
 from raylla.engines.protocol import Given
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.detect import Detector
 from raylla.evaluation.fidelity import Descriptions
-from raylla.figures.quality import Read, Reads, Table, per_query
+from raylla.figures.quality import Read, Reads, Table, reads_per_query
 from raylla.records import Planned
 from raylla.world import prompts
+from raylla.world.retrieval import Vectors
 
-ORGANIC = "organic"
+_ORGANIC = "organic"
 Answers = Sequence[tuple[Planned, str]]
-Vectors = NDArray[np.float32]
 
 
-def read(
+def read_tables(
     backend: EvaluationBackend, answers: Mapping[str, Mapping[str, Answers]], detector: Detector | None
 ) -> Reads:
     """The tables of ``answers``, by kind and name, and of the organic answers to the same queries."""
@@ -42,10 +41,12 @@ def read(
     reader = _Reader(backend, organic, detector)
     reader.prepare([*flat, *organic])
     found: dict[str, dict[str, Table]] = {
-        kind: {name: per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
+        kind: {name: reads_per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
         for kind, tables in answers.items()
     }
-    found[ORGANIC] = {ORGANIC: per_query([reader.read(*one, place) for place, one in enumerate(organic)])}
+    found[_ORGANIC] = {
+        _ORGANIC: reads_per_query([reader.read(*one, place) for place, one in enumerate(organic)])
+    }
     return found
 
 

@@ -44,7 +44,7 @@ def runs(config: Config, directory: str | Path, watch: Watch) -> list[Run]:
     Raises:
         ConfigError: the config plans nothing that can be evaluated.
         RunError: a directory there belongs to another config, or as `evaluate.check_settings`.
-        RayllaError: what `irpo.loop.train` raises.
+        RayllaError: what `irpo.loop.train_run` raises.
     """
     check_settings(config)
     found = []
@@ -52,6 +52,6 @@ def runs(config: Config, directory: str | Path, watch: Watch) -> list[Run]:
         run = Run.create(within(directory, name), wanted)
         if run.committed("conclude") is None:
             with run.alone():
-                loop.train(run, watch(wanted, run.path))
+                loop.train_run(run, watch(wanted, run.path))
         found.append(Run.open(run.place))
     return found

@@ -105,7 +105,7 @@ def apart(
     return _pivoted(estimate, np.sqrt(error), moved, np.sqrt(spread), level)
 
 
-def within(found: Figure, least: float = -np.inf, most: float = np.inf) -> Figure:
+def bounded(found: Figure, least: float = -np.inf, most: float = np.inf) -> Figure:
     """A figure whose interval ends where its values do, such as a rate's at 0 and 1."""
     low, high = (float(np.clip(found[end], least, most)) for end in ("low", "high"))
     return {"mean": found["mean"], "low": min(low, found["mean"]), "high": max(high, found["mean"])}
@@ -267,7 +267,7 @@ def rank_trend(
         ending("groups", numbers("groups", group), len(bids))
     tables = _tables(groups)
     if len(tables) > 1:
-        return within(_over_seeds(tables, lambda mean: spearman(bids, mean)[..., None], level)[0], -1, 1)
+        return bounded(_over_seeds(tables, lambda mean: spearman(bids, mean)[..., None], level)[0], -1, 1)
     # Ranks jump, which no correction for a smooth figure's bias is made for.
     low, high = _ends(spearman(bids, _resampled_means(tables[0], resamples, rng)), level)
     return {"mean": float(spearman(bids, tables[0].mean(axis=0))), "low": low, "high": high}

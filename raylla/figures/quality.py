@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from raylla.auction.checks import Array
-from raylla.figures.intervals import Figure, averages, made, means, quotients, within
+from raylla.figures.intervals import Figure, averages, bounded, made, means, quotients
 
-COLUMNS = (
+READ_COLUMNS = (
     "words",
     "similarity",
     "compared",
@@ -23,8 +23,8 @@ COLUMNS = (
     "chance",
     "claims",
 )
-_AT = {name: place for place, name in enumerate(COLUMNS)}
-MEANS = ("words", "nothing_left", "detected")
+_AT = {name: place for place, name in enumerate(READ_COLUMNS)}
+_MEANS = ("words", "nothing_left", "detected")
 QUOTIENTS = {
     "similarity": ("similarity", "compared"),
     "perplexity": ("nll", "tokens"),
@@ -47,7 +47,7 @@ FIRST = "v0"
 """The weights that perplexities are compared with."""
 
 Table = Mapping[str, Array]
-"""Query id -> mean over its answers of each of `COLUMNS`."""
+"""Query id -> mean over its answers of each of `READ_COLUMNS`."""
 Reads = Mapping[str, Mapping[str, Table]]
 """The tables of one run: "mechanisms" by name, "versions" by name, and of "organic" answers."""
 
@@ -71,7 +71,7 @@ class Read:
     borne_out: Sequence[tuple[float, float]]
 
 
-def per_query(reads: Sequence[Read]) -> Table:
+def reads_per_query(reads: Sequence[Read]) -> Table:
     """The table of some answers."""
     by_query: dict[str, list[list[float]]] = {}
     for one in reads:
@@ -79,7 +79,7 @@ def per_query(reads: Sequence[Read]) -> Table:
     return {query: np.mean(rows, axis=0) for query, rows in by_query.items()}
 
 
-def figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[str, Figure | None]:
+def quality_figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[str, Figure | None]:
     """The row of one weight version or mechanism, from its table of each training seed.
 
     ``perplexity`` is exp of the mean negative log-likelihood per token, all tokens alike; none where no
@@ -90,8 +90,8 @@ def figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[str, Figu
     """
     groups = [np.array(list(table.values())) for table in seeds]
     mean, rng = averages(groups), np.random.default_rng(seed)
-    columns = [group[:, [_AT[name] for name in MEANS]] for group in groups]
-    row: dict[str, Figure | None] = dict(zip(MEANS, means(columns, resamples, rng), strict=True))
+    columns = [group[:, [_AT[name] for name in _MEANS]] for group in groups]
+    row: dict[str, Figure | None] = dict(zip(_MEANS, means(columns, resamples, rng), strict=True))
     for name, (above, below) in QUOTIENTS.items():
         if mean[_AT[below]] <= 0:
             row[name] = None
@@ -99,7 +99,7 @@ def figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[str, Figu
         tops, bottoms = ([group[:, [_AT[side]]] for group in groups] for side in (above, below))
         (found,) = quotients(tops, bottoms, resamples, rng)
         if name == "perplexity":
-            found = {end: float(np.exp(value)) for end, value in within(found, 0).items()}
+            found = {end: float(np.exp(value)) for end, value in bounded(found, 0).items()}
         row[name] = found
     return row
 
@@ -144,7 +144,7 @@ def summary(
     """
 
     def row(tables: Sequence[Table], first: Sequence[Table]) -> dict[str, Figure | None]:
-        found = figures(tables, resamples, seed)
+        found = quality_figures(tables, resamples, seed)
         found["perplexity_ratio"] = perplexity_ratio(tables, first, resamples, seed) if first else None
         return {name: value for name, value in found.items() if name not in absent}
 

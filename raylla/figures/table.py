@@ -12,9 +12,9 @@ from raylla.auction.checks import Array
 from raylla.auction.markup import Parsed
 from raylla.auction.reward import penalty
 from raylla.config import Penalty
-from raylla.figures.intervals import means, quotients, within
+from raylla.figures.intervals import bounded, means, quotients
 
-MEANS = (
+_MEANS = (
     "revenue",
     "welfare",
     "reward",
@@ -27,11 +27,11 @@ RATES = {"format_error_rate": ("broken", "attempts"), "click_rate": ("clicked", 
 """Figures that are the quotient of two columns, shares of at most 1."""
 SIGNED = ("reward", "expected_reward")
 """Means that can be below 0; the others cannot."""
-COLUMNS = (*MEANS, "broken", "attempts", "clicked")
+COLUMNS = (*_MEANS, "broken", "attempts", "clicked")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class JudgedAnswer:
     """One judged test answer: its query, what it placed, and what was and would be clicked.
 
     ``bids`` are what a click is worth to each advertiser, ``prices`` what it pays; ``chances`` are the
@@ -46,11 +46,11 @@ class Outcome:
     chances: Mapping[str, float]
 
 
-def per_query(answers: Sequence[Outcome], coefficients: Penalty) -> dict[str, Array]:
+def per_query(answers: Sequence[JudgedAnswer], coefficients: Penalty) -> dict[str, Array]:
     """Query id -> mean over its answers of each of `COLUMNS`.
 
     ``revenue`` is price times click, ``welfare`` bid times click, ``reward`` welfare less the
-    penalty, all in bid units; "expected" has `Outcome.chances` in place of the judge's clicks.
+    penalty, all in bid units; "expected" has `JudgedAnswer.chances` in place of the judge's clicks.
     """
     by_query: dict[str, list[list[float]]] = {}
     for answer in answers:
@@ -59,7 +59,7 @@ def per_query(answers: Sequence[Outcome], coefficients: Penalty) -> dict[str, Ar
     return {query: np.mean(rows, axis=0) for query, rows in by_query.items()}
 
 
-def figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
+def row_figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
     """The row of one weight version or mechanism, from `per_query` of each training seed.
 
     Raises:
@@ -69,20 +69,20 @@ def figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> 
         raise ValueError("no judged test answers to evaluate")
     groups = [np.array(list(table.values())) for table in seeds]
     rng = np.random.default_rng(seed)
-    found = means([group[:, : len(MEANS)] for group in groups], resamples, rng)
+    found = means([group[:, : len(_MEANS)] for group in groups], resamples, rng)
     row: dict[str, Any] = {
-        name: one if name in SIGNED else within(one, 0) for name, one in zip(MEANS, found, strict=True)
+        name: one if name in SIGNED else bounded(one, 0) for name, one in zip(_MEANS, found, strict=True)
     }
     above, below = ([COLUMNS.index(pair[end]) for pair in RATES.values()] for end in (0, 1))
     shares = quotients(
         [group[:, above] for group in groups], [group[:, below] for group in groups], resamples, rng
     )
-    row |= {name: within(one, 0, 1) for name, one in zip(RATES, shares, strict=True)}
+    row |= {name: bounded(one, 0, 1) for name, one in zip(RATES, shares, strict=True)}
     row["queries"] = sum(map(len, groups))
     return row
 
 
-def _account(answer: Outcome, coefficients: Penalty) -> dict[str, float]:
+def _account(answer: JudgedAnswer, coefficients: Penalty) -> dict[str, float]:
     punished = coefficients.weight * penalty(answer.parsed, coefficients)
     clicked = [ad for ad, click in answer.clicks.items() if click]
     chances = answer.chances

@@ -19,7 +19,7 @@ from raylla.models import resolve
 from raylla.records import WeightVersion
 from raylla.runs.observe import Observer
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 class Crew:
@@ -100,7 +100,7 @@ class Crew:
         deadline = self.config.deadlines.sync
         return roll_out(self.rollouts, self.store, version, probe, deadline, workers)
 
-    def persistently(self, work: Callable[[], Result]) -> Result:
+    def persistently(self, work: Callable[[], _Result]) -> _Result:
         """What ``work`` returns; where a worker is lost meanwhile, it is done again from its start.
 
         Raises:

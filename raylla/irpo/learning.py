@@ -21,16 +21,16 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
 from raylla.irpo.scoring import careful_rate, rows_of
 from raylla.records import Phase, Planned, Prediction
-from raylla.reward.rows import ClickRow, rows
+from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
 from raylla.storage import absolute
 from raylla.world import World
 
-CHUNK = 16
+AUCTIONS_PER_CALL = 16
 """Auctions of one call."""
 
 
-class Source(Protocol):
+class AnswerSource(Protocol):
     """Where answers come from: a stream that is under way, or a finished stage."""
 
     def whole(self, auction_id: str) -> bool:
@@ -77,7 +77,7 @@ class Learner:
         if start is not None:
             self._ask("load", absolute(start), config.pctr)
 
-    def advance(self, source: Source) -> None:
+    def advance(self, source: AnswerSource) -> None:
         """Hand over everything of ``source`` that is whole and whose turn it is."""
         for auctions in self._whole("reward", source):
             part = source.part(auctions)
@@ -112,7 +112,7 @@ class Learner:
             "place ads with `raylla warmstart`, or start from one that does (ad_llm.path)"
         )
 
-    def finish(self, source: Source) -> Learned:
+    def finish(self, source: AnswerSource) -> Learned:
         """Hand over the rest, save the model, and wait for all that was asked.
 
         Raises:
@@ -127,7 +127,7 @@ class Learner:
         self._wait(rest)
         return self._learned
 
-    def settle(self, source: Source) -> None:
+    def settle(self, source: AnswerSource) -> None:
         """Wait for all that was asked so far."""
         self._wait(lambda: self.advance(source))
 
@@ -145,7 +145,7 @@ class Learner:
                 self._calls.clear()
                 return
 
-    def _whole(self, phase: Phase, source: Source) -> Iterator[list[Planned]]:
+    def _whole(self, phase: Phase, source: AnswerSource) -> Iterator[list[Planned]]:
         """The next chunks of a phase, as long as they are whole."""
         chunks = self._chunks[phase]
         while chunks and all(source.whole(planned.auction.id) for planned in chunks[0]):
@@ -157,7 +157,9 @@ class Learner:
         for planned, answer in sampled.of("preference"):
             placed = parse(answer.text, planned.ads).placements
             self._learned.rates[answer.sample_id] = {}
-            asked += rows(answer.sample_id, planned.query, planned.profile, answer.text, placed, ads, None)
+            asked += click_rows(
+                answer.sample_id, planned.query, planned.profile, answer.text, placed, ads, None
+            )
         self._ask("predict_intervals", asked, then=lambda found: self._predicted(asked, found))
 
     def _predicted(self, asked: Sequence[ClickRow], found: Sequence[Prediction]) -> None:
@@ -188,4 +190,6 @@ def _auction(row: ClickRow) -> str:
 
 def _chunks(planned: Sequence[Planned], phase: Phase) -> deque[list[Planned]]:
     auctions = [one for one in planned if one.phase == phase]
-    return deque(auctions[start : start + CHUNK] for start in range(0, len(auctions), CHUNK))
+    return deque(
+        auctions[start : start + AUCTIONS_PER_CALL] for start in range(0, len(auctions), AUCTIONS_PER_CALL)
+    )

@@ -32,14 +32,14 @@ from raylla.terminal import RAY
 from raylla.world import World
 
 
-def train(run: Run, watch: Observer) -> dict[str, Any]:
+def train_run(run: Run, watch: Observer) -> dict[str, Any]:
     """Run every stage that is not committed yet; returns what `results.json` holds.
 
     Raises:
         RayllaError: one of its kinds, each naming the field or the wait that is at fault.
     """
     config = run.config
-    roles.check(config)
+    roles.check_roles(config)
     draft = queries.draft_world(run)
     with watch.stage(RAY):
         connect(config)

@@ -29,16 +29,16 @@ def draft_world(run: Run) -> World:
         WorldError: the world is unusable; names the file, the field and the value.
     """
     if run.committed("world") is not None:
-        return store.load(run.part("world"))
+        return store.load_world(run.part("world"))
     simulated = _simulated(run.config)
-    return served.take(run, simulated) if run.config.online.database else simulated
+    return served.take_served(run, simulated) if run.config.online.database else simulated
 
 
 def _simulated(config: Config) -> World:
     if config.world.path is not None:
         count = config.world.profiles * config.world.queries_per_profile
-        world = build.sample(store.load(config.world.path), count, config.seed)
-        store.check(world)
+        world = build.sample_queries(store.load_world(config.world.path), count, config.seed)
+        store.check_world(world)
         return replace(world, candidates={})  # another run's; this one finds its own
     return build.synthetic(config.world, config.seed)
 
@@ -59,9 +59,9 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
         with watch.stage("find candidates"), heeded("the candidates"):
             world = replace(world, candidates=_found(run.config, crew, world))
         wall += watch.wall["find candidates"]
-    store.check(world)
+    store.check_world(world)
     with writing(run.path / "world"):
-        store.save(world, run.path / "world")
+        store.save_world(world, run.path / "world")
         durable(run.path / "world", run.path)
     run.commit(
         "world",
@@ -79,7 +79,7 @@ def _found(config: Config, crew: Crew, world: World) -> dict[str, tuple[str, ...
         return vectors
 
     sizes = config.world
-    return meaning.candidates(world, sizes.candidates, sizes.near, config.seed, encode)
+    return meaning.nearest_candidates(world, sizes.candidates, sizes.near, config.seed, encode)
 
 
 def _askers(draft: World) -> list[Profile]:
@@ -115,7 +115,7 @@ def _asked(run: Run, crew: Crew, watch: Observer, draft: World, askers: Sequence
             texts[item.request_id] = item
             watch.advance("queries", len(item.completions), 0)
     test: dict[str, Split] = dict.fromkeys((user.id for user in askers), "test")
-    splits = test if draft.queries else build.split(askers, config.world.test_share, config.seed)
+    splits = test if draft.queries else build.split_users(askers, config.world.test_share, config.seed)
     queries = []
     for user in askers:
         for place, completion in enumerate(texts[user.id].completions):

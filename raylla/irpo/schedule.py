@@ -14,20 +14,20 @@ def auctions(config: Config, world: World, epoch: int) -> list[Planned]:
     """The auctions of one epoch, in the order in which they are needed. After the last epoch only
     the test is left.  In a world of served auctions these are phase 1, already answered (n = 0)."""
     test = some(world.of("test"), config.evaluation.queries, f"{config.seed}/test")
-    tested = plan(config, world, epoch, "test", test, config.evaluation.answers)
+    tested = plan_auctions(config, world, epoch, "test", test, config.evaluation.answers)
     if epoch > config.irpo.epochs:
         return tested
     if world.auctions:
-        return [*served(config, world, epoch), *tested]
+        return [*_served(config, world, epoch), *tested]
     queries = some(world.of("train"), config.irpo.queries, f"{config.seed}/train/{epoch}")
     return [
-        *plan(config, world, epoch, "reward", queries, config.irpo.reward_answers),
-        *plan(config, world, epoch, "preference", queries, config.irpo.preference_answers),
+        *plan_auctions(config, world, epoch, "reward", queries, config.irpo.reward_answers),
+        *plan_auctions(config, world, epoch, "preference", queries, config.irpo.preference_answers),
         *tested,
     ]
 
 
-def served(config: Config, world: World, epoch: int) -> list[Planned]:
+def _served(config: Config, world: World, epoch: int) -> list[Planned]:
     """The served auctions of one epoch, and the same queries and candidates again with fresh bids."""
     judged, asked = [], []
     for auction in world.auctions:
@@ -54,7 +54,7 @@ def some(queries: Sequence[Query], limit: int | None, seed: str) -> list[Query]:
     return [query for place, query in enumerate(queries) if place in chosen]
 
 
-def plan(
+def plan_auctions(
     config: Config, world: World, epoch: int, phase: Phase, queries: Sequence[Query], n: int
 ) -> list[Planned]:
     """One auction per query with fresh bids. Test bids do not depend on the epoch, so that every

@@ -5,7 +5,7 @@ from __future__ import annotations
 from raylla.auction import parse, reward
 from raylla.irpo.sampling import Sampled, readings
 from raylla.records import Phase, Prediction, Reward
-from raylla.reward.rows import ClickRow, rows
+from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
 from raylla.world import World
 
@@ -15,7 +15,7 @@ def rows_of(world: World, sampled: Sampled, phase: Phase) -> list[ClickRow]:
     found = []
     for planned, answer, clicked in sampled.judged(phase):
         placements = parse(answer.text, planned.ads).placements
-        found += rows(
+        found += click_rows(
             answer.sample_id,
             planned.query,
             planned.profile,

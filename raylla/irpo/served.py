@@ -9,14 +9,14 @@ from raylla.runs.state import Run, load_records, save_records
 from raylla.world import World
 
 
-def take(run: Run, simulated: World) -> World:
+def take_served(run: Run, simulated: World) -> World:
     """Copy the served auctions of `online` into the run; the world that they make.
 
     Raises:
         RunError: there are fewer than `online.least_auctions`.
         StoreError: the database cannot be opened.
     """
-    data = onlinedata.read(run.config, simulated)
+    data = onlinedata.read_served(run.config, simulated)
     directory = run.fresh(run.records("served"))
     save_records(directory / "answers.parquet", data.answers, Answer)
     save_records(directory / "clicks.parquet", data.clicks, Click)

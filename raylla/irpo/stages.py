@@ -13,7 +13,7 @@ from raylla.auction import parse
 from raylla.auction.checks import Array
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
-from raylla.figures.table import Outcome, figures, per_query
+from raylla.figures.table import JudgedAnswer, per_query, row_figures
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.preference import group
@@ -319,7 +319,7 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     The commit is last, so that a run that counts as finished has its results.
     """
     sampled = read_tests(run, world)
-    epochs, shown = table(run, world, sampled), examples(world, sampled[0], sampled[-1])
+    epochs, shown = epoch_table(run, world, sampled), before_and_after(world, sampled[0], sampled[-1])
     report = {"wall_seconds": 0.0}
     commits = run.commits | {"conclude": report}
     results = {
@@ -342,7 +342,7 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     return results
 
 
-def table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
+def epoch_table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
     """One row per weight version, the base model first, from the records of a finished run."""
     rows = []
     for epoch, tested in enumerate(sampled):
@@ -360,7 +360,7 @@ def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
 
 def version_row(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
     """The row of one weight version from what `tested` found in each training seed."""
-    row = figures(seeds, resamples, seed)
+    row = row_figures(seeds, resamples, seed)
     return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
 
 
@@ -373,11 +373,11 @@ def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
         chances = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
-        answers.append(Outcome(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
+        answers.append(JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
     return per_query(answers, run.config.penalty)
 
 
-def examples(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:
+def before_and_after(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:
     """The first answers to the same test auctions under the first and the last weights."""
     last = {answer.sample_id: answer.text for _, answer in after.of("test")}
     shown = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.stop import heeded
-from raylla.warmstart.train import warmstart
+from raylla.warmstart.train import train_warmstart
 
 STAGE = "warmstart"
 
@@ -14,12 +14,12 @@ def warm(run: Run, watch: Observer) -> None:
     """Train the first weight version where `warmstart` is configured, once.
 
     Raises:
-        RayllaError: as `raylla.warmstart.train.warmstart`.
+        RayllaError: as `raylla.warmstart.train.train_warmstart`.
     """
     if run.config.warmstart is None or run.committed(STAGE) is not None:
         return
     with heeded(STAGE):
-        result = warmstart(run.config, run.weights("v0"), run.path / STAGE, watch)
+        result = train_warmstart(run.config, run.weights("v0"), run.path / STAGE, watch)
     run.commit(
         STAGE,
         [],

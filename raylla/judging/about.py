@@ -27,16 +27,16 @@ class Taught:
     held_out: float
 
 
-def write(directory: Path, taught: Taught) -> None:
+def write_taught(directory: Path, taught: Taught) -> None:
     """Put ``taught`` beside the adapter in ``directory``."""
     (directory / ABOUT).write_text(dumps(asdict(taught), indent=2) + "\n")
 
 
-def read(place: str) -> Taught | None:
+def read_taught(place: str) -> Taught | None:
     """What the model at ``place`` (as `models.resolve` gives it) was taught by, if it says so.
 
     Raises:
-        DataError: the file is there and is not what `write` writes.
+        DataError: the file is there and is not what `write_taught` writes.
     """
     file = within(place, ABOUT)
     if not exists(file):
@@ -51,10 +51,10 @@ def read(place: str) -> Taught | None:
         raise DataError(f"{file} does not say who taught the judge ({error}); write it anew") from None
 
 
-def name(user_llm: UserLlm) -> str:
+def judge_name(user_llm: UserLlm) -> str:
     """The judge by its path and, where others taught it, by their names."""
     try:
-        taught = read(resolve(user_llm.path, "user_llm.path"))
+        taught = read_taught(resolve(user_llm.path, "user_llm.path"))
     except ConfigError:  # results are read after the model has gone, too
         taught = None
     return user_llm.path if taught is None else f"{user_llm.path} (taught by {', '.join(taught.judges)})"
@@ -62,7 +62,7 @@ def name(user_llm: UserLlm) -> str:
 
 def sources(user_llm: UserLlm) -> dict[str, str]:
     """Whose clicks results count, and whose probabilities make their expected figures."""
-    judge = name(user_llm)
+    judge = judge_name(user_llm)
     return {"counted": judge, "expected": judge if user_llm.reading == "token" else CLICK_MODEL}
 
 

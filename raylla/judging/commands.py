@@ -17,14 +17,14 @@ from raylla.terminal import RAY, ConfigPath, Overrides, console, loading, say, s
 app = typer.Typer(
     help="A judge that others taught: train it, and hold it against them.", no_args_is_help=True
 )
-ADAPTER = "adapter"
+_ADAPTER = "adapter"
 FREE = {"data", "encoder", "bootstrap", "threads", "save_every"}
 """Settings of `judging` that decide nothing of the adapter: a training can be gone on with under others."""
 
 
-@app.command()
+@app.command("train")
 @told
-def train(
+def teach_judge(
     config: ConfigPath,
     out: Annotated[Path, typer.Option(help="directory for the adapter and the checkpoints")],
     set_: Overrides = [],  # noqa: B006
@@ -33,25 +33,24 @@ def train(
 
     An interrupted training goes on from its last checkpoint.
     """
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     with loading():
         from raylla.actors.placement import connect, disconnect
         from raylla.judging import about
-        from raylla.judging.train import settings as section
-        from raylla.judging.train import train as teach
+        from raylla.judging.train import judge_settings, train_judge
         from raylla.models import resolve
         from raylla.stop import heeded, listen
 
-    _claim(out, section(loaded).model_dump_json(indent=2, exclude=FREE))
-    resolve(section(loaded).base, "judging.base")
-    target = out / ADAPTER
-    if about.read(str(target)) is None:
+    _claim(out, judge_settings(loaded).model_dump_json(indent=2, exclude=FREE))
+    resolve(judge_settings(loaded).base, "judging.base")
+    target = out / _ADAPTER
+    if about.read_taught(str(target)) is None:
         watch = steps()
         with watch.stage(RAY):
             connect(loaded)
         try:
             with listen(), heeded("the judge's training"):
-                teach(loaded, target, out, watch)
+                train_judge(loaded, target, out, watch)
         finally:
             disconnect(loaded)
     say(f"{target}: set user_llm.path to it, and user_llm.reading to token")
@@ -68,25 +67,25 @@ def network(
 
     It learns from the questions that `judge train` learns from, and from no other.
     """
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     with loading():
         from raylla.judging import published
-        from raylla.judging.network import learn
-        from raylla.judging.train import settings as section
+        from raylla.judging.network import learn_network
+        from raylla.judging.train import judge_settings
 
-    chosen = section(loaded)
-    data = published.read(chosen.data)
+    chosen = judge_settings(loaded)
+    data = published.read_impressions(chosen.data)
     judges = data.chosen(chosen.judges)
-    learned, _ = published.split(data.impressions, chosen.held_out, chosen.seed)
+    learned, _ = published.split_impressions(data.impressions, chosen.held_out, chosen.seed)
     say(f"pCTR model over {loaded.pctr.encoder}: {len(learned)} rows, taught by {', '.join(judges)}")
     with steps().stage("teach the pCTR model"), writing(out):
-        learn(loaded.pctr.encoder, loaded.pctr, learned, judges, chosen.seed).save(out)
+        learn_network(loaded.pctr.encoder, loaded.pctr, learned, judges, chosen.seed).save(out)
     say(f"{out}: set pctr.start to it")
 
 
-@app.command()
+@app.command("evaluate")
 @told
-def evaluate(
+def evaluate_judge(
     config: ConfigPath,
     adapter: Annotated[
         str | None, typer.Option(help="the judge, as user_llm.path names it; default: user_llm.path")
@@ -95,30 +94,30 @@ def evaluate(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Hold a judge against those of the data, on questions that it did not learn from; with intervals."""
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     with loading():
         from raylla.actors.placement import connect, disconnect
-        from raylla.judging.evaluate import evaluate as measure
-        from raylla.judging.train import settings as section
+        from raylla.judging.evaluate import measure_judge
+        from raylla.judging.train import judge_settings
         from raylla.models import resolve
         from raylla.runs.state import write_json
         from raylla.stop import heeded, listen
 
-    resolve(section(loaded).encoder, "judging.encoder")
+    resolve(judge_settings(loaded).encoder, "judging.encoder")
     watch = steps()
     with watch.stage(RAY):
         connect(loaded)
     try:
         with listen(), heeded("the measure of the judge, which commits nothing before its end"):
-            found = measure(loaded, adapter or loaded.user_llm.path, watch)
+            found = measure_judge(loaded, adapter or loaded.user_llm.path, watch)
     finally:
         disconnect(loaded)
     if out is not None:
         write_json(out, found)
-    show(found)
+    show_figures(found)
 
 
-def show(found: dict[str, Any]) -> None:
+def show_figures(found: dict[str, Any]) -> None:
     """The figures by judge: what was measured, the network beside it, and the ceiling."""
     taught = f", taught by {', '.join(found['taught_by'])}" if found["taught_by"] else ""
     table = Table(

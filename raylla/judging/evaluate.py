@@ -20,9 +20,9 @@ from raylla.errors import BudgetError, ConfigError
 from raylla.judging import about, measures, published
 from raylla.judging.lessons import messages
 from raylla.judging.measures import Clicks
-from raylla.judging.network import learn, row
-from raylla.judging.published import Impression
-from raylla.judging.train import settings
+from raylla.judging.network import learn_network, row
+from raylla.judging.published import JudgedImpression
+from raylla.judging.train import judge_settings
 from raylla.models import resolve
 from raylla.progress import Steps
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from raylla.reward.trainer import RewardTrainer
 
 
-def evaluate(config: Config, place: str, watch: Steps) -> dict[str, Any]:
+def measure_judge(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     """Measure the judge at ``place`` on the questions that `judging` holds out; needs a connected cluster.
 
     Everything of the result is on the same rows: those that the engine answered.
@@ -41,10 +41,10 @@ def evaluate(config: Config, place: str, watch: Steps) -> dict[str, Any]:
         BudgetError: the engine refused more than ``irpo.max_drop_share`` of the rows.
         DeadlineError: an engine did not start, or answer, in time.
     """
-    chosen = settings(config)
-    data = published.read(chosen.data)
-    learned, apart = published.split(data.impressions, chosen.held_out, chosen.seed)
-    taught = about.read(resolve(place, "--adapter"))
+    chosen = judge_settings(config)
+    data = published.read_impressions(chosen.data)
+    learned, apart = published.split_impressions(data.impressions, chosen.held_out, chosen.seed)
+    taught = about.read_taught(resolve(place, "--adapter"))
     _same_split(place, taught, chosen)
     judges = data.chosen(chosen.judges if taught is None else taught.judges)
     watch.say(f"{len(apart)} rows of questions that nobody learned from, {len(learned)} of others")
@@ -57,9 +57,9 @@ def evaluate(config: Config, place: str, watch: Steps) -> dict[str, Any]:
         )
     shown = [apart[at] for at in read]
     with watch.stage("teach the network that it is held against"):
-        network = learn(chosen.encoder, config.pctr, learned, judges, chosen.seed)
+        network = learn_network(chosen.encoder, config.pctr, learned, judges, chosen.seed)
     with watch.stage("figures"):
-        figures = compare(
+        figures = compare_judges(
             np.array([told[at] for at in read], dtype=np.float64),
             _predicted(network, shown),
             _clicks(learned, data.judges),
@@ -84,7 +84,7 @@ def evaluate(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     }
 
 
-def compare(
+def compare_judges(
     judge: Array,
     network: Array,
     learned: Clicks,
@@ -141,7 +141,9 @@ def _same_split(place: str, taught: about.Taught | None, chosen: Judging) -> Non
         )
 
 
-def _asked(config: Config, place: str, shown: Sequence[Impression], watch: Steps) -> list[float | None]:
+def _asked(
+    config: Config, place: str, shown: Sequence[JudgedImpression], watch: Steps
+) -> list[float | None]:
     """The judge's click probability of each impression; none where the engine refused the prompt."""
     items = [
         JudgeItem(str(at), [], (str(at),), 0, (AdItem(messages(one), 1.0),)) for at, one in enumerate(shown)
@@ -171,10 +173,10 @@ def _asked(config: Config, place: str, shown: Sequence[Impression], watch: Steps
     return [found.get(item.sample_id) for item in items]
 
 
-def _predicted(network: RewardTrainer, shown: Sequence[Impression]) -> Array:
+def _predicted(network: RewardTrainer, shown: Sequence[JudgedImpression]) -> Array:
     found = network.predict_intervals([row(one) for one in shown])
     return np.array([one.mean for one in found], dtype=np.float64)
 
 
-def _clicks(impressions: Sequence[Impression], judges: Sequence[str]) -> Clicks:
+def _clicks(impressions: Sequence[JudgedImpression], judges: Sequence[str]) -> Clicks:
     return np.array([[one.clicks[judge] for judge in judges] for one in impressions], dtype=np.bool_)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raylla.config import Pctr
-from raylla.judging.published import Impression
+from raylla.judging.published import JudgedImpression
 from raylla.records import Ad
 from raylla.reward.rows import ClickRow
 from raylla.world.passages import plain
@@ -21,8 +21,8 @@ ANYONE = "user"
 """The data knows no users: all are one."""
 
 
-def learn(
-    encoder: str, settings: Pctr, learned: Sequence[Impression], judges: Sequence[str], seed: int
+def learn_network(
+    encoder: str, settings: Pctr, learned: Sequence[JudgedImpression], judges: Sequence[str], seed: int
 ) -> RewardTrainer:
     """A network over ``encoder`` (as `pctr.encoder` names one) after the decisions of ``judges``.
 
@@ -40,7 +40,7 @@ def learn(
     return trainer
 
 
-def row(impression: Impression) -> ClickRow:
+def row(impression: JudgedImpression) -> ClickRow:
     """An impression as the pCTR network reads one: the only ad of its answer, seen by anyone."""
     name = impression.name
     return ClickRow(

@@ -24,7 +24,7 @@ DECISIONS = (CLICKED, "NOTICEABLE_NOT_CLICKED", "BARELY_NOTICEABLE", "NOT_NOTICE
 
 
 @dataclass(frozen=True)
-class Impression:
+class JudgedImpression:
     """One ad in one answer, and by judge whether that judge would click it."""
 
     question: str
@@ -50,7 +50,7 @@ class Published:
     ``notes``: rows, rows without a product, and how the passages were found (see `passages.Found`).
     """
 
-    impressions: tuple[Impression, ...]
+    impressions: tuple[JudgedImpression, ...]
     judges: tuple[str, ...]
     notes: Mapping[str, int]
 
@@ -70,7 +70,7 @@ class Published:
         return tuple(judge for judge in self.judges if judge in (names or self.judges))
 
 
-def read(path: Path) -> Published:
+def read_impressions(path: Path) -> Published:
     """The judged impressions of ``path``.
 
     Rows whose product has no name (nothing was placed) are left out and counted.
@@ -81,7 +81,7 @@ def read(path: Path) -> Published:
     """
     notes: Counter[str] = Counter()
     judges: tuple[str, ...] = ()
-    found: list[Impression] = []
+    found: list[JudgedImpression] = []
     for where, row in objects(path, _unusable):
         notes["rows"] += 1
         impression = _impression(row, where)
@@ -98,9 +98,9 @@ def read(path: Path) -> Published:
     return Published(tuple(found), judges, dict(notes))
 
 
-def split(
-    impressions: Sequence[Impression], held_out: float, seed: int
-) -> tuple[list[Impression], list[Impression]]:
+def split_impressions(
+    impressions: Sequence[JudgedImpression], held_out: float, seed: int
+) -> tuple[list[JudgedImpression], list[JudgedImpression]]:
     """Impressions to learn from, and those of the ``held_out`` share of questions, drawn by ``seed``.
 
     Raises:
@@ -125,7 +125,7 @@ def _unusable(why: str) -> DataError:
     return DataError(f"{why}; give a file of judged answers in judging.data")
 
 
-def _impression(row: dict[str, Any], where: str) -> Impression | None:
+def _impression(row: dict[str, Any], where: str) -> JudgedImpression | None:
     product = row.get("product")
     if product is not None and not isinstance(product, dict):
         raise DataError(f"{where}: product={product!r} is no object; give one with a name, or null")
@@ -143,7 +143,7 @@ def _impression(row: dict[str, Any], where: str) -> Impression | None:
     empty = [field for field, value in values.items() if field != "product.desc" and not str(value).strip()]
     if wrong or empty:
         raise DataError(f"{where}: {wrong or f'{empty[0]} is empty'}; fill or drop the row")
-    return Impression(row["question"], name, description, row["response"], _clicks(row, where))
+    return JudgedImpression(row["question"], name, description, row["response"], _clicks(row, where))
 
 
 def _clicks(row: dict[str, Any], where: str) -> dict[str, bool]:

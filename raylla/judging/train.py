@@ -14,7 +14,7 @@ from raylla.progress import Steps
 from raylla.warmstart.train import tune
 
 
-def settings(config: Config) -> Judging:
+def judge_settings(config: Config) -> Judging:
     """The config's settings of a judge.
 
     Raises:
@@ -25,7 +25,7 @@ def settings(config: Config) -> Judging:
     return config.judging
 
 
-def train(config: Config, target: Path, storage: Path, watch: Steps) -> TuneResult:
+def train_judge(config: Config, target: Path, storage: Path, watch: Steps) -> TuneResult:
     """Teach `judging.base` the decisions of `judging.judges`; the adapter goes to ``target``, checkpoints
     to ``storage``.
 
@@ -33,11 +33,11 @@ def train(config: Config, target: Path, storage: Path, watch: Steps) -> TuneResu
         DataError: the data is unusable.
         RayllaError: as `PolicyTrainer.tune`.
     """
-    chosen = settings(config)
+    chosen = judge_settings(config)
     source = resolve(chosen.base, "judging.base")
-    data = published.read(chosen.data)
+    data = published.read_impressions(chosen.data)
     judges = data.chosen(chosen.judges)
-    learned, apart = published.split(data.impressions, chosen.held_out, chosen.seed)
+    learned, apart = published.split_impressions(data.impressions, chosen.held_out, chosen.seed)
     watch.say(f"judge: {len(learned)} rows, {len(apart)} held out; taught by {', '.join(judges)}")
     job = TuneJob(
         "judge",
@@ -50,5 +50,5 @@ def train(config: Config, target: Path, storage: Path, watch: Steps) -> TuneResu
         chosen.base,
     )
     result = tune(config, chosen, job, storage, watch, "teach the judge")
-    about.write(target, about.Taught(judges, chosen.seed, chosen.held_out))
+    about.write_taught(target, about.Taught(judges, chosen.seed, chosen.held_out))
     return result

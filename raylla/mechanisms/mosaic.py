@@ -24,8 +24,8 @@ from raylla.records import Planned
 
 CANDIDATES = 20
 TAUS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
-GENERATOR, ORGANIC = "generator", "organic"
-REFERENCES = (GENERATOR, ORGANIC)
+_GENERATOR, _ORGANIC = "generator", "organic"
+REFERENCES = (_GENERATOR, _ORGANIC)
 """What the returned answer is kept close to: the generator, or the model that lists no ads."""
 
 
@@ -66,7 +66,7 @@ def payments(rewards: ArrayLike, log_ratio: ArrayLike, costs: ArrayLike, tau: fl
     return result
 
 
-def per_click(payments: ArrayLike, rates: ArrayLike, log_p: ArrayLike) -> Array:
+def price_per_click(payments: ArrayLike, rates: ArrayLike, log_p: ArrayLike) -> Array:
     """Price of each click [n], t_i / E_p[pctr_i 1(a_i in y)], at most b_i; 0 for who gets no clicks.
 
     ``payments`` [n] and ``log_p`` [M] are those of one auction, ``rates`` [n, M] its
@@ -115,7 +115,7 @@ class Mosaic:
             for reference in REFERENCES
             for tau in TAUS
             for epoch in sorted({1, epochs})
-            if tau > 0 or reference == GENERATOR  # the best of all needs no reference
+            if tau > 0 or reference == _GENERATOR  # the best of all needs no reference
         )
 
     def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
@@ -142,7 +142,7 @@ class Mosaic:
             costs = backend.penalty.weight * np.array(spent)
             ratio, tau = np.array([next(ratios) for _ in texts]), float(choice["tau"])
             log_p = log_probabilities(rewards, ratio, costs, tau)
-            owed = per_click(payments(rewards, ratio, costs, tau), rates, log_p)
+            owed = price_per_click(payments(rewards, ratio, costs, tau), rates, log_p)
             prices = dict(zip(planned.auction.ad_ids, owed.tolist(), strict=True))
             drawn = backend.generator(planned, self.name).choice(len(texts), planned.n, p=np.exp(log_p))
             notes = {
@@ -163,7 +163,7 @@ def _log_ratios(
         for prompt, generated in zip(asked, written, strict=True)
         for draw in generated.completions
     ]
-    if reference == GENERATOR:
+    if reference == _GENERATOR:
         return [0.0] * len(draws)
     organic = [(replace(prompt, ads=(), bids=()), tokens) for prompt, tokens in draws]
     pairs = zip(backend.score(BASE, organic), backend.score(BASE, draws), strict=True)

@@ -20,7 +20,7 @@ from raylla.engines.protocol import Generated
 from raylla.errors import ConfigError
 from raylla.records import Ad, Planned
 
-GROUP = "raylla.mechanisms"
+_GROUP = "raylla.mechanisms"
 BASE, TRAINED = "base", "trained"
 """Weights that a mechanism may write with: before the first epoch, and after the last."""
 
@@ -105,13 +105,13 @@ class Mechanism(Protocol):
         """Hold the auctions, ``planned.n`` offers each."""
 
 
-def named(names: Sequence[str]) -> list[Mechanism]:
+def named_mechanisms(names: Sequence[str]) -> list[Mechanism]:
     """The mechanisms of these names, in this order.
 
     Raises:
         ConfigError: there is none of that name, or what is installed under it is none.
     """
-    known = {point.name: point for point in entry_points(group=GROUP)}
+    known = {point.name: point for point in entry_points(group=_GROUP)}
     found: list[Mechanism] = []
     for name in names:
         if name not in known:

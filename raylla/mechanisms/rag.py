@@ -70,7 +70,9 @@ def _sold(
             for draw in range(planned.n)
         ]
     noise = rng.gumbel(size=(planned.n, count, len(bids)))
-    winners, paid = segment.auction(quality, bids, noise, replace=choice["rule"] == "with replacement")
+    winners, paid = segment.segment_auction(
+        quality, bids, noise, replace=choice["rule"] == "with replacement"
+    )
     return [
         {
             ids[i]: float(paid[draw][winners[draw] == i].mean())

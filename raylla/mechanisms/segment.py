@@ -44,7 +44,7 @@ def expected_payments(relevance: ArrayLike, bids: ArrayLike) -> Array:
     return result
 
 
-def auction(
+def segment_auction(
     relevance: ArrayLike, bids: ArrayLike, noise: ArrayLike, *, replace: bool
 ) -> tuple[NDArray[np.int64], Array]:
     """Winners and their prices per click, both [..., k], of k segments; -1 and 0 where nobody is left.

@@ -1,16 +1,16 @@
 """Where models are, and what is in them: one way for every reader of weights."""
 
 from raylla.models.merged import copied, local
-from raylla.models.places import CONFIGS, POCKET, base, check, resolve
-from raylla.models.weights import HEAD, Weights, read_weights, renamed, shapes, tied
+from raylla.models.places import CONFIGS, POCKET, base, check_places, resolve
+from raylla.models.weights import HEAD, Tensors, read_weights, renamed, shapes, tied
 
 __all__ = [
     "CONFIGS",
     "HEAD",
     "POCKET",
-    "Weights",
+    "Tensors",
     "base",
-    "check",
+    "check_places",
     "copied",
     "local",
     "read_weights",

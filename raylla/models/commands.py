@@ -25,7 +25,9 @@ def fetch(
     for name in wanted:
         packages.known(name)  # a typing error ends the command before anything is downloaded
     for name in wanted:
-        place = packages.fetch(name, lambda text: console.print(text, highlight=False, markup=False))
+        place = packages.fetch_package(
+            name, lambda text: console.print(text, highlight=False, markup=False)
+        )
         console.print(f"{name}: {place}", highlight=False, markup=False, soft_wrap=True)
 
 

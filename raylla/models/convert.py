@@ -7,7 +7,7 @@ from pathlib import Path
 from raylla.errors import FetchError
 
 
-def convert(source: Path, target: Path) -> None:
+def convert_model(source: Path, target: Path) -> None:
     """Write the model in ``source`` to the new directory ``target``.
 
     The weights are de-quantized, so that the result can be trained, saved and served like any other.

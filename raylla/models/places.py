@@ -40,7 +40,7 @@ def is_adapter(place: str | Path) -> bool:
     return exists(within(place, ADAPTER))
 
 
-def settings(directory: str | Path) -> dict[str, Any]:
+def adapter_settings(directory: str | Path) -> dict[str, Any]:
     """What the adapter in a directory or at a URL says of itself (peft's LoraConfig).
 
     Raises:
@@ -64,11 +64,13 @@ def base(path: str, field: str) -> str:
     """
     place = resolve(path, field)
     while is_adapter(place):
-        place = resolve(settings(place)["base_model_name_or_path"], f"base_model_name_or_path of {place}")
+        place = resolve(
+            adapter_settings(place)["base_model_name_or_path"], f"base_model_name_or_path of {place}"
+        )
     return place
 
 
-def check(config: Config) -> dict[str, str]:
+def check_places(config: Config) -> dict[str, str]:
     """Where every model of ``config`` is, by the field that names it.
 
     Raises:
@@ -138,7 +140,7 @@ def _base(place: str, field: str, above: tuple[str, ...]) -> None:
     if place in above:
         raise ConfigError(f"{field}: the adapter at {place} is its own base; name a model as its base")
     try:
-        base = settings(place)["base_model_name_or_path"]
+        base = adapter_settings(place)["base_model_name_or_path"]
     except WeightError as error:
         raise ConfigError(f"{field}: {error}") from None
     _resolve(base, f"{field}: base_model_name_or_path of the adapter at {place}", (*above, place))

@@ -8,22 +8,23 @@ from typing import Any
 from raylla import models
 from raylla.config import Config
 from raylla.errors import ConfigError
+from raylla.models.places import ADAPTER
 from raylla.storage import exists, read_text, remote, within
 
-TEMPLATE, TOKENIZER, ADAPTER = "chat_template.jinja", "tokenizer_config.json", "adapter_config.json"
-"""Files of a model's directory: where chat templates are, and where an adapter names its base."""
+TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
+"""Files of a model's directory where chat templates are."""
 
 CHATS = ("ad_llm.path", "user_llm.path", "evaluation.user_llm", "judging.base")
 """Fields of models that are asked in chats."""
 
 
-def check(config: Config) -> dict[str, str]:
+def check_roles(config: Config) -> dict[str, str]:
     """Where every model of ``config`` is, by the field that names it.
 
     Raises:
         ConfigError: one of them does not exist, or cannot chat although its role is to.
     """
-    found = models.check(config)
+    found = models.check_places(config)
     for field in (field for field in CHATS if field in found):
         check_chat(found[field], field)
     return found

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from raylla.errors import ConfigError, WeightError
 from raylla.models.found import found
-from raylla.models.places import CONFIG, is_adapter, settings
+from raylla.models.places import CONFIG, adapter_settings, is_adapter
 
 HEAD = "lm_head.weight"
 INDEX = "model.safetensors.index.json"
@@ -27,19 +27,19 @@ WHOLE = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What peft puts before a module's name."""
-DTYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+_DTYPES: dict[str, type[np.floating[Any]]] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 UNMERGED = ("use_dora", "use_qalora", "lora_bias", "layer_replication", "trainable_token_indices")
 """Settings of peft's LoRA under which a merged matrix is something else than W + s B A."""
 
 BUFFERS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 """Tensors in old files that are computed and not learned: masks of GPT-2, frequencies of Llama."""
 
-Floats = npt.NDArray[np.float32]
-Weights = dict[str, Floats]
-Shape = tuple[int, ...]
+_Floats = npt.NDArray[np.float32]
+Tensors = dict[str, _Floats]
+_Shape = tuple[int, ...]
 
 
-def read_weights(place: str | Path) -> Weights:
+def read_weights(place: str | Path) -> Tensors:
     """Every tensor of the model at ``place`` as float32, by its stored name, a tied head included.
 
     Args:
@@ -51,7 +51,7 @@ def read_weights(place: str | Path) -> Weights:
     """
     try:
         with found(place) as directory:
-            weights = stored(directory)
+            weights = stored_tensors(directory)
             embedding = tied_embedding(directory, {name: array.shape for name, array in weights.items()})
     except ConfigError as error:
         raise WeightError(f"weight version at {place}: no *.safetensors there: {error}") from error
@@ -60,7 +60,7 @@ def read_weights(place: str | Path) -> Weights:
     return weights
 
 
-def shapes(directory: Path) -> dict[str, Shape]:
+def shapes(directory: Path) -> dict[str, _Shape]:
     """Shape of each tensor of the whole model in ``directory``, a tied head included, unread.
 
     Raises:
@@ -80,7 +80,7 @@ def tied(directory: Path) -> bool:
     return tied_embedding(directory, _sizes(directory)) is not None
 
 
-def renamed(weights: Mapping[str, Floats], known: Iterable[str]) -> Weights:
+def renamed(weights: Mapping[str, _Floats], known: Iterable[str]) -> Tensors:
     """``weights`` under the ``known`` names where they differ by the name of the model's body alone.
 
     Some families' files leave it out (``h.0...`` for ``transformer.h.0...``), and a trainer writes it.
@@ -97,7 +97,7 @@ def renamed(weights: Mapping[str, Floats], known: Iterable[str]) -> Weights:
     return {name if name == HEAD else one(name): array for name, array in weights.items()}
 
 
-def stored(directory: Path) -> Weights:
+def stored_tensors(directory: Path) -> Tensors:
     """Every tensor that the files of a model hold, those of an adapter's base merged with it.
 
     Raises:
@@ -105,9 +105,9 @@ def stored(directory: Path) -> Weights:
     """
     if not is_adapter(directory):
         return _tensors(weight_files(directory))
-    about = settings(directory)
+    about = adapter_settings(directory)
     with found(about["base_model_name_or_path"]) as base:
-        weights = stored(base)
+        weights = stored_tensors(base)
     _merge(weights, _tensors([directory / ADAPTER_WEIGHTS]), about, directory)
     return weights
 
@@ -147,7 +147,7 @@ def root(directory: Path) -> dict[str, Any]:
         WeightError: it cannot be read.
     """
     if is_adapter(directory):
-        with found(settings(directory)["base_model_name_or_path"]) as base:
+        with found(adapter_settings(directory)["base_model_name_or_path"]) as base:
             return root(base)
     path = directory / CONFIG
     if not path.exists():
@@ -158,7 +158,7 @@ def root(directory: Path) -> dict[str, Any]:
         raise WeightError(f"{path} cannot be read: {error}") from None
 
 
-def tied_embedding(directory: Path, sizes: Mapping[str, Shape]) -> str | None:
+def tied_embedding(directory: Path, sizes: Mapping[str, _Shape]) -> str | None:
     """Name of the embedding that is the head, too; none where the model has a head of its own.
 
     Raises:
@@ -187,7 +187,7 @@ def tied_embedding(directory: Path, sizes: Mapping[str, Shape]) -> str | None:
     return chosen[0]
 
 
-def _merge(weights: Weights, adapter: Weights, about: Mapping[str, Any], directory: Path) -> None:
+def _merge(weights: Tensors, adapter: Tensors, about: Mapping[str, Any], directory: Path) -> None:
     """Put the adapter's changes into ``weights``, in place of what they change."""
     kind = about.get("peft_type", "LORA")
     strange = [name for name in UNMERGED if about.get(name)]
@@ -196,7 +196,7 @@ def _merge(weights: Weights, adapter: Weights, about: Mapping[str, Any], directo
             f"{directory}: an adapter of peft_type={kind} {' '.join(strange)} cannot be merged here; merge "
             "it with peft's merge_and_unload, save the whole model and give its directory"
         )
-    halves: dict[str, dict[str, Floats]] = {}
+    halves: dict[str, dict[str, _Floats]] = {}
     for key, array in adapter.items():
         name = key.removeprefix(PREFIX)
         module, half, rest = _split(name)
@@ -254,7 +254,7 @@ def _pattern(module: str, patterns: Mapping[str, float] | None, default: float) 
     return default
 
 
-def _name(name: str, weights: Mapping[str, Floats], directory: Path) -> str:
+def _name(name: str, weights: Mapping[str, _Floats], directory: Path) -> str:
     """The base's stored name of a parameter: some families store theirs without the first part."""
     for one in (name, name.partition(".")[2]):
         if one in weights:
@@ -262,9 +262,9 @@ def _name(name: str, weights: Mapping[str, Floats], directory: Path) -> str:
     raise WeightError(f"{directory}: {name} is no weight of the adapter's base")
 
 
-def _sizes(directory: Path) -> dict[str, Shape]:
+def _sizes(directory: Path) -> dict[str, _Shape]:
     """Shape of each tensor that a whole model's files hold."""
-    sizes: dict[str, Shape] = {}
+    sizes: dict[str, _Shape] = {}
     for file in weight_files(directory):
         try:
             with safe_open(file, framework="numpy") as tensors:
@@ -275,8 +275,8 @@ def _sizes(directory: Path) -> dict[str, Shape]:
     return sizes
 
 
-def _tensors(files: Iterable[Path]) -> Weights:
-    weights: Weights = {}
+def _tensors(files: Iterable[Path]) -> Tensors:
+    weights: Tensors = {}
     for file in files:
         try:
             tensors = deserialize(file.read_bytes())
@@ -294,10 +294,10 @@ def _unreadable(file: Path, error: Exception) -> WeightError:
     return WeightError(f"{file} cannot be read ({error}); was it written whole?")
 
 
-def _array(dtype: str, data: bytearray, what: str) -> Floats:
+def _array(dtype: str, data: bytearray, what: str) -> _Floats:
     if dtype == "BF16":
         # The upper half of a float32, for which numpy has no name.
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    if dtype not in DTYPES:
-        raise WeightError(f"{what} is stored as {dtype}; save the weights as BF16 or {', '.join(DTYPES)}")
-    return np.frombuffer(data, DTYPES[dtype]).astype(np.float32, copy=False)
+    if dtype not in _DTYPES:
+        raise WeightError(f"{what} is stored as {dtype}; save the weights as BF16 or {', '.join(_DTYPES)}")
+    return np.frombuffer(data, _DTYPES[dtype]).astype(np.float32, copy=False)

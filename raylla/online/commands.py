@@ -28,6 +28,6 @@ def simulate(
     from raylla.runs.state import Run
     from raylla.serving.security import keyring
 
-    key = (key or "").strip() or keyring.read(settings.Serving().database).admin_key
-    traffic = simulation.simulate(Run.open(run), url, key, asks, concurrency, seed)
+    key = (key or "").strip() or keyring.read_keyring(settings.Serving().database).admin_key
+    traffic = simulation.simulate_users(Run.open(run), url, key, asks, concurrency, seed)
     console.print_json(dumps(traffic.figures()))

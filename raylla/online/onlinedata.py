@@ -43,7 +43,7 @@ class OnlineData:
     clicks: tuple[Click, ...]
 
 
-def read(config: Config, simulated: World) -> OnlineData:
+def read_served(config: Config, simulated: World) -> OnlineData:
     """Served auctions of `online.since` to `online.until`, dealt out evenly to the epochs in time order.
 
     ``simulated`` gives the held-out users (and their queries, where it has any).  Left out, and
@@ -78,7 +78,7 @@ def held_out_users(config: Config, simulated: World) -> list[Profile]:
     if simulated.queries:
         tested = {query.profile_id for query in simulated.of("test")}
     else:
-        splits = build.split(simulated.profiles, config.world.test_share, config.seed)
+        splits = build.split_users(simulated.profiles, config.world.test_share, config.seed)
         tested = {user for user, split in splits.items() if split == "test"}
     return [user for user in simulated.profiles if user.id in tested]
 
@@ -92,7 +92,7 @@ def consumed(config: Config) -> set[str]:
             return found
         before = Run.open(run)
         if before.committed("world") is not None:
-            found |= _answered(before, store.load(before.part("world")))
+            found |= _answered(before, store.load_world(before.part("world")))
         config = before.config
 
 

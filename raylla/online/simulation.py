@@ -56,7 +56,7 @@ class Got:
 
 
 @dataclass
-class Traffic:
+class SimulatedTraffic:
     """What happened: counts of asked, answered, busy, shown, read, clicked; seconds per answer."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -72,7 +72,9 @@ class Traffic:
         return found
 
 
-def simulate(run: Run, url: str, key: str, count: int, concurrency: int, seed: int) -> Traffic:
+def simulate_users(
+    run: Run, url: str, key: str, count: int, concurrency: int, seed: int
+) -> SimulatedTraffic:
     """``count`` questions of the run's users to the endpoint at ``url``; lists the world's ads first
     where the endpoint has none.
 
@@ -83,18 +85,18 @@ def simulate(run: Run, url: str, key: str, count: int, concurrency: int, seed: i
     Raises:
         EndpointError: the endpoint cannot be reached, or refuses something.
     """
-    config, world = run.config, store.load(run.part("world"))
+    config, world = run.config, store.load_world(run.part("world"))
     users = users_of(world)
     model = resolve(config.user_llm.path, "user_llm.path")
     reader = JudgeWorker(model, config.user_llm.sampling, config.engine, config.seed)
-    asked = questions(reader, config, list(users.values()), count, seed)
+    asked = worded_questions(reader, config, list(users.values()), count, seed)
 
-    async def drive() -> Traffic:
+    async def drive() -> SimulatedTraffic:
         headers = {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(
             base_url=url, headers=headers, timeout=config.serving.tmax, trust_env=not loopback(url)
         ) as client:
-            await list_ads(client, world, config)
+            await open_accounts(client, world, config)
             return await converse(client, reader, config, users, asked, concurrency, seed)
 
     try:
@@ -108,7 +110,7 @@ def users_of(world: World) -> dict[str, Profile]:
     return {query.profile_id: world.profile_by_id[query.profile_id] for query in world.of("train")}
 
 
-async def list_ads(client: httpx.AsyncClient, world: World, config: Config) -> int:
+async def open_accounts(client: httpx.AsyncClient, world: World, config: Config) -> int:
     """Open accounts for the world's ads where the endpoint has none: an advertiser and a campaign per
     theme, bids of U{1..max_bid}, and budgets that a simulation does not exhaust; how many ads.
 
@@ -146,7 +148,7 @@ async def list_ads(client: httpx.AsyncClient, world: World, config: Config) -> i
     return len(world.ads)
 
 
-def questions(
+def worded_questions(
     reader: Reader, config: Config, users: Sequence[Profile], count: int, seed: int
 ) -> list[Query]:
     """``count`` questions of ``users`` in turn, as the User-LLM words them (fewer where it fails)."""
@@ -181,13 +183,13 @@ async def converse(
     asked: Sequence[Query],
     concurrency: int,
     seed: int,
-) -> Traffic:
+) -> SimulatedTraffic:
     """Have ``asked`` answered by the endpoint, and its ads clicked as the User-LLM says.
 
     Raises:
         EndpointError: the endpoint refuses a question for another reason than being busy.
     """
-    traffic = Traffic()
+    traffic = SimulatedTraffic()
     for start in range(0, len(asked), concurrency):
         wave = asked[start : start + concurrency]
         traffic.counts["asked"] += len(wave)
@@ -242,7 +244,7 @@ def _got(name: str, query: Query, profile: Profile, answer: Any, seconds: float)
     return Got(name, query, profile, text + content[at:], tuple(ads), tuple(urls), seconds)
 
 
-def _read(reader: Reader, config: Config, got: Sequence[Got], traffic: Traffic) -> list[str]:
+def _read(reader: Reader, config: Config, got: Sequence[Got], traffic: SimulatedTraffic) -> list[str]:
     """Click URLs of the ads that their users want, as the User-LLM judges."""
     items = [
         judge_item(
@@ -268,7 +270,7 @@ def _read(reader: Reader, config: Config, got: Sequence[Got], traffic: Traffic) 
     return wanted
 
 
-async def _click(client: httpx.AsyncClient, url: str, traffic: Traffic) -> None:
+async def _click(client: httpx.AsyncClient, url: str, traffic: SimulatedTraffic) -> None:
     response = await client.get(url, follow_redirects=False)
     if response.status_code != 302:
         _checked(response)

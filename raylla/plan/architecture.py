@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylla.errors import ConfigError
-from raylla.models.places import is_adapter, resolve, settings
+from raylla.models.places import adapter_settings, is_adapter, resolve
 from raylla.storage import exists, read_text, within
 
 
@@ -79,7 +79,7 @@ def architecture(path: str, field: str) -> Architecture:
     """
     found = resolve(path, field)
     if is_adapter(found):
-        return architecture(settings(found)["base_model_name_or_path"], field)
+        return architecture(adapter_settings(found)["base_model_name_or_path"], field)
     place = within(found, "config.json")
     if exists(place):
         return _read(json.loads(read_text(place)), f"{field}: {place}")

@@ -48,7 +48,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class PhaseCost:
     """One phase of an epoch on ``workers`` devices; it is bound by the largest of its times.
 
     ``times`` in seconds, by what they are spent on; they add up.
@@ -95,12 +95,12 @@ class Memory:
 class Budget:
     """A config's cost. Rollout and judge work side by side; the other phases follow one another."""
 
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseCost, ...]
     memory: tuple[Memory, ...]
     epochs: int
     gpus: float
 
-    def phase(self, name: str) -> Phase:
+    def phase(self, name: str) -> PhaseCost:
         """By name."""
         return next(one for one in self.phases if one.name == name)
 
@@ -245,7 +245,7 @@ def _generate(
     draws_each: float,
     prompt: float,
     text: float,
-) -> Phase:
+) -> PhaseCost:
     """``requests`` prompts of ``draws_each`` texts each on ``workers`` engines."""
     config = work.config
     wide, width = config.engine.tensor_parallel, WIDTH[config.engine.dtype]
@@ -258,10 +258,10 @@ def _generate(
     times = {"prefill compute": prefill_flops / (workers * wide * device.flops * shares.prefill)}
     times["decode bandwidth" if read >= computed else "decode compute"] = steps * max(read, computed)
     notes = {"draws per engine": draws, "tokens/s per engine": draws / max(read, computed)}
-    return Phase(name, workers * wide, prefilled + decoded, prefill_flops + decode_flops, times, notes)
+    return PhaseCost(name, workers * wide, prefilled + decoded, prefill_flops + decode_flops, times, notes)
 
 
-def _rollout(work: _Work, model: Architecture, device: Device, shares: Shares) -> Phase:
+def _rollout(work: _Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost:
     requests = 2 * work.asked + work.tested
     lengths, workers = work.lengths, work.config.rollout.workers
     each = work.answers / requests
@@ -270,7 +270,7 @@ def _rollout(work: _Work, model: Architecture, device: Device, shares: Shares) -
     )
 
 
-def _judge(work: _Work, model: Architecture, device: Device, shares: Shares) -> Phase:
+def _judge(work: _Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost:
     lengths, workers = work.lengths, work.config.judge.workers
     count = work.judgements
     return _generate(
@@ -278,17 +278,17 @@ def _judge(work: _Work, model: Architecture, device: Device, shares: Shares) -> 
     )
 
 
-def _learn(work: _Work, encoder: Architecture, device: Device, shares: Shares) -> Phase:
+def _learn(work: _Work, encoder: Architecture, device: Device, shares: Shares) -> PhaseCost:
     """Encoding of every judged and every scored answer; the MLP over it is a thousandth of that."""
     readings = 1 + sum(name in work.config.pctr.features for name in ("sentence", "ad_text"))
     texts = work.judgements + work.asked * work.config.irpo.preference_answers
     tokens = texts * readings * work.lengths.answer
     flops = encoder.flops(tokens, work.lengths.answer / 2, 0)
     workers = work.config.reward_trainer.workers
-    return Phase("learn", workers, tokens, flops, {"compute": flops / (device.flops * shares.prefill)})
+    return PhaseCost("learn", workers, tokens, flops, {"compute": flops / (device.flops * shares.prefill)})
 
 
-def _align(work: _Work, model: Architecture, device: Device, shares: Shares) -> Phase:
+def _align(work: _Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost:
     """DPO with a preference group from every query: forward and backward (twice a forward), the forward
     again where activations are not kept, and one for the reference where the rollout did not give it."""
     dpo, row = work.config.dpo, work.row
@@ -308,18 +308,18 @@ def _align(work: _Work, model: Architecture, device: Device, shares: Shares) -> 
     if dpo.workers > 1:
         times["link"] = moved * size / (device.link * shares.link)
     notes = {"tokens per group": row, "steps": float(steps)}
-    return Phase("align", dpo.workers, work.asked * row * passes, flops, times, notes)
+    return PhaseCost("align", dpo.workers, work.asked * row * passes, flops, times, notes)
 
 
-def _deploy(work: _Work, model: Architecture) -> Phase:
+def _deploy(work: _Work, model: Architecture) -> PhaseCost:
     """The version written and read as it is stored, then sent in float32 to each engine in turn."""
     stored = model.parameters * WIDTH[work.config.dpo.precision]
     sent = model.parameters * 4 * work.config.rollout.workers
     times = {"disk": 2 * stored / DISK, "network": sent / NETWORK}
-    return Phase("deploy", work.config.rollout.workers, 0, 0, times)
+    return PhaseCost("deploy", work.config.rollout.workers, 0, 0, times)
 
 
-def stored(config: Config) -> tuple[float, int]:
+def stored_bytes(config: Config) -> tuple[float, int]:
     """Bytes of a weight version as it is stored, and how many a finished run keeps."""
     size = architecture(config.ad_llm.path, "ad_llm.path").parameters * WIDTH[config.dpo.precision]
     return float(size), min(config.irpo.epochs, config.storage.keep_versions or config.irpo.epochs)

@@ -7,11 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from raylla.config import Config
-from raylla.plan.budget import Budget, Lengths, budget, stored
+from raylla.plan.budget import Budget, Lengths, budget, stored_bytes
 from raylla.plan.hardware import Device
 
 
-def show(console: Console, config: Config, device: Device, lengths: Lengths, node: int) -> None:
+def show_plan(console: Console, config: Config, device: Device, lengths: Lengths, node: int) -> None:
     """Print phases, memory, the epoch and what one more machine of ``node`` GPUs buys."""
     found = budget(config, device, lengths)
     console.print(
@@ -28,7 +28,7 @@ def show(console: Console, config: Config, device: Device, lengths: Lengths, nod
         f"{whole * found.gpus / 3600:.1f} GPU hours; engines and trainers wait {found.idle:.0%} of it",
         highlight=False,
     )
-    size, versions = stored(config)
+    size, versions = stored_bytes(config)
     console.print(
         f"storage: {size / 1e9:.3g} GB a weight version, {versions} kept (storage.keep_versions)",
         highlight=False,

@@ -25,7 +25,7 @@ from raylla.strictjson import dumps
 from raylla.world.synthetic import grammar
 
 Draw = Callable[[random.Random], grammar.Sample]
-Row = tuple[list[int], list[int], grammar.Sample]
+_Row = tuple[list[int], list[int], grammar.Sample]
 """Prompt ids, answer ids, and what they were made from."""
 SAVE_EVERY = 100
 POOL = 8
@@ -78,7 +78,7 @@ MODEL = {
 VOCABULARY = 2048
 
 
-def build(out: Path, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Iterator[dict[str, Any]]:
+def build_models(out: Path, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Run the stages that are not finished yet; yields one progress record every 10 steps."""
     words = _tokenizer(out / "tokenizer", seed)
     for stage in stages:
@@ -94,8 +94,8 @@ def _tokenizer(path: Path, seed: int) -> PreTrainedTokenizerFast:
         for draw in SAMPLERS.values():
             sample = draw(rng)
             texts += [sample.messages[0]["content"], sample.completion]
-    words = tokenizer.train(texts, VOCABULARY)
-    tokenizer.save(words, path)
+    words = tokenizer.train_tokenizer(texts, VOCABULARY)
+    tokenizer.save_tokenizer(words, path)
     return words
 
 
@@ -124,7 +124,7 @@ def _run(stage: Stage, out: Path, words: PreTrainedTokenizerFast, seed: int) -> 
     # Compiled it is half as fast again; the arithmetic is the same to rounding.
     trunk = torch.compile(model.model, dynamic=True) if shutil.which("c++") else model.model
     started, tokens, recent = time.monotonic(), 0, list[float]()
-    pool: list[list[Row]] = []
+    pool: list[list[_Row]] = []
     for step in range(first, stage.steps):
         if not pool or step % POOL == 0:
             pool = _pool(stage, words, random.Random(f"{seed}/{stage.name}/{step // POOL}"))
@@ -193,7 +193,7 @@ def _schedule(step: int, stage: Stage) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - stage.decay_from) / (1 - stage.decay_from)))
 
 
-def _pool(stage: Stage, words: PreTrainedTokenizerFast, rng: random.Random) -> list[list[Row]]:
+def _pool(stage: Stage, words: PreTrainedTokenizerFast, rng: random.Random) -> list[list[_Row]]:
     """`POOL` batches of similar length each, in random order."""
     names, shares = zip(*stage.mix, strict=True)
     samples = [SAMPLERS[name](rng) for name in rng.choices(names, shares, k=stage.batch * POOL)]
@@ -208,7 +208,7 @@ def _pool(stage: Stage, words: PreTrainedTokenizerFast, rng: random.Random) -> l
 
 
 def _batch(
-    rows: list[Row], words: PreTrainedTokenizerFast
+    rows: list[_Row], words: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids, labels, other labels, their chances and weights, all [batch, length], right-padded.
 
@@ -277,7 +277,7 @@ def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, directory: Pa
     model.config.dtype = torch.bfloat16
     model.config.architectures = ["Qwen3ForCausalLM"]
     model.config.save_pretrained(directory)
-    tokenizer.save(words, directory)
+    tokenizer.save_tokenizer(words, directory)
     (directory / "stage.json").write_text(dumps(asdict(stage), indent=2) + "\n")
     weights = {
         name: value.to(torch.bfloat16).contiguous()

@@ -28,7 +28,7 @@ ANSWERING, JUDGING = Sampling(temperature=0.7, top_k=10), Sampling()
 """How the two models sample in the pocket config."""
 
 
-def evaluate(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dict[str, Any]:
+def evaluate_models(ad_llm: str, user_llm: str, count: int, seed: int = 987_654) -> dict[str, Any]:
     """Figures of both models over ``count`` held-out prompts of each kind (pocket-scale).
 
     Raises:

@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A tokenizer of ``vocabulary`` entries, bids included, learned from ``texts``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -56,7 +56,7 @@ def train(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def save(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     """Write the tokenizer's files into the directory ``path``."""
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(path)

@@ -17,12 +17,12 @@ from raylla.config import Lora
 from raylla.errors import RunError
 from raylla.models import local
 from raylla.models.found import found
-from raylla.models.places import is_adapter, settings
+from raylla.models.places import adapter_settings, is_adapter
 
-NAME = "default"
+_NAME = "default"
 
 
-def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -> Any:
+def load_trainable(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -> Any:
     """The model in ``directory`` in float32, ready to be trained; ``how`` goes to `from_pretrained`.
 
     With ``lora``, its base is frozen and an adapter is trained: the one in ``directory``, or where a whole
@@ -35,16 +35,16 @@ def load(directory: Path, base: str, lora: Lora | None, seed: int, **how: Any) -
         model = AutoModelForCausalLM.from_pretrained(directory, **how)
         if lora is not None:
             torch.manual_seed(seed)
-            model.add_adapter(peft_config(lora, base, model.config.num_hidden_layers), NAME)
+            model.add_adapter(peft_config(lora, base, model.config.num_hidden_layers), _NAME)
             # `add_adapter` puts the folder that the base was read from in place of its name.
-            model.peft_config[NAME].base_model_name_or_path = base
+            model.peft_config[_NAME].base_model_name_or_path = base
         return model
-    about = settings(directory)
+    about = adapter_settings(directory)
     if lora is not None:
         _agree(directory, about, lora)
     with local(about["base_model_name_or_path"]) as whole:
         model = AutoModelForCausalLM.from_pretrained(whole, **how)
-    model.load_adapter(str(directory), NAME, is_trainable=lora is not None)
+    model.load_adapter(str(directory), _NAME, is_trainable=lora is not None)
     for parameter in model.parameters():
         if parameter.requires_grad:  # in the numbers that it was saved in, which may be coarser
             parameter.data = parameter.data.float()
@@ -55,7 +55,7 @@ def tokenizer(directory: Path) -> Any:
     """The tokenizer of the model in ``directory``; that of an adapter's base."""
     if not is_adapter(directory):
         return AutoTokenizer.from_pretrained(directory)
-    with found(settings(directory)["base_model_name_or_path"]) as base:
+    with found(adapter_settings(directory)["base_model_name_or_path"]) as base:
         return tokenizer(base)
 
 

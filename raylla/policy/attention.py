@@ -23,13 +23,13 @@ from raylla.config import Dpo
 PADDING = -1
 FLEX_BLOCK = 128
 """Rows are padded to a multiple of this where attention is block-sparse: the kernel's block."""
-PARTS, FLEX = "packed_parts", "flex_attention"
+PACKED_PARTS, FLEX = "packed_parts", "flex_attention"
 """transformers' names of the two."""
 
 
 def attention(dpo: Dpo) -> str:
     """The attention that ``dpo.attention`` asks for on this machine."""
-    return FLEX if dpo.attention == "auto" and torch.cuda.is_available() else PARTS
+    return FLEX if dpo.attention == "auto" and torch.cuda.is_available() else PACKED_PARTS
 
 
 def layout(segments: Tensor, prompts: Tensor, kind: str) -> Tensor | BlockMask:
@@ -100,4 +100,4 @@ def _parts(
             yield scaled_dot_product_attention(query[:, :, own], k, v, attn_mask=mask, scale=scaling)
 
 
-AttentionInterface.register(PARTS, by_parts)
+AttentionInterface.register(PACKED_PARTS, by_parts)

@@ -15,7 +15,7 @@ from raylla.policy.groups import Packable
 from raylla.storage import writing
 
 
-def gather(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
+def gather_trained(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
     """What was trained, on the CPU, by name; empty where not ``keep``. All ranks have to call it.
 
     Under ZeRO-3 one parameter after another is whole, so no device ever holds two copies of the model.
@@ -33,7 +33,7 @@ def gather(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor
     return found
 
 
-def write(model: Any, weights: dict[str, Tensor], source: Path, staging: Path) -> None:
+def write_model(model: Any, weights: dict[str, Tensor], source: Path, staging: Path) -> None:
     """Write config, tokenizer and weights into the empty directory ``staging``; an adapter has no tokenizer
     of its own.
 

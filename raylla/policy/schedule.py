@@ -18,28 +18,28 @@ Micro = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class OptimizerStep:
     """One optimizer step: ``micros[rank][m]``, and the pairs of all of them together."""
 
     pairs: int
     micros: tuple[tuple[Micro, ...], ...]
 
 
-def plan(
+def plan_steps(
     groups: Sequence[Packable], batch: int, micro: int, ranks: int, passes: int, seed: int
-) -> tuple[Step, ...]:
+) -> tuple[OptimizerStep, ...]:
     """Steps of ``passes`` shuffled passes, each in batches of ``batch`` groups over all ranks.
 
     The last batch of a pass holds what is left. All steps have ``micro_steps`` micro-batches per rank.
     """
-    steps: list[Step] = []
+    steps: list[OptimizerStep] = []
     for number in range(passes):
         order = list(range(len(groups)))
         random.Random(f"{seed}:{number}").shuffle(order)
         for start in range(0, len(order), batch):
             members = order[start : start + batch]
             micros = deal(groups, members, micro, ranks, micro_steps(batch, micro, ranks))
-            steps.append(Step(sum(groups[member].pairs for member in members), micros))
+            steps.append(OptimizerStep(sum(groups[member].pairs for member in members), micros))
     return tuple(steps)
 
 

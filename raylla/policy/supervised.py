@@ -29,16 +29,16 @@ from raylla.strictjson import dumps
 
 """Is called with the steps done, the steps in all and the last one's loss."""
 
-FILLER = Example((0,), ((0,),), (0.0,))
+_FILLER = Example((0,), ((0,),), (0.0,))
 """An example without weight, there so that every rank takes the same steps."""
 
 
-def arguments(dpo: Dpo, settings: Tuning, output: str, seed: int, ranks: int) -> trl.SFTConfig:
+def sft_arguments(dpo: Dpo, settings: Tuning, output: str, seed: int, ranks: int) -> trl.SFTConfig:
     """Training arguments; precision, sharding and clipping are those of ``dpo``."""
     steps = schedule.micro_steps(settings.batch, settings.micro, ranks)
     return trl.SFTConfig(
         output_dir=output,
-        deepspeed=zero.settings(dpo, settings.micro, steps, ranks),
+        deepspeed=zero.deepspeed_settings(dpo, settings.micro, steps, ranks),
         use_cpu=not torch.cuda.is_available(),
         bf16=dpo.precision == "bfloat16",
         learning_rate=settings.lr,
@@ -57,7 +57,7 @@ def arguments(dpo: Dpo, settings: Tuning, output: str, seed: int, ranks: int) ->
     )
 
 
-def example(lesson: Lesson, tokenizer: Any) -> Example:
+def tokenize_lesson(lesson: Lesson, tokenizer: Any) -> Example:
     """The token ids of a lesson.
 
     Raises:
@@ -72,12 +72,14 @@ def example(lesson: Lesson, tokenizer: Any) -> Example:
     return Example(tuple(prompt_ids(tokenizer, lesson.messages)), answers, lesson.weights)
 
 
-def plan(examples: Sequence[Example], settings: Tuning, ranks: int, seed: int) -> tuple[schedule.Step, ...]:
+def _plan(
+    examples: Sequence[Example], settings: Tuning, ranks: int, seed: int
+) -> tuple[schedule.OptimizerStep, ...]:
     """Which rank trains which examples in which step."""
     per_pass = -(-len(examples) // settings.batch)
     wanted = settings.steps or settings.passes * per_pass
     passes = -(-wanted // per_pass)
-    return schedule.plan(examples, settings.batch, settings.micro, ranks, passes, seed)[:wanted]
+    return schedule.plan_steps(examples, settings.batch, settings.micro, ranks, passes, seed)[:wanted]
 
 
 class SupervisedTrainer(trl.SFTTrainer):
@@ -102,7 +104,7 @@ class SupervisedTrainer(trl.SFTTrainer):
         self._settings, self._examples, self._told = settings, examples, told
         self._ranks, self._rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         self.checkpoints = checkpoints
-        self.plan = plan(examples, settings, self._ranks, args.seed)
+        self.plan = _plan(examples, settings, self._ranks, args.seed)
         self.resumed = _last(checkpoints)
         self._sums = torch.zeros(len(self.plan), dtype=torch.float64)
         rows = Dataset(InMemoryTable.from_pydict({"input_ids": [[0]] * len(examples)}), fingerprint="rows")
@@ -154,7 +156,7 @@ class SupervisedTrainer(trl.SFTTrainer):
         """Packed tensors of this rank, micro-step by micro-step, with the weight of each answer."""
         for step in self.plan[self.resumed :]:
             for members in step.micros[self._rank]:
-                some = [self._examples[member] for member in members] or [FILLER]
+                some = [self._examples[member] for member in members] or [_FILLER]
                 weights = [weight for one in some for weight in one.weights]
                 yield packing.pack(some) | {"weights": torch.tensor(weights)}
 

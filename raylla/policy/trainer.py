@@ -45,12 +45,12 @@ def warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
 MODEL_INPUTS = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
 
 
-def arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
+def dpo_arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
     """Training arguments; creating them is what tells transformers to load sharded under ZeRO-3."""
     steps = schedule.micro_steps(dpo.batch_groups, dpo.micro_groups, ranks)
     return trl.DPOConfig(
         output_dir=output,
-        deepspeed=zero.settings(dpo, dpo.micro_groups, steps, ranks),
+        deepspeed=zero.deepspeed_settings(dpo, dpo.micro_groups, steps, ranks),
         use_cpu=not torch.cuda.is_available(),
         bf16=dpo.precision == "bfloat16",
         beta=dpo.beta,
@@ -93,7 +93,7 @@ class PackedDPOTrainer(trl.DPOTrainer):
         self._groups = groups
         self._told = told
         self._ranks, self._rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        self.plan = schedule.plan(
+        self.plan = schedule.plan_steps(
             groups, dpo.batch_groups, dpo.micro_groups, self._ranks, dpo.passes, args.seed
         )
         self._offsets = [0]
@@ -231,7 +231,7 @@ class MicroBatches:
     """What transformers' loop needs of a data loader: a length and an iterator."""
 
     def __init__(
-        self, plan: Sequence[schedule.Step], batches: Callable[[], Iterator[dict[str, Tensor]]]
+        self, plan: Sequence[schedule.OptimizerStep], batches: Callable[[], Iterator[dict[str, Tensor]]]
     ) -> None:
         self._plan, self._batches = plan, batches
 

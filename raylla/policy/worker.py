@@ -36,13 +36,13 @@ from raylla.policy import adapters, saving, supervised, zero
 from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
 from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told, TuneJob, TuneResult
-from raylla.policy.trainer import PackedDPOTrainer, arguments
+from raylla.policy.trainer import PackedDPOTrainer, dpo_arguments
 from raylla.storage import making
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def work(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
+def take_jobs(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
     """Take jobs from the ``hub`` actor (``actors.policy.Hub``) until it says stop; runs on every rank."""
     setup()
     # What was imported stays: without it, each of a job's collections would walk a million objects.
@@ -56,9 +56,9 @@ def work(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
         job = ray.get(jobs[0])
         result: AlignResult | TuneResult | None
         if isinstance(job, TuneJob):
-            result = tune(job, dpo, hub.tell.remote)
+            result = tune_job(job, dpo, hub.tell.remote)
         else:
-            result = align(job, dpo, lora, hub.tell.remote)
+            result = align_job(job, dpo, lora, hub.tell.remote)
         done = number
         if result is not None:
             ray.get(hub.finish.remote(number, result))
@@ -75,7 +75,7 @@ def setup() -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     quiet()
     with clean_slate():
-        zero.connect()
+        zero.connect_ranks()
 
 
 def quiet() -> None:
@@ -87,7 +87,7 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def align(
+def align_job(
     job: AlignJob, dpo: Dpo, lora: Lora | None = None, told: Told = lambda *_: None
 ) -> AlignResult | None:
     """Run one job; every rank calls it. The result is rank 0's, None elsewhere.
@@ -113,9 +113,9 @@ def align(
             curve, reference = trainer.curve, trainer.reference
             # An adapter is small, and what an epoch moves in it is smaller: it is kept in float32.
             kept_in = DTYPES[dpo.precision] if lora is None else torch.float32
-            weights = saving.gather(trainer.model, kept_in, keep=main)
+            weights = saving.gather_trained(trainer.model, kept_in, keep=main)
             if main:
-                saving.write(trainer.model, weights, source, staging)
+                saving.write_model(trainer.model, weights, source, staging)
             trainer.model_wrapped.destroy()
             del trainer, weights
         probe = saving.probe(staging, groups[0]) if main else None
@@ -153,7 +153,7 @@ def _trainer(
     groups: list[TokenGroup],
     told: Told,
 ) -> PackedDPOTrainer:
-    args = arguments(dpo, scratch, job.seed, torch.distributed.get_world_size())
+    args = dpo_arguments(dpo, scratch, job.seed, torch.distributed.get_world_size())
     model = _model(job.base, source, dpo, lora, job.seed)
     return PackedDPOTrainer(model, adapters.tokenizer(source), args, dpo, groups, told)
 
@@ -161,10 +161,10 @@ def _trainer(
 def _model(name: str, source: Path, dpo: Dpo, lora: Lora | None, seed: int) -> Any:
     """The model in ``source``, which ``name`` names, to be trained whole or by an adapter."""
     how = {"dtype": DTYPES[dpo.precision], "attn_implementation": attention(dpo)}
-    return adapters.load(source, name, lora, seed, **how)
+    return adapters.load_trainable(source, name, lora, seed, **how)
 
 
-def tune(job: TuneJob, dpo: Dpo, told: Told) -> TuneResult | None:
+def tune_job(job: TuneJob, dpo: Dpo, told: Told) -> TuneResult | None:
     """Supervised training of one job; every rank calls it. The result is rank 0's, None elsewhere.
 
     ``told`` hears of each step, on rank 0.
@@ -187,19 +187,19 @@ def tune(job: TuneJob, dpo: Dpo, told: Told) -> TuneResult | None:
         with clean_slate(), tempfile.TemporaryDirectory(prefix="raylla-tune-") as scratch:
             zero.name_ranks()
             ranks = torch.distributed.get_world_size()
-            args = supervised.arguments(dpo, job.settings, scratch, job.seed, ranks)
+            args = supervised.sft_arguments(dpo, job.settings, scratch, job.seed, ranks)
             model = _model(job.base, source, dpo, job.settings.lora, job.seed)
             tokenizer = adapters.tokenizer(source)
-            examples = [supervised.example(lesson, tokenizer) for lesson in job.lessons]
+            examples = [supervised.tokenize_lesson(lesson, tokenizer) for lesson in job.lessons]
             trainer = supervised.SupervisedTrainer(
                 model, tokenizer, args, job.settings, examples, checkpoints, told
             )
             trainer.train()
             losses, resumed = tuple(trainer.losses), trainer.resumed
             # A beginning, from which nothing is to be told apart: half the size will do.
-            weights = saving.gather(trainer.model, torch.bfloat16, keep=main)
+            weights = saving.gather_trained(trainer.model, torch.bfloat16, keep=main)
             if main:
-                saving.write(trainer.model, weights, source, staging)
+                saving.write_model(trainer.model, weights, source, staging)
             trainer.model_wrapped.destroy()
             taken = trainer.plan[resumed:]
             del trainer, weights, model

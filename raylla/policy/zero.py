@@ -17,7 +17,7 @@ BUCKET = 1 << 23
 collective for every matrix; this is about that of a 4 B model, and a small one in one piece."""
 
 
-def settings(dpo: Dpo, micro: int, micro_steps: int, ranks: int) -> dict[str, Any]:
+def deepspeed_settings(dpo: Dpo, micro: int, micro_steps: int, ranks: int) -> dict[str, Any]:
     """DeepSpeed's config for ``micro_steps`` forward passes of ``micro`` rows per optimizer step on each of
     ``ranks``.
 
@@ -58,7 +58,7 @@ def name_ranks() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect() -> None:
+def connect_ranks() -> None:
     """Make torch.distributed and DeepSpeed ready in this process.
 
     Joins the process group that Ray Train has set up, or makes one of a single process.

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = Sequence[float] | NDArray[np.float64]
-Labels = Sequence[bool] | Sequence[int] | NDArray[np.bool_]
-DRAWN_AT_ONCE = 2_000_000
+_Floats = Sequence[float] | NDArray[np.float64]
+_Labels = Sequence[bool] | Sequence[int] | NDArray[np.bool_]
+_DRAWN_AT_ONCE = 2_000_000
 """Clicks that are simulated together, which bounds the memory."""
 
 
-def auc(predicted: Floats, clicked: Labels) -> float:
+def auc(predicted: _Floats, clicked: _Labels) -> float:
     """P(a clicked row is predicted above one not clicked), ties counting one half.
 
     NaN where only one class is there.
@@ -30,7 +30,7 @@ def auc(predicted: Floats, clicked: Labels) -> float:
     return float((ranks[y].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def log_loss(predicted: Floats, clicked: Labels, floor: float = 1e-7) -> float:
+def log_loss(predicted: _Floats, clicked: _Labels, floor: float = 1e-7) -> float:
     """Mean binary cross-entropy in nats, predictions clipped to [floor, 1 - floor]; NaN of nothing."""
     p, y = _arrays(predicted, clicked)
     if not len(p):
@@ -39,7 +39,7 @@ def log_loss(predicted: Floats, clicked: Labels, floor: float = 1e-7) -> float:
     return float(-np.where(y, np.log(clipped), np.log1p(-clipped)).mean())
 
 
-def calibration_error(predicted: Floats, clicked: Labels, bins: int = 10) -> float:
+def calibration_error(predicted: _Floats, clicked: _Labels, bins: int = 10) -> float:
     """Expected calibration error over bins of equal mass: mean |predicted - observed rate|.
 
     Rows of equal prediction may fall into neighbouring bins; NaN of nothing.  It is above 0 even where
@@ -53,7 +53,7 @@ def calibration_error(predicted: Floats, clicked: Labels, bins: int = 10) -> flo
 
 
 def calibration_floor(
-    predicted: Floats, bins: int = 10, draws: int = 1000, seed: int = 0, level: float = 0.95
+    predicted: _Floats, bins: int = 10, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, float]:
     """The `calibration_error` that these predictions have where every one of them is right.
 
@@ -74,7 +74,7 @@ def calibration_floor(
     sizes = [len(part) for part in np.array_split(p, bins) if len(part)]
     starts = np.cumsum([0, *sizes[:-1]])
     expected = np.add.reduceat(p, starts)
-    each = max(1, DRAWN_AT_ONCE // len(p))
+    each = max(1, _DRAWN_AT_ONCE // len(p))
     errors = np.concatenate(
         [
             np.abs(np.add.reduceat(rng.random((some, len(p))) < p, starts, axis=1, dtype=int) - expected)
@@ -85,7 +85,7 @@ def calibration_floor(
     return {"mean": float(errors.mean()), "low": float(low), "high": float(high)}
 
 
-def calibration(predicted: Floats, clicked: Labels) -> dict[str, float]:
+def calibration(predicted: _Floats, clicked: _Labels) -> dict[str, float]:
     """The calibration error beside its floor, and the error that chance alone exceeds once in forty."""
     floor = calibration_floor(predicted)
     return {
@@ -95,14 +95,14 @@ def calibration(predicted: Floats, clicked: Labels) -> dict[str, float]:
     }
 
 
-def reliability(predicted: Floats, clicked: Labels, bins: int = 10) -> list[tuple[float, float, int]]:
+def reliability(predicted: _Floats, clicked: _Labels, bins: int = 10) -> list[tuple[float, float, int]]:
     """Mean prediction, observed rate and rows of each bin of equal mass, from low to high."""
     p, y = _arrays(predicted, clicked)
     parts = [part for part in np.array_split(np.argsort(p, kind="stable"), bins) if len(part)]
     return [(float(p[part].mean()), float(y[part].mean()), len(part)) for part in parts]
 
 
-def _arrays(predicted: Floats, clicked: Labels) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _arrays(predicted: _Floats, clicked: _Labels) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     p = np.asarray(predicted, dtype=np.float64)
     y = np.asarray(clicked, dtype=np.bool_)
     if p.shape != y.shape or p.ndim != 1:

@@ -15,7 +15,7 @@ from raylla.storage import here, making, writing
 from raylla.strictjson import dumps
 
 
-def save(place: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def save_checkpoint(place: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write both files to ``place``: readers see the old pair or the new one.
 
     Raises:
@@ -26,8 +26,8 @@ def save(place: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -
         (fresh / "pctr.json").write_text(dumps(about, indent=2) + "\n")
 
 
-def load(place: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save` wrote.
+def load_checkpoint(place: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_checkpoint` wrote.
 
     Raises:
         RunError: a file is missing or unreadable.

@@ -24,13 +24,13 @@ from raylla.models import local
 from raylla.reward.reader import UNREADABLE, longest, positions, reader, unfit, unsuited
 
 Encodings = NDArray[np.float32]
-Span = tuple[str, int, int]
+TextSpan = tuple[str, int, int]
 """A text and the half-open character range of it that is pooled over."""
 
-FIELD = "pctr.encoder"
+_FIELD = "pctr.encoder"
 MAX_WORDS = 32
 """Longest token list of `Encoder.words`."""
-PADDING = 64
+_PADDING = 64
 """Tokens of padding that cost no more than another pass of the model; a batch may have a tenth, too."""
 
 
@@ -56,9 +56,9 @@ class Encoder:
                     directory, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
                 )
         except UNREADABLE as error:
-            raise unsuited(FIELD, path, str(error)) from None
+            raise unsuited(_FIELD, path, str(error)) from None
         if reason := unfit(tokenizer, model):
-            raise unsuited(FIELD, path, reason)
+            raise unsuited(_FIELD, path, reason)
         self._device = "cpu"
         self._model = reader(model).eval()
         self._model.config.use_cache = False  # nothing is ever decoded from where a text ends
@@ -68,7 +68,7 @@ class Encoder:
         self._batch_tokens = batch_tokens
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._cache: OrderedDict[Span, Encodings] = OrderedDict()
+        self._cache: OrderedDict[TextSpan, Encodings] = OrderedDict()
         self._words: dict[str, tuple[int, ...]] = {}
         self.dim = self._tried(path)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,7 +78,7 @@ class Encoder:
         """Mean over the tokens of each text, [len(texts), dim]; zeros for a text without any."""
         return self.encode_spans([(text, 0, len(text)) for text in texts])
 
-    def encode_spans(self, spans: Sequence[Span]) -> Encodings:
+    def encode_spans(self, spans: Sequence[TextSpan]) -> Encodings:
         """Mean over the tokens that touch each range, [len(spans), dim].
 
         The whole text goes through the model, so that a sentence is read in its context; a range
@@ -114,8 +114,8 @@ class Encoder:
             self._words[text] = tuple(ids[:MAX_WORDS])
         return self._words[text]
 
-    def _compute(self, spans: Iterable[Span]) -> Iterator[tuple[Span, Encodings]]:
-        by_text: dict[str, list[Span]] = {}
+    def _compute(self, spans: Iterable[TextSpan]) -> Iterator[tuple[TextSpan, Encodings]]:
+        by_text: dict[str, list[TextSpan]] = {}
         for span in spans:
             by_text.setdefault(span[0], []).append(span)
         if not by_text:
@@ -142,7 +142,7 @@ class Encoder:
         try:
             states = self._hidden([ids, ids[:2]])
         except (*UNREADABLE, IndexError, AttributeError) as error:
-            raise unsuited(FIELD, path, f"it does not read a text of {len(ids)} tokens: {error}") from None
+            raise unsuited(_FIELD, path, f"it does not read a text of {len(ids)} tokens: {error}") from None
         return int(states.shape[-1])
 
     @torch.inference_mode()
@@ -169,7 +169,7 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     held = 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         padded = (len(batch) + 1) * lengths[index]
-        if batch and (padded > budget or padded - held - lengths[index] > max(PADDING, padded // 10)):
+        if batch and (padded > budget or padded - held - lengths[index] > max(_PADDING, padded // 10)):
             yield batch
             batch, held = [], 0
         batch.append(index)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raylla.auction.markup import MARKUP
 from raylla.reward.cues import BUCKETS, Words
-from raylla.reward.encoder import MAX_WORDS, Encoder, Encodings, Span
+from raylla.reward.encoder import MAX_WORDS, Encoder, Encodings, TextSpan
 from raylla.reward.rows import ClickRow
 
 PLACED, RANKS, EARLIER = 5, 4, 3
@@ -103,7 +103,7 @@ def _cosine(left: Encodings, right: Encodings) -> Encodings:
     return cosine
 
 
-def _span(name: str, row: ClickRow) -> Span:
+def _span(name: str, row: ClickRow) -> TextSpan:
     """What of a row is encoded under ``name``."""
     if name == "sentence":
         return _sentence_span(row)
@@ -111,7 +111,7 @@ def _span(name: str, row: ClickRow) -> Span:
     return text, 0, len(text)
 
 
-def _sentence_span(row: ClickRow) -> Span:
+def _sentence_span(row: ClickRow) -> TextSpan:
     start = max(0, row.answer_text.find(row.sentence))
     return row.answer_text, start, start + len(row.sentence)
 

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from raylla.auction.checks import Array
 from raylla.records import Prediction
 
-Array = NDArray[np.float64]
 GROUP = 50
 """Impressions of a group."""
 

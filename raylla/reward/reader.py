@@ -53,7 +53,7 @@ def longest(model: Any, most: int) -> int:
     return min(limit for limit in limits if limit is not None)
 
 
-def check(path: str, field: str) -> None:
+def check_encoder(path: str, field: str) -> None:
     """Refuse a directory that `Encoder` could not read texts with, by its small files alone.
 
     Raises:

@@ -35,7 +35,7 @@ class ClickRow:
     clicked: bool | None
 
 
-def rows(
+def click_rows(
     sample_id: str,
     query: Query,
     profile: Profile,

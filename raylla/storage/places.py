@@ -124,7 +124,7 @@ def making(place: Place) -> Iterator[Path]:
             yield fresh
             files, root = opened(place)
             with asked(place, "writing it"):
-                remove(files, root)
+                remove_exact(files, root)
                 for name in names(fresh):
                     put(files, fresh / name, f"{root}/{name}")
         return
@@ -233,7 +233,7 @@ def put(files: AbstractFileSystem, source: Path, target: str) -> None:
         files.put_file(str(source), target)
 
 
-def remove(files: AbstractFileSystem, root: str) -> None:
+def remove_exact(files: AbstractFileSystem, root: str) -> None:
     """Remove the file or directory of that very name, if it is there: `rm` of some drivers reads names as
     patterns, and removes whatever matches."""
     if not files.exists(root):

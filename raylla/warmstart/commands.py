@@ -21,33 +21,32 @@ def warmstart(
 
     An interrupted training goes on from its last checkpoint. Weights that are there are only reported on.
     """
-    loaded = settings.load(config, set_)
+    loaded = settings.load_config(config, set_)
     with loading():
         from raylla import models
         from raylla.actors.placement import connect, disconnect
         from raylla.runs.state import write_json
         from raylla.stop import heeded, listen
-        from raylla.warmstart.report import report
-        from raylla.warmstart.train import settings as section
-        from raylla.warmstart.train import warmstart as train
+        from raylla.warmstart.report import measure_warmstart
+        from raylla.warmstart.train import train_warmstart, warmstart_settings
 
-    section(loaded)
-    models.check(loaded)
+    warmstart_settings(loaded)
+    models.check_places(loaded)
     target, watch = out / "weights", steps()
     with watch.stage(RAY):
         connect(loaded)
     try:
         with listen(), heeded("the warm start"):
             if not any((target / name).exists() for name in models.CONFIGS):
-                train(loaded, str(target), out, watch)
-            found = report(loaded, str(target), watch)
+                train_warmstart(loaded, str(target), out, watch)
+            found = measure_warmstart(loaded, str(target), watch)
     finally:
         disconnect(loaded)
     write_json(out / "warmstart.json", found)
-    show(found)
+    _show(found)
 
 
-def show(found: dict[str, Any]) -> None:
+def _show(found: dict[str, Any]) -> None:
     """The report, a line for each figure."""
     for name, value in found.items():
         if isinstance(value, dict) and "mean" in value:

@@ -18,18 +18,18 @@ from raylla.auction.prose import without_ads
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request
 from raylla.errors import RunError
-from raylla.figures.intervals import Figure, means, quotients, spearman, within
+from raylla.figures.intervals import Figure, bounded, means, quotients, spearman
 from raylla.progress import Steps
 from raylla.warmstart import rows
-from raylla.warmstart.train import settings
+from raylla.warmstart.train import warmstart_settings
 from raylla.world import prompts
 
 VERSION = "v0"
-Read = Array
+_Read = Array
 """By row, negative log-likelihood (nats) and tokens of its answers without their ads, summed [rows, 2]."""
 
 
-def report(config: Config, place: str, watch: Steps) -> dict[str, Any]:
+def measure_warmstart(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     """Measure the weights at ``place`` on the rows that `warmstart` holds out; needs a connected cluster.
 
     Shares are of all attempts at a placement, or of all answers, with 95 % bootstrap intervals over rows.
@@ -41,8 +41,8 @@ def report(config: Config, place: str, watch: Steps) -> dict[str, Any]:
         RunError: an engine refused a prompt, or no row is held out.
         DeadlineError: an engine did not start, or answer, in time.
     """
-    chosen = settings(config)
-    split = rows.split(rows.read(chosen.data), chosen.held_out, config.seed)
+    chosen = warmstart_settings(config)
+    split = rows.split_answers(rows.read_published(chosen.data), chosen.held_out, config.seed)
     held_out = rows.rows(split.test, chosen, config.seed)[: chosen.report_rows]
     requests = [
         Request(
@@ -71,7 +71,9 @@ def report(config: Config, place: str, watch: Steps) -> dict[str, Any]:
     }
 
 
-def _left(config: Config, asked: Sequence[rows.Row], answered: Sequence[Generated]) -> list[Given]:
+def _left(
+    config: Config, asked: Sequence[rows.AnsweredAuction], answered: Sequence[Generated]
+) -> list[Given]:
     """What is left of the answers without their ads, as answers to the question alone; ids "row/draw"."""
     form = config.ad_llm.prompt
     return [
@@ -114,7 +116,11 @@ def _asked(
 
 
 def figures(
-    asked: Sequence[rows.Row], answered: Sequence[Generated], read: Read, resamples: int, seed: int
+    asked: Sequence[rows.AnsweredAuction],
+    answered: Sequence[Generated],
+    read: _Read,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """The figures of the answers [rows] to the rows ``asked``; the model below all adapters ``read`` them.
 
@@ -138,7 +144,7 @@ def figures(
 
     def rate(above: int, below: int, most: float = 1.0) -> Figure:
         (found,) = quotients([counts[:, [above]]], [counts[:, [below]]], resamples, rng)
-        return within(found, 0, most)
+        return bounded(found, 0, most)
 
     by_row = np.array([ranks, shares]).reshape(2, len(asked), -1)
     return {
@@ -156,7 +162,7 @@ def figures(
     }
 
 
-def _account(row: rows.Row, parsed: Sequence[Parsed], finished: Sequence[bool]) -> list[float]:
+def _account(row: rows.AnsweredAuction, parsed: Sequence[Parsed], finished: Sequence[bool]) -> list[float]:
     """Answers, those with a valid ad, valid placements, attempts, relevant placements, the candidates'
     share that would be, answers that end; summed over the row's draws."""
     topic = {ad.id: ad.category for ad in row.ads}
@@ -173,7 +179,7 @@ def _account(row: rows.Row, parsed: Sequence[Parsed], finished: Sequence[bool]) 
     ]
 
 
-def _perplexity(read: Read, resamples: int, rng: np.random.Generator) -> Figure | None:
+def _perplexity(read: _Read, resamples: int, rng: np.random.Generator) -> Figure | None:
     """Of the tokens of all answers without their ads; none where nothing is left of them."""
     if not read[:, 1].any():
         return None
@@ -185,4 +191,4 @@ def _perplexity(read: Read, resamples: int, rng: np.random.Generator) -> Figure 
 def _trend(bids: Array, shares: Array, resamples: int, rng: np.random.Generator) -> Figure:
     """Mean over rows [q, k] of the rank correlation of bid and share, with its interval."""
     by_row = spearman(bids, shares)
-    return within(means([by_row[:, None]], resamples, rng)[0], -1, 1)
+    return bounded(means([by_row[:, None]], resamples, rng)[0], -1, 1)

@@ -25,13 +25,12 @@ from raylla.world.synthetic import lexicon
 
 SAME_TOPIC = 2
 """Candidates of the answer's topic beside its own ad."""
-INTERESTS = 3
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _SIGNS = re.compile(r"[@\[\]<>|\u00a4]")
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedAnswer:
     """A published answer that holds an ad: ``brand`` is in the ``text`` word for word."""
 
     query: str
@@ -41,7 +40,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AnsweredAuction:
     """An auction and the answer to it."""
 
     query: Query
@@ -52,14 +51,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitAnswers:
     """Rows to train on, and those whose brands and questions are in none of them."""
 
-    train: tuple[Published, ...]
-    test: tuple[Published, ...]
+    train: tuple[PublishedAnswer, ...]
+    test: tuple[PublishedAnswer, ...]
 
 
-def read(path: Path) -> list[Published]:
+def read_published(path: Path) -> list[PublishedAnswer]:
     """The answers of the file that hold their ad's name.
 
     Raises:
@@ -78,13 +77,13 @@ def read(path: Path) -> list[Published]:
         text = " ".join(row["response"].split())
         if row.get("label") == 1 and brand and brand in text and not _SIGNS.search(brand):
             topic = row["meta_topic"].replace("_", " ")
-            found.append(Published(" ".join(row["query"].split()), topic, brand, text))
+            found.append(PublishedAnswer(" ".join(row["query"].split()), topic, brand, text))
     if not found:
         raise WorldError(f"warmstart.data={str(path)!r} holds no answer with an ad; give another file")
     return found
 
 
-def split(found: Sequence[Published], held_out: float, seed: int) -> Split:
+def split_answers(found: Sequence[PublishedAnswer], held_out: float, seed: int) -> SplitAnswers:
     """Hold out a share of the brands, with every question that one of their answers is to."""
     brands = sorted({one.brand for one in found})
     random.Random(f"{seed}/brands").shuffle(brands)
@@ -92,10 +91,10 @@ def split(found: Sequence[Published], held_out: float, seed: int) -> Split:
     test = [one for one in found if one.brand in kept_back]
     asked = {one.query for one in test}
     train = [one for one in found if one.brand not in kept_back and one.query not in asked]
-    return Split(tuple(train), tuple(test))
+    return SplitAnswers(tuple(train), tuple(test))
 
 
-def rows(found: Sequence[Published], settings: Warmstart, seed: int) -> list[Row]:
+def rows(found: Sequence[PublishedAnswer], settings: Warmstart, seed: int) -> list[AnsweredAuction]:
     """One row for each answer whose ad stands in its first ``settings.longest_answer`` characters.
 
     All candidates are brands of ``found``.
@@ -114,7 +113,7 @@ def rows(found: Sequence[Published], settings: Warmstart, seed: int) -> list[Row
         )
     made = []
     for number, one in enumerate(found):
-        told = shortened(one.text, one.brand)
+        told = _shortened(one.text, one.brand)
         if told is None or len(told) > settings.longest_answer:
             continue
         rng = random.Random(f"{seed}/row/{number}")
@@ -123,11 +122,11 @@ def rows(found: Sequence[Published], settings: Warmstart, seed: int) -> list[Row
         bids = tuple(float(rng.randint(1, 100)) for _ in ads)
         query = Query(f"w{number}", f"u{number}", one.query, one.topic, one.topic, "train")
         answer = told.replace(one.brand, markup(own), 1)
-        made.append(Row(query, _user(rng, f"u{number}", by_topic), ads, bids, answer))
+        made.append(AnsweredAuction(query, _user(rng, f"u{number}", by_topic), ads, bids, answer))
     return made
 
 
-def shortened(text: str, brand: str) -> str | None:
+def _shortened(text: str, brand: str) -> str | None:
     """The first sentence, and the two that end with the one that holds ``brand``; none where the
     sentences cut its name."""
     sentences = _SENTENCE_END.split(text)
@@ -138,7 +137,9 @@ def shortened(text: str, brand: str) -> str | None:
     return " ".join(dict.fromkeys(sentences[index] for index in chosen))
 
 
-def _candidates(rng: random.Random, one: Published, topic_of: dict[str, str], count: int) -> tuple[Ad, ...]:
+def _candidates(
+    rng: random.Random, one: PublishedAnswer, topic_of: dict[str, str], count: int
+) -> tuple[Ad, ...]:
     kin = sorted(brand for brand, topic in topic_of.items() if topic == one.topic and brand != one.brand)
     rest = sorted(brand for brand, topic in topic_of.items() if topic != one.topic)
     chosen = [one.brand, *rng.sample(kin, min(len(kin), SAME_TOPIC, count - 1))]
@@ -152,4 +153,4 @@ def _candidates(rng: random.Random, one: Published, topic_of: dict[str, str], co
 
 def _user(rng: random.Random, id: str, topics: dict[str, Any]) -> Profile:
     basics = f"{rng.randrange(18, 80)} {rng.choice(lexicon.PERSONAS)} {rng.choice(lexicon.CITIES)}"
-    return Profile(id, basics, tuple(rng.sample(sorted(topics), min(INTERESTS, len(topics)))))
+    return Profile(id, basics, tuple(rng.sample(sorted(topics), min(lexicon.INTERESTS, len(topics)))))

@@ -15,7 +15,7 @@ from raylla.warmstart import rows
 from raylla.world import prompts
 
 
-def settings(config: Config) -> Warmstart:
+def warmstart_settings(config: Config) -> Warmstart:
     """The config's warm start.
 
     Raises:
@@ -26,25 +26,25 @@ def settings(config: Config) -> Warmstart:
     return config.warmstart
 
 
-def lessons(config: Config, split: rows.Split) -> tuple[Lesson, ...]:
+def _lessons(config: Config, split: rows.SplitAnswers) -> tuple[Lesson, ...]:
     """The rows to train on, in the Ad-LLM's own prompt."""
-    made = rows.rows(split.train, settings(config), config.seed)
+    made = rows.rows(split.train, warmstart_settings(config), config.seed)
     return tuple(
         Lesson(prompts.of(config.ad_llm, row.query, row.profile, row.ads, row.bids), (row.answer,))
         for row in made
     )
 
 
-def warmstart(config: Config, target: str, storage: Path, watch: Steps) -> TuneResult:
+def train_warmstart(config: Config, target: str, storage: Path, watch: Steps) -> TuneResult:
     """Train `ad_llm.path` to place ads; the weights go to ``target``, checkpoints to ``storage``.
 
     Raises:
         WorldError: the data is unusable.
         RayllaError: as `PolicyTrainer.tune`.
     """
-    chosen = settings(config)
-    split = rows.split(rows.read(chosen.data), chosen.held_out, config.seed)
-    taught = lessons(config, split)
+    chosen = warmstart_settings(config)
+    split = rows.split_answers(rows.read_published(chosen.data), chosen.held_out, config.seed)
+    taught = _lessons(config, split)
     watch.say(f"warm start: {len(taught)} rows, {len(split.test)} held out")
     source = resolve(config.ad_llm.path, "ad_llm.path")
     kept = str(storage / "checkpoints")

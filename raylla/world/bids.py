@@ -36,7 +36,7 @@ def draw(seed: int, auction: str, count: int, max_bid: int) -> tuple[float, ...]
     return tuple(float(rng.randint(1, max_bid)) for _ in range(count))
 
 
-def check(bids: Sequence[float]) -> None:
+def check_bids(bids: Sequence[float]) -> None:
     """Refuse bids that no auction can charge.
 
     Raises:

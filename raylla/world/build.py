@@ -44,7 +44,7 @@ def catalogue(settings: config.World, seed: int) -> tuple[Ad, ...]:
         raise WorldError(f"world.ads={settings.ads}: there are {len(IDS)} four-digit ids; ask for fewer")
     names = _interleaved_categories()
     wanted = [names[index % len(names)] for index in range(settings.ads)]
-    return tuple(grammar.catalogue(random.Random(f"{seed}/catalogue"), wanted))
+    return tuple(grammar.draw_catalogue(random.Random(f"{seed}/catalogue"), wanted))
 
 
 def scattered_id(index: int) -> str:
@@ -55,7 +55,7 @@ def scattered_id(index: int) -> str:
     return str(IDS.start + (index * STRIDE % len(IDS) if index < len(IDS) else index))
 
 
-def split(users: Sequence[Profile], test_share: float, seed: int) -> dict[str, Split]:
+def split_users(users: Sequence[Profile], test_share: float, seed: int) -> dict[str, Split]:
     """Which profiles are held out for testing: profile id -> split, at least one of each.
 
     Whole profiles are held out, so that no user is known from training when tested.
@@ -124,7 +124,7 @@ def candidates(world: World, query: Query, count: int, seed: int) -> tuple[Ad, .
     return tuple(found)
 
 
-def sample(world: World, count: int, seed: int) -> World:
+def sample_queries(world: World, count: int, seed: int) -> World:
     """``world`` with at most ``count`` queries, taken evenly over themes and from both splits.
 
     Splits keep their shares, and each that has queries keeps at least one.

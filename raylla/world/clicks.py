@@ -23,7 +23,7 @@ from raylla.records import Ad, Placement, Profile, Query
 
 SAME_CATEGORY, SAME_THEME, UNRELATED = 0.55, 0.2, 0.04
 INTERESTED, NOT_INTERESTED = 1.5, 1.0
-NATIVE, BLUNT = 1.0, 0.4
+_NATIVE, _BLUNT = 1.0, 0.4
 POSITION_DECAY = 0.85
 COMPETITION = 0.5
 FLOOD = 4
@@ -43,7 +43,7 @@ def click_probabilities(
     for placement in placements:
         ad = ads[placement.ad_id]
         p = _relevance(query, ad) * _interest(profile, ad)
-        p *= BLUNT if BLUNT_WORDS.search(sentence_around(text, placement)) else NATIVE
+        p *= _BLUNT if BLUNT_WORDS.search(sentence_around(text, placement)) else _NATIVE
         p *= factors[ad.id]
         probabilities[ad.id] = min(CEILING, max(FLOOR, p)) if factors[ad.id] else 0.0
     return probabilities

@@ -9,7 +9,7 @@ from raylla.world.turns import in_context
 from raylla.world.world import World
 
 
-def candidates(
+def nearest_candidates(
     world: World, count: int, near: int, seed: int, encode: Encode
 ) -> dict[str, tuple[str, ...]]:
     """The ads that compete for each query that was not served: query id -> ad ids, shuffled.

@@ -13,14 +13,14 @@ from typing import Literal
 from raylla.auction.markup import MARKUP
 from raylla.world.texts import cut
 
-LONGEST = 480
+LONGEST_PASSAGE = 480
 """Characters of a passage: about 110 tokens of English."""
 BEFORE = 120
 """Characters that a sentence longer than a passage keeps before the product's name."""
 BRAND = 0.5
 """The first word of a name counts this much more than its others."""
 
-Found = Literal["name", "words", "nothing"]
+_Found = Literal["name", "words", "nothing"]
 """How a passage was found: by the name itself, by words of it, or not: then it is the beginning."""
 
 _TAG = re.compile(r"@?\[Ad-[0-9]+\]")
@@ -35,10 +35,10 @@ _WORD = re.compile(r"\w{2,}")
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Plain text on one line, at most `LONGEST` characters, and how it was found."""
+    """Plain text on one line, at most `LONGEST_PASSAGE` characters, and how it was found."""
 
     text: str
-    found: Found
+    found: _Found
 
 
 def plain(text: str) -> str:
@@ -66,7 +66,7 @@ def passage(text: str, name: str) -> Passage:
     name = " ".join(plain(name).split())
     places, found = _named(sentences, name)
     chosen: dict[int, str] = {}
-    left = LONGEST
+    left = LONGEST_PASSAGE
     for place in dict.fromkeys(one for at in places for one in (at, at - 1, at + 1)):
         if 0 <= place < len(sentences):
             kept = sentences[place] if chosen else _cut(sentences[place], name)
@@ -85,7 +85,7 @@ def _sentences(text: str) -> list[str]:
     return [one for line in text.splitlines() for one in _SENTENCE_END.split(line) if _WORD.search(one)]
 
 
-def _named(sentences: list[str], name: str) -> tuple[list[int], Found]:
+def _named(sentences: list[str], name: str) -> tuple[list[int], _Found]:
     """Which sentences name it, and how that was seen; a name may hold the end of a sentence."""
     whole = " ".join(sentences)
     starts = [0]
@@ -114,13 +114,13 @@ def _score(sentence: str, words: list[str]) -> float:
 
 def _cut(sentence: str, name: str) -> str:
     """The part of a long sentence about the name, of whole words."""
-    if len(sentence) <= LONGEST:
+    if len(sentence) <= LONGEST_PASSAGE:
         return sentence
     match = _pattern(name).search(sentence) if name else None
     start = max(0, (match.start() if match else 0) - BEFORE)
     if start:
         start = sentence.find(" ", start) + 1
-    return shortened(sentence[start:], LONGEST)
+    return shortened(sentence[start:], LONGEST_PASSAGE)
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -55,7 +55,7 @@ ENCODED_AT_ONCE = 4096
 TRAINED_ON = 64
 """Rows per list that k-means sees."""
 SEED = 0
-QUERIES = 500
+_QUERIES = 500
 """Questions of a world that tell what all questions have in common."""
 
 
@@ -66,7 +66,7 @@ def as_asked(ad: Ad) -> str:
 
 def questions(world: World) -> list[str]:
     """The texts that `Retrieval` is begun with."""
-    return [in_context(query) for query in world.queries[:QUERIES]]
+    return [in_context(query) for query in world.queries[:_QUERIES]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylla.errors import WorldError
-from raylla.records import Ad, Auction, Profile, Query, Role, Turn
+from raylla.records import Ad, Auction, Profile, Query, Turn, TurnRole
 from raylla.strictjson import dumps
 from raylla.world.texts import check_ad, check_line, composed
 from raylla.world.world import World
@@ -40,7 +40,7 @@ _ADDED: dict[str, Any] = {"description": "", "url": "", "candidates": [], "turns
 """Columns that older worlds lack, and what they stand for there."""
 
 
-def save(world: World, directory: Path) -> None:
+def save_world(world: World, directory: Path) -> None:
     """Write ``world`` to ``directory`` in one step: readers see the old world or the new one.
 
     Raises:
@@ -75,12 +75,12 @@ def save(world: World, directory: Path) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load(directory: Path) -> World:
-    """Read a world written by `save`, and check it.
+def load_world(directory: Path) -> World:
+    """Read a world written by `save_world`, and check it.
 
     Raises:
         WorldError: a file is missing, unreadable, of another format or other than world.json
-            counts it, or the world fails `check`.
+            counts it, or the world fails `check_world`.
     """
     about = _about(directory / "world.json")
     # worlds without served auctions were once written without their file
@@ -115,11 +115,11 @@ def load(directory: Path) -> World:
         ),
         notes=about["notes"],
     )
-    check(world)
+    check_world(world)
     return world
 
 
-def check(world: World) -> None:
+def check_world(world: World) -> None:
     """Refuse a world that a run would stumble over.
 
     Raises:
@@ -166,10 +166,10 @@ def _check_queries(world: World) -> None:
         if not query.text.strip():
             raise WorldError(f"{where}: text={query.text!r} is empty; drop the query")
         for turn in query.turns:
-            if turn.role not in get_args(Role) or not turn.text.strip():
+            if turn.role not in get_args(TurnRole) or not turn.text.strip():
                 raise WorldError(
                     f"{where}: turns hold {turn.text[:40]!r} of {turn.role!r}; a turn is text of "
-                    f"{', '.join(get_args(Role))}: mend or drop it"
+                    f"{', '.join(get_args(TurnRole))}: mend or drop it"
                 )
         if splits.setdefault(query.profile_id, query.split) != query.split:
             raise WorldError(

@@ -26,7 +26,7 @@ MAX_READ = 300
 """Characters of a description that are read: an encoder's mean over a long text says less of each word."""
 MARKS = ("@", "[", "]", "<|", "|>", "\u00a4")
 """What the model reads as markup, as a role of the chat or as a bid; no text of an ad may hold it."""
-FIELD = "|"
+_FIELD = "|"
 """Parts the fields of an ad's line: a category with one could add a bid."""
 _SAID = r"bids?[\W_]*(?:(?:of|is|at|usd|eur|gbp|jpy|cny|inr|chf)[\W_]*)?\d[\d.,]*"
 _BID = re.compile(rf"(?<![^\W_]){_SAID}", re.IGNORECASE)
@@ -68,7 +68,7 @@ def clean_title(text: str) -> str:
 
 def clean_field(text: str, most: int) -> str:
     """``text`` as it may stand beside a title: without fields and bids too, cut to ``most`` characters."""
-    return cut(_without(text, (*MARKS, FIELD), _BID), most)
+    return cut(_without(text, (*MARKS, _FIELD), _BID), most)
 
 
 def composed(ad: Ad) -> Ad:
@@ -115,8 +115,8 @@ def check_ad(ad: Ad) -> None:
     for field, text in (("category", ad.category), ("theme", ad.theme)):
         if text.strip() and not visible(text):
             raise WorldError(f"{where}: {field}={text!r} shows nothing; give letters, or leave it empty")
-    _check_text(where, "category", ad.category, MAX_CATEGORY, (*MARKS, FIELD), _BID)
-    _check_text(where, "theme", ad.theme, MAX_CATEGORY, (*MARKS, FIELD), _BID)
+    _check_text(where, "category", ad.category, MAX_CATEGORY, (*MARKS, _FIELD), _BID)
+    _check_text(where, "theme", ad.theme, MAX_CATEGORY, (*MARKS, _FIELD), _BID)
     # prompts show a part of it, of which `shown` takes the signs
     _check_text(where, "description", ad.description, MAX_DESCRIPTION, ())
     if ad.url:
@@ -175,6 +175,6 @@ def _check_text(
 def _role(sign: str) -> str:
     if sign in "@[]":
         return "a markup sign"
-    return {"\u00a4": "the sign of a bid", FIELD: "which parts the fields of a prompt"}.get(
+    return {"\u00a4": "the sign of a bid", _FIELD: "which parts the fields of a prompt"}.get(
         sign, "a chat control token"
     )

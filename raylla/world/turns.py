@@ -6,12 +6,12 @@ import json
 from typing import get_args
 
 from raylla.errors import WorldError
-from raylla.records import Query, Role, Turn
+from raylla.records import Query, Turn, TurnRole
 from raylla.world.texts import cut, one_line
 
 CONTEXT = 200
 """Characters of earlier turns that stand before a question where it is read by itself."""
-ROLES: dict[str, Role] = {role: role for role in get_args(Role)} | {"developer": "system"}
+ROLES: dict[str, TurnRole] = {role: role for role in get_args(TurnRole)} | {"developer": "system"}
 """Who may speak, by the names that are in use."""
 
 

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import PlacementError
 
 
@@ -22,10 +22,10 @@ def cluster() -> Iterator[None]:
 @pytest.mark.usefixtures("cluster")
 def test_what_fits_and_what_never_will() -> None:
     assert check_placement(Config())["CPU"] >= 0
-    many = parse({"rollout": {"workers": 1000, "cpus": 1}}, "test")
+    many = parse_config({"rollout": {"workers": 1000, "cpus": 1}}, "test")
     with pytest.raises(PlacementError, match=r"needs 10\d\d.* CPUs .*rollout 1000 x 1"):
         check_placement(many)
-    big = parse({"judge": {"gpus": 64}}, "test")
+    big = parse_config({"judge": {"gpus": 64}}, "test")
     with pytest.raises(PlacementError, match=r"judge: one worker needs .* 64 GPUs"):
         check_placement(big)
 
@@ -34,8 +34,10 @@ def test_what_fits_and_what_never_will() -> None:
 def test_labels_choose_nodes_and_an_autoscaler_lifts_the_limits() -> None:
     tree = {"dpo": {"labels": {"raylla/group": "trainer"}}}
     with pytest.raises(PlacementError, match=r"dpo: .* no node with labels .'raylla/group': 'trainer'"):
-        check_placement(parse(tree, "test"))
-    grown = check_placement(parse({**tree, "judge": {"gpus": 64}, "ray": {"autoscaling": True}}, "test"))
+        check_placement(parse_config(tree, "test"))
+    grown = check_placement(
+        parse_config({**tree, "judge": {"gpus": 64}, "ray": {"autoscaling": True}}, "test")
+    )
     assert grown["GPU"] < 0
 
 
@@ -43,7 +45,7 @@ def test_an_address_where_nothing_answers() -> None:
     if ray.is_initialized():
         ray.shutdown()
     with pytest.raises(PlacementError, match="no cluster could be joined"):
-        connect(parse({"ray": {"address": "127.0.0.1:1"}}, "test"))
+        connect(parse_config({"ray": {"address": "127.0.0.1:1"}}, "test"))
 
 
 def test_a_cluster_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,4 +54,4 @@ def test_a_cluster_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(PlacementError, match=r"(?s)Ray: 2\.9\.0.*install the same requirements"):
-        connect(parse({"ray": {"address": "auto"}}, "test"))
+        connect(parse_config({"ray": {"address": "auto"}}, "test"))

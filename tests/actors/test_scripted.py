@@ -16,7 +16,7 @@ from raylla.actors import Pool
 from raylla.bench.parts import driver
 from raylla.bench.parts.overlap import measure, scripted_epoch
 from raylla.bench.scripted import Latencies, ScriptedCrew, ScriptedRollout
-from raylla.config import Config, Deadlines, Engines, parse
+from raylla.config import Config, Deadlines, Engines, parse_config
 from raylla.engines import Generated, Request
 from raylla.irpo.sampling import Stream
 from raylla.irpo.schedule import auctions
@@ -42,7 +42,7 @@ def cluster() -> Iterator[None]:
 
 def config(overlap: bool) -> Config:
     irpo = {"epochs": 1, "reward_answers": 4, "preference_answers": 3, "overlap": overlap}
-    return parse({"world": {"profiles": 12}, "irpo": irpo, "wandb": {"mode": "disabled"}}, "test")
+    return parse_config({"world": {"profiles": 12}, "irpo": irpo, "wandb": {"mode": "disabled"}}, "test")
 
 
 @pytest.mark.usefixtures("cluster")
@@ -117,7 +117,7 @@ def test_sleepers_that_share_a_process_are_a_pool_like_any_other(tmp_path: Path)
     told = driver.epoch(tmp_path, settings, LATENCIES, (0.5, 1.5))
     lines = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
     assert {line["actor"] for line in lines if "actor" in line} >= {f"rollout[{n}]" for n in range(5)}
-    planned = auctions(settings, driver.asked(settings), 1)
+    planned = auctions(settings, driver.synthetic_world(settings), 1)
     assert told.answers == sum(one.n for one in planned)
     assert 0 < told.critical <= told.wall
     assert told.share > 0

@@ -99,7 +99,7 @@ class Attack:
         self._world = place / "world" if scripted else None
         if self._world is not None:
             drawn = World(profiles=SETTINGS["world.profiles"], queries_per_profile=5)
-            store.save(asked_world(drawn), self._world)
+            store.save_world(asked_world(drawn), self._world)
         self._ends = time.monotonic() + 60 * minutes
         self._rng = random.Random(seed)
         self._open: list[Strike] = []

@@ -31,7 +31,7 @@ from raylla.serving.money.records import Listing, PriceRule, ServedAuction
 from raylla.serving.security.tokens import Claims
 from raylla.serving.store import Store, billing, models, open_store
 from raylla.serving.store.parties import put_payment
-from raylla.serving.store.store import check, put_auctions
+from raylla.serving.store.store import check_auction, put_auctions
 from tests.chaos.second import Second, Shown
 from tests.unit.serving.market import UNIT, Market
 
@@ -178,12 +178,12 @@ class Trading:
             resampled=rule is PriceRule.RESAMPLED and self.rng.random() < 0.1,
             test=self.rng.random() < 0.03,
         )
-        check(auction)
+        check_auction(auction)
         shown = [_shown(auction, index) for index in range(len(auction.impressions))]
         self.recent += [(one, self.market.claims(auction, place, TTL)) for place, one in enumerate(shown)]
 
         def record(session: Session) -> None:
-            if session.get(models.Auction, auction.id) is None:
+            if session.get(models.StoredAuction, auction.id) is None:
                 put_auctions(session, [auction])
 
         def second() -> None:
@@ -199,7 +199,7 @@ class Trading:
         now = self.market.now + dt.timedelta(days=2 * late)
 
         def click(session: Session) -> tuple[str, int]:
-            charge = billing.click(session, claims, now)
+            charge = billing.log_click(session, claims, now)
             return charge.outcome.value, charge.amount_micros
 
         return Event("late click" if late else "click", click, lambda: self.second.click(shown, now))
@@ -222,7 +222,7 @@ class Trading:
         seat, now = self.rng.choice(self.seats), self.market.now
 
         def settle(session: Session) -> int:
-            done = billing.settle(session, seat, now)
+            done = billing.settle_advertiser(session, seat, now)
             return done.billed_micros if done else 0
 
         return Event("settlement", settle, lambda: self.second.settle(seat))
@@ -246,10 +246,10 @@ class Trading:
         budget = self.rng.randint(5, 200) * listing.bid_micros
 
         def change(session: Session) -> None:
-            campaign = session.get_one(models.Campaign, listing.campaign_id)
+            campaign = session.get_one(models.StoredCampaign, listing.campaign_id)
             if campaign.daily_budget_micros != budget:
                 campaign.daily_budget_micros = budget
-                row = models.Budget(campaign_id=campaign.id, at=now, daily_budget_micros=budget)
+                row = models.StoredBudget(campaign_id=campaign.id, at=now, daily_budget_micros=budget)
                 session.add(row)
             session.flush()
 
@@ -263,7 +263,7 @@ class Trading:
 
     def _compare_lines(self) -> None:
         """Line by line, then days, then what the audit makes of it."""
-        entry = models.Entry
+        entry = models.StoredEntry
         columns = entry.id, entry.kind, entry.advertiser_id, entry.debit, entry.credit, entry.amount_micros
         count = 0
         with self.store.database.reading() as session:
@@ -276,7 +276,7 @@ class Trading:
                 self.report.expect("line", tuple(row), wanted)
             spent = {
                 (row.campaign_id, row.day): row.spent_micros
-                for row in session.scalars(select(models.Spend))
+                for row in session.scalars(select(models.StoredSpend))
             }
         self.report.expect("lines", count, len(self.second.lines))
         for key in spent.keys() | self.second.spent.keys():

@@ -15,9 +15,9 @@ import yaml
 
 from raylla.auction import parse as parse_answer
 from raylla.auction.markup import markup
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.records import Query
-from raylla.reward.rows import ClickRow, rows
+from raylla.reward.rows import ClickRow, click_rows
 from raylla.reward.trainer import RewardTrainer
 from raylla.runs.state import Run
 from raylla.serving.deploy.app import effective
@@ -34,14 +34,14 @@ def pocket(**sections: dict[str, Any]) -> Config:
     tree = yaml.safe_load((ROOT / "configs" / "pocket.yaml").read_text())
     for name, changed in sections.items():
         tree[name] = tree.get(name, {}) | changed
-    return parse(tree, "test")
+    return parse_config(tree, "test")
 
 
 def standing_run(path: Path, config: Config) -> Run:
     """A run with a world and a pCTR model that has learned from the click model, and the base weights."""
     run = Run.create(path, config)
     world = _asked(build.synthetic(config.world, config.seed), config)
-    store.save(world, run.path / "world")
+    store.save_world(world, run.path / "world")
     run.commit("world", [query.id for query in world.queries], {"wall_seconds": 0.0})
     trainer = RewardTrainer(config.pctr.encoder, config.pctr, config.seed)
     trainer.update(_clicks(world, config))
@@ -59,7 +59,7 @@ async def served(config: Config, run: Run) -> AsyncIterator[tuple[Any, httpx.Asy
     bare = Ingress.__mro__[1]  # the class under Serve's wrapper, which wants a controller
     ingress = bare(complete.model_dump(mode="json"), None)
     await ingress.reconfigure({"stable": target.plain(), "canary": None, "share": 0.0, "since": None})
-    key = keyring.read(complete.serving.database).admin_key
+    key = keyring.read_keyring(complete.serving.database).admin_key
     transport = httpx.ASGITransport(app=ingress.__serve_build_asgi_app__())
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(transport=transport, base_url=BASE, headers=headers, timeout=60) as client:
@@ -78,7 +78,7 @@ async def until_listed(client: httpx.AsyncClient) -> None:
 
 
 def _asked(draft: World, config: Config) -> World:
-    splits = build.split(draft.profiles, config.world.test_share, config.seed)
+    splits = build.split_users(draft.profiles, config.world.test_share, config.seed)
     rng = random.Random(0)
     asked: list[Query] = []
     for user in draft.profiles:
@@ -99,5 +99,7 @@ def _clicks(world: World, config: Config) -> list[ClickRow]:
             placed = parse_answer(text, [ad]).placements
             chances = clicks.click_probabilities(query, profile, text, placed, world.ad_by_id)
             clicked = {id: rng.random() < p for id, p in chances.items()}
-            found += rows(f"e1/reward/{query.id}/0", query, profile, text, placed, world.ad_by_id, clicked)
+            found += click_rows(
+                f"e1/reward/{query.id}/0", query, profile, text, placed, world.ad_by_id, clicked
+            )
     return found

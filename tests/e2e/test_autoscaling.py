@@ -14,7 +14,7 @@ from rich.console import Console
 from raylla.actors import Pool
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.bench.scripted import Latencies, ScriptedJudge, ScriptedRollout
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.engines import Generated, Request
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Stream
@@ -78,7 +78,7 @@ def config(address: str, **rollout: object) -> Config:
         "wandb": {"mode": "disabled"},
         "deadlines": {"start": 120, "sample": 120},
     }
-    return parse(tree, "test")
+    return parse_config(tree, "test")
 
 
 def nodes() -> int:

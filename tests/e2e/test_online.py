@@ -55,13 +55,13 @@ def traffic(base: tuple[Config, Run]) -> dict[str, float]:
     config, run = base
 
     async def drive() -> dict[str, float]:
-        world = worlds.load(run.path / "world")
+        world = worlds.load_world(run.path / "world")
         users = simulation.users_of(world)
         model = resolve(config.user_llm.path, "user_llm.path")
         reader = JudgeWorker(model, config.user_llm.sampling, config.engine, config.seed)
-        asked = simulation.questions(reader, config, list(users.values()), ASKS, 0)
+        asked = simulation.worded_questions(reader, config, list(users.values()), ASKS, 0)
         async with served(config, run) as (_, client):
-            await simulation.list_ads(client, world, config)
+            await simulation.open_accounts(client, world, config)
             await until_listed(client)
             return (await simulation.converse(client, reader, config, users, asked, 8, 0)).figures()
 
@@ -117,7 +117,7 @@ def test_an_epoch_from_the_ledger_alone(
     finally:
         opened.close()
     learned = Run.open(fresh)
-    world = worlds.load(fresh / "world")
+    world = worlds.load_world(fresh / "world")
     names = {one.auction.id for one in served_auctions}
     assert {query.id for query in world.of("train")} == names
     assert len(names) == traffic["answered"]

@@ -94,7 +94,7 @@ def by_hand(source: Path, target: Path, groups: list[TokenGroup], dpo: Dpo, seed
     optimizer = torch.optim.AdamW(model.parameters(), lr=dpo.lr, weight_decay=0.0)
     with torch.no_grad():
         base = [[float(logprob(model, g.for_reference().prompt, a)) for a in g.answers] for g in groups]
-    steps = schedule.plan(groups, dpo.batch_groups, dpo.micro_groups, dpo.workers, dpo.passes, seed)
+    steps = schedule.plan_steps(groups, dpo.batch_groups, dpo.micro_groups, dpo.workers, dpo.passes, seed)
     warmup, losses = math.ceil(dpo.warmup * len(steps)), []
     for number, step in enumerate(steps):
         after = (number - warmup) / (len(steps) - warmup)
@@ -128,7 +128,7 @@ def run_rank(rank: int, port: int, jobs: list[tuple[Dpo, AlignJob]], folder: Pat
 
     worker.setup()
     for number, (dpo, job) in enumerate(jobs):
-        result = worker.align(replace(job, target=str(folder / f"v{number}")), dpo)
+        result = worker.align_job(replace(job, target=str(folder / f"v{number}")), dpo)
         if result is not None:
             torch.save(result, folder / f"result{number}")
 

@@ -116,8 +116,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         )
     try:
         found = _wait(process, log)
-        key = keyring.read(database).admin_key
-        world = worlds.load(run / "world")
+        key = keyring.read_keyring(database).admin_key
+        world = worlds.load_world(run / "world")
         yield Running(found["endpoint"], Dashboard(found["dashboard"]), key, run, world, database, chosen)
     finally:
         process.send_signal(signal.SIGTERM)

@@ -32,7 +32,7 @@ from raylla.serving.security.tokens import TokenKeys, new_claims
 from raylla.warmstart import rows
 from raylla.world import prompts
 from raylla.world.imports import catalogue, tables, webis
-from raylla.world.passages import LONGEST, passage
+from raylla.world.passages import LONGEST_PASSAGE, passage
 from raylla.world.texts import check_ad
 
 ADS = (Ad("1234", "Lumo Kettle", "tea", "food"), Ad("0034", "Boot by Nara", "shoes", "fashion"))
@@ -65,17 +65,17 @@ def fuzz_config(data: bytes) -> None:
     """A config, or a ConfigError; what was accepted is accepted again as written out."""
     with _file("config.yaml", data) as path:
         try:
-            found = settings.load(path)
+            found = settings.load_config(path)
         except ConfigError:
             return
-        assert settings.parse(found.model_dump(mode="json"), "again").digest() == found.digest()
+        assert settings.parse_config(found.model_dump(mode="json"), "again").digest() == found.digest()
 
 
 def fuzz_override(data: bytes) -> None:
     """`--set` of any text gives a config or a ConfigError."""
     with _file("config.yaml", b"") as path:
         try:
-            settings.load(path, [data.decode("utf-8", "replace")])
+            settings.load_config(path, [data.decode("utf-8", "replace")])
         except ConfigError:
             return
 
@@ -89,7 +89,7 @@ def fuzz_webis(data: bytes) -> None:
     (place / name).write_bytes(data)
     said = ""
     try:
-        webis.import_world(place, None, settings.World.model_validate({"profiles": 12}), 0)
+        webis.import_webis(place, None, settings.World.model_validate({"profiles": 12}), 0)
     except WorldError as error:
         said = str(error)
     finally:
@@ -104,7 +104,7 @@ def fuzz_tables(data: bytes) -> None:
     with _file(f"table.{kind}", gzip.compress(data[1:]) if kind.endswith("gz") else data[1:]) as path:
         said = ""
         try:
-            taken = catalogue.take(path, {})
+            taken = catalogue.take_ads(path, {})
             for ad in taken.ads:
                 check_ad(ad)
             assert len({ad.id for ad in taken.ads}) == len(taken.ads)
@@ -117,7 +117,7 @@ def fuzz_tables(data: bytes) -> None:
 def fuzz_published(data: bytes) -> None:
     """Any bytes as published answers: bounded passages of plain text, or an error that names the file."""
     with _file("p.jsonl.gz", data[1:]) if data[:1] == b"z" else _file("p.jsonl", data[1:]) as path:
-        for read in (published.read, rows.read, detect.read):
+        for read in (published.read_impressions, rows.read_published, detect.read_answers):
             said, found = "p.jsonl", None
             try:
                 found = read(path)
@@ -126,7 +126,7 @@ def fuzz_published(data: bytes) -> None:
             assert "p.jsonl" in said, said
             for one in found.impressions if isinstance(found, published.Published) else ():
                 text = one.passage.text
-                assert len(text) <= LONGEST
+                assert len(text) <= LONGEST_PASSAGE
                 assert text == " ".join(text.split())
                 text.encode()
 
@@ -135,7 +135,7 @@ def fuzz_passages(data: bytes) -> None:
     """What an answer says about a product is plain text on a line, of a bounded length."""
     name, _, text = data.decode("utf-8", "replace").partition("\0")
     found = passage(text, name)
-    assert len(found.text) <= LONGEST
+    assert len(found.text) <= LONGEST_PASSAGE
     assert "\n" not in found.text
     assert not any(one in found.text for one in MARKUPS)
 

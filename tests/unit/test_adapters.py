@@ -14,7 +14,7 @@ LORA = Lora(rank=2, alpha=4, targets=("q_proj",))
 
 
 def test_a_new_adapter_names_its_base_as_it_is_told_to(tiny_model: Path, tmp_path: Path) -> None:
-    model = adapters.load(tiny_model, "package:smollm2-135m", LORA, 0, dtype=torch.float32)
+    model = adapters.load_trainable(tiny_model, "package:smollm2-135m", LORA, 0, dtype=torch.float32)
     model.save_pretrained(tmp_path / "new")
     about = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == "package:smollm2-135m"
@@ -26,8 +26,8 @@ def test_an_adapter_that_is_trained_further_keeps_the_name_of_its_base(
 ) -> None:
     (tmp_path / "base").symlink_to(tiny_model)
     named = str(tmp_path / "base")
-    adapters.load(tiny_model, named, LORA, 0).save_pretrained(tmp_path / "new")
-    again = adapters.load(tmp_path / "new", "another", LORA, 0)
+    adapters.load_trainable(tiny_model, named, LORA, 0).save_pretrained(tmp_path / "new")
+    again = adapters.load_trainable(tmp_path / "new", "another", LORA, 0)
     again.save_pretrained(tmp_path / "again")
     about = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == named

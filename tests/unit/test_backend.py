@@ -33,7 +33,7 @@ from raylla.progress import Steps
 from raylla.records import Ad, Ids, Prediction, Profile, Query
 from raylla.runs.state import Run
 from raylla.storage import home
-from raylla.terminal import plain
+from raylla.terminal import plain_console
 from raylla.world import World
 
 ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
@@ -100,7 +100,7 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
     asked = tuple(Query(f"q{i}", "p", f"which tea {i}?", "tea", "food", "test") for i in range(queries))
     tuned = tuple(Query(f"t{i}", "p", f"what tea {i}?", "tea", "food", "train") for i in range(10))
     world = World("w", 0, (profile,), ADS, asked + tuned)
-    settings = config.parse(
+    settings = config.parse_config(
         {"world": {"candidates": 3, "ads": 3}, "penalty": {"per_ad": 0, "free_ads": 3}}, "test"
     )
     writer, reader = Writer(rule), Reader(unread)
@@ -126,7 +126,7 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         persistently=lambda work: work(),
     )
     run = Run(home(path), settings)
-    backend = EvaluationBackend(run, settings, crew, world, kept(run, settings), Steps(plain()))
+    backend = EvaluationBackend(run, settings, crew, world, kept(run, settings), Steps(plain_console()))
     return SimpleNamespace(backend=backend, writer=writer, reader=reader)
 
 
@@ -209,7 +209,7 @@ def test_answers_that_another_part_asked_for_have_no_wall_time(tmp_path: Path) -
     shared = efficiency.hold(made.backend, Pretrained(), planned, {"unread": 1})  # the same answers
     assert not np.isnan(first.costs).any()
     assert np.isnan(shared.costs[:, -1]).all()
-    cost = efficiency.row([shared], 200, 0)["cost_per_auction"]
+    cost = efficiency.mechanism_row([shared], 200, 0)["cost_per_auction"]
     assert cost["generations"]["mean"] == 1
     assert math.isnan(cost["seconds"]["mean"])
 
@@ -236,11 +236,13 @@ def test_expected_figures_are_the_judges_own_where_it_says_how_probable_clicks_a
     made.reader.told = 0.25
     auctions = efficiency.test_auctions(made.backend.config, made.backend.world)
     held = efficiency.hold(made.backend, Pretrained(), auctions, {})
-    row = efficiency.row([held], 100, 0)
+    row = efficiency.mechanism_row([held], 100, 0)
     assert row["revenue"]["mean"] > 0
     assert row["expected_revenue"]["mean"] == pytest.approx(row["revenue"]["mean"] / 4)
     plain = make(tmp_path / "plain", lambda _: 1.0)
-    by_model = efficiency.row([efficiency.hold(plain.backend, Pretrained(), auctions, {})], 100, 0)
+    by_model = efficiency.mechanism_row(
+        [efficiency.hold(plain.backend, Pretrained(), auctions, {})], 100, 0
+    )
     assert by_model["revenue"]["mean"] == row["revenue"]["mean"]
     assert by_model["expected_revenue"]["mean"] != pytest.approx(row["expected_revenue"]["mean"])
 
@@ -317,7 +319,7 @@ def test_first_price_leaves_nothing_and_is_regretted(tmp_path: Path) -> None:
     planned = efficiency.test_auctions(made.backend.config, made.backend.world)
     bids = range(0, 101, 10)
     responses = incentives.responses(made.backend, Pretrained(), {}, planned, bids)
-    found = incentives.table([responses], bids, 500, 0)
+    found = incentives.regret_table([responses], bids, 500, 0)
     assert found["queries"] == 30
     own, myerson = found["rules"]["own"], found["rules"]["myerson"]
     # x(b) = b / 100: first price takes b^2 / 100 and the truth gains nothing; half the value is best,
@@ -333,7 +335,7 @@ def test_best_responses_shade_the_bids(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
     planned = efficiency.test_auctions(made.backend.config, made.backend.world)[:2]
     bids = [1, 20, 40, 60, 80, 100]
-    settled = incentives.settle(made.backend, Pretrained(), {}, planned, bids)
+    settled = incentives.settle_bids(made.backend, Pretrained(), {}, planned, bids)
     found = incentives.equilibrium([settled, settled], bids)
     assert found["queries"] == 4
     assert found["utility"]["revenue"] < found["truthful"]["revenue"]
@@ -342,7 +344,7 @@ def test_best_responses_shade_the_bids(tmp_path: Path) -> None:
 
 def test_mosaic_is_tuned_on_training_queries(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: 0.4)
-    choice, tried = efficiency.tune(made.backend, Mosaic())
+    choice, tried = efficiency.tune_mechanism(made.backend, Mosaic())
     assert len(tried) == len(Mosaic().choices(3))
     assert {request.id.split("/")[1] for request in made.writer.asked} == {"validation"}
     assert all(request.n == CANDIDATES for request in made.writer.asked)
@@ -364,13 +366,15 @@ def test_pairs_of_mechanisms_share_their_queries(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100)
     planned = efficiency.test_auctions(made.backend.config, made.backend.world)
     held = efficiency.hold(made.backend, Pretrained(), planned, {})
-    same = efficiency.compare([held], [held], 200, 0)
+    same = efficiency.compare_mechanisms([held], [held], 200, 0)
     assert same["revenue_difference"] == {"mean": 0, "low": 0, "high": 0}
     assert same["revenue_ratio"]["mean"] == pytest.approx(1)
     assert same["expected_reward_difference"] == {"mean": 0, "low": 0, "high": 0}
     twice = replace(held, table={name: one * 2 for name, one in held.table.items()})
-    assert efficiency.compare([twice], [held], 200, 0)["expected_revenue_ratio"]["mean"] == pytest.approx(2)
-    row = efficiency.row([held, held], 200, 0)
+    assert efficiency.compare_mechanisms([twice], [held], 200, 0)["expected_revenue_ratio"][
+        "mean"
+    ] == pytest.approx(2)
+    row = efficiency.mechanism_row([held, held], 200, 0)
     assert (row["seeds"], row["queries"]) == (2, 60)
     assert row["revenue"] == row["welfare"]
     costs = row["cost_per_auction"]

@@ -81,7 +81,7 @@ def test_the_exit_status_says_whether_to_try_again(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("raylla.irpo.loop.train", fail)
+    monkeypatch.setattr("raylla.irpo.loop.train_run", fail)
     result = CliRunner().invoke(app, ["train", CONFIG, "--run", str(tmp_path / "run")])
     assert result.exit_code == status
     assert f"{type(error).__name__}: {error}" in result.output

@@ -96,7 +96,7 @@ def test_requests_are_the_config_s(tmp_path: Path) -> None:
     assert pocket[0].messages[0]["content"].count("@[Ad-") == 6
 
     shop = asked_world(World(profiles=4, ads=12))
-    store.save(shop, tmp_path / "world")
+    store.save_world(shop, tmp_path / "world")
     tree = {
         "world": {"path": tmp_path / "world", "candidates": 3, "max_bid": 7},
         "ad_llm": {"path": "pocket:ad-llm", "prompt": "plain"},
@@ -156,12 +156,12 @@ def test_an_exponent_is_the_slope_of_logarithms() -> None:
 
 
 def test_the_page_of_figures_is_that_of_the_file(tmp_path: Path) -> None:
-    from raylla.bench.page import write
+    from raylla.bench.page import write_page
 
     docs = Path(__file__).parents[2] / "docs"
     page = tmp_path / "performance.md"
     page.write_text((docs / "performance.md").read_text())
-    write(docs / "results" / "bench.json", page)
+    write_page(docs / "results" / "bench.json", page)
     assert page.read_text() == (docs / "performance.md").read_text()
     assert "| ≥ 0.97 |" in page.read_text()
 
@@ -180,9 +180,9 @@ def test_every_part_is_in_the_help_and_on_the_page() -> None:
 def test_simulated_actors_have_the_plan_s_times_whatever_their_number() -> None:
     seconds = []
     for actors in (16, 256):
-        config, latencies = driver.settings(actors, 4)
+        config, latencies = driver.paper_settings(actors, 4)
         assert config.rollout.workers == actors
-        world = driver.asked(config)
+        world = driver.synthetic_world(config)
         assert len(world.of("train")) == pytest.approx(4 * actors, rel=0.1)
         planned = auctions(config, world, 1)
         answers = sum(one.n for one in planned)
@@ -191,7 +191,9 @@ def test_simulated_actors_have_the_plan_s_times_whatever_their_number() -> None:
 
 
 def test_memory_is_told_by_the_answer() -> None:
-    told = [driver.Told(1, 1, 0.5, answers, peak) for answers, peak in ((10, 500), (20, 700), (40, 900))]
+    told = [
+        driver.EpochTimes(1, 1, 0.5, answers, peak) for answers, peak in ((10, 500), (20, 700), (40, 900))
+    ]
     row = driver.memory(told)
     assert row.value.values == (20, 10)
     assert told[0].share == 0.5

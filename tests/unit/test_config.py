@@ -15,7 +15,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_load(path: Path) -> None:
-    assert config.load(path).name == path.stem
+    assert config.load_config(path).name == path.stem
 
 
 def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
@@ -24,19 +24,19 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"unknown key dpo\.zero_stag; the nearest valid key is dpo\.zero_stage"
     ):
-        config.load(path)
+        config.load_config(path)
 
 
 def test_override_wins_and_is_validated(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("irpo:\n  epochs: 2\n")
-    assert config.load(path, ["irpo.epochs=5", "engine.dtype=bfloat16"]).irpo.epochs == 5
+    assert config.load_config(path, ["irpo.epochs=5", "engine.dtype=bfloat16"]).irpo.epochs == 5
     with pytest.raises(ConfigError, match=r"irpo\.epochs"):
-        config.load(path, ["irpo.epochs=0"])
+        config.load_config(path, ["irpo.epochs=0"])
     with pytest.raises(ConfigError, match=r"nearest valid key is irpo\.epochs"):
-        config.load(path, ["irpo.epoch=2"])
+        config.load_config(path, ["irpo.epoch=2"])
     with pytest.raises(ConfigError, match=r"section\.key=value"):
-        config.load(path, ["irpo.epochs"])
+        config.load_config(path, ["irpo.epochs"])
 
 
 @pytest.mark.parametrize(
@@ -63,24 +63,24 @@ def test_unusable_values_name_their_field(tmp_path: Path, override: str, field: 
     path = tmp_path / "c.yaml"
     path.write_text("name: x\n")
     with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
-        config.load(path, [override])
+        config.load_config(path, [override])
 
 
 def test_risk_needs_predictions() -> None:
     with pytest.raises(ConfigError, match=r"irpo\.risk=0\.5 .* irpo\.reward=pctr"):
-        config.parse({"irpo": {"risk": 0.5, "reward": "judge"}}, "x")
+        config.parse_config({"irpo": {"risk": 0.5, "reward": "judge"}}, "x")
 
 
 def test_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        config.load(tmp_path / "none.yaml")
+        config.load_config(tmp_path / "none.yaml")
     path = tmp_path / "c.yaml"
     path.write_text("a: [")
     with pytest.raises(ConfigError, match="not YAML"):
-        config.load(path)
+        config.load_config(path)
     path.write_text("- 1\n")
     with pytest.raises(ConfigError, match="not a mapping"):
-        config.load(path)
+        config.load_config(path)
 
 
 def test_one_section_is_changed_and_no_other() -> None:
@@ -96,10 +96,12 @@ def test_one_section_is_changed_and_no_other() -> None:
 
 def test_digest_ignores_what_decides_no_result() -> None:
     plain = config.Config()
-    assert plain.digest() == config.parse({"wandb": {"mode": "disabled"}}, "x").digest()
-    assert plain.digest() != config.parse({"seed": 1}, "x").digest()
-    assert plain.digest() == config.parse({"rollout": {"workers": 9, "min_workers": 2}}, "x").digest()
-    assert plain.digest() != config.parse({"rollout": {"gpus": 1}}, "x").digest()
+    assert plain.digest() == config.parse_config({"wandb": {"mode": "disabled"}}, "x").digest()
+    assert plain.digest() != config.parse_config({"seed": 1}, "x").digest()
+    assert (
+        plain.digest() == config.parse_config({"rollout": {"workers": 9, "min_workers": 2}}, "x").digest()
+    )
+    assert plain.digest() != config.parse_config({"rollout": {"gpus": 1}}, "x").digest()
 
 
 def test_every_key_is_described_once() -> None:
@@ -111,7 +113,7 @@ def test_every_key_is_described_once() -> None:
 def test_an_override_changes_what_it_names_alone(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("rollout: &e {workers: 2}\njudge: *e\nirpo:\n")
-    found = config.load(path, ["rollout.workers=3", "irpo.epochs=7"])
+    found = config.load_config(path, ["rollout.workers=3", "irpo.epochs=7"])
     assert (found.rollout.workers, found.judge.workers, found.irpo.epochs) == (3, 2, 7)
 
 
@@ -133,7 +135,7 @@ def test_what_could_not_be_served_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=text.partition("{")[2].partition(":")[0]):
-        config.load(path)
+        config.load_config(path)
 
 
 def test_a_run_whose_config_is_damaged_is_named(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def written(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_what_is_easy_is_learned_from_brands_never_seen(tmp_path: Path) -> None:
-    answers = detect.read(written(tmp_path / "a.jsonl.gz", made()))
+    answers = detect.read_answers(written(tmp_path / "a.jsonl.gz", made()))
     assert [sum(one.ads) for one in answers[:2]] == [0, 1]
     found, quality = detect.taught(answers, 100, 0)
     assert quality.f1["mean"] == pytest.approx(1)
@@ -53,7 +53,7 @@ def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path) -> None:
     for row in rows:
         if row["label"]:  # the ad is a sentence that all answers have
             row["response"], row["sen_span"] = PLAIN, [0, len("The bus leaves at nine.")]
-    settings = config.parse(
+    settings = config.parse_config(
         {"evaluation": {"native_answers": str(written(tmp_path / "a.jsonl.gz", rows))}}, "test"
     )
     taught = detect.detector(settings.evaluation, 0)
@@ -63,7 +63,7 @@ def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_to_learn_from_is_said() -> None:
-    taught = detect.detector(config.parse({}, "test").evaluation, 0)
+    taught = detect.detector(config.parse_config({}, "test").evaluation, 0)
     assert (taught.one, taught.report) == (None, None)
     assert "evaluation.native_answers" in taught.absent["detected"]
 
@@ -78,18 +78,18 @@ def test_nothing_to_learn_from_is_said() -> None:
 )
 def test_files_that_cannot_teach_are_refused(tmp_path: Path, rows: list[Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        detect.read(written(tmp_path / "a.jsonl.gz", rows))
+        detect.read_answers(written(tmp_path / "a.jsonl.gz", rows))
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_text("no archive")
     with pytest.raises(ConfigError, match="cannot be read"):
-        detect.read(tmp_path / "a.jsonl.gz")
+        detect.read_answers(tmp_path / "a.jsonl.gz")
 
 
 def test_ads_of_published_answers_are_found(native_answers: Path) -> None:
     """A third of the published answers teach and another is asked, words alone."""
-    answers = [replace(one, sentences=_words(one)) for one in detect.read(native_answers)]
+    answers = [replace(one, sentences=_words(one)) for one in detect.read_answers(native_answers)]
     assert (len(answers), sum(bool(one.brand) for one in answers)) == (3257, 1182)
     assert all(sum(one.ads) >= bool(one.brand) for one in answers)
     brands = sorted({one.brand for one in answers})
@@ -109,5 +109,5 @@ def test_ads_of_published_answers_are_found(native_answers: Path) -> None:
     assert above > 0.9
 
 
-def _words(one: detect.Published) -> tuple[detect.Terms, ...]:
+def _words(one: detect.AnswerTerms) -> tuple[detect.Terms, ...]:
     return tuple(tuple(term for term in terms if " " not in term) for terms in one.sentences)

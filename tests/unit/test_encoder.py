@@ -113,7 +113,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_reads_texts_of_any_length(models: dict[str, Path], family: str) -> None:
-    reader.check(str(models[family]), "pctr.encoder")
+    reader.check_encoder(str(models[family]), "pctr.encoder")
     encoder = Encoder(str(models[family]))
     _, _, width, most = FAMILIES[family]
     assert encoder.dim == width
@@ -191,13 +191,13 @@ def test_what_reads_no_text_is_refused_by_its_small_files(models: dict[str, Path
         model.save_pretrained(path)
         words.save_pretrained(path)
         with pytest.raises(ConfigError, match=r"pctr\.encoder=.* cannot be used: a .*Model takes no "):
-            reader.check(str(path), "pctr.encoder")
+            reader.check_encoder(str(path), "pctr.encoder")
         with pytest.raises(ConfigError, match=r"pctr\.encoder=.* cannot be used"):
             Encoder(str(path))
     bare = Path(shutil.copytree(models["bert"], tmp_path / "bare"))
     (bare / "model.safetensors").rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="no weights in safetensors"):
-        reader.check(str(bare), "pctr.encoder")
+        reader.check_encoder(str(bare), "pctr.encoder")
     (bare / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
     with pytest.raises(ConfigError, match="unheard-of"):
-        reader.check(str(bare), "pctr.encoder")
+        reader.check_encoder(str(bare), "pctr.encoder")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raylla import config
-from raylla.engines.vllm import arguments
+from raylla.engines.vllm import engine_arguments
 
 
 def test_addresses_of_services_are_no_ports_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +20,7 @@ def test_addresses_of_services_are_no_ports_of_vllm(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VLLM_NIXL_SIDE_CHANNEL_PORT", "")
     monkeypatch.setenv("VLLM_P2P_SIDE_CHANNEL_PORT", "5601")
     monkeypatch.setenv("OTHER_PORT", "tcp://10.0.0.1:80")
-    arguments("model", config.Engine(), 0)
+    engine_arguments("model", config.Engine(), 0)
     import vllm.envs
 
     assert vllm.envs.VLLM_PORT is None
@@ -42,4 +42,4 @@ def test_the_largest_seed_is_one_for_every_library() -> None:
     finally:
         random.setstate(state)
         np.random.set_state(numbers)
-    assert arguments("model", config.Engine(), largest)["seed"] == largest
+    assert engine_arguments("model", config.Engine(), largest)["seed"] == largest

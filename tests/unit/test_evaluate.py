@@ -12,7 +12,7 @@ import pytest
 from raylla import config
 from raylla.errors import ConfigError, RayllaError, RunError
 from raylla.evaluation import training
-from raylla.evaluation.evaluate import evaluate, swept
+from raylla.evaluation.evaluate import evaluate_runs, swept
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.world import build, store
@@ -29,15 +29,15 @@ PROBE = {"probe": {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-1.0]
 
 def finished(path: Path, tree: dict[str, Any]) -> Run:
     """A run directory as a finished training of no effort leaves it."""
-    run = Run.create(path, config.parse(tree, "test"))
+    run = Run.create(path, config.parse_config(tree, "test"))
     world = build.synthetic(run.config.world, run.config.seed)
     rng = random.Random(0)
-    splits = build.split(world.profiles, 0.5, 0)
+    splits = build.split_users(world.profiles, 0.5, 0)
     queries = tuple(
         replace(grammar.query(rng, user), id=f"{user.id}-0", split=splits[user.id])
         for user in world.profiles
     )
-    store.save(replace(world, queries=queries), run.path / "world")
+    store.save_world(replace(world, queries=queries), run.path / "world")
     run.commit("world", [], {"wall_seconds": 1.0})
     Path(run.weights("v1")).mkdir(parents=True)
     (Path(run.weights("v1")) / "config.json").write_text("{}")
@@ -47,9 +47,9 @@ def finished(path: Path, tree: dict[str, Any]) -> Run:
 
 
 def refused(runs: list[Run], **settings: Any) -> str:
-    chosen = config.parse({"evaluation": settings}, "test").evaluation
+    chosen = config.parse_config({"evaluation": settings}, "test").evaluation
     with pytest.raises(RayllaError) as error:
-        evaluate(runs, chosen, Observer(runs[0].config, None))
+        evaluate_runs(runs, chosen, Observer(runs[0].config, None))
     return str(error.value)
 
 
@@ -66,7 +66,7 @@ def test_runs_that_lack_something_are_refused(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", TREE)
     (Path(run.weights("v1")) / "config.json").unlink()
     assert "v1 is missing although the ledger commits it" in refused([run])
-    unfinished = Run.create(tmp_path / "b", config.parse(TREE, "test"))
+    unfinished = Run.create(tmp_path / "b", config.parse_config(TREE, "test"))
     assert "not finished (last committed: nothing); `raylla resume` it" in refused([unfinished])
 
 
@@ -81,7 +81,7 @@ def test_runs_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 
 def test_a_config_plans_its_seeds_and_variants() -> None:
     tree = TREE | {"evaluation": {"seeds": [4, 5], "variants": {"judged": ["irpo.reward=judge"]}}}
-    plan = training.planned(config.parse(tree, "test"))
+    plan = training.planned(config.parse_config(tree, "test"))
     assert [(name, one.name, one.seed) for name, one in plan.items()] == [
         ("seed-4", "small", 4),
         ("seed-5", "small", 5),
@@ -89,7 +89,7 @@ def test_a_config_plans_its_seeds_and_variants() -> None:
     ]
     assert plan["judged"].irpo.reward == "judge"
     # What only the evaluation reads makes no other run.
-    assert plan["seed-4"].digest() == config.parse(TREE | {"seed": 4}, "test").digest()
+    assert plan["seed-4"].digest() == config.parse_config(TREE | {"seed": 4}, "test").digest()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_config_plans_its_seeds_and_variants() -> None:
 )
 def test_plans_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        training.planned(config.parse(TREE | {"evaluation": settings}, "test"))
+        training.planned(config.parse_config(TREE | {"evaluation": settings}, "test"))
 
 
 def watch(one: config.Config, path: Path) -> Observer:
@@ -119,13 +119,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(run.path.name)
         run.commit("conclude", [], {"wall_seconds": 0.0})
 
-    monkeypatch.setattr(training.loop, "train", train)
+    monkeypatch.setattr(training.loop, "train_run", train)
     return names
 
 
 def test_only_what_is_missing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = trained(monkeypatch)
-    wanted = config.parse(TREE | {"evaluation": {"seeds": [0, 1], "variants": {"x": []}}}, "test")
+    wanted = config.parse_config(TREE | {"evaluation": {"seeds": [0, 1], "variants": {"x": []}}}, "test")
     finished(tmp_path / "seed-0", TREE)
     found = training.runs(wanted, tmp_path, watch)
     assert names == ["seed-1", "x"]
@@ -140,17 +140,19 @@ def test_nothing_is_trained_for_an_evaluation_that_cannot_be(
 ) -> None:
     names = trained(monkeypatch)
     with pytest.raises(ConfigError, match="mosaik"):
-        training.runs(config.parse(TREE | {"evaluation": {"mechanisms": ["mosaik"]}}, "t"), tmp_path, watch)
+        training.runs(
+            config.parse_config(TREE | {"evaluation": {"mechanisms": ["mosaik"]}}, "t"), tmp_path, watch
+        )
     with pytest.raises(RunError, match="up to 300"):
-        training.runs(config.parse(TREE | {"evaluation": {"bids": [1, 300]}}, "t"), tmp_path, watch)
+        training.runs(config.parse_config(TREE | {"evaluation": {"bids": [1, 300]}}, "t"), tmp_path, watch)
     finished(tmp_path / "seed-0", TREE | {"irpo": {"epochs": 1, "delta": 3}})
     with pytest.raises(RunError, match="another config"):
-        training.runs(config.parse(TREE, "t"), tmp_path, watch)
+        training.runs(config.parse_config(TREE, "t"), tmp_path, watch)
     assert names == []
 
 
 def test_a_sweep_asks_every_version_or_the_ends() -> None:
-    every = config.parse({}, "test").evaluation
+    every = config.parse_config({}, "test").evaluation
     ends = every.model_copy(update={"sweep_versions": "ends"})
     assert swept(["v0", "v1", "v2"], every) == ["v0", "v1", "v2"]
     assert swept(["v0", "v1", "v2"], ends) == ["v0", "v2"]

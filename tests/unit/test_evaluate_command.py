@@ -29,7 +29,7 @@ def test_a_stopped_evaluation_leaves_what_it_was_told_in_every_bucket(
             kept(run, run.config).put(SECONDS, "test", 1.5)
         raise StoppedError("stopped by SIGTERM", 143)
 
-    monkeypatch.setattr(evaluate, "evaluate", told)
+    monkeypatch.setattr(evaluate, "evaluate_runs", told)
     result = CliRunner().invoke(app, ["evaluate", *places])
     assert result.exit_code == 143
     for seed in (0, 1):

@@ -154,8 +154,8 @@ def test_student_s_interval_by_hand() -> None:
     assert intervals.averages(groups).tolist() == [3]
     (root,) = intervals.made(groups, np.sqrt, 100, _rng())
     assert root["mean"] == pytest.approx(np.sqrt(3))
-    assert intervals.within(found, 0)["low"] == 0
-    assert intervals.within(found, 0) | {"low": 0} == found | {"low": 0}
+    assert intervals.bounded(found, 0)["low"] == 0
+    assert intervals.bounded(found, 0) | {"low": 0} == found | {"low": 0}
 
 
 def test_what_does_not_vary_has_no_width() -> None:

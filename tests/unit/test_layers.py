@@ -1,5 +1,5 @@
 """Layers point one way: no rooms import in a circle; the mechanism, the store and the driver load no
-model library."""
+model library. Names tell things apart: few stand for one thing here and for another there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MOST = 12
 """Modules that a folder holds at most, beside `__init__` and `__main__`: more are two rooms."""
+
+DOUBLED = 15
+"""Public names that more than one module defines, at most."""
+
+ALIKE = {
+    "router": "a module's routes, as FastAPI calls them",
+    "log": "a module's logger, as structlog calls it",
+    "app": "a module's commands, as typer calls them",
+}
+"""Names that a framework's custom asks of each module."""
 
 LIGHT = (
     "raylla.records",
@@ -114,3 +124,31 @@ def test_no_room_is_crowded() -> None:
             folder = str(path.parent.relative_to(ROOT))
             counts[folder] = counts.get(folder, 0) + 1
     assert {folder: number for folder, number in counts.items() if number > MOST} == {}
+
+
+def public(path: Path) -> set[str]:
+    """Names that a module defines at its top level and does not hide."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [one for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
+            found.update(one.id for one in names if isinstance(one.ctx, ast.Store))
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_public_names_are_defined_once() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, path in sorted(modules().items()):
+        if module.startswith("raylla.serving.store.migrations.versions."):
+            continue  # alembic wants `upgrade` and `revision` of each
+        for name in public(path) - ALIKE.keys():
+            if name != "rows" or not module.startswith("raylla.bench.parts."):  # how a part plugs in
+                homes.setdefault(name, []).append(module)
+    doubled = {name: where for name, where in sorted(homes.items()) if len(where) > 1}
+    assert len(homes) > 1000
+    assert len(doubled) <= DOUBLED, "\n".join(
+        f"{name}: {', '.join(where)}" for name, where in doubled.items()
+    )

@@ -223,7 +223,7 @@ def test_the_groups_can_place_the_job_s_config(overlay: str, built: dict[str, li
     words = job["spec"]["entrypoint"].split()
     path = next(word for word in words if word.startswith("configs/"))
     overrides = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
-    chosen = config.load(ROOT / path, overrides)
+    chosen = config.load_config(ROOT / path, overrides)
     assert chosen.ray.autoscaling
     rooms = []
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
@@ -244,7 +244,7 @@ def test_the_ray_up_file_is_valid_and_places_the_multinode_config() -> None:
         for kind in kinds.values()
         for _ in range(kind["max_workers"])
     ]
-    place(config.load(ROOT / "configs" / "qwen3-4b-multinode.yaml"), rooms)
+    place(config.load_config(ROOT / "configs" / "qwen3-4b-multinode.yaml"), rooms)
     kinds["trainer"]["max_worker"] = 1
     with pytest.raises(jsonschema.ValidationError, match="max_worker"):
         jsonschema.validate(cluster, schema)
@@ -258,7 +258,7 @@ def test_the_service_serves_what_raylla_serve_writes(
     words = service["metadata"]["annotations"]["raylla/serve"].split()
     found = yaml.safe_load(service["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(found)
-    run = trained(tmp_path / "run", config.load(ROOT / words[0]))
+    run = trained(tmp_path / "run", config.load_config(ROOT / words[0]))
     written = tmp_path / "serve.yaml"
     arguments = ["serve", str(ROOT / words[0]), "--run", str(run), "--write", str(written), *words[1:]]
     result = CliRunner().invoke(app, arguments)
@@ -267,11 +267,11 @@ def test_the_service_serves_what_raylla_serve_writes(
     where = application["args"]["serving"]["run"]
     made = yaml.safe_load(written.read_text().replace(str(run), where))
     # The manifest leaves defaults out: new ones in the tree of settings do not make it wrong.
-    args = config.parse(application["args"], "manifest").model_dump(mode="json")
+    args = config.parse_config(application["args"], "manifest").model_dump(mode="json")
     application["args"] = {name: args[name] for name in made["applications"][0]["args"]}
     assert found == made
     group = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
-    serving = config.parse(application["args"], "manifest").serving
+    serving = config.parse_config(application["args"], "manifest").serving
     replicas = serving.ingress.max_replicas + serving.engine.max_replicas
     per_node = int(group["rayStartParams"].get("num-gpus", 0)) or 2
     assert replicas <= group["maxReplicas"] * per_node

@@ -54,7 +54,7 @@ def world() -> World:
 
 
 def test_the_nearest_and_some_others_in_no_order(world: World) -> None:
-    found = meaning.candidates(world, 6, 4, 0, _encode)
+    found = meaning.nearest_candidates(world, 6, 4, 0, _encode)
     assert list(found) == [query.id for query in world.queries]
     places = []
     for query in world.queries:
@@ -64,47 +64,47 @@ def test_the_nearest_and_some_others_in_no_order(world: World) -> None:
         places += [place for place, one in enumerate(own) if not one]
     assert len(places) > 40  # most of the others are of other topics
     assert set(places) == set(range(6))
-    assert found == meaning.candidates(world, 6, 4, 0, _encode)
-    assert found != meaning.candidates(world, 6, 4, 1, _encode)
+    assert found == meaning.nearest_candidates(world, 6, 4, 0, _encode)
+    assert found != meaning.nearest_candidates(world, 6, 4, 1, _encode)
 
 
 @pytest.mark.parametrize(("count", "near", "expected"), [(3, 8, 3), (6, 1, 6), (300, 4, 200), (1, 1, 1)])
 def test_as_many_as_there_can_be(world: World, count: int, near: int, expected: int) -> None:
-    found = meaning.candidates(world, count, near, 0, _encode)
+    found = meaning.nearest_candidates(world, count, near, 0, _encode)
     assert {len(set(ads)) for ads in found.values()} == {expected}
 
 
 def test_served_queries_have_theirs_already(world: World) -> None:
     served = world.queries[0]
     auction = Auction(f"e1/reward/{served.id}", served.id, ("1000",), (5.0,))
-    found = meaning.candidates(replace(world, auctions=(auction,)), 6, 4, 0, _encode)
+    found = meaning.nearest_candidates(replace(world, auctions=(auction,)), 6, 4, 0, _encode)
     assert set(found) == {query.id for query in world.queries[1:]}
 
 
 def test_they_are_kept_with_the_world_and_are_what_auctions_have(world: World, tmp_path: Path) -> None:
-    whole = replace(world, candidates=meaning.candidates(world, 6, 4, 0, _encode))
-    store.save(whole, tmp_path / "world")
-    loaded = store.load(tmp_path / "world")
+    whole = replace(world, candidates=meaning.nearest_candidates(world, 6, 4, 0, _encode))
+    store.save_world(whole, tmp_path / "world")
+    loaded = store.load_world(tmp_path / "world")
     assert loaded == whole
     planned = schedule.auctions(config.Config(seed=7), loaded, 1)
     assert {one.phase for one in planned} == {"reward", "preference", "test"}
     assert all(one.auction.ad_ids == whole.candidates[one.query.id] for one in planned)
-    small = build.sample(whole, 10, 0)
+    small = build.sample_queries(whole, 10, 0)
     assert set(small.candidates) == {query.id for query in small.queries}
 
 
 def test_a_world_from_before_has_none(world: World, tmp_path: Path) -> None:
     path = tmp_path / "world"
-    store.save(world, path)
+    store.save_world(world, path)
     for file, columns in (("ads", ["description", "url"]), ("queries", ["candidates"])):
         table = pq.read_table(path / f"{file}.parquet")
         pq.write_table(table.drop_columns(columns), path / f"{file}.parquet")
-    assert store.load(path) == world
+    assert store.load_world(path) == world
 
 
 def test_unknown_candidates_are_refused(world: World) -> None:
     with pytest.raises(WorldError, match="candidates='1'"):
-        store.check(replace(world, candidates={world.queries[0].id: ("1000", "1")}))
+        store.check_world(replace(world, candidates={world.queries[0].id: ("1000", "1")}))
 
 
 def test_a_follow_up_finds_what_the_turn_before_was_about() -> None:
@@ -152,7 +152,7 @@ class _Crew:
 
 def test_a_run_finds_them_once(world: World, tmp_path: Path) -> None:
     others = {query.id: ("1000",) for query in world.queries}
-    store.save(replace(world, candidates=others), tmp_path / "world")
+    store.save_world(replace(world, candidates=others), tmp_path / "world")
     settings = {
         "path": str(tmp_path / "world"),
         "candidates_by": "meaning",
@@ -162,14 +162,14 @@ def test_a_run_finds_them_once(world: World, tmp_path: Path) -> None:
         "queries_per_profile": 10,
     }
     tree = {"world": settings, "wandb": {"mode": "disabled"}}
-    run = Run.create(tmp_path / "run", config.parse(tree, "test"))
+    run = Run.create(tmp_path / "run", config.parse_config(tree, "test"))
     crew = _Crew()
     with closing(Observer(run.config, run.path, Console(quiet=True))) as watch:
         draft = queries.draft_world(run)
         assert draft.candidates == {}
         asked = queries.ask_queries(run, cast(Crew, crew), watch, draft)
         assert len(asked.queries) == 20
-        assert asked.candidates == meaning.candidates(draft, 5, 2, 0, _encode)
+        assert asked.candidates == meaning.nearest_candidates(draft, 5, 2, 0, _encode)
         before = crew.asked
         again = Run.open(tmp_path / "run")
         assert queries.ask_queries(again, cast(Crew, crew), watch, queries.draft_world(again)) == asked

@@ -19,7 +19,7 @@ from raylla.errors import ConfigError
 from raylla.mechanisms.card import Card, second_price
 from raylla.mechanisms.llm import LlmAuction, Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
-from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Offer, Prompt, named
+from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Offer, Prompt, named_mechanisms
 from raylla.mechanisms.rag import RagAuction
 from raylla.records import Ad, Auction, Planned, Profile, Query
 
@@ -237,6 +237,6 @@ def test_choices_name_existing_epochs_once() -> None:
 
 
 def test_mechanisms_by_name() -> None:
-    assert [one.name for one in named(["mosaic", "card"])] == ["mosaic", "card"]
+    assert [one.name for one in named_mechanisms(["mosaic", "card"])] == ["mosaic", "card"]
     with pytest.raises(ConfigError, match=r"'mosaik'; there are .*mosaic"):
-        named(["mosaik"])
+        named_mechanisms(["mosaik"])

@@ -104,7 +104,7 @@ def test_nothing_to_gain_nothing_to_pay_and_constants_change_nothing(seed: int, 
 def test_the_price_of_a_click_is_at_most_the_bid_and_collects_the_payment(seed: int, tau: float) -> None:
     case = Case(seed)
     log_p, paid = case.log_p(case.rewards, tau), case.payments(case.rewards, tau)
-    price = mosaic.per_click(paid, case.rates, log_p)
+    price = mosaic.price_per_click(paid, case.rates, log_p)
     clicks = case.rates @ np.exp(log_p)
     assert (price[clicks > 1e-9] <= case.bids[clicks > 1e-9] * (1 + 1e-6) + 1e-6).all()
     assert (price >= 0).all()

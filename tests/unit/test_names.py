@@ -18,25 +18,25 @@ from typer.testing import CliRunner
 
 from raylla import config
 from raylla.cli import app
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.errors import ConfigError
-from raylla.evaluation.page.console import show
+from raylla.evaluation.page.console import show_results
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, write_json
 from raylla.serving.logs import JsonLines
 from raylla.serving.store import database, open_store
 from raylla.storage import exists, home, making
 from raylla.strictjson import dumps
-from raylla.terminal import plain
+from raylla.terminal import plain_console
 
 ODD = "[red]a[/red] [/b] [link=x] :fire: run[1]*?"
 FIGURE = {"mean": 1.0, "low": 0.5, "high": 1.5}
 
 
-@pytest.mark.parametrize("make", [plain, Console])
+@pytest.mark.parametrize("make", [plain_console, Console])
 def test_messages_and_names_are_shown_as_they_are(make: Callable[..., Console]) -> None:
     console = make(file=io.StringIO(), width=200)
-    watch = Observer(parse({"name": ODD, "wandb": {"mode": "disabled"}}, "test"), None, console)
+    watch = Observer(parse_config({"name": ODD, "wandb": {"mode": "disabled"}}, "test"), None, console)
     watch.say(f"said {ODD}")
     with watch.stage(f"stage {ODD}", answers=1):
         watch.advance("answers", 1, 1)
@@ -59,7 +59,7 @@ def test_messages_and_names_are_shown_as_they_are(make: Callable[..., Console]) 
             }
         ],
     }
-    show(console, results)
+    show_results(console, results)
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
     for what in ("said", "stage", "lost", "results", "query"):
@@ -131,7 +131,7 @@ def test_an_undefined_figure_is_null_wherever_json_is_written(tmp_path: Path) ->
     assert strictly(dumps(values)) == expected
     write_json(tmp_path / "a.json", values)
     assert strictly((tmp_path / "a.json").read_text()) == expected
-    watch = Observer(parse({"wandb": {"mode": "disabled"}}, "test"), tmp_path)
+    watch = Observer(parse_config({"wandb": {"mode": "disabled"}}, "test"), tmp_path)
     watch.metrics(1, values)
     watch.close()
     line = strictly((tmp_path / "metrics.jsonl").read_text())
@@ -162,7 +162,7 @@ def test_a_key_twice_is_an_error_with_both_lines(
     with pytest.raises(
         ConfigError, match=rf": {name} is set in line {lines[0]} and again in line {lines[1]};"
     ):
-        config.load(path)
+        config.load_config(path)
 
 
 def test_anchors_and_merges_are_no_repetition(tmp_path: Path) -> None:
@@ -171,10 +171,10 @@ def test_anchors_and_merges_are_no_repetition(tmp_path: Path) -> None:
         "rollout: &group\n  workers: 2\n  cpus: 0.5\njudge:\n  <<: *group\n  cpus: 1\n"
         "reward_trainer: {<<: *group}\n"
     )
-    found = config.load(path, ["judge.workers=3", "judge.workers=4"])
+    found = config.load_config(path, ["judge.workers=3", "judge.workers=4"])
     assert (found.judge.workers, found.judge.cpus, found.rollout.cpus) == (4, 1, 0.5)
     assert found.reward_trainer.workers == 2
     path.write_text("")
-    assert config.load(path) == config.Config()
+    assert config.load_config(path) == config.Config()
     with pytest.raises(ConfigError, match="workers is set in line 1 and again in line 1"):
-        config.load(path, ["judge={workers: 1, workers: 2}"])
+        config.load_config(path, ["judge={workers: 1, workers: 2}"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.runs.gauges import flat
 from raylla.runs.observe import Observer
 
@@ -27,7 +27,7 @@ def _dead(**_: object) -> None:
 @pytest.mark.parametrize("init", [_hanging, _dead])
 def test_metrics_go_on_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: object) -> None:
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    watch = Observer(parse({"wandb": {"mode": "online", "timeout": 0.5}}, "test"), tmp_path)
+    watch = Observer(parse_config({"wandb": {"mode": "online", "timeout": 0.5}}, "test"), tmp_path)
     started = time.monotonic()
     with watch.stage("epoch 1: sample", answers=2):
         watch.advance("answers", 2, 10)
@@ -44,10 +44,10 @@ STOPPED = """
 import os, signal, sys, threading
 from pathlib import Path
 import psutil
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.runs.tracking import SERVICE, Tracker
 
-tracker = Tracker(parse({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), Path(sys.argv[1]))
+tracker = Tracker(parse_config({"wandb": {"mode": "offline", "timeout": 0.5}}, "test"), Path(sys.argv[1]))
 begun = threading.Event()
 tracker._put(lambda wandb, run: begun.set())
 if not begun.wait(40):
@@ -109,7 +109,7 @@ class ScriptedWandb(types.SimpleNamespace):
 def test_what_wandb_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = ScriptedWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    config = parse({"wandb": {"mode": "online"}}, "test")
+    config = parse_config({"wandb": {"mode": "online"}}, "test")
     for _ in range(2):  # a run, and its resumption
         watch = Observer(config, tmp_path)
         watch.metrics(1, {"align/steps": 4})
@@ -133,7 +133,7 @@ def test_what_wandb_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_wandb_that_breaks_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", ScriptedWandb(broken=True))
-    watch = Observer(parse({"wandb": {"mode": "online", "timeout": 5}}, "test"), tmp_path)
+    watch = Observer(parse_config({"wandb": {"mode": "online", "timeout": 5}}, "test"), tmp_path)
     watch.artifact("v1", "weights", tmp_path)
     watch.metrics(1, {"align/steps": 4})
     watch.close()

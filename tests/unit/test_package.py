@@ -94,8 +94,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_installed_wheel_knows_the_configs_by_name(wheel: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
     assert sorted(path.name for path in (wheel / "raylla" / "configs").glob("*.yaml")) == names
-    code = "import raylla, raylla.config as c, pathlib as p; print(c.load(p.Path('pocket')).digest()); "
-    code += "print(c.load(p.Path('configs/pocket.yaml')).digest()); print(raylla.__file__)"
+    code = "import raylla, raylla.config as c, pathlib as p"
+    code += "; print(c.load_config(p.Path('pocket')).digest())"
+    code += "; print(c.load_config(p.Path('configs/pocket.yaml')).digest()); print(raylla.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -104,32 +105,32 @@ def test_an_installed_wheel_knows_the_configs_by_name(wheel: Path, tmp_path: Pat
         text=True,
         check=True,
     )
-    ours = config.load(ROOT / "configs" / "pocket.yaml").digest()
+    ours = config.load_config(ROOT / "configs" / "pocket.yaml").digest()
     assert found.stdout.split()[:2] == [ours, ours]
     assert found.stdout.split()[2].startswith(str(wheel))
 
 
 def test_a_config_by_name_and_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert config.load(Path("pocket")).name == "pocket"
+    assert config.load_config(Path("pocket")).name == "pocket"
     assert config.located(Path("pocket")) == ROOT / "configs" / "pocket.yaml"
     with pytest.raises(ConfigError, match=r"config pockte: .*pocket, qwen3-4b-1node, "):
-        config.load(Path("pockte"))
+        config.load_config(Path("pockte"))
     with pytest.raises(ConfigError, match=r"config elsewhere/pocket.yaml: "):
-        config.load(Path("elsewhere/pocket.yaml"))
+        config.load_config(Path("elsewhere/pocket.yaml"))
     Path("pocket").write_text("name: mine")
-    assert config.load(Path("pocket")).name == "mine"
+    assert config.load_config(Path("pocket")).name == "mine"
     assert reading.SHIPPED == ROOT / "configs"
 
 
 def test_a_vision_package_of_another_build_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raylla import models
 
-    models.check(config.Config())
+    models.check_places(config.Config())
     broken = tmp_path / "torchvision"
     broken.mkdir()
     (broken / "__init__.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"torchvision::nms does not exist.*`pip uninstall torchvision`"):
-        models.check(config.Config())
+        models.check_places(config.Config())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raylla.errors import RunError
 from raylla.policy import logprobs, packing, schedule
-from raylla.policy.attention import FLEX, FLEX_BLOCK, PARTS, by_parts, layout
+from raylla.policy.attention import FLEX, FLEX_BLOCK, PACKED_PARTS, by_parts, layout
 from raylla.policy.groups import FILLER, TokenGroup, token_group
 from raylla.policy.packing import pack
 from raylla.records import Answer, PreferenceGroup
@@ -60,7 +60,7 @@ def packed(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-probability of every answer of one packed micro-batch."""
     rows = pack(groups, row_tokens, multiple)
-    model.set_attn_implementation(PARTS)
+    model.set_attn_implementation(PACKED_PARTS)
     names = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
     tokens = packing.PackedForward(model)(**{name: rows[name] for name in names})
     return packing.sum_per_answer(tokens, rows["owner"], sum(len(g.answers) for g in groups)), rows
@@ -182,7 +182,7 @@ def seen(rows: dict[str, Tensor]) -> list[list[int]]:
     length = rows["segments"].shape[1]
     query = torch.zeros(len(rows["segments"]), 1, length, 4)
     value = torch.eye(length).expand(len(query), 1, length, length)
-    given = layout(rows["segments"], rows["prompts"], PARTS)
+    given = layout(rows["segments"], rows["prompts"], PACKED_PARTS)
     assert isinstance(given, Tensor)
     found, _ = by_parts(torch.nn.Identity(), query, query, value, given)
     looked: list[list[int]] = (found[0, :, 0] > 0).int().tolist()
@@ -194,7 +194,7 @@ def test_heads_may_share_keys() -> None:
     rows = pack(ragged(2, (3, 1)), 90)
     query = torch.randn(len(rows["segments"]), 4, rows["segments"].shape[1], 8)
     key, value = torch.randn(2, len(query), 2, query.shape[2], 8)
-    given = layout(rows["segments"], rows["prompts"], PARTS)
+    given = layout(rows["segments"], rows["prompts"], PACKED_PARTS)
     found, _ = by_parts(torch.nn.Identity(), query, key, value, given, scaling=0.3)  # type: ignore[arg-type]
     key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
     segments, prompts = rows["segments"], rows["prompts"]
@@ -241,7 +241,7 @@ def test_block_sparse_attention_is_that_by_parts(tiny_model: Path, device: str) 
     names = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
     found = []
     with torch.compiler.set_stance("force_eager" if device == "cpu" else "default"):
-        for kind in (PARTS, FLEX):
+        for kind in (PACKED_PARTS, FLEX):
             model = AutoModelForCausalLM.from_pretrained(
                 tiny_model, dtype=torch.float32, attn_implementation=kind
             ).to(device)
@@ -284,8 +284,8 @@ def test_token_logprobs_are_exact_in_chunks(monkeypatch: pytest.MonkeyPatch, kee
 @pytest.mark.parametrize(("size", "ranks", "batch", "micro"), [(7, 2, 4, 1), (33, 2, 16, 3), (5, 4, 16, 8)])
 def test_every_rank_takes_the_same_steps(size: int, ranks: int, batch: int, micro: int) -> None:
     groups = ragged(1, tuple(1 + i % 4 for i in range(size)))
-    steps = schedule.plan(groups, batch, micro, ranks, passes=2, seed=3)
-    assert steps == schedule.plan(groups, batch, micro, ranks, passes=2, seed=3)
+    steps = schedule.plan_steps(groups, batch, micro, ranks, passes=2, seed=3)
+    assert steps == schedule.plan_steps(groups, batch, micro, ranks, passes=2, seed=3)
     count = schedule.micro_steps(batch, micro, ranks)
     members = []
     for step in steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raylla.world.passages import LONGEST, passage, plain, shortened
+from raylla.world.passages import LONGEST_PASSAGE, passage, plain, shortened
 
 ANSWER = """# Trips
 
@@ -67,14 +67,14 @@ def test_the_first_mention_comes_in_before_the_others() -> None:
     filler = "word " * 60
     text = f"{filler}one. Lumo is here. {filler}two. Lumo again. Lumo is cited."
     kept = passage(text, "Lumo").text
-    assert len(kept) <= LONGEST
+    assert len(kept) <= LONGEST_PASSAGE
     assert kept == f"{filler}one. Lumo is here. Lumo again. Lumo is cited."
 
 
 def test_a_sentence_beyond_the_limit_is_cut_about_the_name() -> None:
     text = "before " * 200 + "Lumo " + "after " * 200
     kept = passage(text, "Lumo").text
-    assert LONGEST - 10 < len(kept) <= LONGEST
+    assert LONGEST_PASSAGE - 10 < len(kept) <= LONGEST_PASSAGE
     assert kept.startswith("before ")
     assert kept.endswith(" after")
     assert " Lumo " in kept

@@ -21,7 +21,7 @@ from raylla.reward.calibration import auc, calibration_error, log_loss, reliabil
 from raylla.reward.encoder import Encoder
 from raylla.reward.features import Moments
 from raylla.reward.intervals import GROUP
-from raylla.reward.rows import ClickRow, rows
+from raylla.reward.rows import ClickRow, click_rows
 from raylla.reward.trainer import RewardTrainer
 from raylla.world import World, build, clicks
 from raylla.world.synthetic import grammar
@@ -55,7 +55,7 @@ def judged(world: World) -> list[ClickRow]:
             placements = parse(text, ads).placements
             p = clicks.click_probabilities(query, user, text, placements, world.ad_by_id)
             drawn = {ad: rng.random() < rate for ad, rate in p.items()}
-            found += rows(f"{query.id}/{draw}", query, user, text, placements, world.ad_by_id, drawn)
+            found += click_rows(f"{query.id}/{draw}", query, user, text, placements, world.ad_by_id, drawn)
     return found
 
 
@@ -112,7 +112,7 @@ def test_rows_tell_rank_and_competition() -> None:
     user, query = Profile("p", "30 nurse Oslo", ()), Query("q", "p", "tea?", "tea", "food", "train")
     text = f"Try {markup(pot)} first. Or {markup(tea)} then."
     placements = parse(text, [tea, pot]).placements
-    first, second = rows("s", query, user, text, placements, {"1": tea, "2": pot}, {"2": True})
+    first, second = click_rows("s", query, user, text, placements, {"1": tea, "2": pot}, {"2": True})
     assert (first.ad_id, first.rank, first.placed, first.earlier_same_category, first.clicked) == (
         "2",
         0,

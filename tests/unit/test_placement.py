@@ -14,8 +14,8 @@ from ray._raylet import Config as RayConfig
 from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
 from raylla.actors import login, placement
-from raylla.actors.placement import Kind, check_placement, connect
-from raylla.config import Config, parse
+from raylla.actors.placement import NodeKind, check_placement, connect
+from raylla.config import Config, parse_config
 from raylla.errors import PlacementError
 
 
@@ -37,21 +37,21 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_slow_start_is_tried_again(starts: list[str]) -> None:
     starts += ["The current node timed out during startup. This could happen", ""]
-    connect(parse({}, "test"))
+    connect(parse_config({}, "test"))
     assert starts == []
 
 
 def test_starts_end_with_the_deadline(starts: list[str]) -> None:
     starts += ["The current node timed out during startup."] * 2
     with pytest.raises(PlacementError, match=r"deadlines\.start=1e-09 s"):
-        connect(parse({"deadlines": {"start": 1e-9}}, "test"))
+        connect(parse_config({"deadlines": {"start": 1e-9}}, "test"))
     assert len(starts) == 1
 
 
 def test_other_failures_are_not_tried_again(starts: list[str]) -> None:
     starts += ["no disk", ""]
     with pytest.raises(Exception, match="no disk"):
-        connect(parse({}, "test"))
+        connect(parse_config({}, "test"))
     assert starts == [""]
 
 
@@ -63,7 +63,7 @@ def test_what_keeps_ray_from_starting_here_is_told(
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(PlacementError, match=r"did not start on this machine \(no room in /dev/shm\)"):
-        connect(parse({}, "test"))
+        connect(parse_config({}, "test"))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Config]:
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         head.listen()
-        yield parse({"ray": {"address": f"127.0.0.1:{head.getsockname()[1]}"}}, "test")
+        yield parse_config({"ray": {"address": f"127.0.0.1:{head.getsockname()[1]}"}}, "test")
     monkeypatch.undo()
     loader.reset_cache()
     RayConfig.initialize("")
@@ -113,32 +113,32 @@ def test_what_is_missing_where_a_cluster_lets_nobody_in(
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
+def small(monkeypatch: pytest.MonkeyPatch) -> list[NodeKind]:
     """A cluster of one node of 2 CPUs, whose autoscaler adds these nodes."""
     node = {"Alive": True, "Resources": {"CPU": 2.0}, "Labels": {"ray.io/zone": "a"}}
-    kinds: list[Kind] = []
+    kinds: list[NodeKind] = []
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(placement, "autoscaled", lambda: kinds or None)
     return kinds
 
 
-def test_what_an_autoscaler_can_add_is_not_refused(small: list[Kind]) -> None:
+def test_what_an_autoscaler_can_add_is_not_refused(small: list[NodeKind]) -> None:
     tree = {"rollout": {"workers": 6, "cpus": 4, "labels": {"pool": "gpu"}}}
     with pytest.raises(PlacementError, match=r"rollout: one worker needs 4 CPUs .* set ray.autoscaling"):
-        check_placement(parse(tree, "test"))
-    small.append(Kind(8, 0, 4, None))
-    assert check_placement(parse(tree, "test"))["CPU"] < 0
-    small.append(Kind(0, 8, float("inf"), None))
-    assert check_placement(parse(tree | {"judge": {"gpus": 8, "cpus": 0}}, "test"))["GPU"] == -8
+        check_placement(parse_config(tree, "test"))
+    small.append(NodeKind(8, 0, 4, None))
+    assert check_placement(parse_config(tree, "test"))["CPU"] < 0
+    small.append(NodeKind(0, 8, float("inf"), None))
+    assert check_placement(parse_config(tree | {"judge": {"gpus": 8, "cpus": 0}}, "test"))["GPU"] == -8
 
 
-def test_what_an_autoscaler_can_never_add_is_refused_though_it_is_on(small: list[Kind]) -> None:
-    small.append(Kind(8, 0, 4, None))
+def test_what_an_autoscaler_can_never_add_is_refused_though_it_is_on(small: list[NodeKind]) -> None:
+    small.append(NodeKind(8, 0, 4, None))
     on = {"ray": {"autoscaling": True}}
     with pytest.raises(PlacementError, match=r"the cluster has 2 and grows to 32; .* most nodes"):
-        check_placement(parse({"rollout": {"workers": 9, "cpus": 4}} | on, "test"))
+        check_placement(parse_config({"rollout": {"workers": 9, "cpus": 4}} | on, "test"))
     with pytest.raises(PlacementError, match="judge: one worker needs 9 CPUs"):
-        check_placement(parse({"judge": {"cpus": 9}} | on, "test"))
+        check_placement(parse_config({"judge": {"cpus": 9}} | on, "test"))
 
 
 def test_what_a_cluster_tells_of_its_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +149,9 @@ def test_what_a_cluster_tells_of_its_autoscaler(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: answers.pop(0))
     assert placement.autoscaled() is None
     assert placement.autoscaled() is None
-    assert placement.autoscaled() == [Kind(4, 0, 3, None), Kind(8, 0, float("inf"), None)]
+    assert placement.autoscaled() == [NodeKind(4, 0, 3, None), NodeKind(8, 0, float("inf"), None)]
 
 
-def test_of_a_pool_that_grows_the_least_must_fit(small: list[Kind]) -> None:
+def test_of_a_pool_that_grows_the_least_must_fit(small: list[NodeKind]) -> None:
     tree = {"rollout": {"workers": 100, "min_workers": 1, "cpus": 1}}
-    assert check_placement(parse(tree, "test"))["CPU"] >= 0
+    assert check_placement(parse_config(tree, "test"))["CPU"] >= 0

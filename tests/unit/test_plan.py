@@ -21,7 +21,7 @@ from raylla.plan.console import more
 from raylla.plan.hardware import GPUS, Shares, gpu
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-ONE = config.load(CONFIGS / "qwen3-4b-1node.yaml")
+ONE = config.load_config(CONFIGS / "qwen3-4b-1node.yaml")
 H100 = GPUS["h100"]
 ALL = Shares(1, 1, 1, 1)
 QWEN = KNOWN["Qwen3-4B"]
@@ -172,19 +172,19 @@ def test_what_weight_versions_take() -> None:
 
 
 def test_one_more_node() -> None:
-    two = config.load(CONFIGS / "qwen3-4b-multinode.yaml")
+    two = config.load_config(CONFIGS / "qwen3-4b-multinode.yaml")
     assert [name for name, _ in more(two, 8)] == ["rollout (15 workers)", "dpo (16 workers)"]
     before = budget(two, H100, Lengths.of(two)).epoch_seconds
     for _, grown in more(two, 8):
         assert budget(grown, H100, Lengths.of(two)).epoch_seconds < before
     assert [name for name, _ in more(ONE, 8)] == ["rollout (13 workers)"]  # 10 ranks do not share 16 groups
-    assert more(config.load(CONFIGS / "pocket.yaml"), 8) == []
+    assert more(config.load_config(CONFIGS / "pocket.yaml"), 8) == []
 
 
 def test_the_documented_figures_are_the_plan_s() -> None:
     text = (CONFIGS.parent / "docs" / "scaling.md").read_text()
     for name, gpus in (("qwen3-4b-1node", 8), ("qwen3-4b-multinode", 16)):
-        chosen = config.load(CONFIGS / f"{name}.yaml")
+        chosen = config.load_config(CONFIGS / f"{name}.yaml")
         found = budget(chosen, H100, Lengths.of(chosen))
         whole = found.epochs * found.epoch_seconds / 3600
         assert f"{found.epoch_seconds / 3600:.1f} h" in text

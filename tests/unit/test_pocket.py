@@ -89,7 +89,9 @@ def test_embeddings_of_bids_are_smooth_and_stay_so() -> None:
 
 
 def test_every_bid_is_a_token() -> None:
-    words = tokenizer.train((grammar.copy_sample(random.Random(n)).completion for n in range(50)), 512)
+    words = tokenizer.train_tokenizer(
+        (grammar.copy_sample(random.Random(n)).completion for n in range(50)), 512
+    )
     assert len(words) == 512
     ids = words.convert_tokens_to_ids(list(tokenizer.BIDS))
     assert ids == list(range(ids[0], ids[0] + 101))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raylla import precision
-from raylla.config import parse
+from raylla.config import parse_config
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_auto_is_what_the_processor_multiplies_in(
     assert precision.chosen("auto", gpu=False) == wanted
     assert precision.chosen("auto", gpu=True) == "bfloat16"
     assert precision.chosen("float16", gpu=False) == "float16"
-    assert wanted in precision.told("auto", gpus=False)
+    assert wanted in precision.explained("auto", gpus=False)
 
 
 def test_a_machine_that_says_nothing_computes_in_float32(
@@ -39,6 +39,6 @@ def test_a_machine_that_says_nothing_computes_in_float32(
 
 
 def test_the_probe_is_wider_where_numbers_are_coarser() -> None:
-    assert parse({}, "test").engine.probe_tolerance is None
+    assert parse_config({}, "test").engine.probe_tolerance is None
     assert precision.PROBE_TOLERANCE["float32"] < 0.019
     assert precision.PROBE_TOLERANCE["bfloat16"] > 0.048

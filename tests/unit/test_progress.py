@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from raylla import progress
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.progress import LINE_SECONDS, Clock, Count, Steps, line
 from raylla.runs.observe import Observer
 
@@ -124,7 +124,7 @@ def test_a_failed_stage_stops_telling() -> None:
 def test_a_run_s_lines_are_dated_too_and_whole() -> None:
     lines = io.StringIO()
     observer = Observer(
-        parse({"wandb": {"mode": "disabled"}}, "test"), None, Console(file=lines, width=30), Acted()
+        parse_config({"wandb": {"mode": "disabled"}}, "test"), None, Console(file=lines, width=30), Acted()
     )
     with observer.stage("epoch 1: sample", reward=10):
         observer.lost("judge")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylla.auction import attempts, parse
-from raylla.auction.prose import around, sentences, stripped, undisclosed, without_ads
+from raylla.auction.prose import enclosing_sentence, sentences, stripped, undisclosed, without_ads
 from raylla.records import Ad
 
 ADS = (Ad("12", "Dr. Oat's Tea", "tea", "food"), Ad("34", "Lumo Kettle", "kettle", "home"))
@@ -60,7 +60,10 @@ def test_sentences_with_ads_are_left_out(text: str, left: str) -> None:
 
 def test_the_sentence_around_an_ad() -> None:
     placement = parse(ANSWER, ADS).placements[1]
-    assert around(ANSWER, ADS, (placement.start, placement.end)) == "1. Try @Dr. Oat's Tea@[Ad-12] too."
+    assert (
+        enclosing_sentence(ANSWER, ADS, (placement.start, placement.end))
+        == "1. Try @Dr. Oat's Tea@[Ad-12] too."
+    )
 
 
 def test_attempts_are_what_parsing_counts() -> None:

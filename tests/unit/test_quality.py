@@ -26,8 +26,8 @@ def read(query: str, tokens: int, nll: float, claims: list[tuple[float, float]] 
 
 
 def test_perplexity_is_per_token_and_what_is_not_there_does_not_count() -> None:
-    table = quality.per_query([read("a", 10, 20.0), read("a", 0, 0.0), read("b", 30, 20.0)])
-    row = quality.figures([table], 500, 0)
+    table = quality.reads_per_query([read("a", 10, 20.0), read("a", 0, 0.0), read("b", 30, 20.0)])
+    row = quality.quality_figures([table], 500, 0)
     # Per query 5 and 30 tokens, 10 and 20 nats.
     assert row["perplexity"]["mean"] == pytest.approx(np.exp(30 / 35))
     assert 1 <= row["perplexity"]["low"] < row["perplexity"]["mean"] < row["perplexity"]["high"]
@@ -37,22 +37,22 @@ def test_perplexity_is_per_token_and_what_is_not_there_does_not_count() -> None:
 
 
 def test_fidelity_is_per_ad_that_something_is_said_of() -> None:
-    table = quality.per_query([read("a", 1, 1.0, [(1.0, 0.2), (0.5, 0.1)]), read("b", 1, 1.0)])
-    row = quality.figures([table, table], 500, 0)
+    table = quality.reads_per_query([read("a", 1, 1.0, [(1.0, 0.2), (0.5, 0.1)]), read("b", 1, 1.0)])
+    row = quality.quality_figures([table, table], 500, 0)
     assert row["fidelity"]["mean"] == pytest.approx(0.75)
     assert row["fidelity_chance"]["mean"] == pytest.approx(0.15)
 
 
 def test_ratios_pair_queries() -> None:
-    before = quality.per_query([read(f"q{i}", 10, 10.0 * (i + 1)) for i in range(20)])
-    after = quality.per_query(
+    before = quality.reads_per_query([read(f"q{i}", 10, 10.0 * (i + 1)) for i in range(20)])
+    after = quality.reads_per_query(
         [read(f"q{i}", 10, 10.0 * (i + 1) + 2) for i in range(20)] + [read("x", 9, 1)]
     )
     ratio = quality.perplexity_ratio([after], [before], 500, 0)
     # Each query differs by 0.2 nats a token, though the queries differ by far more.
     assert ratio["mean"] == pytest.approx(np.exp(0.2))
     assert ratio["high"] == pytest.approx(np.exp(0.2))
-    nothing = quality.per_query([read(f"q{i}", 0, 0.0) for i in range(20)])
+    nothing = quality.reads_per_query([read(f"q{i}", 0, 0.0) for i in range(20)])
     assert quality.perplexity_ratio([nothing], [before], 500, 0) is None
     assert quality.perplexity_ratio([{"y": np.zeros(10)}], [before], 500, 0) is None
 
@@ -93,8 +93,8 @@ def at_backend(tmp_path: Path, description: str = "") -> Any:
 
 def test_answers_are_read_as_their_reader_would(tmp_path: Path) -> None:
     made = at_backend(tmp_path, "Boxes of green leaves.")
-    reads = reading.read(made.backend, {"versions": {"v0": made.answers}}, Suspicious())
-    columns = dict(zip(quality.COLUMNS, next(iter(reads["versions"]["v0"].values())), strict=True))
+    reads = reading.read_tables(made.backend, {"versions": {"v0": made.answers}}, Suspicious())
+    columns = dict(zip(quality.READ_COLUMNS, next(iter(reads["versions"]["v0"].values())), strict=True))
     assert columns["words"] == (10 + 3) / 2
     assert (columns["tokens"], columns["nothing_left"], columns["detected"]) == (5 / 2, 1 / 2, 1)
     # Green and boxes are in the description, fill and buy are not.
@@ -103,7 +103,7 @@ def test_answers_are_read_as_their_reader_would(tmp_path: Path) -> None:
     assert len(made.writer.read) == 2 * 30
     assert {one.text for one in made.writer.read} >= {"Steep it long. Pour it.", "which tea 7? Well."}
     assert all("Brand" not in one.messages[0]["content"] for one in made.writer.read)
-    own = dict(zip(quality.COLUMNS, next(iter(reads["organic"]["organic"].values())), strict=True))
+    own = dict(zip(quality.READ_COLUMNS, next(iter(reads["organic"]["organic"].values())), strict=True))
     # Its two draws are the same text here.
     assert (own["similarity"], own["words"], own["detected"]) == (pytest.approx(1), 4, 0)
     assert len(reads["organic"]["organic"]) == 30
@@ -119,13 +119,13 @@ def test_the_untouched_model_is_loaded_once(tmp_path: Path) -> None:
         return []
 
     made.backend._crew.refresh = refresh
-    reading.read(made.backend, {"versions": {"v0": made.answers}}, None)
+    reading.read_tables(made.backend, {"versions": {"v0": made.answers}}, None)
     assert loaded == ["v0"]
 
 
 def test_what_was_not_measured_is_absent_and_said(tmp_path: Path) -> None:
     made = at_backend(tmp_path)
-    reads = reading.read(
+    reads = reading.read_tables(
         made.backend, {"mechanisms": {"mosaic": made.answers}, "versions": {"v0": made.answers}}, None
     )
     found = quality.summary(
@@ -152,6 +152,6 @@ def test_lost_organic_answers_are_bounded(tmp_path: Path) -> None:
     counted: list[tuple[str, int, int]] = []
     made.backend.bound = lambda *args: counted.append(args)
     made.backend.untouched_answers = lambda asked: [Generated(one.id, (), ()) for one in asked]
-    reads = reading.read(made.backend, {"versions": {"v0": made.answers}}, None)
+    reads = reading.read_tables(made.backend, {"versions": {"v0": made.answers}}, None)
     assert counted == [("organic answers", 60, 60)]
-    assert quality.figures([reads["versions"]["v0"]], 100, 0)["similarity"] is None
+    assert quality.quality_figures([reads["versions"]["v0"]], 100, 0)["similarity"] is None

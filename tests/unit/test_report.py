@@ -13,7 +13,7 @@ import pytest
 
 from raylla.errors import RunError
 from raylla.evaluation.page.figures import FIGURES
-from raylla.evaluation.page.report import AGAINST, pieces, report
+from raylla.evaluation.page.report import AGAINST, pieces, write_report
 from raylla.figures.quality import READER
 
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }}"
@@ -129,7 +129,7 @@ def evaluation() -> dict[str, Any]:
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
-    return report(tmp_path / "evaluation.json", tmp_path / "report")
+    return write_report(tmp_path / "evaluation.json", tmp_path / "report")
 
 
 def test_text_is_text(page: Path) -> None:
@@ -186,13 +186,13 @@ def test_pieces_of_an_answer() -> None:
 
 def test_no_evaluation_or_half_of_one(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="raylla evaluate"):
-        report(tmp_path / "evaluation.json", tmp_path / "report")
+        write_report(tmp_path / "evaluation.json", tmp_path / "report")
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(RunError, match="not JSON"):
-        report(tmp_path / "evaluation.json", tmp_path / "report")
+        write_report(tmp_path / "evaluation.json", tmp_path / "report")
     (tmp_path / "evaluation.json").write_text('{"epochs": []}')
     with pytest.raises(RunError, match="lacks ablations, clicks, clicks_of_runs, curves"):
-        report(tmp_path / "evaluation.json", tmp_path / "report")
+        write_report(tmp_path / "evaluation.json", tmp_path / "report")
 
 
 def test_a_browser_shows_it(page: Path, tmp_path: Path) -> None:

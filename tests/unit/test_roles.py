@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from raylla import config
 from raylla.cli import app
 from raylla.errors import ConfigError
-from raylla.irpo.loop import train
+from raylla.irpo.loop import train_run
 from raylla.models import POCKET, roles
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
@@ -47,7 +47,7 @@ def test_every_start_says_it_too(mute: Path, tmp_path: Path) -> None:
     run = Run.create(str(tmp_path / "run"), chosen)
     watch = Observer(chosen, None)
     with pytest.raises(ConfigError, match=r"ad_llm\.path=.* has no chat template"):
-        train(run, watch)
+        train_run(run, watch)
     watch.close()
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.irpo.schedule import auctions
 from raylla.records import Query
 from raylla.world import World, build
 
-CONFIG = parse({"world": {"profiles": 10}, "irpo": {"queries": 6, "epochs": 2}}, "test")
+CONFIG = parse_config({"world": {"profiles": 10}, "irpo": {"queries": 6, "epochs": 2}}, "test")
 
 
 def _world(config: Config = CONFIG) -> World:
     draft = build.synthetic(config.world, config.seed)
-    splits = build.split(draft.profiles, 0.2, config.seed)
+    splits = build.split_users(draft.profiles, 0.2, config.seed)
     queries = [
         Query(f"{user.id}-{place}", user.id, "best tea", "tea", "food", splits[user.id])
         for user in draft.profiles

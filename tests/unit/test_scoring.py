@@ -25,7 +25,7 @@ PLANNED = Planned(
 
 
 def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) -> None:
-    settings = config.parse(
+    settings = config.parse_config(
         {"irpo": {"reward": "judge", "judgements": 4}, "penalty": {"per_ad": 2}}, "test"
     )
     run = Run(home(tmp_path), settings)
@@ -50,7 +50,9 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
 
 @pytest.mark.parametrize(("risk", "rate"), [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3)])
 def test_risk_scores_towards_the_low_end_of_the_interval(tmp_path: Path, risk: float, rate: float) -> None:
-    run = Run(home(tmp_path), config.parse({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test"))
+    run = Run(
+        home(tmp_path), config.parse_config({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test")
+    )
     text = "Try @Lumo Kettle@[Ad-12]."
     answer = Answer("e1/preference/q/0", "e1/preference/q", 0, "v0", text, (1,), (2,))
     sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", [answer])

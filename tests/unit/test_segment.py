@@ -29,7 +29,7 @@ def _chi_square(observed: Array, shares: Array) -> float:
 
 def test_winners_come_in_proportion_to_score() -> None:
     noise = np.random.default_rng(0).gumbel(size=(DRAWS, 1, 4))
-    winners, _ = segment.auction(RELEVANCE, BIDS, noise, replace=True)
+    winners, _ = segment.segment_auction(RELEVANCE, BIDS, noise, replace=True)
     shares = RELEVANCE * BIDS / (RELEVANCE @ BIDS)
     assert segment.probabilities(RELEVANCE, BIDS) == pytest.approx(shares)
     assert _chi_square(np.bincount(winners[:, 0], minlength=4), shares) < 16.3  # 99.9 %, 3 degrees
@@ -38,11 +38,11 @@ def test_winners_come_in_proportion_to_score() -> None:
 
 def test_segments_with_and_without_replacement() -> None:
     noise = np.random.default_rng(1).gumbel(size=(DRAWS, 3, 4))
-    again, _ = segment.auction(RELEVANCE, BIDS, noise, replace=True)
+    again, _ = segment.segment_auction(RELEVANCE, BIDS, noise, replace=True)
     shares = segment.probabilities(RELEVANCE, BIDS)
     pairs = np.bincount(again[:, 0] * 4 + again[:, 2], minlength=16)
     assert _chi_square(pairs, np.outer(shares, shares).ravel()) < 37.7  # 99.9 %, 15 degrees
-    once, _ = segment.auction(RELEVANCE, BIDS, noise, replace=False)
+    once, _ = segment.segment_auction(RELEVANCE, BIDS, noise, replace=False)
     assert (np.diff(np.sort(once, axis=1), axis=1) > 0).all()
     left = shares * (np.arange(4) != 1)
     seconds = np.bincount(once[once[:, 0] == 1, 1], minlength=4)
@@ -54,28 +54,28 @@ def test_segments_with_and_without_replacement() -> None:
 def test_the_price_is_the_lowest_bid_that_wins(seed: int) -> None:
     rng, relevance, bids = _random(seed)
     noise = rng.gumbel(size=(1, 4))
-    winners, prices = segment.auction(relevance, bids, noise, replace=True)
+    winners, prices = segment.segment_auction(relevance, bids, noise, replace=True)
     winner, price = winners[0], prices[0]
     assert 0 <= price <= bids[winner]
     for factor, wins in ((1 + 1e-9, True), (1 - 1e-9, False)):
         other = bids.copy()
         other[winner] = price * factor
-        assert (segment.auction(relevance, other, noise, replace=True)[0][0] == winner) == wins
+        assert (segment.segment_auction(relevance, other, noise, replace=True)[0][0] == winner) == wins
 
 
 @given(SEEDS, st.booleans())
 def test_scale(seed: int, replace: bool) -> None:
     rng, relevance, bids = _random(seed)
     noise = rng.gumbel(size=(3, 4))
-    winners, prices = segment.auction(relevance, bids, noise, replace=replace)
-    same, money = segment.auction(relevance * 3, bids * 100, noise, replace=replace)
+    winners, prices = segment.segment_auction(relevance, bids, noise, replace=replace)
+    same, money = segment.segment_auction(relevance * 3, bids * 100, noise, replace=replace)
     assert same.tolist() == winners.tolist()
     assert money == pytest.approx(prices * 100)
 
 
 def test_expected_payment_is_what_winners_pay_on_average() -> None:
     noise = np.random.default_rng(2).gumbel(size=(DRAWS, 1, 4))
-    winners, prices = segment.auction(RELEVANCE, BIDS, noise, replace=True)
+    winners, prices = segment.segment_auction(RELEVANCE, BIDS, noise, replace=True)
     for i, expected in enumerate(segment.expected_payments(RELEVANCE, BIDS)):
         charged = np.where(winners == i, prices, 0)
         assert abs(charged.mean() - expected) < 4 * charged.std() / np.sqrt(DRAWS)
@@ -95,9 +95,9 @@ def test_expected_payment_is_the_myerson_integral(seed: int) -> None:
 
 
 def test_without_competitors_or_bids() -> None:
-    winners, prices = segment.auction([0.5, 0.5, 0.5], [10, 0, 0], np.zeros((2, 3)), replace=False)
+    winners, prices = segment.segment_auction([0.5, 0.5, 0.5], [10, 0, 0], np.zeros((2, 3)), replace=False)
     assert (winners.tolist(), prices.tolist()) == ([0, -1], [0, 0])
-    assert segment.auction([0.5], [10], [[0]], replace=True)[1].tolist() == [0]
+    assert segment.segment_auction([0.5], [10], [[0]], replace=True)[1].tolist() == [0]
     assert segment.probabilities([1, 1], [0, 0]).tolist() == [0, 0]
     assert segment.expected_payments([0.5, 0.5, 0], [10, 0, 5]).tolist() == [0, 0, 0]
 
@@ -107,7 +107,7 @@ def test_without_replacement_a_later_segment_can_be_the_cheaper_one() -> None:
     noise = np.random.default_rng(3).gumbel(size=(1000, 2, 2))
     spent = []
     for bid in (50.0, 1.0):
-        winners, prices = segment.auction([1, 1], [bid, 50], noise, replace=False)
+        winners, prices = segment.segment_auction([1, 1], [bid, 50], noise, replace=False)
         assert (np.sort(winners, axis=1) == [0, 1]).all()
         spent.append(prices[winners == 0].mean())
     assert spent[1] < spent[0] / 10
@@ -171,9 +171,9 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="bids"):
         segment.probabilities([1, 1], [1, 1, 1])
     with pytest.raises(ValueError, match="noise"):
-        segment.auction([1, 1], [1, 1], [0, 0], replace=True)
+        segment.segment_auction([1, 1], [1, 1], [0, 0], replace=True)
     with pytest.raises(ValueError, match="noise"):
-        segment.auction([1, 1], [1, 1], [[0, 0, 0]], replace=True)
+        segment.segment_auction([1, 1], [1, 1], [[0, 0, 0]], replace=True)
     with pytest.raises(ValueError, match="size"):
         segment.subsets(3, 4)
     with pytest.raises(ValueError, match="set_relevance"):

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from raylla.actors.policy import Alignment
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.engines.protocol import Probe
 from raylla.irpo import stages
 from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told
@@ -20,7 +20,7 @@ from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.world import World
 
-CONFIG = parse({"wandb": {"mode": "disabled"}}, "test")
+CONFIG = parse_config({"wandb": {"mode": "disabled"}}, "test")
 
 
 class Killed(BaseException):
@@ -43,8 +43,8 @@ def test_a_run_that_counts_as_finished_has_its_results(
     run: Run, watch: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "read_tests", lambda *_: [None, None])
-    monkeypatch.setattr(stages, "table", lambda *_: [{"epoch": 0}])
-    monkeypatch.setattr(stages, "examples", lambda *_: [])
+    monkeypatch.setattr(stages, "epoch_table", lambda *_: [{"epoch": 0}])
+    monkeypatch.setattr(stages, "before_and_after", lambda *_: [])
     world = cast(World, None)
     append = run.home.append
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import RunError
 from raylla.records import Answer, Auction, Click
 from raylla.runs.state import Run, load_records, save_records
@@ -54,7 +54,7 @@ def test_commits_after_a_damaged_line_are_not_thrown_away(tmp_path: Path) -> Non
 def test_another_config_is_refused(tmp_path: Path) -> None:
     Run.create(tmp_path / "run", Config())
     with pytest.raises(RunError, match="another config"):
-        Run.create(tmp_path / "run", parse({"seed": 3}, "test"))
+        Run.create(tmp_path / "run", parse_config({"seed": 3}, "test"))
     assert Run.create(tmp_path / "run", Config()).config.seed == 0
 
 

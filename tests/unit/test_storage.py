@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from raylla import models
 from raylla.actors import read_weights
 from raylla.cli import app
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import ConfigError, DeadlineError, RunError, StorageError
 from raylla.plan.architecture import architecture
 from raylla.records import Answer
@@ -107,7 +107,7 @@ def test_a_driver_on_an_empty_machine_finds_every_commit(where: str) -> None:
     with here(third.weights("v2")) as found:
         assert (found / "config.json").read_text() == '"2"'
     with pytest.raises(RunError, match="another config"):
-        Run.create(where, parse({"seed": 1}, "x"))
+        Run.create(where, parse_config({"seed": 1}, "x"))
     with pytest.raises(RunError, match="not a run directory"):
         Run.open(within(where, "else"))
     with pytest.raises(RunError, match="not empty and not a run directory"):
@@ -199,7 +199,7 @@ def test_what_cannot_be_written_is_told_before_models_load(faulty: str, tmp_path
 
 
 def test_a_bucket_that_hangs_is_a_deadline(faulty: str) -> None:
-    run = Run.create(faulty, parse({"deadlines": {"storage": 99}}, "x"))
+    run = Run.create(faulty, parse_config({"deadlines": {"storage": 99}}, "x"))
     woken = threading.Event()
     with run.alone():
         assert run.home.deadline == 99
@@ -242,12 +242,12 @@ def test_a_model_may_lie_behind_a_url(faulty: str) -> None:
     pocket = models.POCKET / "ad-llm"
     place = within(faulty, "model")
     with pytest.raises(ConfigError, match=r"ad_llm\.path='faulty:.*: there is no config\.json at the URL"):
-        models.check(parse({"ad_llm": {"path": place}}, "x"))
+        models.check_places(parse_config({"ad_llm": {"path": place}}, "x"))
     with making(place) as fresh:
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
             shutil.copy(pocket / name, fresh / name)
-    config = parse({"ad_llm": {"path": place}}, "x")
-    assert models.check(config)["ad_llm.path"] == place
+    config = parse_config({"ad_llm": {"path": place}}, "x")
+    assert models.check_places(config)["ad_llm.path"] == place
     assert architecture(place, "ad_llm.path") == architecture("pocket:ad-llm", "ad_llm.path")
     ours, theirs = read_weights(place), read_weights(pocket)
     assert ours.keys() == theirs.keys()
@@ -255,7 +255,7 @@ def test_a_model_may_lie_behind_a_url(faulty: str) -> None:
 
 
 def test_old_versions_are_collected_and_never_one_in_use(where: str) -> None:
-    run = Run.create(where, parse({"storage": {"keep_versions": 2}, "irpo": {"epochs": 6}}, "x"))
+    run = Run.create(where, parse_config({"storage": {"keep_versions": 2}, "irpo": {"epochs": 6}}, "x"))
     with run.alone():
         for epoch in range(1, 4):
             work(run, epoch)

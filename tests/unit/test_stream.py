@@ -14,10 +14,10 @@ import pytest
 
 from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker
 from raylla.actors.pool import Call, Pool, gather
-from raylla.config import Actors, Config, Engine, Engines, parse
+from raylla.config import Actors, Config, Engine, Engines, parse_config
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import BudgetError, RunError
-from raylla.irpo.learning import CHUNK, Learner
+from raylla.irpo.learning import AUCTIONS_PER_CALL, Learner
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
 from raylla.irpo.scoring import judged_rates, rows_of
@@ -163,7 +163,7 @@ def world() -> World:
 
 def config(**irpo: object) -> Config:
     tree = {"world": {"profiles": 12}, "irpo": {"reward_answers": 4, "preference_answers": 3, **irpo}}
-    return parse(tree, "test")
+    return parse_config(tree, "test")
 
 
 def stream(settings: Config, world: World, crew: Crew) -> Stream:
@@ -281,7 +281,7 @@ def test_a_judge_that_returns_garbage_teaches_nothing_and_is_bounded(world: Worl
 def test_probabilities_are_kept_with_the_clicks_and_score_answers(world: World, tmp_path: Path) -> None:
     tree = config(reward="judge", judgements=4).model_dump(mode="json")
     tree["user_llm"] |= {"reading": "token"}
-    settings = parse(tree, "test")
+    settings = parse_config(tree, "test")
     crew = Crew()
     args = ("", settings.user_llm.sampling, settings.engine, 0, Chooser)
     crew.judges = crew._pool("judge", JudgeWorker, args, Actors())
@@ -313,7 +313,7 @@ def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World
     settings = config()
     run = Run(home(tmp_path), settings)
     planned = auctions(settings, world, 1)
-    assert len([one for one in planned if one.phase == "reward"]) > 2 * CHUNK
+    assert len([one for one in planned if one.phase == "reward"]) > 2 * AUCTIONS_PER_CALL
     calls = []
     for as_they_come in (True, False):
         crew = Crew()

@@ -17,9 +17,9 @@ from raylla.strictjson import objects
 from raylla.warmstart import rows
 
 READERS: list[tuple[Callable[[Path], Any], type[RayllaError], str]] = [
-    (published.read, DataError, "judging.data"),
-    (detect.read, ConfigError, "evaluation.native_answers"),
-    (rows.read, WorldError, "warmstart.data"),
+    (published.read_impressions, DataError, "judging.data"),
+    (detect.read_answers, ConfigError, "evaluation.native_answers"),
+    (rows.read_published, WorldError, "warmstart.data"),
 ]
 WHOLE = gzip.compress((json.dumps({"id": "1", "response": "x" * 3000}) + "\n").encode(), mtime=0)
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from raylla import submit
 from raylla.cli import app
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import ConfigError, LostError, PlacementError
 
 STORAGE = "/shared"
@@ -49,15 +49,15 @@ class ScriptedCluster(submit.Cluster):
 
 
 def planned(config: Config = Config(), job: str = "train") -> submit.Submission:  # noqa: B008
-    return submit.plan(job, config, STORAGE, None, "python")
+    return submit.plan_submission(job, config, STORAGE, None, "python")
 
 
 def test_the_run_id_follows_from_what_decides_the_run() -> None:
     plain = planned()
     assert plain.run == f"{STORAGE}/{plain.run_id}"
-    assert planned(parse({"wandb": {"mode": "disabled"}}, "x")).run_id == plain.run_id
-    assert planned(parse({"seed": 1}, "x")).run_id != plain.run_id
-    assert planned(parse({"name": "a b/c"}, "x")).run_id.startswith("a-b-c-")
+    assert planned(parse_config({"wandb": {"mode": "disabled"}}, "x")).run_id == plain.run_id
+    assert planned(parse_config({"seed": 1}, "x")).run_id != plain.run_id
+    assert planned(parse_config({"name": "a b/c"}, "x")).run_id.startswith("a-b-c-")
     assert planned(job="evaluate").run == plain.run
     assert planned(job="evaluate").entrypoint == f"python jobs/evaluate.py {plain.run}"
     assert planned(job="serve").entrypoint == f"python jobs/serve.py config.yaml --run {plain.run}"
@@ -74,16 +74,16 @@ def test_the_run_id_follows_from_what_decides_the_run() -> None:
 )
 def test_unusable_requests(job: str, storage: str, run_id: str | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        submit.plan(job, Config(), storage, run_id, "python")
+        submit.plan_submission(job, Config(), storage, run_id, "python")
 
 
 def test_what_is_sent_is_the_code_and_the_resolved_config(tmp_path: Path) -> None:
-    config = parse({"seed": 4, "ray": {"address": "elsewhere:6379"}}, "x")
+    config = parse_config({"seed": 4, "ray": {"address": "elsewhere:6379"}}, "x")
     submit.stage(planned(config), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"raylla", "jobs", "config.yaml"}
     assert {path.stem for path in (tmp_path / "jobs").iterdir()} == set(submit.JOBS)
     assert not list(tmp_path.rglob("__pycache__"))
-    sent = parse(yaml.safe_load((tmp_path / "config.yaml").read_text()), "sent")
+    sent = parse_config(yaml.safe_load((tmp_path / "config.yaml").read_text()), "sent")
     assert sent.digest() == config.digest()
     assert sent.ray.address is None
 
@@ -113,7 +113,7 @@ def test_only_a_lost_job_is_sent_again(
     ends: list[tuple[JobStatus, int | None]], status: int, sent: int
 ) -> None:
     cluster = ScriptedCluster(*ends)
-    assert submit.submit(cluster, planned(), 2, lambda text: None) == status
+    assert submit.submit_job(cluster, planned(), 2, lambda text: None) == status
     assert len(cluster.sent) == sent
     assert not cluster.ends
 
@@ -121,13 +121,13 @@ def test_only_a_lost_job_is_sent_again(
 def test_a_running_job_is_followed_and_not_sent_twice() -> None:
     cluster = ScriptedCluster((JobStatus.SUCCEEDED, 0), found="train-x-1")
     said: list[str] = []
-    assert submit.submit(cluster, planned(), 0, said.append) == 0
+    assert submit.submit_job(cluster, planned(), 0, said.append) == 0
     assert (cluster.sent, said) == ([], ["job train-x-1 runs already; following it"])
 
 
 def test_a_job_without_a_status_is_an_error() -> None:
     with pytest.raises(LostError, match="its supervisor died"):
-        submit.submit(ScriptedCluster((JobStatus.FAILED, None)), planned(), 0, lambda text: None)
+        submit.submit_job(ScriptedCluster((JobStatus.FAILED, None)), planned(), 0, lambda text: None)
 
 
 @contextmanager
@@ -205,11 +205,13 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[submit.Cluster, Jobs
 
 def test_a_job_is_sent_under_an_id_that_is_free(jobs: tuple[submit.Cluster, Jobs]) -> None:
     cluster, known = jobs
-    first, other = (submit.plan("train", Config(), place, "r", "python") for place in ("/a", "/b"))
+    first, other = (
+        submit.plan_submission("train", Config(), place, "r", "python") for place in ("/a", "/b")
+    )
     assert [cluster.send(one) for one in (first, other, first)] == ["train-r-1", "train-r-2", "train-r-3"]
     del known.known["train-r-1"]
     assert cluster.send(first) == "train-r-4"
-    assert cluster.send(submit.plan("report", Config(), "/a", "r", "python")) == "report-r-1"
+    assert cluster.send(submit.plan_submission("report", Config(), "/a", "r", "python")) == "report-r-1"
     known.known["train-r-1-by-hand"] = {}
     assert cluster.send(first) == "train-r-5"
 

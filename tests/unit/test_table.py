@@ -6,18 +6,18 @@ import pytest
 
 from raylla.auction import parse
 from raylla.config import Penalty
-from raylla.figures.table import Outcome, figures, per_query
+from raylla.figures.table import JudgedAnswer, per_query, row_figures
 from raylla.records import Ad
 
 AD = Ad("12", "Lumo Kettle", "tea", "food")
 PENALTY = Penalty(per_ad=2, free_ads=2, per_excess_ad=30, per_violation=60)
 
 
-def _tested(text: str, clicked: bool, query: str = "q") -> Outcome:
+def _tested(text: str, clicked: bool, query: str = "q") -> JudgedAnswer:
     parsed = parse(text, [AD])
     clicks = dict.fromkeys(parsed.ad_ids, clicked)
     chances = dict.fromkeys(parsed.ad_ids, 0.25)
-    return Outcome(query, parsed, {"12": 40.0}, {"12": 30.0}, clicks, chances)
+    return JudgedAnswer(query, parsed, {"12": 40.0}, {"12": 30.0}, clicks, chances)
 
 
 def test_by_hand() -> None:
@@ -26,7 +26,7 @@ def test_by_hand() -> None:
         _tested("Try @Lumo Kettle@[Ad-13].", False),
         _tested("Nothing.", False, "r"),
     ]
-    row = figures([per_query(answers, PENALTY)], resamples=200, seed=0)
+    row = row_figures([per_query(answers, PENALTY)], resamples=200, seed=0)
     assert row["revenue"]["mean"] == pytest.approx((15 + 0) / 2)
     assert row["welfare"]["mean"] == pytest.approx((20 + 0) / 2)
     assert row["reward"]["mean"] == pytest.approx(((38 - 60) / 2 + 0) / 2)
@@ -39,4 +39,4 @@ def test_by_hand() -> None:
 
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(ValueError, match="no judged test answers"):
-        figures([{}], resamples=10, seed=0)
+        row_figures([{}], resamples=10, seed=0)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylla.errors import WorldError
-from raylla.world.imports.tablefiles import Cells, Columns, Fault, read
+from raylla.world.imports.tablefiles import Cells, Columns, Fault, read_rows
 
 COLUMNS = Columns({"title": ("title",), "bid": ("bid",), "description": ("description",)}, "title")
 LONG = "a,b\n" * 40_000
@@ -21,12 +21,12 @@ LONG = "a,b\n" * 40_000
 
 def _read(path: Path, data: str | bytes) -> list[tuple[int, Cells | Fault]]:
     path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return list(read(path, COLUMNS))
+    return list(read_rows(path, COLUMNS))
 
 
 def _column(tmp_path: Path, title: Any) -> list[Cells | Fault]:
     pq.write_table(pa.table({"title": title}), tmp_path / "a.parquet")
-    return [cells for _, cells in read(tmp_path / "a.parquet", COLUMNS)]
+    return [cells for _, cells in read_rows(tmp_path / "a.parquet", COLUMNS)]
 
 
 def _titles(tmp_path: Path, values: Sequence[Any], kind: Any) -> list[str]:
@@ -133,7 +133,7 @@ def test_text_of_parquet_that_is_none_costs_its_row_alone(tmp_path: Path) -> Non
 def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
     for name in ("a\0.csv", "a\0.jsonl.gz", "a\0.parquet"):
         with pytest.raises(WorldError, match=r"a\\x00.*no path holds a NUL"):
-            list(read(Path(name), COLUMNS))
+            list(read_rows(Path(name), COLUMNS))
 
 
 def test_json_lines_end_in_any_way(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from raylla.errors import WorldError
 from raylla.records import Turn
 from raylla.world import build, store
 from raylla.world.imports import catalogue, gembench, tables
-from raylla.world.imports.webis import import_world as import_webis
+from raylla.world.imports.webis import import_webis
 
 SETTINGS = config.World(profiles=10)
 ADS = "title,category\nMug,tea\nKettle,tea\nTent,camping\n"
@@ -35,12 +35,12 @@ def _write(path: Path, data: str | bytes) -> Path:
 
 
 def _taken(path: Path, data: str | bytes, **named: str) -> catalogue.Taken:
-    return catalogue.take(_write(path, data), named)
+    return catalogue.take_ads(_write(path, data), named)
 
 
 def _world(tmp_path: Path, ads: str, queries: str) -> tables.Imported:
     ads_file, queries_file = _write(tmp_path / "ads.csv", ads), _write(tmp_path / "queries.csv", queries)
-    return tables.import_world(ads_file, queries_file, tmp_path / "world", SETTINGS, 0)
+    return tables.import_tables(ads_file, queries_file, tmp_path / "world", SETTINGS, 0)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_halves_of_surrogate_pairs_are_replaced_in_every_field(tmp_path: Path) -
     assert [fault.why for fault in taken.faults] == ["description: byte 0xff is not UTF-8"]
     asked = [f'{{"query": "which mug {number} \\ud83d"}}' for number in range(20)]
     queries = _write(tmp_path / "queries.jsonl", "\n".join(asked))
-    done = tables.import_world(tmp_path / "ads.jsonl", queries, tmp_path / "world", SETTINGS, 0)
-    assert {query.text[-1] for query in store.load(tmp_path / "world").queries} == {"\ufffd"}
+    done = tables.import_tables(tmp_path / "ads.jsonl", queries, tmp_path / "world", SETTINGS, 0)
+    assert {query.text[-1] for query in store.load_world(tmp_path / "world").queries} == {"\ufffd"}
     assert len(done.world.ads) == 3
 
 
@@ -171,7 +171,7 @@ def test_columns_of_other_types(tmp_path: Path) -> None:
         "unread": pa.array([{"x": 1}] * 4),
     }
     pq.write_table(pa.table(columns), tmp_path / "ads.parquet")
-    taken = catalogue.take(tmp_path / "ads.parquet", {})
+    taken = catalogue.take_ads(tmp_path / "ads.parquet", {})
     assert [(ad.id, ad.title, ad.category, ad.url) for ad in taken.ads] == [
         ("12", "Mug", "tea", "https://a.example/"),
         ("7", "Kettle", "tea", ""),
@@ -191,7 +191,7 @@ def test_numbers_as_titles_and_as_ids(tmp_path: Path) -> None:
         "category": pa.array([b"tea", b"\xff"], pa.binary()),
     }
     pq.write_table(pa.table(columns), tmp_path / "ads.parquet")
-    taken = catalogue.take(tmp_path / "ads.parquet", {})
+    taken = catalogue.take_ads(tmp_path / "ads.parquet", {})
     assert [(ad.id, ad.title, ad.category) for ad in taken.ads] == [("1", "1984", "tea")]
     assert str(taken.faults[0]).endswith("ads.parquet, line 2: category: byte 0xff is not UTF-8")
 
@@ -245,10 +245,10 @@ def test_tables_that_cannot_be_used(tmp_path: Path, name: str, data: str | bytes
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "none.csv", tmp_path / "none.parquet"):
         with pytest.raises(WorldError, match="No such file"):
-            catalogue.take(path, {})
+            catalogue.take_ads(path, {})
     (tmp_path / "dir.csv").mkdir()
     with pytest.raises(WorldError, match="directory"):
-        catalogue.take(tmp_path / "dir.csv", {})
+        catalogue.take_ads(tmp_path / "dir.csv", {})
 
 
 def test_users_are_dealt_queries_and_both_splits_have_some(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_users_are_dealt_queries_and_both_splits_have_some(tmp_path: Path) -> No
     assert len(world.profiles) == 3
     assert {query.split for query in world.queries} == {"train", "test"}
     assert all(set(user.interests) == {"tea", "camping"} for user in world.profiles)
-    assert store.load(tmp_path / "world") == world
+    assert store.load_world(tmp_path / "world") == world
     assert _world(tmp_path, ADS, QUERIES).world == world
 
 
@@ -311,9 +311,10 @@ def test_a_query_may_bring_its_conversation(tmp_path: Path, kind: str) -> None:
         path.write_text("\n".join(map(json.dumps, rows)))
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
-    done = tables.import_world(_write(tmp_path / "a.csv", ADS), path, tmp_path / "world", SETTINGS, 0)
+    done = tables.import_tables(_write(tmp_path / "a.csv", ADS), path, tmp_path / "world", SETTINGS, 0)
     asked = {
-        (query.profile_id, query.text): query.turns for query in store.load(tmp_path / "world").queries
+        (query.profile_id, query.text): query.turns
+        for query in store.load_world(tmp_path / "world").queries
     }
     turns = (Turn("system", "be brief"), Turn("user", "which mug"), Turn("assistant", "of steel"))
     assert asked == {
@@ -341,7 +342,7 @@ def test_the_command_maps_columns_and_names_what_it_left_out(tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     assert "a[1].csv, line 3: title='@' is empty" in result.output
     assert "3 ads, 2 queries of 2 users" in result.output
-    assert store.load(out).ads[0].title == "Mug red"
+    assert store.load_world(out).ads[0].title == "Mug red"
     for wrong, message in (
         (["--map", "title"], "write it as FIELD=COLUMN"),
         (["--map", "colour=x"], "no such field"),
@@ -356,7 +357,7 @@ def test_the_command_maps_columns_and_names_what_it_left_out(tmp_path: Path) -> 
 
 
 def test_products_and_queries_of_gem_bench(gem_bench: Path, tmp_path: Path) -> None:
-    done = gembench.import_world(gem_bench, tmp_path / "world", SETTINGS, 0)
+    done = gembench.import_gembench(gem_bench, tmp_path / "world", SETTINGS, 0)
     world = done.world
     assert (len(world.ads), len(world.queries), len(world.profiles), done.faults) == (2215, 120, 10, ())
     assert world.notes["titles_cleaned"] == 577
@@ -368,17 +369,17 @@ def test_products_and_queries_of_gem_bench(gem_bench: Path, tmp_path: Path) -> N
     texts = {query.text for query in world.queries}
     assert {"nickel & nickel furniture", "k\u00e9rastase nutrients: densitive", "slides"} <= texts
     assert world.related == {}
-    assert store.load(tmp_path / "world") == world
+    assert store.load_world(tmp_path / "world") == world
 
 
 def test_the_published_tables_are_tables_too(gem_bench: Path, webis: Path, tmp_path: Path) -> None:
     ads = webis / "advertisements" / "banking_qualities.csv"
     queries = webis / "advertisements" / "banking_query_pairs.csv"
-    done = tables.import_world(ads, queries, None, SETTINGS, 0, {"category": "type"})
+    done = tables.import_tables(ads, queries, None, SETTINGS, 0, {"category": "type"})
     assert done.faults == ()
     assert len(done.world.ads) > 80
     assert all(ad.description for ad in done.world.ads)
-    products = tables.import_world(
+    products = tables.import_tables(
         gem_bench / gembench.PRODUCTS, gem_bench / gembench.QUERIES, None, SETTINGS, 0
     )
     assert len(products.world.ads) == 2215

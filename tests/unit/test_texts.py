@@ -128,11 +128,11 @@ def test_a_world_comes_in_composed(tmp_path: Path) -> None:
     users = (USER, Profile("p1", "40", ()))
     asked = (QUERY, Query("p1-0", "p1", "what tea", "", "", "test"))
     path = tmp_path / "world"
-    store.save(World("w", 0, users, (MUG,), asked), path)
+    store.save_world(World("w", 0, users, (MUG,), asked), path)
     table = pq.read_table(path / "ads.parquet")
     apart = pa.array([unicodedata.normalize("NFD", MUG.title)])
     pq.write_table(table.set_column(1, "title", apart), path / "ads.parquet")
-    assert store.load(path).ads[0].title == MUG.title
+    assert store.load_world(path).ads[0].title == MUG.title
 
 
 def test_every_space_is_an_ordinary_one_at_the_doors() -> None:

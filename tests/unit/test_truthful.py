@@ -60,7 +60,7 @@ def test_expected_charge_is_the_myerson_price_of_the_resampled_auction() -> None
     rng = np.random.default_rng(2)
     drawn, resampled = truthful.resample(np.full(count, bid), mu, rng)
     clicks = rng.random(count) < drawn / (drawn + 10)
-    total, error = truthful.settle(truthful.charges(np.full(count, bid), clicks, resampled, mu))
+    total, error = truthful.summed_charges(truthful.charges(np.full(count, bid), clicks, resampled, mu))
     grid, middle = np.linspace(0, bid, 2001), ((np.arange(4000) + 0.5) / 4000) ** (1 / (1 - mu))
     shrunk = grid[:, None] * middle
     curve = (1 - mu) * grid / (grid + 10) + mu * (shrunk / (shrunk + 10)).mean(axis=1)
@@ -75,7 +75,7 @@ def test_no_click_no_charge_and_resampled_clicks_are_rebates() -> None:
 
 
 def test_settle_by_hand() -> None:
-    total, error = truthful.settle([[1.0, 5.0], [3.0, 5.0]])
+    total, error = truthful.summed_charges([[1.0, 5.0], [3.0, 5.0]])
     assert total.tolist() == [4, 10]
     assert error == pytest.approx([np.sqrt(2 * 2), 0])
 
@@ -91,4 +91,4 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="outcomes"):
         truthful.charges([1.0], [2.0], np.array([False]), 0.1)
     with pytest.raises(ValueError, match="charges"):
-        truthful.settle([1.0])
+        truthful.summed_charges([1.0])

@@ -11,14 +11,14 @@ import pytest
 from raylla import config
 from raylla.errors import WorldError
 from raylla.world import World, build, store
-from raylla.world.imports.webis import import_world
+from raylla.world.imports.webis import import_webis
 
 SETTINGS = config.World(profiles=30)
 
 
 @pytest.fixture(scope="module")
 def imported(webis: Path) -> World:
-    return import_world(webis, None, SETTINGS, 0)
+    return import_webis(webis, None, SETTINGS, 0)
 
 
 def test_counts(imported: World) -> None:
@@ -53,15 +53,15 @@ def test_candidates_prefer_paired_ads(imported: World) -> None:
 
 
 def test_sample_is_even_over_topics(imported: World) -> None:
-    small = build.sample(imported, 100, 0)
+    small = build.sample_queries(imported, 100, 0)
     assert len(small.queries) == 100
     assert min(Counter(query.theme for query in small.queries).values()) >= 8
-    store.check(small)
+    store.check_world(small)
 
 
 def test_import_is_deterministic_and_saves(webis: Path, imported: World, tmp_path: Path) -> None:
-    assert import_world(webis, tmp_path / "world", SETTINGS, 0) == imported
-    assert store.load(tmp_path / "world") == imported
+    assert import_webis(webis, tmp_path / "world", SETTINGS, 0) == imported
+    assert store.load_world(tmp_path / "world") == imported
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_broken_files_are_named(
         assert old in data
         broken.write_bytes(data.replace(old, new, 1))
     with pytest.raises(WorldError, match=message):
-        import_world(copy, None, SETTINGS, 0)
+        import_webis(copy, None, SETTINGS, 0)

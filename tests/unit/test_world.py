@@ -27,7 +27,7 @@ SETTINGS = config.World(profiles=8, ads=100)
 @pytest.fixture(scope="module")
 def world() -> World:
     empty = build.synthetic(SETTINGS, 0)
-    splits = build.split(empty.profiles, 0.2, 0)
+    splits = build.split_users(empty.profiles, 0.2, 0)
     queries = [
         build.query_from_text(user, index, f"best {interest} near me", splits[user.id])
         for user in empty.profiles
@@ -50,12 +50,12 @@ def test_same_seed_same_world() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_split_holds_out_some_profiles_but_not_all(world: World, share: float) -> None:
-    assert set(build.split(world.profiles, share, 0).values()) == {"train", "test"}
+    assert set(build.split_users(world.profiles, share, 0).values()) == {"train", "test"}
 
 
 def test_split_of_one_profile_is_refused(world: World) -> None:
     with pytest.raises(WorldError, match=r"world\.profiles=1"):
-        build.split(world.profiles[:1], 0.2, 0)
+        build.split_users(world.profiles[:1], 0.2, 0)
 
 
 def test_query_from_text() -> None:
@@ -94,13 +94,13 @@ def test_paired_ads_come_first(world: World) -> None:
 
 
 def test_sample_keeps_both_splits_and_spreads_over_themes(world: World) -> None:
-    small = build.sample(world, 6, 0)
+    small = build.sample_queries(world, 6, 0)
     assert len(small.queries) == 6
     assert {query.split for query in small.queries} == {"train", "test"}
     assert len({query.theme for query in small.queries}) >= 3
-    assert build.sample(world, 1000, 0) is world
+    assert build.sample_queries(world, 1000, 0) is world
     with pytest.raises(WorldError, match="at least 2"):
-        build.sample(world, 1, 0)
+        build.sample_queries(world, 1, 0)
 
 
 def test_ids_and_bids_are_functions_of_names() -> None:
@@ -116,57 +116,57 @@ def test_ids_and_bids_are_functions_of_names() -> None:
 
 @pytest.mark.parametrize("bid", [-1.0, math.nan, math.inf])
 def test_impossible_bids_are_refused(bid: float) -> None:
-    bids.check([0.0, 1.0])
+    bids.check_bids([0.0, 1.0])
     with pytest.raises(WorldError, match=r"bids\[1\]"):
-        bids.check([1.0, bid])
+        bids.check_bids([1.0, bid])
 
 
 def test_saved_world_comes_back_and_is_replaced_whole(world: World, tmp_path: Path) -> None:
     path = tmp_path / "world"
     paired = replace(world, related={world.queries[0].id: (world.ads[0].id,)}, notes={"titles_cleaned": 3})
-    store.save(world, path)
-    store.save(paired, path)
-    assert store.load(path) == paired
+    store.save_world(world, path)
+    store.save_world(paired, path)
+    assert store.load_world(path) == paired
     assert [entry.name for entry in tmp_path.iterdir()] == ["world"]
 
 
 def test_a_directory_that_is_no_world_is_left_alone(world: World, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("x")
     with pytest.raises(WorldError, match="is no world"):
-        store.save(world, tmp_path)
+        store.save_world(world, tmp_path)
     assert (tmp_path / "precious.txt").exists()
 
 
 def test_partial_worlds_are_refused(world: World, tmp_path: Path) -> None:
     path = tmp_path / "world"
     with pytest.raises(WorldError, match=r"world\.json"):
-        store.load(path)
-    store.save(world, path)
+        store.load_world(path)
+    store.save_world(world, path)
     ads = path / "ads.parquet"
     whole = ads.read_bytes()
     pq.write_table(pq.read_table(ads).slice(0, 5), ads)
     with pytest.raises(WorldError, match="holds 5 rows"):
-        store.load(path)
+        store.load_world(path)
     pq.write_table(pq.read_table(ads).drop_columns(["title"]), ads)
     with pytest.raises(WorldError, match="no column 'title'"):
-        store.load(path)
+        store.load_world(path)
     ads.write_bytes(whole)
     table = pq.read_table(ads)
     field = table.schema.get_field_index("category")
     other = pa.array([b"tea \xff"] * len(table), pa.binary()).view(pa.string())
     pq.write_table(table.set_column(field, table.schema.field(field), other), ads)
     with pytest.raises(WorldError, match=r"ads\.parquet holds text that is not UTF-8 .*0xff.* again"):
-        store.load(path)
+        store.load_world(path)
     ads.write_bytes(whole[:100])
     with pytest.raises(WorldError, match="not a parquet file"):
-        store.load(path)
+        store.load_world(path)
     ads.unlink()
     with pytest.raises(WorldError, match=r"ads\.parquet is missing"):
-        store.load(path)
+        store.load_world(path)
     about = json.loads((path / "world.json").read_text())
     (path / "world.json").write_text(json.dumps({**about, "format": 99}))
     with pytest.raises(WorldError, match="format=99"):
-        store.load(path)
+        store.load_world(path)
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,11 @@ def test_partial_worlds_are_refused(world: World, tmp_path: Path) -> None:
 def test_bad_ads_are_refused(world: World, change: dict[str, str], message: str) -> None:
     bad = replace(world.ads[0], **change)
     with pytest.raises(WorldError, match=message):
-        store.check(replace(world, ads=(bad, *world.ads[1:])))
+        store.check_world(replace(world, ads=(bad, *world.ads[1:])))
 
 
 def test_contradictory_worlds_are_refused(world: World) -> None:
-    store.check(world)
+    store.check_world(world)
     first = world.queries[0]
     other = "test" if first.split == "train" else "train"
     cases: list[tuple[World, str]] = [
@@ -204,7 +204,7 @@ def test_contradictory_worlds_are_refused(world: World) -> None:
     ]
     for bad, message in cases:
         with pytest.raises(WorldError, match=message):
-            store.check(bad)
+            store.check_world(bad)
 
 
 def test_every_title_survives_its_markup(world: World) -> None:
@@ -217,15 +217,15 @@ def test_a_query_keeps_its_turns_and_a_world_from_before_has_none(world: World, 
     turns = (Turn("system", "be brief"), Turn("user", "which mug?"), Turn("assistant", "of steel"))
     first, *rest = world.queries
     talk = replace(world, queries=(replace(first, turns=turns), *rest))
-    store.save(talk, tmp_path / "w")
-    assert store.load(tmp_path / "w") == talk
-    store.save(world, tmp_path / "w")
+    store.save_world(talk, tmp_path / "w")
+    assert store.load_world(tmp_path / "w") == talk
+    store.save_world(world, tmp_path / "w")
     path = tmp_path / "w" / "queries.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["turns"]), path)
-    assert store.load(tmp_path / "w") == world
+    assert store.load_world(tmp_path / "w") == world
     for bad in (Turn("tool", "x"), Turn("user", " ")):  # type: ignore[arg-type]
         with pytest.raises(WorldError, match="a turn is text of"):
-            store.check(replace(world, queries=(replace(first, turns=(bad,)), *rest)))
+            store.check_world(replace(world, queries=(replace(first, turns=(bad,)), *rest)))
 
 
 @pytest.mark.parametrize(

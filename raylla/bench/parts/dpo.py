@@ -23,7 +23,7 @@ from raylla.config import Lora
 from raylla.models import local
 from raylla.precision import Precision
 
-BASE = "pocket:ad-llm"
+_BASE = "pocket:ad-llm"
 POSITIONS = 8192
 MIB = 2**20
 
@@ -54,7 +54,7 @@ class Shape:
         return 4 * (self.answers - 1) * (self.prompt + self.answer)
 
 
-POCKET = Shape("pocket shape", prompt=140, answer=60, answers=5, groups=16, pairs=4)
+_POCKET = Shape("pocket shape", prompt=140, answer=60, answers=5, groups=16, pairs=4)
 PAPER = Shape("paper shape", prompt=4000, answer=400, answers=5, groups=1)
 
 
@@ -79,7 +79,7 @@ def rows(bench: Bench) -> list[Row]:
     """Groups per second at both shapes, with tokens, peak memory and the gradients' difference."""
     model = Subject(make_model(bench.scratch / "model"))
     what = "packed DPO ÷ TRL DPOTrainer"
-    return [side_by_side(bench, model, shape, f"{what}, {shape.name}") for shape in (POCKET, PAPER)]
+    return [side_by_side(bench, model, shape, f"{what}, {shape.name}") for shape in (_POCKET, PAPER)]
 
 
 def side_by_side(bench: Bench, subject: Subject, shape: Shape, name: str) -> Row:
@@ -119,7 +119,7 @@ def _ratio(name: str, shape: Shape, sides: list[Measured], grown: dict[str, int]
     return ratio(name, ours, theirs, "groups/s", notes)
 
 
-def make_model(path: Path, like: str = BASE) -> Path:
+def make_model(path: Path, like: str = _BASE) -> Path:
     """A float32 model of the size of ``like`` for long prompts, with random weights, in ``path``."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -158,11 +158,11 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
 
     from raylla.config import Dpo
     from raylla.policy import adapters, worker, zero
-    from raylla.policy.trainer import PackedDPOTrainer, arguments
+    from raylla.policy.trainer import PackedDPOTrainer, dpo_arguments
 
     worker.setup()
     # One row a forward pass where it is long: a mask of the whole micro-batch would outgrow the caches.
-    micro = max(1, min(shape.groups, 4 * POCKET.packed_tokens // shape.packed_tokens))
+    micro = max(1, min(shape.groups, 4 * _POCKET.packed_tokens // shape.packed_tokens))
     dpo = Dpo.model_validate(
         {
             "workers": 1,
@@ -175,7 +175,7 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
     groups = make_groups(shape)
     with worker.clean_slate(), TemporaryDirectory() as scratch:
         zero.name_ranks()
-        args = arguments(dpo, scratch, 0, 1)
+        args = dpo_arguments(dpo, scratch, 0, 1)
         model = _packed_model(subject)
         if given:
             known = _known(subject, shape)
@@ -191,11 +191,11 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
 def _packed_model(subject: Subject) -> Any:
     """As the policy trainer loads it: a new adapter changes nothing yet."""
     from raylla.policy import adapters
-    from raylla.policy.attention import PARTS
+    from raylla.policy.attention import PACKED_PARTS
     from raylla.policy.worker import DTYPES
 
-    how = {"dtype": DTYPES[subject.precision], "attn_implementation": PARTS}
-    return adapters.load(subject.path, str(subject.path), subject.lora, 0, **how)
+    how = {"dtype": DTYPES[subject.precision], "attn_implementation": PACKED_PARTS}
+    return adapters.load_trainable(subject.path, str(subject.path), subject.lora, 0, **how)
 
 
 _KNOWN: dict[tuple[Path, Shape], list[tuple[float, ...]]] = {}
@@ -292,7 +292,7 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
     import torch
 
     from raylla.policy import packing
-    from raylla.policy.attention import PARTS
+    from raylla.policy.attention import PACKED_PARTS
 
     one = replace(shape, groups=1)
     exact = replace(subject, precision="float32")
@@ -316,7 +316,7 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
             parameter.copy_(trained[name])
     if reference is None:
         reference = _packed_model(replace(exact, lora=None))
-    reference.set_attn_implementation(PARTS)
+    reference.set_attn_implementation(PACKED_PARTS)
     packed = packing.pack(make_groups(one))
     sums = []
     for model in (policy, reference):

@@ -25,7 +25,7 @@ from raylla.bench.measure import Row, Spread
 from raylla.bench.parts.epoch import run_epochs
 from raylla.bench.run import Bench
 from raylla.bench.scripted import Crowd, Latencies, ScriptedCrew, WordyRollout
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.irpo.loop import run_epoch
 from raylla.models import resolve
 from raylla.plan import Lengths, budget, hardware
@@ -35,9 +35,9 @@ from raylla.runs.state import Run, load_records
 from raylla.world import World, build
 from raylla.world.synthetic import grammar
 
-MODEL = "Qwen/Qwen3-4B-Instruct-2507"
+_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
 ACTORS = (16, 64, 256)
-QUERIES = 4
+_QUERIES = 4
 """Training queries of an epoch, for each rollout actor; a quarter as many are tested."""
 
 PLANNED = 5
@@ -51,7 +51,7 @@ FEW = ("irpo.queries=40", "evaluation.queries=10")
 
 
 @dataclass(frozen=True)
-class Told:
+class EpochTimes:
     """What one simulated epoch took: seconds of wall, of its critical path and of the driver's CPU."""
 
     wall: float
@@ -76,7 +76,7 @@ def rows(bench: Bench) -> list[Row]:
         found, last = [], []
         for actors in ACTORS:
             told = [
-                simulate(bench.scratch / f"{actors}-{repeat}", actors, QUERIES, spread)
+                _simulate(bench.scratch / f"{actors}-{repeat}", actors, _QUERIES, spread)
                 for repeat in range(bench.repeats)
             ]
             found.append(_row(actors, told))
@@ -94,7 +94,7 @@ def shape(directory: Path) -> tuple[float, ...]:
     return tuple(length / mean for length in lengths)
 
 
-def memory(told: Sequence[Told]) -> Row:
+def memory(told: Sequence[EpochTimes]) -> Row:
     """What each further answer adds to the driver's peak."""
     steps = itertools.pairwise(told)
     grown = [(more.peak - less.peak) / (more.answers - less.answers) for less, more in steps]
@@ -102,7 +102,7 @@ def memory(told: Sequence[Told]) -> Row:
     return Row("driver's memory, a further answer of an epoch", Spread(tuple(grown)), "bytes", notes=notes)
 
 
-def _row(actors: int, told: Sequence[Told]) -> Row:
+def _row(actors: int, told: Sequence[EpochTimes]) -> Row:
     notes = {
         "epoch wall ÷ critical path": statistics.median(one.wall / one.critical for one in told),
         "answers": told[0].answers,
@@ -113,14 +113,14 @@ def _row(actors: int, told: Sequence[Told]) -> Row:
     return Row(name, Spread(tuple(one.share for one in told)), "", notes=notes)
 
 
-def simulate(directory: Path, actors: int, queries: int, spread: tuple[float, ...]) -> Told:
+def _simulate(directory: Path, actors: int, queries: int, spread: tuple[float, ...]) -> EpochTimes:
     """One epoch of ``queries`` training queries a rollout actor."""
-    return epoch(directory, *settings(actors, queries), spread)
+    return epoch(directory, *paper_settings(actors, queries), spread)
 
 
-def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[float, ...]) -> Told:
+def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[float, ...]) -> EpochTimes:
     """One epoch of the loop on sleepers that share processes."""
-    world = asked(config)
+    world = synthetic_world(config)
     run = Run.create(directory, config)
     watch = Observer(config, run.path, Console(quiet=True))
     version = WeightVersion("v0", 0, resolve("pocket:ad-llm", "the base weights"))
@@ -140,21 +140,21 @@ def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[f
     answers = sum(sum(report.get("samples", {}).values()) for report in run.commits.values())
     answers -= sum(report.get("samples", {}).get("judgement", 0) for report in run.commits.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Told(told["wall_seconds"], told["critical_seconds"], cpu, answers, peak)
+    return EpochTimes(told["wall_seconds"], told["critical_seconds"], cpu, answers, peak)
 
 
-def settings(actors: int, queries: int) -> tuple[Config, Latencies]:
+def paper_settings(actors: int, queries: int) -> tuple[Config, Latencies]:
     """The paper's sizes for this many actors, and what each piece of work takes."""
     each = 5
     profiles = actors * queries // each
     tree = {
         "world": {"profiles": profiles * 5 // 4, "ads": 100, "candidates": 100, "test_share": 0.2},
         "ad_llm": {
-            "path": MODEL,
+            "path": _MODEL,
             "prompt": "paper",
             "sampling": {"max_tokens": 512},
         },
-        "user_llm": {"path": MODEL, "prompt": "paper"},
+        "user_llm": {"path": _MODEL, "prompt": "paper"},
         "engine": {"dtype": "bfloat16", "max_model_len": 8192, "max_num_seqs": 256},
         "rollout": {"workers": PLANNED, "cpus": 0, "gpus": 1},
         "judge": {"workers": 1, "cpus": 0, "gpus": 0.8},
@@ -164,7 +164,7 @@ def settings(actors: int, queries: int) -> tuple[Config, Latencies]:
         "dpo": {"gpus": 1, "precision": "bfloat16", "gradient_checkpointing": True},
         "wandb": {"mode": "disabled"},
     }
-    planned = parse(tree, "the simulated config")
+    planned = parse_config(tree, "the simulated config")
     costs = budget(planned, hardware.gpu("h100"), Lengths.of(planned))
     trained, tested = profiles * each, profiles * each // 4
     irpo = planned.irpo
@@ -183,14 +183,14 @@ def settings(actors: int, queries: int) -> tuple[Config, Latencies]:
     )
     tree["rollout"] = {"workers": actors, "cpus": 0}
     tree["judge"] = {"workers": -(-actors // READ), "cpus": 0}
-    return parse(tree, "the simulated config"), latencies
+    return parse_config(tree, "the simulated config"), latencies
 
 
-def asked(config: Config) -> World:
+def synthetic_world(config: Config) -> World:
     """A synthetic world with queries from the pocket grammar."""
     drawn = build.synthetic(config.world, config.seed)
     rng = random.Random(config.seed)
-    splits = build.split(drawn.profiles, config.world.test_share, config.seed)
+    splits = build.split_users(drawn.profiles, config.world.test_share, config.seed)
     queries = [
         build.query_from_text(user, place, grammar.query(rng, user).text, splits[user.id])
         for user in drawn.profiles

@@ -11,7 +11,7 @@ from rich.console import Console
 from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.run import Bench
 from raylla.config import Config, changed
-from raylla.irpo.loop import train
+from raylla.irpo.loop import train_run
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.runs.timeline import Timeline
@@ -55,5 +55,5 @@ def run_epochs(
     sets = [*SMALL, *more, f"irpo.epochs={epochs}", f"irpo.overlap={str(overlap).lower()}"]
     run = Run.create(directory, changed(config, None, sets))
     watch = Observer(run.config, run.path, Console(quiet=True))
-    train(run, watch)
+    train_run(run, watch)
     return watch.timeline

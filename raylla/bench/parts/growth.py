@@ -17,13 +17,13 @@ from raylla.bench.measure import Row, Spread
 from raylla.bench.parts.dpo import make_model
 from raylla.bench.run import Bench
 from raylla.config import Config, Engine, Sampling, World
-from raylla.engines.vllm import arguments, sampling_params
+from raylla.engines.vllm import engine_arguments, sampling_params
 
-QUERIES = (32, 64, 128, 256)
+_QUERIES = (32, 64, 128, 256)
 """The least of them fill the engine's batch: below, more work fills what is empty."""
-CANDIDATES = (8, 20, 50, 100)
+_CANDIDATES = (8, 20, 50, 100)
 SAMPLES = (5, 10, 20)
-BASE = {"queries": 32, "candidates": 8, "samples": 5}
+_BASE = {"queries": 32, "candidates": 8, "samples": 5}
 ENGINE = Engine(max_model_len=4096, kv_cache_mib=512)
 SAMPLING = Sampling(temperature=0.7, top_k=10, max_tokens=32)
 
@@ -38,22 +38,22 @@ class Cost:
 
 def rows(bench: Bench) -> list[Row]:
     """Exponents of the cost in each size, the others held, and prompt tokens per auction."""
-    given = arguments(str(make_model(bench.scratch / "model")), ENGINE, bench.config.seed)
+    given = engine_arguments(str(make_model(bench.scratch / "model")), ENGINE, bench.config.seed)
     from vllm import LLM
 
     llm = LLM(**given | {"disable_log_stats": False})
-    answer(llm, 0, **BASE)
+    _answer(llm, 0, **_BASE)
     found = []
     for what, sizes, base in (
-        ("queries", QUERIES, BASE),
-        ("candidates", CANDIDATES, BASE),
-        ("samples", SAMPLES, BASE),
-        ("samples", SAMPLES, BASE | {"candidates": CANDIDATES[-1]}),
+        ("queries", _QUERIES, _BASE),
+        ("candidates", _CANDIDATES, _BASE),
+        ("samples", SAMPLES, _BASE),
+        ("samples", SAMPLES, _BASE | {"candidates": _CANDIDATES[-1]}),
     ):
         costs: dict[int, list[Cost]] = {size: [] for size in sizes}
         for repeat in range(bench.repeats):
             for size in sizes if repeat % 2 == 0 else reversed(sizes):
-                costs[size].append(answer(llm, repeat, **base | {what: size}))
+                costs[size].append(_answer(llm, repeat, **base | {what: size}))
         found += _rows(what, costs, base)
     return found
 
@@ -92,7 +92,7 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
     return slope / sum((a - mean_x) ** 2 for a in x)
 
 
-def answer(llm: Any, seed: int, queries: int, candidates: int, samples: int) -> Cost:
+def _answer(llm: Any, seed: int, queries: int, candidates: int, samples: int) -> Cost:
     """What it takes to answer ``queries`` auctions ``samples`` times each, from an empty cache."""
     from vllm.inputs import TokensPrompt
 

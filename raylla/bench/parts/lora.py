@@ -16,7 +16,7 @@ from raylla.bench.run import MODELS, Bench
 from raylla.config import Lora
 from raylla.models import resolve
 
-SHAPE = Shape("SmolLM2-135M", prompt=300, answer=70, answers=5, groups=2, pairs=2)
+_SHAPE = Shape("SmolLM2-135M", prompt=300, answer=70, answers=5, groups=2, pairs=2)
 
 
 def rows(bench: Bench) -> list[Row]:
@@ -25,4 +25,4 @@ def rows(bench: Bench) -> list[Row]:
     path = Path(resolve(MODELS["lora"], "model"))
     # On the CPU, as TRL is told to train; without an accelerator "auto" is the processor's.
     subject = Subject(path, config.lora or Lora(), precision.chosen(config.dpo.precision, gpu=False))
-    return [side_by_side(bench, subject, SHAPE, f"packed LoRA DPO ÷ TRL DPOTrainer, {SHAPE.name}")]
+    return [side_by_side(bench, subject, _SHAPE, f"packed LoRA DPO ÷ TRL DPOTrainer, {_SHAPE.name}")]

@@ -11,32 +11,32 @@ from raylla.bench.run import Bench
 from raylla.config import changed
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import COSTS, hold, test_auctions
+from raylla.evaluation.evaluate import MAIN
 from raylla.evaluation.kept import Kept
 from raylla.irpo.crew import Crew
-from raylla.irpo.loop import train
-from raylla.mechanisms.protocol import named
+from raylla.irpo.loop import train_run
+from raylla.mechanisms.protocol import named_mechanisms
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.runs.versions import committed
 from raylla.world import store
 
-MAIN = "llm-auction"
-TRAINED = ("irpo.epochs=1", "irpo.queries=48", "evaluation.queries=20")
+_TRAINED = ("irpo.epochs=1", "irpo.queries=48", "evaluation.queries=20")
 
 
 def rows(bench: Bench) -> list[Row]:
     """Sampled tokens per auction ÷ LLM-Auction's, after one short epoch; counts, so no repeats."""
-    config = changed(bench.config, None, [*SMALL, *TRAINED])
+    config = changed(bench.config, None, [*SMALL, *_TRAINED])
     run = Run.create(bench.scratch / "run", config)
     watch = Observer(config, run.path, Console(quiet=True))
-    train(run, watch)
+    train_run(run, watch)
     costs = {}
     connect(config)
     crew = Crew(config, run.path, committed(run)[0][0], watch)
     try:
         crew.start(trainer=False)
-        world = store.load(run.path / "world")
-        for mechanism in named(config.evaluation.mechanisms):
+        world = store.load_world(run.path / "world")
+        for mechanism in named_mechanisms(config.evaluation.mechanisms):
             backend = EvaluationBackend(run, config, crew, world, Kept(), watch)  # so that all is paid for
             choice = mechanism.choices(config.irpo.epochs)[0]
             held = hold(backend, mechanism, test_auctions(config, world), choice)

@@ -35,7 +35,7 @@ def rows(bench: Bench) -> list[Row]:
     measured = bench.scratch / "measured"
     run_epochs(bench.config, measured, 2, False, FEWER)
     latencies = measure(measured)
-    world = store.load(measured / "world")
+    world = store.load_world(measured / "world")
     config = changed(bench.config, None, [*SMALL, *FEWER])
     version = committed(Run.open(measured))[0][0]
     numbers = itertools.count()

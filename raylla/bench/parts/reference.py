@@ -21,9 +21,9 @@ from raylla.engines import open_engine
 from raylla.errors import ConfigError
 from raylla.models import resolve
 
-SHAPE = Shape("pocket", prompt=140, answer=60, answers=5, groups=64)
+_SHAPE = Shape("pocket", prompt=140, answer=60, answers=5, groups=64)
 CHECKED = 16
-REQUESTS, DRAWS = 60, 8
+_REQUESTS, _DRAWS = 60, 8
 
 
 def rows(bench: Bench) -> list[Row]:
@@ -35,7 +35,7 @@ def _trained(bench: Bench) -> Row:
     config = bench.config
     model = make_model(bench.scratch / "model", config.ad_llm.path)
     subject = Subject(model, config.lora, precision.chosen(config.dpo.precision, gpu=False))
-    shape = replace(SHAPE, groups=bench.share(SHAPE.groups))
+    shape = replace(_SHAPE, groups=bench.share(_SHAPE.groups))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
 
         def train(given: bool) -> float:
@@ -52,7 +52,7 @@ def _sampled(bench: Bench) -> Row:
     turns = {True: itertools.count(), False: itertools.count()}
 
     def sample(logprobs: bool) -> float:
-        asked = answer_requests(config, next(turns[logprobs]), bench.share(REQUESTS), DRAWS, logprobs)
+        asked = answer_requests(config, next(turns[logprobs]), bench.share(_REQUESTS), _DRAWS, logprobs)
         started = time.process_time()
         tokens = 0
         for one in engine.generate(asked, config.ad_llm.sampling):

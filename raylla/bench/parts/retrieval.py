@@ -20,34 +20,34 @@ from raylla.world import build
 from raylla.world.retrieval import Mask, Retrieval, Vectors, as_asked
 from raylla.world.synthetic import lexicon
 
-ADS = 1_000_000
+_ADS = 1_000_000
 REAL = 8_000
 """Ads whose texts are really encoded; the others lie around them."""
 NOISE = 0.35
 """Spread around a real ad, as a share of each entry's deviation over all real ads."""
 SHARES = (1.0, 0.5, 0.1, 0.01)
-QUERIES = 200
+_QUERIES = 200
 K = 20
 
 
 def rows(bench: Bench) -> list[Row]:
-    """A row for each share of eligible ads, of the median of `QUERIES` searches, and one for building."""
+    """A row for each share of eligible ads, of the median of `_QUERIES` searches, and one for building."""
     faiss.omp_set_num_threads(1)
     encoder = Encoder(resolve(bench.config.pctr.encoder, "pctr.encoder"))
     real = build.catalogue(config.World(ads=REAL), bench.config.seed)
     queries = encoder.encode(_questions())
     found = Retrieval(queries)
     vectors = _crowd(encoder.encode([as_asked(ad) for ad in real]), bench.config.seed)
-    crowd = [real[row % REAL] for row in range(ADS)]
+    crowd = [real[row % REAL] for row in range(_ADS)]
     encoded = _Cursor(vectors)
     started = time.perf_counter()
     found.refresh(crowd, encoded)
     built = time.perf_counter() - started
     del vectors, encoded
     rng = np.random.default_rng(bench.config.seed)
-    asked = queries[rng.integers(0, len(queries), QUERIES)]
-    measured = [_row(bench, found, crowd, asked, rng.random(ADS) < share, share) for share in SHARES]
-    return [*measured, Row(f"index over {ADS:,} ads, built", Spread((built,)), "s")]
+    asked = queries[rng.integers(0, len(queries), _QUERIES)]
+    measured = [_row(bench, found, crowd, asked, rng.random(_ADS) < share, share) for share in SHARES]
+    return [*measured, Row(f"index over {_ADS:,} ads, built", Spread((built,)), "s")]
 
 
 def _row(bench: Bench, found: Retrieval, ads: list[Ad], asked: Vectors, mask: Mask, share: float) -> Row:
@@ -62,10 +62,10 @@ def _row(bench: Bench, found: Retrieval, ads: list[Ad], asked: Vectors, mask: Ma
         return 1e3 * np.array(seconds)
 
     same = [len({*found.search(one, mask, K)} & {*every(one, mask, K)}) / K for one in asked[:50]]
-    times = searched(found.search, QUERIES)
+    times = searched(found.search, _QUERIES)
     return compare(
         f"retrieval of {K} from {len(ads):,} ads, {share:.0%} eligible ÷ comparing all eligible",
-        Side("raylla", lambda: float(np.median(searched(found.search, QUERIES)))),
+        Side("raylla", lambda: float(np.median(searched(found.search, _QUERIES)))),
         Side("all compared", lambda: float(np.median(searched(every, 10)))),
         bench.repeats,
         "ms",
@@ -90,11 +90,11 @@ def _questions() -> list[str]:
 
 
 def _crowd(real: Vectors, seed: int) -> Vectors:
-    """`ADS` vectors [ADS, dim]: the real ones in turn, each moved by noise."""
+    """`_ADS` vectors [_ADS, dim]: the real ones in turn, each moved by noise."""
     rng = np.random.default_rng(seed)
     deviation = real.std(axis=0) * NOISE
-    found = np.empty((ADS, real.shape[1]), dtype=np.float32)
-    for start in range(0, ADS, REAL):
+    found = np.empty((_ADS, real.shape[1]), dtype=np.float32)
+    for start in range(0, _ADS, REAL):
         rows = found[start : start + REAL]
         rows[:] = real[: len(rows)] + deviation * rng.standard_normal(rows.shape, dtype=np.float32)
     return found

@@ -13,19 +13,19 @@ from raylla.bench.run import Bench
 from raylla.config import Actors
 from raylla.engines import Request
 from raylla.engines.chat import prompt_ids
-from raylla.engines.vllm import arguments, sampling_params
+from raylla.engines.vllm import engine_arguments, sampling_params
 from raylla.errors import ConfigError
 from raylla.models import local, resolve
 
-REQUESTS, DRAWS = 120, 8
+_REQUESTS, _DRAWS = 120, 8
 
 
 def rows(bench: Bench) -> list[Row]:
     """Generated tokens per second; prompts are other ones each time, and the same on both sides."""
-    config, auctions = bench.config, bench.share(REQUESTS)
+    config, auctions = bench.config, bench.share(_REQUESTS)
     path = resolve(config.ad_llm.path, "ad_llm.path")
     with local(path) as directory:
-        given = arguments(str(directory), config.engine, config.seed)
+        given = engine_arguments(str(directory), config.engine, config.seed)
         from vllm import LLM
         from vllm.inputs import TokensPrompt
 
@@ -39,7 +39,7 @@ def rows(bench: Bench) -> list[Row]:
         turns = {"actor": itertools.count(), "vLLM": itertools.count()}
 
         def asked(side: str) -> list[Request]:
-            return answer_requests(config, next(turns[side]), auctions, DRAWS)
+            return answer_requests(config, next(turns[side]), auctions, _DRAWS)
 
         def actor() -> float:
             requests = asked("actor")
@@ -72,7 +72,7 @@ def rows(bench: Bench) -> list[Row]:
             "model": config.ad_llm.path,
             "precision": given["dtype"],
             "auctions": auctions,
-            "answers each": DRAWS,
+            "answers each": _DRAWS,
         }
         return [compare("rollout actor ÷ raw vLLM", *sides, bench.repeats, "tokens/s", notes)]
     finally:

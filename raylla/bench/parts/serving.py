@@ -29,9 +29,9 @@ import aiohttp
 from raylla import precision
 from raylla.bench.measure import Measured, Row, Spread, ratio
 from raylla.bench.run import Bench
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import DeadlineError
-from raylla.irpo.loop import train
+from raylla.irpo.loop import train_run
 from raylla.mechanisms.mosaic import CANDIDATES
 from raylla.models import local
 from raylla.runs.observe import Observer
@@ -40,17 +40,17 @@ from raylla.serving.deploy import app, cluster
 from raylla.serving.deploy.versions import weights
 from raylla.serving.security import keyring
 from raylla.serving.store import Store, open_store
-from raylla.serving.store.importing import import_world
+from raylla.serving.store.importing import list_world
 from raylla.world import World
 from raylla.world import store as worlds
 
-REQUESTS = {1: 24, 4: 64, 16: 192}
+_REQUESTS = {1: 24, 4: 64, 16: 192}
 """Concurrency -> requests of one measurement."""
 MOSAIC_SHARE = 8
 """MOSAIC's measurements have this many times fewer requests: each is `CANDIDATES` answers."""
-LONGEST = 1800.0
+_LONGEST = 1800.0
 """Seconds of one request."""
-SMALL = {
+_SMALL = {
     "world": {"profiles": 40},
     "irpo": {
         "epochs": 1,
@@ -70,7 +70,7 @@ SMALL = {
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadFigures:
     """What one measurement gave: per second, and milliseconds in the median."""
 
     requests: float
@@ -96,12 +96,12 @@ def rows(bench: Bench) -> list[Row]:
     settings = {"database": database, "port": _free_port(), "run": str(run.path)}
     tree = run.config.model_dump(mode="json")
     tree["serving"] = bench.config.serving.model_dump(mode="json") | settings
-    config, target = app.effective(parse(tree, "bench"), run.path, None)
-    world = worlds.load(run.path / "world")
+    config, target = app.effective(parse_config(tree, "bench"), run.path, None)
+    world = worlds.load_world(run.path / "world")
     store = open_store(database)
-    import_world(store, world, config.serving, config.world.max_bid, config.seed, datetime.now(UTC), None)
+    list_world(store, world, config.serving, config.world.max_bid, config.seed, datetime.now(UTC), None)
     version, _ = weights(target)
-    counts = {at: max(at, bench.share(usual)) for at, usual in REQUESTS.items()}
+    counts = {at: max(at, bench.share(usual)) for at, usual in _REQUESTS.items()}
     with (
         local(version.path) as model,
         _endpoint(config, app.manifest(config, target)) as url,
@@ -109,7 +109,7 @@ def rows(bench: Bench) -> list[Row]:
     ):
         asked = _questions(world, max(counts.values()))
         ours = Server("endpoint", f"{url}/v1/chat/completions", _key(database), asked)
-        asyncio.run(load(ours, 8, len(ours.bodies), False))
+        asyncio.run(_load(ours, 8, len(ours.bodies), False))
         prompts = _prompts(store)
         one = Server("vLLM", bare, "", [_completion(config, ids, 1) for ids in prompts])
         many = Server("MOSAIC", bare, "", [_completion(config, ids, CANDIDATES) for ids in prompts])
@@ -118,7 +118,7 @@ def rows(bench: Bench) -> list[Row]:
     return _rows(found)
 
 
-async def load(server: Server, concurrency: int, count: int, stream: bool) -> Load:
+async def _load(server: Server, concurrency: int, count: int, stream: bool) -> LoadFigures:
     """``count`` requests, ``concurrency`` at a time."""
     latencies: list[float] = []
     firsts: list[float] = []
@@ -143,13 +143,13 @@ async def load(server: Server, concurrency: int, count: int, stream: bool) -> Lo
             latencies.append(1000 * (time.perf_counter() - started))
 
     connector = aiohttp.TCPConnector(limit=0)
-    limit = aiohttp.ClientTimeout(total=LONGEST)
+    limit = aiohttp.ClientTimeout(total=_LONGEST)
     async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
         started = time.perf_counter()
         await asyncio.gather(*(worker(session) for _ in range(concurrency)))
         wall = time.perf_counter() - started
     first = statistics.median(firsts) if firsts else 0.0
-    return Load(count / wall, tokens / wall, statistics.median(latencies), first)
+    return LoadFigures(count / wall, tokens / wall, statistics.median(latencies), first)
 
 
 async def _read(answer: aiohttp.ClientResponse) -> tuple[float, int]:
@@ -168,12 +168,12 @@ async def _read(answer: aiohttp.ClientResponse) -> tuple[float, int]:
     return first or time.perf_counter(), used
 
 
-Found = dict[tuple[str, int, bool], list[Load]]
+_Found = dict[tuple[str, int, bool], list[LoadFigures]]
 
 
-def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int) -> Found:
+def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int) -> _Found:
     """Every server at every concurrency, whole and streamed, in alternating order; once unmeasured."""
-    found: Found = {}
+    found: _Found = {}
     for repeat in range(repeats + 1):
         for concurrency, count in counts.items():
             for stream in (False, True):
@@ -183,23 +183,25 @@ def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int
                     if mosaic and stream:
                         continue  # it has nothing to show before all candidates are written
                     wanted = max(concurrency, count // MOSAIC_SHARE) if mosaic else count
-                    got = asyncio.run(load(server, concurrency, wanted, stream))
+                    got = asyncio.run(_load(server, concurrency, wanted, stream))
                     if repeat:
                         found.setdefault((server.name, concurrency, stream), []).append(got)
     return found
 
 
-def _rows(found: Found) -> list[Row]:
-    def side(name: str, concurrency: int, stream: bool, figure: Callable[[Load], float]) -> Measured:
+def _rows(found: _Found) -> list[Row]:
+    def side(name: str, concurrency: int, stream: bool, figure: Callable[[LoadFigures], float]) -> Measured:
         loads = found[name, concurrency, stream]
         return Measured(name, Spread(tuple(figure(one) for one in loads)))
 
-    def row(what: str, ours: str, at: int, stream: bool, figure: Callable[[Load], float], unit: str) -> Row:
+    def row(
+        what: str, ours: str, at: int, stream: bool, figure: Callable[[LoadFigures], float], unit: str
+    ) -> Row:
         sides = side(ours, at, stream, figure), side("vLLM", at, stream, figure)
         return ratio(f"{ours} ÷ vLLM: {what}, {at} at once", *sides, unit)
 
     made: list[Row] = []
-    for at in REQUESTS:
+    for at in _REQUESTS:
         for stream, kind in ((False, "whole"), (True, "streamed")):
             made.append(row(f"requests, {kind}", "endpoint", at, stream, lambda one: one.requests, "1/s"))
             made.append(row(f"tokens, {kind}", "endpoint", at, stream, lambda one: one.tokens, "1/s"))
@@ -215,16 +217,16 @@ def _trained(bench: Bench) -> Run:
     if bench.config.serving.run is not None:
         return Run.open(bench.config.serving.run)
     run = Run.create(bench.scratch / "run", small(bench.config))
-    train(run, Observer(run.config, None))
+    train_run(run, Observer(run.config, None))
     return run
 
 
 def small(config: Config) -> Config:
     """``config`` with as little training as a served run needs."""
     tree = config.model_dump(mode="json")
-    for section, changes in SMALL.items():
+    for section, changes in _SMALL.items():
         tree[section] |= changes
-    return parse(tree, "bench")
+    return parse_config(tree, "bench")
 
 
 @contextmanager
@@ -233,7 +235,7 @@ def _endpoint(config: Config, manifest: dict[str, Any]) -> Iterator[str]:
     from ray import serve
 
     keyring.ensure(config.serving.database)
-    at = cluster.Dashboard(cluster.start())
+    at = cluster.Dashboard(cluster.start_ray())
     try:
         at.apply(manifest, config.deadlines.start)
         yield at.endpoint()
@@ -321,7 +323,7 @@ def _completion(config: Config, prompt: list[int], n: int) -> dict[str, Any]:
 
 
 def _key(database: str) -> str:
-    return keyring.read(database).admin_key
+    return keyring.read_keyring(database).admin_key
 
 
 def _free_port() -> int:
@@ -336,4 +338,4 @@ def _listens(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-__all__ = ["Load", "Server", "load", "rows"]
+__all__ = ["LoadFigures", "Server", "rows"]

@@ -12,7 +12,7 @@ from raylla.figures.quality import READER
 from raylla.judging.about import caption
 
 
-def show(console: Console, results: dict[str, Any]) -> None:
+def show_results(console: Console, results: dict[str, Any]) -> None:
     """Print `results.json`."""
     title = f"{results['name']}: test split, 95 % intervals over queries"
     table = Table(title=Text(title), caption=Text(caption(results["clicks"])))

@@ -26,7 +26,7 @@ def png(draw: Callable[[Axes, Found], None], found: Found) -> bytes:
     return buffer.getvalue()
 
 
-def mechanisms(axes: Axes, found: Found) -> None:
+def _mechanisms(axes: Axes, found: Found) -> None:
     """Revenue and reward per query of every mechanism."""
     rows = found["efficiency"]
     for place, (key, colour) in enumerate((("revenue", "C0"), ("reward", "C2"))):
@@ -40,7 +40,7 @@ def mechanisms(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def epochs(axes: Axes, found: Found) -> None:
+def _epochs(axes: Axes, found: Found) -> None:
     """Learning curve over all training seeds."""
     rows = found["epochs"]
     at = [row["epoch"] for row in rows]
@@ -55,7 +55,7 @@ def epochs(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def monotonicity(axes: Axes, found: Found) -> None:
+def _monotonicity(axes: Axes, found: Found) -> None:
     """Click rate of one ad against its bid, for the weights of every epoch."""
     curve = found["curves"]["monotonicity"]
     names = list(curve["versions"])
@@ -71,7 +71,7 @@ def monotonicity(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False, title="weights")
 
 
-def continuity(axes: Axes, found: Found) -> None:
+def _continuity(axes: Axes, found: Found) -> None:
     """Click rate on the fine grid of bids."""
     curve = found["curves"]["continuity"]
     for one in curve["one"]:
@@ -83,7 +83,7 @@ def continuity(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def reliability(axes: Axes, found: Found) -> None:
+def _reliability(axes: Axes, found: Found) -> None:
     """Predicted against observed click rates: each pCTR model on the policy that it scores next."""
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     for row in found["pctr"]:
@@ -96,7 +96,7 @@ def reliability(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def responses(axes: Axes, found: Found) -> None:
+def _responses(axes: Axes, found: Found) -> None:
     """Click rate against the bid in every mechanism, its random numbers held fixed."""
     for name, one in found["incentives"].items():
         axes.plot(one["bids"], one["click_rate"], marker=".", label=name)
@@ -121,13 +121,13 @@ def shift(axes: Axes, found: Found) -> None:
 
 
 FIGURES: dict[str, tuple[str, Callable[[Axes, Found], None]]] = {
-    "mechanisms": ("Revenue and reward of every mechanism", mechanisms),
-    "epochs": ("Learning curve, test split, all training seeds", epochs),
-    "monotonicity": ("Monotonicity: clicks against the bid, by epoch", monotonicity),
-    "continuity": ("Continuity: clicks along bids in steps of 1, last weights", continuity),
-    "responses": ("Clicks against the bid in every mechanism", responses),
+    "mechanisms": ("Revenue and reward of every mechanism", _mechanisms),
+    "epochs": ("Learning curve, test split, all training seeds", _epochs),
+    "monotonicity": ("Monotonicity: clicks against the bid, by epoch", _monotonicity),
+    "continuity": ("Continuity: clicks along bids in steps of 1, last weights", _continuity),
+    "responses": ("Clicks against the bid in every mechanism", _responses),
     "shift": ("pCTR: mean prediction less click rate on the next policy, by run", shift),
-    "reliability": ("pCTR: predicted and observed click rates on the next policy", reliability),
+    "reliability": ("pCTR: predicted and observed click rates on the next policy", _reliability),
 }
 
 

@@ -15,17 +15,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
-from raylla.evaluation.page.figures import FIGURES, png
+from raylla.evaluation.page.figures import FIGURES, Found, png
 from raylla.figures.quality import READER
 from raylla.judging.about import caption as whose
 from raylla.strictjson import dumps
 
-Found = dict[str, Any]
-Table = tuple[str, list[str], list[list[Any]]]
+_Table = tuple[str, list[str], list[list[Any]]]
 """Caption, headings, rows; a figure is a dict of mean, low and high."""
 
 
-def report(evaluation: Path, out: Path) -> Path:
+def write_report(evaluation: Path, out: Path) -> Path:
     """Write `index.html`, which stands alone, and the figures (PNG), tables (CSV) and JSON beside it.
 
     Raises:
@@ -93,7 +92,7 @@ def pieces(text: str) -> list[tuple[str, bool]]:
     return [(piece, placed) for piece, placed in (*found, (text[cursor:], False)) if piece]
 
 
-def _tables(found: Found) -> dict[str, Table]:
+def _tables(found: Found) -> dict[str, _Table]:
     return {
         "efficiency": _efficiency(found),
         "against": _against(found),
@@ -109,7 +108,7 @@ def _tables(found: Found) -> dict[str, Table]:
     }
 
 
-def _efficiency(found: Found) -> Table:
+def _efficiency(found: Found) -> _Table:
     keys = ("revenue", "reward", "welfare", "expected_revenue", "expected_reward")
     costs = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
     rates = ("ads_per_answer", "format_error_rate")
@@ -138,13 +137,13 @@ AGAINST = (
 )
 
 
-def _against(found: Found) -> Table:
+def _against(found: Found) -> _Table:
     rows = [[name, *(one.get(key) for key in AGAINST)] for name, one in found["against"].items()]
     caption = f"LLM-Auction less the other, same queries in pairs; {_counted(found)}"
     return caption, ["against", *AGAINST], rows
 
 
-def _reader(found: Found) -> Table:
+def _reader(found: Found) -> _Table:
     quality = found["quality"]
     keys = [key for key in READER if key not in quality["absent"]]
     rows = [
@@ -155,7 +154,7 @@ def _reader(found: Found) -> Table:
     return "What the reader of an answer gets", ["answers of", *(READER[key] for key in keys)], rows
 
 
-def _ablations(found: Found) -> Table:
+def _ablations(found: Found) -> _Table:
     trends = found["curves"]["monotonicity_of_variants"]
     rows = [
         [name, one["seeds"], *(one.get(key) for key in AGAINST), trends[name]["trend"]]
@@ -167,7 +166,7 @@ def _ablations(found: Found) -> Table:
     return caption, headings, rows
 
 
-def _epochs(found: Found) -> Table:
+def _epochs(found: Found) -> _Table:
     keys = ("revenue", "reward", "expected_revenue", "ads_per_answer", "format_error_rate", "click_rate")
     told = ("auc", "calibration_error", "calibration_floor", "coverage")
     stages = ("sample", "learn", "align", "test")
@@ -189,7 +188,7 @@ def _epochs(found: Found) -> Table:
     return f"Epoch by epoch, all training seeds; {whose(found['clicks_of_runs'])}", headings, rows
 
 
-def _incentives(found: Found) -> Table:
+def _incentives(found: Found) -> _Table:
     headings = ["mechanism", "prices", "payment", "least utility", "regret, utility", "regret, value"]
     rows = [
         [name, rule, one["payment"], one["least_utility"], one["regret"]["utility"], one["regret"]["value"]]
@@ -200,7 +199,7 @@ def _incentives(found: Found) -> Table:
     return f"{caption}; {_counted(found)}", headings, rows
 
 
-def _equilibrium(found: Found) -> Table:
+def _equilibrium(found: Found) -> _Table:
     headings = ["mechanism", "bidders", "revenue", "welfare", "settled"]
     rows = [
         [name, goal, one["revenue"], one["welfare"], one.get("converged", "")]
@@ -212,7 +211,7 @@ def _equilibrium(found: Found) -> Table:
     return caption, headings, rows
 
 
-def _truthful(found: Found) -> Table:
+def _truthful(found: Found) -> _Table:
     headings = ["prices", "revenue", "effective sample size"]
     rows: list[list[Any]] = []
     for one in (entry["truthful"] for entry in found["incentives"].values() if "truthful" in entry):
@@ -228,12 +227,12 @@ PCTR = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibrati
 PCTR += ["calibration_floor", "calibration_floor_high", "coverage", "interval_width"]
 
 
-def _pctr(found: Found) -> Table:
+def _pctr(found: Found) -> _Table:
     rows = [[row.get(key) for key in PCTR] for row in found["pctr"]]
     return "Every pCTR model on every version's own answers", PCTR, rows
 
 
-def _shift(found: Found) -> Table:
+def _shift(found: Found) -> _Table:
     everyone = {"main config": found["pctr"]}
     everyone |= {name: one["pctr"] for name, one in found["ablations"].items()}
     rows = [
@@ -245,7 +244,7 @@ def _shift(found: Found) -> Table:
     return "Each run's pCTR models on the answers of its own next policy", ["run", *PCTR], rows
 
 
-def _runs(found: Found) -> Table:
+def _runs(found: Found) -> _Table:
     keys = ["path", "name", "seed", "digest", "weights", "seconds"]
     return (
         "Runs, and the wall seconds of their stages",

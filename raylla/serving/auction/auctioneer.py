@@ -30,13 +30,13 @@ from raylla.engines.live import Finish
 from raylla.engines.protocol import Wish
 from raylla.errors import BusyError, EndpointError, TooLongError
 from raylla.records import Ad, Query, Turn
-from raylla.reward.rows import rows
+from raylla.reward.rows import click_rows
 from raylla.serving.auction.draft import Draft, Field
 from raylla.serving.auction.eligibility import Eligibility, Selection
-from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown, Traffic
+from raylla.serving.auction.exchange import Answered, Asked, Shown, Stopwatch, Traffic
 from raylla.serving.auction.repair import Repaired
 from raylla.serving.auction.tickets import Tickets
-from raylla.serving.engine.predictor import Oracle, Rate, Vectors
+from raylla.serving.engine.predictor import Oracle, Rate
 from raylla.serving.engine.together import Together
 from raylla.serving.money import pricing
 from raylla.serving.money.money import check_bid, to_units
@@ -51,7 +51,7 @@ from raylla.serving.money.records import (
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
 from raylla.world import prompts
-from raylla.world.retrieval import Retrieval
+from raylla.world.retrieval import Retrieval, Vectors
 from raylla.world.synthetic import lexicon
 from raylla.world.turns import in_context
 
@@ -129,7 +129,7 @@ class Auctioneer:
     async def _hold(
         self, asked: Asked, stream: bool, spent: Callable[[int], None]
     ) -> AsyncGenerator[str | Answered, None]:
-        clock = Clock(self._serving.tmax)
+        clock = Stopwatch(self._serving.tmax)
         field = await self._compete(asked, clock) if asked.ads else Field.empty(asked)
         sampling = _sampling(self._config.ad_llm.sampling, asked)
         prompt, turns = self._prompt(field, asked, self._config.engine.max_model_len - sampling.max_tokens)
@@ -179,7 +179,7 @@ class Auctioneer:
         clock.mark("record")
         yield draft.answered(clock, auction, _shown(auction, repaired, tickets))
 
-    async def _compete(self, asked: Asked, clock: Clock) -> Field:
+    async def _compete(self, asked: Asked, clock: Stopwatch) -> Field:
         """Eligible ads, the most relevant of them, and the bids that they enter with.
 
         Raises:
@@ -261,11 +261,11 @@ class Auctioneer:
         return ids, [query.turns[place] for place in kept]
 
     async def _rates(
-        self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Clock
+        self, asked: Asked, field: Field, raw: str, repaired: Repaired, clock: Stopwatch
     ) -> tuple[str, list[Rate]]:
         """The pCTR version, and a rate for each placement, of the text as the model wrote it."""
         ads = {ad.id: ad for ad in field.ads}
-        asks = rows("", field.query, asked.profile, raw, repaired.parsed.placements, ads, None)
+        asks = click_rows("", field.query, asked.profile, raw, repaired.parsed.placements, ads, None)
         return await clock.within("click predictions", self._oracle.rates(asks))
 
     def _auction(
@@ -276,7 +276,7 @@ class Auctioneer:
         repaired: Repaired,
         pctr_version: str,
         impressions: tuple[Impression, ...],
-        clock: Clock,
+        clock: Stopwatch,
         canary: bool,
     ) -> ServedAuction:
         """The record, prices and reward included."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from raylla.records import Ad, Query, Turn
 from raylla.serving.auction.eligibility import Selection
-from raylla.serving.auction.exchange import Answered, Asked, Clock, Shown
+from raylla.serving.auction.exchange import Answered, Asked, Shown, Stopwatch
 from raylla.serving.auction.repair import Repair, Repaired, Titles, Verbatim
 from raylla.serving.auction.spelling import Spelling
 from raylla.serving.auction.stops import Stops
@@ -112,7 +112,7 @@ class Draft:
         return self._repair.repaired(selection.catalogue.row_by_id if selection else (), self._stops.end)
 
     def answered(
-        self, clock: Clock, auction: ServedAuction | None = None, shown: tuple[Shown, ...] = ()
+        self, clock: Stopwatch, auction: ServedAuction | None = None, shown: tuple[Shown, ...] = ()
     ) -> Answered:
         """The end of the response."""
         return Answered(

@@ -16,7 +16,7 @@ from raylla.serving.engine.wire import Piece
 from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Filters, Impression, ServedAuction
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Traffic:
 
 
 @dataclass(slots=True)
-class Clock:
+class Stopwatch:
     """Milliseconds by part of an auction, one part after the other, within a deadline."""
 
     seconds: float
@@ -132,7 +132,7 @@ class Clock:
         """All parts, and the whole so far."""
         return {**self.parts, "total": round(1000 * (time.monotonic() - self.started), 3)}
 
-    async def within(self, what: str, waited: Awaitable[T]) -> T:
+    async def within(self, what: str, waited: Awaitable[_T]) -> _T:
         """``waited``, or the deadline's error.
 
         Raises:

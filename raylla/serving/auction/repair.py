@@ -30,7 +30,7 @@ from raylla.auction import Parsed, markup, parse
 from raylla.records import Ad, Placement
 from raylla.serving.auction.links import BINDING
 
-HOLD = 80
+HELD_CHARACTERS = 80
 """Characters that an unfinished title may hold the stream back, where no candidate's is longer."""
 _STOPS = re.compile(r"[@\[\]\n]")
 _TAG = re.compile(r"\[Ad-[^@\[\]\s]{0,40}\]?")
@@ -76,7 +76,7 @@ class Repair:
         self._titles = [_WORDS.findall(ad.title.casefold()) for ad in candidates]
         self._label = f" ({label})" if label else ""
         self._shows = titles
-        longest = max([HOLD, *(len(ad.title) for ad in candidates)])
+        longest = max([HELD_CHARACTERS, *(len(ad.title) for ad in candidates)])
         self._hold = longest
         self._markup = re.compile(rf"@([^@\[\]\n]{{1,{longest}}})@\[Ad-([0-9]{{1,20}})\]")
         self._unfinished = re.compile(

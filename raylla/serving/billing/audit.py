@@ -48,7 +48,7 @@ class _Account:
         self.balance -= amount
         found.billed_micros += amount
 
-    def accrue(self, found: Audit, line: models.Entry, amount: Micros) -> None:
+    def accrue(self, found: Audit, line: models.StoredEntry, amount: Micros) -> None:
         """``amount`` waits for the next settlement."""
         self.accruals.append((line.id, amount))
         if line.id <= self.through:
@@ -74,7 +74,7 @@ def audit(store: Store, known: Mapping[int, str] | None = None) -> Audit:
             session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         _triggers(session, found)
         books = _Books()
-        end = session.scalars(select(models.Books)).one()
+        end = session.scalars(select(models.StoredBooks)).one()
         _ledger(session, found, books, Chain(found, end, known or {}))
         _advertisers(session, found, books)
         _campaigns(session, found, books)
@@ -87,20 +87,26 @@ def audit(store: Store, known: Mapping[int, str] | None = None) -> Audit:
 
 def _ledger(session: Session, found: Audit, books: _Books, chain: Chain) -> None:
     """Check each line against what it is for, and add all of them up."""
-    for budget in session.scalars(select(models.Budget)):
+    for budget in session.scalars(select(models.StoredBudget)):
         books.budgets[budget.campaign_id].add(budget.daily_budget_micros)
-    entry = models.Entry
+    entry = models.StoredEntry
     query = (
-        select(entry, models.Impression, models.Auction, models.Click, models.Campaign.advertiser_id)
-        .outerjoin(models.Impression, models.Impression.id == entry.impression_id)
-        .outerjoin(models.Auction, models.Auction.id == entry.auction_id)
-        .outerjoin(models.Click, models.Click.id == entry.click_id)
-        .outerjoin(models.Campaign, models.Campaign.id == entry.campaign_id)
-        .options(defer(models.Auction.record))
+        select(
+            entry,
+            models.StoredImpression,
+            models.StoredAuction,
+            models.StoredClick,
+            models.StoredCampaign.advertiser_id,
+        )
+        .outerjoin(models.StoredImpression, models.StoredImpression.id == entry.impression_id)
+        .outerjoin(models.StoredAuction, models.StoredAuction.id == entry.auction_id)
+        .outerjoin(models.StoredClick, models.StoredClick.id == entry.click_id)
+        .outerjoin(models.StoredCampaign, models.StoredCampaign.id == entry.campaign_id)
+        .options(defer(models.StoredAuction.record))
         .order_by(entry.id)
     )
     for row in session.execute(query.execution_options(yield_per=_BATCH)):
-        line: models.Entry = row[0]
+        line: models.StoredEntry = row[0]
         found.counts["ledger"] += 1
         chain.take(line)
         account = books.accounts[line.advertiser_id]
@@ -124,10 +130,10 @@ def _ledger(session: Session, found: Audit, books: _Books, chain: Chain) -> None
 
 def _charge(
     found: Audit,
-    line: models.Entry,
-    impression: models.Impression | None,
-    auction: models.Auction | None,
-    click: models.Click | None,
+    line: models.StoredEntry,
+    impression: models.StoredImpression | None,
+    auction: models.StoredAuction | None,
+    click: models.StoredClick | None,
     owner: str | None,
 ) -> None:
     """A charge against its impression, auction, click and campaign."""
@@ -164,7 +170,7 @@ def _charge(
         found.expect(subject, "kind for the click's outcome", line.kind, _ENTERED.get(click.outcome))
 
 
-def _day(found: Audit, line: models.Entry, books: _Books) -> None:
+def _day(found: Audit, line: models.StoredEntry, books: _Books) -> None:
     """A charge against its campaign's day: the running sum, and the budget."""
     subject, days = f"ledger {line.id}", books.days
     day = line.at.date()
@@ -179,7 +185,7 @@ def _day(found: Audit, line: models.Entry, books: _Books) -> None:
         found.expect(subject, f"spend of {campaign} on {day}", days[campaign, day], limit)
 
 
-def _settlement(found: Audit, line: models.Entry, account: _Account) -> None:
+def _settlement(found: Audit, line: models.StoredEntry, account: _Account) -> None:
     """A settlement against the accruals that it bills."""
     through = line.through or 0
     due = sum(amount for id, amount in account.accruals if id <= through)
@@ -189,7 +195,7 @@ def _settlement(found: Audit, line: models.Entry, account: _Account) -> None:
     account.bill(found, line.amount_micros)
 
 
-def _invalid(found: Audit, line: models.Entry, account: _Account, books: _Books) -> None:
+def _invalid(found: Audit, line: models.StoredEntry, account: _Account, books: _Books) -> None:
     """What was taken back against the charge or accrual that had taken it."""
     kind, advertiser, amount = books.open.pop(line.voids or 0, (None, None, None))
     subject = f"ledger {line.id}"
@@ -205,7 +211,7 @@ def _invalid(found: Audit, line: models.Entry, account: _Account, books: _Books)
 
 
 def _advertisers(session: Session, found: Audit, books: _Books) -> None:
-    for row in session.scalars(select(models.Advertiser).order_by(models.Advertiser.id)):
+    for row in session.scalars(select(models.StoredAdvertiser).order_by(models.StoredAdvertiser.id)):
         found.counts["advertisers"] += 1
         account = books.accounts.get(row.id, _Account())
         accrued = sum(amount for _, amount in account.accruals)
@@ -217,7 +223,7 @@ def _campaigns(session: Session, found: Audit, books: _Books) -> None:
     days = books.days
     spent = {
         (row.campaign_id, row.day): row.spent_micros
-        for row in session.scalars(select(models.Spend))
+        for row in session.scalars(select(models.StoredSpend))
         if row.spent_micros or (row.campaign_id, row.day) in days
     }
     for campaign_id, day in sorted(spent.keys() | days.keys()):
@@ -227,9 +233,9 @@ def _campaigns(session: Session, found: Audit, books: _Books) -> None:
         )
     last = {
         row.campaign_id: row.daily_budget_micros
-        for row in session.scalars(select(models.Budget).order_by(models.Budget.id))
+        for row in session.scalars(select(models.StoredBudget).order_by(models.StoredBudget.id))
     }
-    for campaign in session.scalars(select(models.Campaign).order_by(models.Campaign.id)):
+    for campaign in session.scalars(select(models.StoredCampaign).order_by(models.StoredCampaign.id)):
         found.counts["campaigns"] += 1
         budget = campaign.daily_budget_micros
         found.expect(f"campaign {campaign.id}", "daily_budget_micros", budget, last.get(campaign.id))
@@ -238,10 +244,10 @@ def _campaigns(session: Session, found: Audit, books: _Books) -> None:
 def _clicks(session: Session, found: Audit, books: _Books) -> None:
     """Every click has the ledger line that its outcome calls for, or none."""
     query = (
-        select(models.Click, models.Entry.kind, models.Impression)
-        .join(models.Impression, models.Impression.id == models.Click.impression_id)
-        .outerjoin(models.Entry, models.Entry.click_id == models.Click.id)
-        .order_by(models.Click.id)
+        select(models.StoredClick, models.StoredEntry.kind, models.StoredImpression)
+        .join(models.StoredImpression, models.StoredImpression.id == models.StoredClick.impression_id)
+        .outerjoin(models.StoredEntry, models.StoredEntry.click_id == models.StoredClick.id)
+        .order_by(models.StoredClick.id)
     )
     for click, kind, impression in session.execute(query.execution_options(yield_per=_BATCH)):
         found.counts["clicks"] += 1
@@ -253,16 +259,16 @@ def _clicks(session: Session, found: Audit, books: _Books) -> None:
             found.expect(f"click {click.id}", "reason", click.reason, wanted)
         if click.outcome == Outcome.BUDGET:
             _refused(found, f"click {click.id}", books, impression, click.at.date())
-    first = select(models.Click.impression_id).where(models.Click.outcome.notin_(REPEATED))
-    replays = select(models.Click.id).where(
-        models.Click.outcome == Outcome.REPLAY, models.Click.impression_id.notin_(first)
+    first = select(models.StoredClick.impression_id).where(models.StoredClick.outcome.notin_(REPEATED))
+    replays = select(models.StoredClick.id).where(
+        models.StoredClick.outcome == Outcome.REPLAY, models.StoredClick.impression_id.notin_(first)
     )
-    for id in session.scalars(replays.order_by(models.Click.id)):
+    for id in session.scalars(replays.order_by(models.StoredClick.id)):
         found.expect(f"click {id}", "outcome", "replay", "the impression's first")
 
 
 def _refused(
-    found: Audit, subject: str, books: _Books, impression: models.Impression, day: dt.date
+    found: Audit, subject: str, books: _Books, impression: models.StoredImpression, day: dt.date
 ) -> None:
     """What was refused for its budget would not have fitted: a day's spend only grows."""
     campaign = impression.campaign_id
@@ -275,15 +281,15 @@ def _impressions(session: Session, found: Audit, books: _Books) -> None:
     """Every impression is billed as its auction's rule says."""
     query = (
         select(
-            models.Impression,
-            models.Auction.price_rule,
-            models.Auction.test,
-            models.Entry.click_id,
-            models.Entry.id,
+            models.StoredImpression,
+            models.StoredAuction.price_rule,
+            models.StoredAuction.test,
+            models.StoredEntry.click_id,
+            models.StoredEntry.id,
         )
-        .join(models.Auction, models.Auction.id == models.Impression.auction_id)
-        .outerjoin(models.Entry, models.Entry.impression_id == models.Impression.id)
-        .order_by(models.Impression.id)
+        .join(models.StoredAuction, models.StoredAuction.id == models.StoredImpression.auction_id)
+        .outerjoin(models.StoredEntry, models.StoredEntry.impression_id == models.StoredImpression.id)
+        .order_by(models.StoredImpression.id)
     )
     for impression, rule, test, click_id, line in session.execute(
         query.execution_options(yield_per=_BATCH)
@@ -305,11 +311,13 @@ def _impressions(session: Session, found: Audit, books: _Books) -> None:
 def _auctions(session: Session, found: Audit, currency: str) -> None:
     """Every auction's record agrees with the rows made from it."""
     shown: dict[str, dict[str, tuple[object, ...]]] = {}
-    query = select(models.Auction).order_by(models.Auction.id)
+    query = select(models.StoredAuction).order_by(models.StoredAuction.id)
     for page in session.scalars(query.execution_options(yield_per=_BATCH)).partitions():
         ids = [auction.id for auction in page]
         shown = defaultdict(dict)
-        for row in session.scalars(select(models.Impression).where(models.Impression.auction_id.in_(ids))):
+        for row in session.scalars(
+            select(models.StoredImpression).where(models.StoredImpression.auction_id.in_(ids))
+        ):
             shown[row.auction_id][row.id] = _terms(row)
         for auction in page:
             found.counts["auctions"] += 1
@@ -324,7 +332,7 @@ def _auctions(session: Session, found: Audit, currency: str) -> None:
 _TERMS = ("ad_id", "campaign_id", "advertiser_id", "bid_micros", "price_micros", "pctr", "resampled")
 
 
-def _terms(row: models.Impression) -> tuple[object, ...]:
+def _terms(row: models.StoredImpression) -> tuple[object, ...]:
     return tuple(getattr(row, name) for name in _TERMS)
 
 

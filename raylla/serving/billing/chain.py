@@ -24,13 +24,13 @@ class Chain:
         known: seals by line, as they were noted before.
     """
 
-    def __init__(self, found: Audit, books: models.Books, known: Mapping[int, str]) -> None:
+    def __init__(self, found: Audit, books: models.StoredBooks, known: Mapping[int, str]) -> None:
         self._found = found
         self._books = books
         self._known = dict(known)
         self._whole = True
 
-    def take(self, line: models.Entry) -> None:
+    def take(self, line: models.StoredEntry) -> None:
         """Check one line's place, seal, accounts and currency, and add its legs up."""
         found, subject = self._found, f"ledger {line.id}"
         if self._follows(line.previous):

@@ -52,7 +52,7 @@ LONGEST_PAUSE_SECONDS = 300.0
 FIRST_BREAK_SECONDS = 10.0
 _LEASE = dt.timedelta(seconds=6 * TIMEOUT_SECONDS)
 _AGAIN = (408, 425, 429)
-T = TypeVar("T")
+_T = TypeVar("_T")
 log = logging.getLogger("raylla.serving")
 
 
@@ -205,7 +205,7 @@ class Sender:
         log.warning("%s: its notices wait until %s", why, until.isoformat(timespec="seconds"))
         await self._ask(self._outbox.hold, destination, until, now - self._deadline, why)
 
-    async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
+    async def _ask(self, call: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
 

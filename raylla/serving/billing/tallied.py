@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from raylla.serving.billing.findings import Audit
-from raylla.serving.store.tallies import COUNTS, Tally, recount
+from raylla.serving.store.tallies import COUNTS, StoredTally, recount
 
 _BATCH = 5_000
 
@@ -14,7 +14,7 @@ _BATCH = 5_000
 def tallied(session: Session, found: Audit) -> None:
     """Count everything anew and compare."""
     wanted = recount(session.connection()).rows
-    columns = [getattr(Tally, name) for name in ("span", "start", "ad_id", "weight_version", *COUNTS)]
+    columns = [getattr(StoredTally, name) for name in ("span", "start", "ad_id", "weight_version", *COUNTS)]
     query = select(*columns).order_by(*columns[:4])
     for span, start, ad_id, version, *counts in session.execute(query.execution_options(yield_per=_BATCH)):
         found.counts["tallies"] += 1

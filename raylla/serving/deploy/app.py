@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raylla import models
-from raylla.config import Config, Replicas, Serving, parse
+from raylla.config import Config, Replicas, Serving, parse_config
 from raylla.errors import ConfigError
 from raylla.models import roles
 from raylla.runs.state import Run
@@ -23,7 +23,7 @@ NAME = "raylla"
 IMPORT_PATH = "raylla.serving.deploy.app:build"
 HEALTH_PERIOD, HEALTH_TIMEOUT = 5, 30
 """Seconds between two questions for a replica's health, and for its answer."""
-SLACK = 2
+_SLACK = 2
 """Serve queues more than `serving.max_ongoing` allows, so that the endpoint itself refuses, and says when
 to come back."""
 
@@ -49,7 +49,7 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
         "version": target.version,
         "database": _absolute(config.serving.database),
     }
-    served = parse(tree, "serving")
+    served = parse_config(tree, "serving")
     roles.check_chat(models.resolve(served.ad_llm.path, "ad_llm.path"), "ad_llm.path")
     return served, target
 
@@ -108,7 +108,7 @@ def build(args: dict[str, Any]) -> Any:
 
     from raylla.serving.deploy import replicas
 
-    config = parse(args, "serve config")
+    config = parse_config(args, "serve config")
     serving = config.serving
     tree = config.model_dump(mode="json")
 
@@ -118,7 +118,7 @@ def build(args: dict[str, Any]) -> Any:
             kind,
             name=name,
             autoscaling_config=options.pop("scale", None) or autoscale(group),
-            max_ongoing_requests=options.pop("ongoing", SLACK * serving.max_ongoing),
+            max_ongoing_requests=options.pop("ongoing", _SLACK * serving.max_ongoing),
             ray_actor_options={"num_cpus": group.cpus, "num_gpus": group.gpus * width},
             graceful_shutdown_timeout_s=serving.tmax + 5,
             health_check_period_s=HEALTH_PERIOD,

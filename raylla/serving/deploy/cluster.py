@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def start() -> str:
+def start_ray() -> str:
     """Start Ray on this machine for serving, whatever else runs on it; the address of its dashboard."""
     for name, value in environment().items():
         os.environ.setdefault(name, value)
@@ -109,7 +109,7 @@ def serve_here(config: Config, manifest: Mapping[str, Any], watch: Steps) -> Non
         store.close()
     stopped = threading.Event()
     with watch.stage("start Ray here"):
-        at = Dashboard(start(), patience=seconds)
+        at = Dashboard(start_ray(), patience=seconds)
     for number in (signal.SIGINT, signal.SIGTERM):  # now, for Ray's start has set a handler of its own
         signal.signal(number, lambda *_: stopped.set())
     try:

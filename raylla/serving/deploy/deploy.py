@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import DeployError, RunError, WeightError
 from raylla.figures import intervals
 from raylla.runs.state import Run
@@ -124,13 +124,13 @@ def status(at: Dashboard) -> Comparison:
     since = datetime.fromisoformat(told["since"])
     store = open_store(config.serving.database, must_exist=True)
     try:
-        counts, figures = compare(store.auctions(since, datetime.now(UTC)), tried.version, config)
+        counts, figures = compare_canary(store.auctions(since, datetime.now(UTC)), tried.version, config)
     finally:
         store.close()
     return Comparison(stable, tried, float(told["share"]), since, counts, figures)
 
 
-def compare(
+def compare_canary(
     served: Iterable[Served], version: str, config: Config
 ) -> tuple[dict[str, int], dict[str, dict[str, intervals.Figure]]]:
     """Auctions on each side, and each measure per auction of canary and stable, with their difference.
@@ -155,7 +155,7 @@ def compare(
     }
 
 
-def show(console: Console, found: Comparison) -> None:
+def show_comparison(console: Console, found: Comparison) -> None:
     """Print a comparison."""
     console.print(f"stable  {found.stable.version} of {found.stable.run}", highlight=False, soft_wrap=True)
     if found.canary is None:
@@ -224,7 +224,7 @@ def _until_live(at: Dashboard, side: str, target: Target, seconds: float) -> Non
 
 
 def _config(deployed: dict[str, Any]) -> Config:
-    return parse(deployed["applications"][0]["args"], "the deployed Serve config")
+    return parse_config(deployed["applications"][0]["args"], "the deployed Serve config")
 
 
 def _deployment(deployed: dict[str, Any], name: str) -> dict[str, Any]:
@@ -246,4 +246,4 @@ def _set(
         one["autoscaling_config"] = scale
 
 
-__all__ = ["Comparison", "canary", "compare", "promote", "roll_back", "show", "status"]
+__all__ = ["Comparison", "canary", "compare_canary", "promote", "roll_back", "show_comparison", "status"]

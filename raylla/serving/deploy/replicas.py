@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from transformers import AutoTokenizer
 
 from raylla import models
-from raylla.config import Config, Sampling, parse
+from raylla.config import Config, Sampling, parse_config
 from raylla.errors import RayllaError, RunError
 from raylla.records import WeightVersion
 from raylla.reward.rows import ClickRow
@@ -32,8 +32,8 @@ from raylla.serving.auction.exchange import Traffic, Writer
 from raylla.serving.billing.notices import Sender
 from raylla.serving.deploy.supervision import Supervisor
 from raylla.serving.deploy.versions import Holding, Target, load_pctr
-from raylla.serving.engine.engine import start
-from raylla.serving.engine.predictor import Oracle, Predictor, Rate, Vectors
+from raylla.serving.engine.engine import start_engine
+from raylla.serving.engine.predictor import Oracle, Predictor, Rate
 from raylla.serving.engine.remote import RemoteOracle, RemoteWriter
 from raylla.serving.engine.wire import Piece
 from raylla.serving.http import web
@@ -45,7 +45,7 @@ from raylla.serving.security.keys import Access
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import open_store
 from raylla.world import store as worlds
-from raylla.world.retrieval import Retrieval, questions
+from raylla.world.retrieval import Retrieval, Vectors, questions
 
 log = logging.getLogger("raylla.serving")
 PLAYERS = 30
@@ -56,11 +56,11 @@ LOOKUPS = 64
 HEALTH_SECONDS = 5.0
 
 
-def open_engine(config: Config) -> Holding:
+def _open_engine(config: Config) -> Holding:
     """An engine with the base model's weights; a run's version comes with `Holding.want`."""
     path = models.resolve(config.ad_llm.path, "ad_llm.path")
     version = WeightVersion("v0", 0, path)
-    engine = start(path, config.engine, config.seed, version, config.deadlines.start)
+    engine = start_engine(path, config.engine, config.seed, version, config.deadlines.start)
     return Holding(engine, Target("", "v0"))
 
 
@@ -69,7 +69,7 @@ class EngineReplica:
 
     def __init__(self, tree: dict[str, Any]) -> None:
         log_json()
-        self._holding = open_engine(parse(tree, "serve config"))
+        self._holding = _open_engine(parse_config(tree, "serve config"))
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
         """Take over the version that Serve says."""
@@ -97,7 +97,7 @@ class PredictorReplica:
 
     def __init__(self, tree: dict[str, Any]) -> None:
         log_json()
-        self._predictor = Predictor(parse(tree, "serve config"))
+        self._predictor = Predictor(parse_config(tree, "serve config"))
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
         """Take over the newest model of the run that Serve says; an unusable one leaves the old."""
@@ -134,19 +134,19 @@ class Ingress:
         self, tree: dict[str, Any], canary: Any, engine: Any = None, predictor: Any = None
     ) -> None:
         log_json()
-        self._config = config = parse(tree, "serve config")
+        self._config = config = parse_config(tree, "serve config")
         run = Run.open(_run(config))  # held while it is read: its working copy goes with it
-        self._world = worlds.load(run.part("world"))
+        self._world = worlds.load_world(run.part("world"))
         self._store = open_store(config.serving.database)
         self._store.denominate(config.serving.currency)
         self._canary = canary
-        self._holding = open_engine(config) if engine is None else None
+        self._holding = _open_engine(config) if engine is None else None
         self._predictor = Predictor(config) if predictor is None else None
         writer: Writer = self._holding.engine if self._holding else RemoteWriter(engine)
         self._engine = engine
         self._oracle: Oracle = self._predictor or RemoteOracle(predictor)
         self._traffic = Traffic(writer)
-        self._tokens = TokenKeys.parse(keyring.read(config.serving.database).token_keys)
+        self._tokens = TokenKeys.parse(keyring.read_keyring(config.serving.database).token_keys)
         self._eligibility = Eligibility(self._store, config.serving, config.world.max_bid)
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._wanted_canary: Target | None = None
@@ -177,7 +177,7 @@ class Ingress:
 
     def _create(self) -> FastAPI:
         config = self._config
-        keys = keyring.read(config.serving.database)
+        keys = keyring.read_keyring(config.serving.database)
         with models.local(models.resolve(config.ad_llm.path, "ad_llm.path")) as found:
             tokenizer = AutoTokenizer.from_pretrained(found)
         self._auctioneer = Auctioneer(

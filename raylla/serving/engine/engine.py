@@ -20,11 +20,22 @@ from raylla.engines.protocol import Probe
 from raylla.errors import DeadlineError, EndpointError, RequestError
 from raylla.records import WeightVersion
 from raylla.serving.engine.stepping import work
-from raylla.serving.engine.wire import Abort, Ask, Asked, Failed, Heard, Load, Loaded, Piece, Refused, Told
+from raylla.serving.engine.wire import (
+    Abort,
+    Ask,
+    Command,
+    Failed,
+    Heard,
+    Load,
+    Loaded,
+    Piece,
+    RequestRefused,
+    StepOutput,
+)
 
 END_SECONDS = 10.0
 """How long a process that is told to end may take."""
-AT_ONCE = 8
+_AT_ONCE = 8
 """Messages that are taken from the pipe before anybody else on the event loop runs."""
 ENDED = "the engine's process has ended"
 
@@ -107,7 +118,7 @@ class AsyncEngine:
         self._held = version
         return difference
 
-    def _ask(self, asked: Asked) -> None:
+    def _ask(self, asked: Command) -> None:
         if self._failed:
             raise self._failed
         loop = asyncio.get_running_loop()
@@ -122,7 +133,7 @@ class AsyncEngine:
     def _read(self) -> None:
         """Take what is there, but not all that comes meanwhile: the loop has others to run."""
         try:
-            for _ in range(AT_ONCE):
+            for _ in range(_AT_ONCE):
                 if not self._pipe.poll():
                     return
                 self._hear(self._pipe.recv())
@@ -130,11 +141,11 @@ class AsyncEngine:
             self._fail(ENDED)
 
     def _hear(self, heard: Heard) -> None:
-        if isinstance(heard, Told):
+        if isinstance(heard, StepOutput):
             for name, piece in heard.pieces:
                 if name in self._answers:
                     self._answers[name].put_nowait(piece)
-        elif isinstance(heard, Refused):
+        elif isinstance(heard, RequestRefused):
             if heard.name in self._answers:
                 self._answers[heard.name].put_nowait(RequestError(heard.reason))
         elif isinstance(heard, Loaded):
@@ -162,7 +173,9 @@ class AsyncEngine:
         return self._failed
 
 
-def start(model: str, settings: Settings, seed: int, version: WeightVersion, seconds: float) -> AsyncEngine:
+def start_engine(
+    model: str, settings: Settings, seed: int, version: WeightVersion, seconds: float
+) -> AsyncEngine:
     """An engine on ``model`` (the files of ``version`` on this machine), in a process that ends with this.
 
     Raises:

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raylla import models
 from raylla.config import Config
 from raylla.reward.rows import ClickRow
 from raylla.reward.trainer import RewardTrainer
 from raylla.serving.engine.together import Together
-
-Vectors = NDArray[np.float32]
+from raylla.world.retrieval import Vectors
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from raylla.config import Sampling
 from raylla.errors import BusyError, EndpointError
 from raylla.reward.rows import ClickRow
-from raylla.serving.engine.predictor import Rate, Vectors
+from raylla.serving.engine.predictor import Rate
 from raylla.serving.engine.wire import Piece
+from raylla.world.retrieval import Vectors
 
 LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, AioRpcError)
 """What a handle raises where a replica died, or none is up."""

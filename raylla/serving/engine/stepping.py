@@ -27,15 +27,15 @@ from raylla.records import WeightVersion
 from raylla.serving.engine.wire import (
     Abort,
     Ask,
-    Asked,
+    Command,
     Failed,
     Heard,
     Load,
     Loaded,
     Piece,
     Ready,
-    Refused,
-    Told,
+    RequestRefused,
+    StepOutput,
 )
 from raylla.serving.logs import log_json
 
@@ -49,7 +49,7 @@ class Stepper:
         self._engine = engine
         self._held = version
         self._pipe = pipe
-        self._inbox: deque[Asked] = deque()
+        self._inbox: deque[Command] = deque()
         self._news = threading.Event()
         self._gone = False
         self._running: dict[str, str] = {}
@@ -115,7 +115,7 @@ class Stepper:
                 try:
                     self._engine.submit(first.name, first.prompt, first.sampling, first.stream)
                 except ValueError as error:
-                    self._tell(Refused(first.name, str(error)))
+                    self._tell(RequestRefused(first.name, str(error)))
                 else:
                     self._running[first.name] = self._held.name
             self._waiting.popleft()
@@ -147,7 +147,7 @@ class Stepper:
             if step.finish is not None:
                 del self._running[step.name]
         if pieces:
-            self._tell(Told(tuple(pieces)))
+            self._tell(StepOutput(tuple(pieces)))
 
 
 def work(pipe: Connection, model: str, settings: Settings, seed: int, version: WeightVersion) -> None:

@@ -7,24 +7,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-class Together(Generic[Item, Result]):
+class Together(Generic[_Item, _Result]):
     """Calls of one function over many items, made in ``pool`` one after the other, for many askers."""
 
-    def __init__(self, call: Callable[[list[Item]], list[Result]], pool: Executor) -> None:
+    def __init__(self, call: Callable[[list[_Item]], list[_Result]], pool: Executor) -> None:
         self._call = call
         self._pool = pool
-        self._waiting: list[tuple[Sequence[Item], asyncio.Future[list[Result]]]] = []
+        self._waiting: list[tuple[Sequence[_Item], asyncio.Future[list[_Result]]]] = []
         self._working: asyncio.Task[None] | None = None
 
-    async def ask(self, items: Sequence[Item]) -> list[Result]:
+    async def ask(self, items: Sequence[_Item]) -> list[_Result]:
         """The result of each item, in order."""
         if not items:
             return []
-        answer: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[list[_Result]] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, answer))
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())

@@ -48,14 +48,14 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StepOutput:
     """What one step added, by request."""
 
     pieces: tuple[tuple[str, Piece], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RequestRefused:
     """Request ``name`` cannot be answered."""
 
     name: str
@@ -83,5 +83,5 @@ class Failed:
     reason: str
 
 
-Asked = Ask | Abort | Load
-Heard = Told | Refused | Loaded | Ready | Failed
+Command = Ask | Abort | Load
+Heard = StepOutput | RequestRefused | Loaded | Ready | Failed

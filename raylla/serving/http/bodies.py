@@ -67,12 +67,12 @@ def _notice_url(url: str) -> str:
 
 Composed = BeforeValidator(_composed)
 """Names and texts are compared letter by letter, and tokenizers may compose: one form (NFC) everywhere."""
-Text = Annotated[str, Composed, Field(min_length=1, max_length=120), AfterValidator(_printable)]
+_Text = Annotated[str, Composed, Field(min_length=1, max_length=120), AfterValidator(_printable)]
 Amount = Annotated[int, Field(ge=0, le=LARGEST)]
 Domain = Annotated[str, Field(min_length=1, max_length=254), AfterValidator(names.domain)]
 Landing = Annotated[str, Field(max_length=2000), AfterValidator(_landing)]
 NoticeUrl = Annotated[str, Field(max_length=2000), AfterValidator(_notice_url)]
-Labels = Annotated[list[Text], Field(max_length=10)]
+_Labels = Annotated[list[_Text], Field(max_length=10)]
 Pacing = Literal["even", "asap"]
 
 AdvertiserId = Annotated[str, Path(pattern="^adv_[0-9a-f]{16}$")]
@@ -113,7 +113,7 @@ class NewAdvertiser(Body):
 
     model_config = example(name="Lumo Home", domain="lumo.example")
 
-    name: Text
+    name: _Text
     domain: Domain
 
 
@@ -123,7 +123,7 @@ class Payment(Body):
     model_config = example(amount_micros=50_000_000, reference="INV-2026-118")
 
     amount_micros: Annotated[int, Field(ge=1, le=LARGEST)]
-    reference: Text
+    reference: _Text
 
 
 class Invalid(Body):
@@ -154,7 +154,7 @@ class NewCampaign(Body):
         burl="https://hooks.lumo.example/billed?price=${AUCTION_CLICK_PRICE}",
     )
 
-    name: Text
+    name: _Text
     daily_budget_micros: Amount
     pacing: Pacing = Field("even", description="even: over the day; asap: as fast as clicks come")
     frequency_cap: FrequencyCap | None = None
@@ -168,7 +168,7 @@ class CampaignChange(Body):
 
     model_config = example(daily_budget_micros=30_000_000, paused=False)
 
-    name: Text = ""
+    name: _Text = ""
     daily_budget_micros: Amount = 0
     pacing: Pacing = "even"
     frequency_cap: FrequencyCap | None = None
@@ -183,14 +183,14 @@ class NewAd(Body):
     model_config = example(**AD)
 
     title: Annotated[str, Composed, Field(min_length=1, max_length=MAX_TITLE)]
-    category: Text
+    category: _Text
     theme: Annotated[str, Composed, Field(max_length=120)] = ""
     description: Annotated[str, BeforeValidator(_on_one_line), Field(max_length=MAX_DESCRIPTION)] = Field(
         "", description="what encoders read of it beside the title, and prompts that show descriptions"
     )
     url: Landing
     bid_micros: Amount = Field(description="per click; a whole multiple of serving.micros_per_unit")
-    labels: Labels = []
+    labels: _Labels = []
     paused: bool = False
 
     @model_validator(mode="after")
@@ -213,7 +213,7 @@ class AdChange(Body):
 
     url: Landing = ""
     bid_micros: Amount = 0
-    labels: Labels = []
+    labels: _Labels = []
     paused: bool = False
 
 
@@ -222,7 +222,7 @@ class FloorBody(Body):
 
     model_config = example(category="Tea & Coffee", floor_micros=100_000)
 
-    category: Text
+    category: _Text
     floor_micros: Amount
 
 
@@ -234,7 +234,7 @@ class NewKey(Body):
 
     role: Literal["admin", "advertiser", "application"]
     advertiser_id: Annotated[str, Field(pattern="^adv_[0-9a-f]{16}$")] | None = None
-    name: Text
+    name: _Text
     links: Links | None = Field(
         None, description="how answers carry click URLs where a request does not say; null: `serving.links`"
     )
@@ -254,5 +254,5 @@ class NewConversion(Body):
     model_config = example(click_id="clk_fedcba9876543210", order_id="A-2217", value_micros=24_900_000)
 
     click_id: Annotated[str, Field(pattern="^clk_[0-9a-f]{16}$")]
-    order_id: Text
+    order_id: _Text
     value_micros: Amount

@@ -15,12 +15,12 @@ from raylla.errors import UnknownError
 from raylla.serving.http import bodies, views, web
 from raylla.serving.money import money
 from raylla.serving.security.keys import Principal, Role
-from raylla.serving.store import NewAd, NewCampaign, models
+from raylla.serving.store import AdTerms, CampaignTerms, models
 
-router = APIRouter(prefix="/v1", responses=web.errors(400, 401, 403, 422, 503), dependencies=web.KNOWN)
+router = APIRouter(prefix="/v1", responses=web.errors(400, 401, 403, 422, 503), dependencies=web.ONLY_KNOWN)
 _LOST = web.errors(404)
 _CLASH = web.errors(404, 409)
-View = TypeVar("View", bound=views.View)
+_View = TypeVar("_View", bound=views.View)
 
 
 @router.post("/advertisers", status_code=201, tags=["advertisers"])
@@ -128,7 +128,7 @@ def add_campaign(
 ) -> views.CampaignView:
     """Start a campaign."""
     _own(caller, advertiser_id)
-    new = NewCampaign(**_flat(body.model_dump()))
+    new = CampaignTerms(**_flat(body.model_dump()))
     return _campaign(behind, behind.store.parties.add_campaign(advertiser_id, new, web.now()))
 
 
@@ -173,7 +173,7 @@ def add_ad(
     """List an ad; the store gives its id."""
     own_campaign(behind, caller, campaign_id)
     _check_bid(behind, body.bid_micros)
-    new = NewAd(body.ad(), body.url, body.bid_micros, tuple(body.labels), body.paused)
+    new = AdTerms(body.ad(), body.url, body.bid_micros, tuple(body.labels), body.paused)
     return views.AdView.model_validate(behind.store.parties.add_ads(campaign_id, [new], web.now())[0])
 
 
@@ -251,7 +251,7 @@ def _own(caller: Principal, advertiser_id: str) -> None:
         raise UnknownError(f"advertiser {advertiser_id!r} does not exist")
 
 
-def own_campaign(behind: web.Services, caller: Principal, id: str) -> models.Campaign:
+def own_campaign(behind: web.Services, caller: Principal, id: str) -> models.StoredCampaign:
     """A campaign of the caller's.
 
     Raises:
@@ -263,7 +263,7 @@ def own_campaign(behind: web.Services, caller: Principal, id: str) -> models.Cam
     return campaign
 
 
-def _own_ad(behind: web.Services, caller: Principal, id: str) -> models.Ad:
+def _own_ad(behind: web.Services, caller: Principal, id: str) -> models.StoredAd:
     ad, advertiser_id = behind.store.parties.ad(id)
     if caller.role is Role.ADVERTISER and caller.advertiser_id != advertiser_id:
         raise UnknownError(f"ad {id!r} does not exist")
@@ -282,7 +282,7 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _campaign(behind: web.Services, row: models.Campaign) -> views.CampaignView:
+def _campaign(behind: web.Services, row: models.StoredCampaign) -> views.CampaignView:
     cap = None
     if row.cap_impressions is not None and row.cap_hours is not None:
         cap = bodies.FrequencyCap(impressions=row.cap_impressions, hours=row.cap_hours)
@@ -291,7 +291,7 @@ def _campaign(behind: web.Services, row: models.Campaign) -> views.CampaignView:
     return views.CampaignView(**columns, frequency_cap=cap, spent_today_micros=spent)
 
 
-def _page(view: type[View], rows: Sequence[models.Base], limit: int) -> views.Page[View]:
+def _page(view: type[_View], rows: Sequence[models.Base], limit: int) -> views.Page[_View]:
     items = [view.model_validate(row) for row in rows]
     last = str(rows[-1].id) if len(rows) == limit else None  # type: ignore[attr-defined]
     return views.Page(items=items, next=last)

@@ -29,13 +29,13 @@ from raylla.serving.http.openai.shown import cited, detail
 from raylla.serving.http.reports import Reports
 from raylla.serving.http.web import Application, errors
 
-EVENT = {
+_EVENT = {
     "type": "object",
     "properties": {"data": {"type": "string", "description": "a `chat.completion.chunk`, or `[DONE]`"}},
     "required": ["data"],
 }
 """An event of a streamed answer, as the OpenAPI document describes it."""
-FAULTS = (400, 401, 403, 404, 413, 429, 503)
+_FAULTS = (400, 401, 403, 404, 413, 429, 503)
 
 
 def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rates) -> APIRouter:
@@ -45,17 +45,17 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
     streamed = {
         "description": "The answer; with `stream` as server-sent events of `chat.completion.chunk`, whose "
         "last one before `[DONE]` carries annotations and the auction",
-        "content": {"text/event-stream": {"schema": EVENT}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 
     @made.post(
         "/v1/chat/completions",
         response_model=ChatResponse,
-        responses={200: streamed, **errors(*FAULTS), "4XX": {"description": "A fault of the request"}},
+        responses={200: streamed, **errors(*_FAULTS), "4XX": {"description": "A fault of the request"}},
         summary="Answer a question, with native ads",
     )
     async def complete(body: ChatRequest, request: Request, caller: Application) -> Response:
-        models.check(body.model, serving.model_name)
+        models.check_model(body.model, serving.model_name)
         said = conversation(body.messages)
         limits = (body.max_tokens, body.max_completion_tokens)
         asked = asked_of(body, said, request, caller, config, limits, body.stop)
@@ -146,8 +146,8 @@ def _usage(end: Answered) -> dict[str, int]:
     }
 
 
-async def _whole(answer: delivery.Answer, form: _Form, headers: dict[str, str]) -> Response:
-    return JSONResponse(form.whole(*await delivery.whole(answer)), headers=headers)
+async def _whole(answer: delivery.AnswerStream, form: _Form, headers: dict[str, str]) -> Response:
+    return JSONResponse(form.whole(*await delivery.whole_answer(answer)), headers=headers)
 
 
 __all__ = ["ChatRequest", "ChatResponse", "router"]

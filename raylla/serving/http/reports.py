@@ -12,7 +12,7 @@ from raylla.errors import BusyError
 from raylla.serving.auction.exchange import Answered, Asked
 
 log = logging.getLogger("raylla.serving")
-BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Reports:
@@ -34,7 +34,7 @@ class Reports:
         self._clicks = counter("clicks", "clicks by what became of them", "outcome")
         self._task_failures = counter("task_failures", "failures of background tasks", "task")
         self._latency = Histogram(
-            "raylla_latency_seconds", "time by part", ["part"], buckets=BUCKETS, registry=self._registry
+            "raylla_latency_seconds", "time by part", ["part"], buckets=_BUCKETS, registry=self._registry
         )
         Gauge(
             "raylla_revenue_today_micros",

@@ -40,14 +40,14 @@ from raylla.serving.http.openai.responsebodies import (
 )
 from raylla.serving.http.reports import Reports
 from raylla.serving.http.web import Application, Behind, errors, now
-from raylla.serving.store.clients.responses import Kept, Responses
+from raylla.serving.store.clients.responses import KeptResponse, Responses
 
-EVENT = {
+_EVENT = {
     "type": "object",
     "properties": {"data": {"type": "string", "description": "an event of OpenAI's, its type in `type`"}},
     "required": ["data"],
 }
-FAULTS: dict[int | str, dict[str, Any]] = {
+_FAULTS: dict[int | str, dict[str, Any]] = {
     **errors(400, 401, 403, 404, 413, 429, 503),
     "4XX": {"description": "A fault of the request"},
 }
@@ -59,19 +59,19 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
     serving = config.serving
     streamed = {
         "description": "The response; with `stream` as server-sent events, the response in the last one",
-        "content": {"text/event-stream": {"schema": EVENT}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 
     @made.post(
         "/v1/responses",
         response_model=ResponseBody,
-        responses={200: streamed, **FAULTS},
+        responses={200: streamed, **_FAULTS},
         summary="Answer a question in a conversation that is kept here, with native ads",
     )
     async def respond(
         body: ResponseRequest, request: Request, behind: Behind, caller: Application
     ) -> Response:
-        models.check(body.model, serving.model_name)
+        models.check_model(body.model, serving.model_name)
         said = _said(body)
         before = await _before(behind.store.responses, body, caller.key_id, serving.largest_body)
         rules = cleaned("system", body.instructions or "")
@@ -89,12 +89,12 @@ def router(auctioneer: Auctioneer, config: Config, reports: Reports, rates: Rate
         return await delivery.unless_gone(request, _whole(answer, form, headers))
 
     made.add_api_route(
-        "/v1/responses/{response_id}", read, response_model=ResponseBody, responses=FAULTS, methods=["GET"]
+        "/v1/responses/{response_id}", read, response_model=ResponseBody, responses=_FAULTS, methods=["GET"]
     )
     made.add_api_route(
-        "/v1/responses/{response_id}/input_items", input_items, responses=FAULTS, methods=["GET"]
+        "/v1/responses/{response_id}/input_items", input_items, responses=_FAULTS, methods=["GET"]
     )
-    made.add_api_route("/v1/responses/{response_id}", remove, responses=FAULTS, methods=["DELETE"])
+    made.add_api_route("/v1/responses/{response_id}", remove, responses=_FAULTS, methods=["DELETE"])
     return made
 
 
@@ -164,7 +164,7 @@ async def _before(kept: Responses, body: ResponseRequest, key_id: str, most: int
 
 
 async def _kept(
-    answer: delivery.Answer,
+    answer: delivery.AnswerStream,
     form: ResponseForm,
     said: Conversation,
     body: ResponseRequest,
@@ -179,12 +179,12 @@ async def _kept(
                 text = "".join(texts)
                 turns = (*said.turns, Turn("user", said.question), *cleaned("assistant", text))
                 whole = form.whole(text, part)
-                one = Kept(form.id, key_id, body.previous_response_id, now(), turns, whole)
+                one = KeptResponse(form.id, key_id, body.previous_response_id, now(), turns, whole)
                 await run_in_threadpool(kept.keep, one)
             else:
                 texts.append(part)
             yield part
 
 
-async def _whole(answer: delivery.Answer, form: ResponseForm, headers: dict[str, str]) -> Response:
-    return JSONResponse(form.whole(*await delivery.whole(answer)), headers=headers)
+async def _whole(answer: delivery.AnswerStream, form: ResponseForm, headers: dict[str, str]) -> Response:
+    return JSONResponse(form.whole(*await delivery.whole_answer(answer)), headers=headers)

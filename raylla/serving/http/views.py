@@ -11,7 +11,7 @@ from raylla.config import Links
 from raylla.serving.http.bodies import AD, FrequencyCap, Pacing, example
 from raylla.serving.money.records import Invalid, Outcome
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 class View(BaseModel):
@@ -20,10 +20,10 @@ class View(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
-class Page(BaseModel, Generic[Item]):
+class Page(BaseModel, Generic[_Item]):
     """Some of many; ``next`` is the ``after`` of the page behind it, none at the end."""
 
-    items: list[Item]
+    items: list[_Item]
     next: str | None
 
 

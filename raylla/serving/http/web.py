@@ -198,7 +198,7 @@ async def only_known(request: Request) -> None:
             raise HttpError(422, "invalid_field", f"query.{name[:40]}: no such parameter; {there}")
 
 
-KNOWN = [Depends(only_known)]
+ONLY_KNOWN = [Depends(only_known)]
 """Dependencies of a router whose routes take no other query parameters than their own."""
 
 

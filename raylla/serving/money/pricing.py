@@ -36,7 +36,7 @@ Event = Literal["impression", "click"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class EnteredBid:
     """The bid that the model reads for one ad, and whether it was resampled (it may then still be
     the whole bid)."""
 
@@ -45,7 +45,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
+class PeriodBill:
     """What a period bills an advertiser (at least 0), and the rebates that it carries on (at most 0)."""
 
     billed_micros: Micros
@@ -60,7 +60,7 @@ def enter(
     seed: int,
     auction_id: str,
     ad_id: str,
-) -> Entry:
+) -> EnteredBid:
     """The bid with which an ad enters an auction: its own, or under `resampled` with probability
     ``mu`` a lower one, fixed by (seed, auction id, ad id) and by no other ad.
 
@@ -73,14 +73,14 @@ def enter(
             f"bid_micros={bid_micros}: give a positive whole multiple of micros_per_unit={unit_micros}"
         )
     if rule is not PriceRule.RESAMPLED:
-        return Entry(bid_micros, False)
+        return EnteredBid(bid_micros, False)
     units = bid_micros // unit_micros
     name = hashlib.sha256(f"{seed}/resample/{auction_id}/{ad_id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(name, "big"))
     lowered, resampled = truthful.resample([units], mu, rng)
     # u = 0 is possible, if barely; the grid begins at one unit
     entered = max(1, int(np.ceil(lowered[0])))
-    return Entry(entered * unit_micros, bool(resampled[0]))
+    return EnteredBid(entered * unit_micros, bool(resampled[0]))
 
 
 def charged_at(rule: PriceRule) -> Event:
@@ -117,11 +117,11 @@ def per_click(rule: PriceRule, bid_micros: Micros, *, resampled: bool, mu: float
     return price(rule, bid_micros, pctr=0.0, resampled=resampled, mu=mu)
 
 
-def settle(accrued_micros: Micros) -> Settlement:
+def settle_period(accrued_micros: Micros) -> PeriodBill:
     """Bill one advertiser's period: the sum of its accrued prices and of what earlier ones carried on.
 
     A single resampled click is worth 1/mu - 1 bids to the advertiser and says nothing about its
     price; over a period the sum does.  A period never pays out: a sum below 0 bills nothing and is
     carried on, so that over all periods nothing is lost or billed twice.
     """
-    return Settlement(max(0, accrued_micros), min(0, accrued_micros))
+    return PeriodBill(max(0, accrued_micros), min(0, accrued_micros))

@@ -98,7 +98,7 @@ class Hook:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class HookTarget:
     """A hook's URL with its host replaced by each of its checked addresses, and what it is called with."""
 
     urls: tuple[str, ...]
@@ -140,7 +140,7 @@ def _look_up(hook: Hook) -> list[Address]:
     return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found]
 
 
-async def target(url: str, private: bool, resolver: Resolver) -> Target:
+async def target(url: str, private: bool, resolver: Resolver) -> HookTarget:
     """Look the URL's host up and check where it leads; ``private`` allows every address.
 
     Raises:
@@ -157,7 +157,7 @@ async def target(url: str, private: bool, resolver: Resolver) -> Target:
     if closed and not private:
         raise AddressError(f"host {hook.name} leads to {closed[0]}, which is not a public address")
     urls = dict.fromkeys(hook.at(address) for address in addresses)
-    return Target(tuple(urls), hook.host, hook.name, hook.headers())
+    return HookTarget(tuple(urls), hook.host, hook.name, hook.headers())
 
 
 def destination(url: str) -> str:

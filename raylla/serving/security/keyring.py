@@ -35,7 +35,7 @@ def file(database: str) -> Path | None:
     return Path(database.removeprefix(_SQLITE)).with_suffix(".keys.json")
 
 
-def read(database: str) -> Keyring:
+def read_keyring(database: str) -> Keyring:
     """The secrets of the environment, else of the file beside ``database``.
 
     Raises:
@@ -67,7 +67,7 @@ def ensure(database: str) -> Path | None:
     missing = [name for name in made if not _given(name) and name not in kept]
     path = file(database)
     if not missing or path is None:
-        read(database)
+        read_keyring(database)
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps(kept | {name: made[name]() for name in missing}, indent=2)

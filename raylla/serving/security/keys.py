@@ -20,7 +20,8 @@ from raylla.errors import TokenError
 
 _KEY = re.compile(r"rk_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 _LEAST_ADMIN_KEY = 20
-KEPT, KEPT_SECONDS = 10_000, 1.0
+_KEPT = 10_000
+KEPT_SECONDS = 1.0
 """Keys that are remembered, and for how long: as long as a revoked one may still be let in by a replica
 other than the one that revoked it."""
 
@@ -66,10 +67,10 @@ class KeyStore(Protocol):
 def make() -> tuple[str, str, str]:
     """A new key: its id, the key as its holder gets it, and the digest to store."""
     id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
-    return id, f"rk_{id}_{secret}", digest(secret)
+    return id, f"rk_{id}_{secret}", _digest(secret)
 
 
-def digest(secret: str) -> str:
+def _digest(secret: str) -> str:
     """SHA-256 of a key's secret, in hex."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
@@ -89,12 +90,12 @@ class Access:
         if not (admin_key.isascii() and admin_key.isprintable()):
             raise TokenError("RAYLLA_ADMIN_KEY: give printable ASCII characters: a header has to carry it")
         self._store = store
-        self._admin = digest(admin_key)
+        self._admin = _digest(admin_key)
         self._known: dict[str, tuple[float, Principal]] = {}
 
     def known(self, key: str) -> Principal | None:
         """Whose ``key`` it is, where that can be told without the store: `principal` knows in any case."""
-        given = digest(key)
+        given = _digest(key)
         if hmac.compare_digest(given, self._admin):
             return Principal("bootstrap", Role.ADMIN)
         until, found = self._known.get(given, (0.0, None))
@@ -112,10 +113,10 @@ class Access:
         stored = self._store.api_key(match[1]) if match else None
         if match is None or stored is None or stored.revoked:
             return None
-        if not hmac.compare_digest(digest(match[2]), stored.digest):
+        if not hmac.compare_digest(_digest(match[2]), stored.digest):
             return None
         found = Principal(stored.id, stored.role, stored.advertiser_id, stored.links)
-        if len(self._known) >= KEPT:
+        if len(self._known) >= _KEPT:
             self._known.clear()
-        self._known[digest(key)] = (time.monotonic() + KEPT_SECONDS, found)
+        self._known[_digest(key)] = (time.monotonic() + KEPT_SECONDS, found)
         return found

@@ -2,7 +2,7 @@
 
 from raylla.serving.store import models
 from raylla.serving.store.billing import Settlement
-from raylla.serving.store.parties import NewAd, NewCampaign
+from raylla.serving.store.parties import AdTerms, CampaignTerms
 from raylla.serving.store.store import Store, open_store
 
-__all__ = ["NewAd", "NewCampaign", "Settlement", "Store", "models", "open_store"]
+__all__ = ["AdTerms", "CampaignTerms", "Settlement", "Store", "models", "open_store"]

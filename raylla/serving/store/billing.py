@@ -67,30 +67,52 @@ class _Shown:
 
 _CLICKED = (
     select(
-        *(models.Impression.id, models.Impression.auction_id, models.Impression.ad_id),
-        *(models.Impression.campaign_id, models.Impression.advertiser_id, models.Impression.price_micros),
-        *(models.Auction.price_rule, models.Auction.currency, models.Auction.weight_version),
-        *(models.Impression.billed, models.Ad.url, models.Impression.created, models.Impression.user_id),
-        func.coalesce(models.Impression.seen, models.Impression.created).label("seen"),
+        *(models.StoredImpression.id, models.StoredImpression.auction_id, models.StoredImpression.ad_id),
+        *(
+            models.StoredImpression.campaign_id,
+            models.StoredImpression.advertiser_id,
+            models.StoredImpression.price_micros,
+        ),
+        *(
+            models.StoredAuction.price_rule,
+            models.StoredAuction.currency,
+            models.StoredAuction.weight_version,
+        ),
+        *(
+            models.StoredImpression.billed,
+            models.StoredAd.url,
+            models.StoredImpression.created,
+            models.StoredImpression.user_id,
+        ),
+        func.coalesce(models.StoredImpression.seen, models.StoredImpression.created).label("seen"),
     )
-    .join(models.Auction, models.Auction.id == models.Impression.auction_id)
-    .join(models.Ad, models.Ad.id == models.Impression.ad_id)
-    .join(models.Advertiser, models.Advertiser.id == models.Impression.advertiser_id)
-    .where(models.Impression.id == bindparam("impression"))
-    .with_for_update(key_share=True, of=models.Advertiser)
+    .join(models.StoredAuction, models.StoredAuction.id == models.StoredImpression.auction_id)
+    .join(models.StoredAd, models.StoredAd.id == models.StoredImpression.ad_id)
+    .join(models.StoredAdvertiser, models.StoredAdvertiser.id == models.StoredImpression.advertiser_id)
+    .where(models.StoredImpression.id == bindparam("impression"))
+    .with_for_update(key_share=True, of=models.StoredAdvertiser)
 )
 """An impression with what a click on it needs, and the lock of its advertiser (`parties.locked`)."""
-_OF_IMPRESSION = models.Click.impression_id == bindparam("impression")
-_FIRST = select(models.Click.id).where(_OF_IMPRESSION, models.Click.outcome.notin_(REPEATED))
-_REPEATS = select(func.count(models.Click.id)).where(_OF_IMPRESSION, models.Click.outcome.in_(REPEATED))
-_BEFORE = select(_FIRST.scalar_subquery().label("first"), _REPEATS.scalar_subquery().label("repeats"))
-_CAMPAIGN = select(models.Campaign.daily_budget_micros, models.Campaign.burl).where(
-    models.Campaign.id == bindparam("campaign")
+_OF_IMPRESSION = models.StoredClick.impression_id == bindparam("impression")
+_FIRST = select(models.StoredClick.id).where(_OF_IMPRESSION, models.StoredClick.outcome.notin_(REPEATED))
+_REPEATS = select(func.count(models.StoredClick.id)).where(
+    _OF_IMPRESSION, models.StoredClick.outcome.in_(REPEATED)
 )
-_OF_DAY = (models.Spend.campaign_id == bindparam("campaign")) & (models.Spend.day == bindparam("of_day"))
-_DAY = select(models.Spend.spent_micros).where(_OF_DAY)
-_AFTER = models.Spend.spent_micros + bindparam("amount")
-_BOOK = update(models.Spend).where(_OF_DAY).values(spent_micros=_AFTER).returning(models.Spend.spent_micros)
+_BEFORE = select(_FIRST.scalar_subquery().label("first"), _REPEATS.scalar_subquery().label("repeats"))
+_CAMPAIGN = select(models.StoredCampaign.daily_budget_micros, models.StoredCampaign.burl).where(
+    models.StoredCampaign.id == bindparam("campaign")
+)
+_OF_DAY = (models.StoredSpend.campaign_id == bindparam("campaign")) & (
+    models.StoredSpend.day == bindparam("of_day")
+)
+_DAY = select(models.StoredSpend.spent_micros).where(_OF_DAY)
+_AFTER = models.StoredSpend.spent_micros + bindparam("amount")
+_BOOK = (
+    update(models.StoredSpend)
+    .where(_OF_DAY)
+    .values(spent_micros=_AFTER)
+    .returning(models.StoredSpend.spent_micros)
+)
 _WITHIN = _BOOK.where(bindparam("budget") >= _AFTER)
 _COPIED = (
     *("id", "ad_id", "campaign_id", "advertiser_id", "bid_micros", "price_micros", "pctr", "resampled"),
@@ -103,7 +125,7 @@ def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None
     every = [(shown, auction) for auction in auctions for shown in auction.impressions]
     every.sort(key=lambda one: (one[0].advertiser_id, one[0].campaign_id, one[0].id))
     rows: list[dict[str, object]] = []
-    lines: list[models.Entry] = []
+    lines: list[models.StoredEntry] = []
     tallies = of_auctions(auctions)
     for shown, auction in every:
         billed = "test" if auction.test else "per_click"
@@ -121,12 +143,12 @@ def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None
         of_auction = {"auction_id": auction.id, "user_id": auction.user_id, "created": auction.created}
         rows.append({**copied, **of_auction, "billed": billed, "seen": shown.seen})
     if rows:
-        session.connection().execute(insert(models.Impression), rows)  # the ledger's lines name them
+        session.connection().execute(insert(models.StoredImpression), rows)  # the ledger's lines name them
     tallies.write(session.connection())
     ledger.post(session, lines)
 
 
-def click(
+def log_click(
     session: Session,
     claims: Claims,
     now: dt.datetime,
@@ -172,7 +194,7 @@ def click(
     if logged:
         row = {"id": click_id, "token_id": claims.token_id, "at": now, "outcome": outcome.value}
         row["reason"] = None if reason is None else reason.value
-        connection.execute(insert(models.Click), row | {"impression_id": shown.id})
+        connection.execute(insert(models.StoredClick), row | {"impression_id": shown.id})
     tallies, amount = Tallies(), 0
     if logged and billed != "test":
         tallies.click(outcome.value, now, created, shown.ad_id, shown.weight_version)
@@ -185,13 +207,13 @@ def click(
     return Charge(first if first is not None else click_id, outcome, amount, url, reason)
 
 
-def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement | None:
+def settle_advertiser(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement | None:
     """Bill the sum of an advertiser's unsettled accruals; a sum of at most 0 waits for the next time."""
     advertiser = locked(session, advertiser_id)
-    due = pricing.settle(advertiser.accrued_micros)
+    due = pricing.settle_period(advertiser.accrued_micros)
     if due.billed_micros == 0:
         return None
-    line = models.Entry
+    line = models.StoredEntry
     of_it = line.advertiser_id == advertiser_id
     before = session.scalar(select(func.max(line.through)).where(of_it)) or 0
     accrual = line.kind == "accrual"
@@ -201,7 +223,7 @@ def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement
             of_it, line.id > before, accrual | taken_back
         )
     ).one()
-    entry = models.Entry(
+    entry = models.StoredEntry(
         at=now,
         kind="settlement",
         amount_micros=due.billed_micros,
@@ -214,20 +236,20 @@ def settle(session: Session, advertiser_id: str, now: dt.datetime) -> Settlement
     return Settlement(advertiser_id, due.billed_micros, count, through)
 
 
-def void(session: Session, advertiser_id: str, line_id: int, now: dt.datetime) -> models.Entry:
+def void(session: Session, advertiser_id: str, line_id: int, now: dt.datetime) -> models.StoredEntry:
     """Take back what a charge or accrual took, for its traffic was invalid; once, whoever asks how often.
 
     Raises:
         UnknownError: that line is no charge or accrual of this advertiser.
     """
     locked(session, advertiser_id)
-    line = session.get(models.Entry, line_id)
+    line = session.get(models.StoredEntry, line_id)
     if line is None or line.advertiser_id != advertiser_id or line.kind not in ("charge", "accrual"):
         raise UnknownError(f"line {line_id} is no charge or accrual of advertiser {advertiser_id!r}")
-    booked = session.scalar(select(models.Entry).filter_by(voids=line_id))
+    booked = session.scalar(select(models.StoredEntry).filter_by(voids=line_id))
     if booked is None:
         same = ("amount_micros", "currency", "campaign_id", "auction_id", "price_rule", "weight_version")
-        booked = models.Entry(
+        booked = models.StoredEntry(
             at=now,
             kind="invalid",
             advertiser_id=advertiser_id,
@@ -246,14 +268,18 @@ def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
         placed = {shown.ad_id for shown in auction.impressions}
         lost += [(auction, one.listing) for one in auction.candidates if one.listing.ad.id not in placed]
     ids = {listing.campaign_id for _, listing in lost}
-    query = select(models.Campaign).where(models.Campaign.id.in_(ids), models.Campaign.lurl.is_not(None))
+    query = select(models.StoredCampaign).where(
+        models.StoredCampaign.id.in_(ids), models.StoredCampaign.lurl.is_not(None)
+    )
     listening = {campaign.id: campaign for campaign in session.scalars(query)} if ids else {}
     for auction, listing in lost:
         if listing.campaign_id in listening:
             outbox.lost(session, auction, listing, listening[listing.campaign_id], Reason.NOT_PLACED)
 
 
-def tally_conversion(session: Session, booked: models.Conversion, impression: models.Impression) -> None:
+def tally_conversion(
+    session: Session, booked: models.StoredConversion, impression: models.StoredImpression
+) -> None:
     """Count a conversion that is booked, where it is of no test.
 
     Raises:
@@ -261,7 +287,9 @@ def tally_conversion(session: Session, booked: models.Conversion, impression: mo
     """
     if impression.billed == "test":
         return
-    of_auction = select(models.Auction.weight_version).where(models.Auction.id == impression.auction_id)
+    of_auction = select(models.StoredAuction.weight_version).where(
+        models.StoredAuction.id == impression.auction_id
+    )
     version, tallies = session.scalars(of_auction).one(), Tallies()
     counts = {"conversions": 1, "conversion_micros": booked.value_micros}
     tallies.add(booked.at, impression.ad_id, version, **counts)
@@ -269,15 +297,15 @@ def tally_conversion(session: Session, booked: models.Conversion, impression: mo
     tallies.write(session.connection())
 
 
-def _tally(tallies: Tallies, entry: models.Entry, ad_id: str) -> None:
+def _tally(tallies: Tallies, entry: models.StoredEntry, ad_id: str) -> None:
     """What a line of an ad earned, in the tallies of its moment."""
     sign = -1 if entry.kind == "invalid" else 1
     tallies.add(entry.at, ad_id, str(entry.weight_version), charged_micros=sign * entry.amount_micros)
 
 
-def _tally_void(session: Session, back: models.Entry, line: models.Entry) -> None:
+def _tally_void(session: Session, back: models.StoredEntry, line: models.StoredEntry) -> None:
     """Less was earned now, and the click that the ``line`` was for is an invalid one of when it came."""
-    impression, click = models.Impression, models.Click
+    impression, click = models.StoredImpression, models.StoredClick
     query = select(impression.ad_id, impression.created, click.at, click.outcome)
     query = query.outerjoin(click, click.id == line.click_id).where(impression.id == line.impression_id)
     ad_id, shown, at, outcome = session.execute(query).one()
@@ -300,7 +328,7 @@ def _describes(claims: Claims, impression: Any) -> bool:
 
 def _entry(
     session: Session, kind: str, shown: _Shown, click_id: str | None, at: dt.datetime
-) -> models.Entry | None:
+) -> models.StoredEntry | None:
     """The line, its amount taken from the campaign's day and its notice queued; None where the budget does
     not hold the price."""
     amount, day = shown.price_micros, at.astimezone(dt.UTC).date()
@@ -308,7 +336,7 @@ def _entry(
     spent = _debit(session, shown.campaign_id, day, max(amount, 0), budget)
     if spent is None:
         return None
-    entry = models.Entry(
+    entry = models.StoredEntry(
         at=at,
         kind=kind,
         amount_micros=amount,
@@ -340,6 +368,6 @@ def _debit(
     spent: Micros | None = connection.execute(change, given).scalar_one_or_none()
     if spent is None and connection.execute(_DAY, of_day).one_or_none() is None:
         fresh = {"campaign_id": campaign_id, "day": day, "spent_micros": 0}
-        connection.execute(insert(models.Spend), fresh)
+        connection.execute(insert(models.StoredSpend), fresh)
         spent = connection.execute(change, given).scalar_one_or_none()
     return spent

@@ -19,13 +19,14 @@ REPEATED = (Outcome.REPLAY.value, Outcome.EXPIRED.value, Outcome.INVALID.value)
 """Outcomes of clicks that do not count."""
 HOUR = dt.timedelta(hours=1)
 _RECENT = (
-    select(func.count(models.Click.id))
-    .join(models.Impression, models.Impression.id == models.Click.impression_id)
+    select(func.count(models.StoredClick.id))
+    .join(models.StoredImpression, models.StoredImpression.id == models.StoredClick.impression_id)
     .where(
-        models.Impression.user_id == bindparam("user"),
-        models.Impression.created > bindparam("shown_since"),  # the index ends there: no token is older
-        models.Click.at > bindparam("since"),
-        models.Click.outcome.notin_((*REPEATED, Outcome.TEST.value)),
+        models.StoredImpression.user_id == bindparam("user"),
+        models.StoredImpression.created
+        > bindparam("shown_since"),  # the index ends there: no token is older
+        models.StoredClick.at > bindparam("since"),
+        models.StoredClick.outcome.notin_((*REPEATED, Outcome.TEST.value)),
     )
 )
 _ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended(:user, 0))")
@@ -61,12 +62,12 @@ def beyond(
 
 def tallies(session: Session, advertiser_id: str, since: dt.datetime, until: dt.datetime) -> list[Tally]:
     """An advertiser's clicks of [since, until) by campaign, outcome and reason."""
-    click, shown = models.Click, models.Impression
+    click, shown = models.StoredClick, models.StoredImpression
     by = (shown.campaign_id, click.outcome, click.reason)
     query = (
-        select(*by, func.count(click.id), func.coalesce(func.sum(models.Entry.amount_micros), 0))
+        select(*by, func.count(click.id), func.coalesce(func.sum(models.StoredEntry.amount_micros), 0))
         .join(shown, shown.id == click.impression_id)
-        .outerjoin(models.Entry, models.Entry.click_id == click.id)
+        .outerjoin(models.StoredEntry, models.StoredEntry.click_id == click.id)
         .where(shown.advertiser_id == advertiser_id, click.at >= since, click.at < until)
         .group_by(*by)
         .order_by(*by)
@@ -79,7 +80,7 @@ def tallies(session: Session, advertiser_id: str, since: dt.datetime, until: dt.
 
 def invalid(session: Session, auction_id: str) -> dict[str, dict[Invalid, int]]:
     """Impression id of an auction -> its invalid clicks by reason, where there are any."""
-    click, shown = models.Click, models.Impression
+    click, shown = models.StoredClick, models.StoredImpression
     query = (
         select(click.impression_id, click.reason, func.count(click.id))
         .join(shown, shown.id == click.impression_id)

@@ -17,13 +17,13 @@ from sqlalchemy.exc import IntegrityError
 from raylla.config import Serving
 from raylla.errors import ClashError, WorldError
 from raylla.records import Ad
-from raylla.serving.store import NewAd, NewCampaign, Store, names
+from raylla.serving.store import AdTerms, CampaignTerms, Store, names
 from raylla.serving.store.parties import put_ads, put_advertiser, put_campaign
 from raylla.storage import exists, here, within
 from raylla.world import World, bids
 from raylla.world.imports import catalogue
 from raylla.world.imports.tablefiles import Cells
-from raylla.world.store import load
+from raylla.world.store import load_world
 from raylla.world.texts import landing
 
 DAILY_BUDGET_UNITS = 100_000
@@ -34,7 +34,7 @@ _WORDS = re.compile(r"[a-z0-9]+([ &,/'-]+[a-z0-9]+)*")
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportCounts:
     """How much came in."""
 
     advertisers: int
@@ -42,7 +42,7 @@ class Imported:
     ads: int
 
 
-def read(source: str) -> World:
+def read_world(source: str) -> World:
     """The world of a directory: a saved world, or a run's.
 
     Raises:
@@ -50,11 +50,11 @@ def read(source: str) -> World:
     """
     inside = within(source, "world")
     with here(inside if exists(inside) else source) as directory:
-        return load(directory)
+        return load_world(directory)
 
 
 def read_table(file: Path, named: Mapping[str, str], max_bid: int) -> catalogue.Taken:
-    """The ads of a table (see `catalogue.take`); a row whose bid no auction could hold is passed over.
+    """The ads of a table (see `catalogue.take_ads`); a row whose bid no auction could hold is passed over.
 
     Raises:
         WorldError: the table cannot be read, or more than half of its rows cannot be used.
@@ -68,10 +68,10 @@ def read_table(file: Path, named: Mapping[str, str], max_bid: int) -> catalogue.
             raise WorldError(f"bid={cells['bid']}: bids are whole units from 1 to world.max_bid={max_bid}")
         return cells
 
-    return catalogue.take(file, named, on_the_grid)
+    return catalogue.take_ads(file, named, on_the_grid)
 
 
-def import_world(
+def list_world(
     store: Store,
     world: World,
     serving: Serving,
@@ -79,7 +79,7 @@ def import_world(
     seed: int,
     now: dt.datetime,
     daily_budget_micros: int | None = None,
-) -> Imported:
+) -> ImportCounts:
     """List all ads of ``world``, as `import_ads` does; it knows no bids."""
     unknown = [None] * len(world.ads)
     return import_ads(
@@ -97,7 +97,7 @@ def import_ads(
     seed: int,
     now: dt.datetime,
     daily_budget_micros: int | None = None,
-) -> Imported:
+) -> ImportCounts:
     """List ``ads`` in one transaction, with the bids ``offers`` (units); where one is None it is drawn
     from U{1..max_bid}, fixed by ``seed`` and ``name``.
 
@@ -113,27 +113,27 @@ def import_ads(
     budget = (
         DAILY_BUDGET_UNITS * serving.micros_per_unit if daily_budget_micros is None else daily_budget_micros
     )
-    parts: dict[str, dict[str, list[NewAd]]] = defaultdict(lambda: defaultdict(list))
+    parts: dict[str, dict[str, list[AdTerms]]] = defaultdict(lambda: defaultdict(list))
     called: dict[str, str] = {}
     for ad, offer, other in zip(ads, offers, drawn, strict=True):
         who, domain, url = _seat(ad)
         called.setdefault(domain, who)
         units = other if offer is None else offer
-        new = NewAd(ad, url, round(units) * serving.micros_per_unit)
+        new = AdTerms(ad, url, round(units) * serving.micros_per_unit)
         parts[domain][names.name(ad.category)].append(new)
     try:
         with store.database.writing() as session:
             for domain, categories in parts.items():
                 seat_id = put_advertiser(session, called[domain], domain, now).id
                 for news in categories.values():
-                    new_campaign = NewCampaign(news[0].ad.category, budget, "asap")
+                    new_campaign = CampaignTerms(news[0].ad.category, budget, "asap")
                     campaign = put_campaign(session, seat_id, new_campaign, now)
                     put_ads(session, campaign.id, news, now)
     except IntegrityError:
         raise ClashError(
             f"world or table {name}: some of its ads are listed in {store.database} already"
         ) from None
-    return Imported(len(parts), sum(len(one) for one in parts.values()), len(ads))
+    return ImportCounts(len(parts), sum(len(one) for one in parts.values()), len(ads))
 
 
 def _seat(ad: Ad) -> tuple[str, str, str]:

@@ -71,14 +71,14 @@ def accounts(kind: str, price_rule: str | None) -> tuple[Account, Account]:
     }[kind]
 
 
-def legs(line: models.Entry) -> tuple[tuple[Account, Micros], tuple[Account, Micros]]:
+def legs(line: models.StoredEntry) -> tuple[tuple[Account, Micros], tuple[Account, Micros]]:
     """What a line does to its two accounts; the amounts sum to zero."""
     return (Account(line.debit), -line.amount_micros), (Account(line.credit), line.amount_micros)
 
 
 def earned() -> ColumnElement[Micros]:
     """Of the lines of a query: charges and accruals minus what was taken back of them (SQL)."""
-    line = models.Entry
+    line = models.StoredEntry
     given_back = (line.debit == Account.INVALID.value, -line.amount_micros)
     taken = (line.credit == Account.REVENUE.value, line.amount_micros)
     return func.coalesce(func.sum(case(taken, given_back, else_=0)), 0)
@@ -90,7 +90,7 @@ def seal(before: str, line: Mapping[str, object]) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def sealed(before: str, line: models.Entry) -> str:
+def sealed(before: str, line: models.StoredEntry) -> str:
     """`seal` of a row."""
     return seal(before, {name: getattr(line, name) for name in SEALED})
 
@@ -103,9 +103,9 @@ def denominate(database: Database, currency: str) -> None:
     """
     if database.currency is None:
         with database.writing() as session:
-            free = models.Books.currency == ""
-            session.execute(update(models.Books).where(free).values(currency=currency))
-            database.currency = session.scalars(select(models.Books.currency)).one()
+            free = models.StoredBooks.currency == ""
+            session.execute(update(models.StoredBooks).where(free).values(currency=currency))
+            database.currency = session.scalars(select(models.StoredBooks.currency)).one()
     if database.currency != currency:
         raise StoreError(
             f"serving.currency={currency}: {database} is in {database.currency}, and a store has one "
@@ -113,19 +113,21 @@ def denominate(database: Database, currency: str) -> None:
         )
 
 
-_END = select(models.Books.currency, models.Books.last, models.Books.seal).with_for_update()
-_ENDS = update(models.Books).values(last=bindparam("last_line"), seal=bindparam("last_seal"))
+_END = select(
+    models.StoredBooks.currency, models.StoredBooks.last, models.StoredBooks.seal
+).with_for_update()
+_ENDS = update(models.StoredBooks).values(last=bindparam("last_line"), seal=bindparam("last_seal"))
 _MOVE = (
-    update(models.Advertiser)
-    .where(models.Advertiser.id == bindparam("advertiser"))
+    update(models.StoredAdvertiser)
+    .where(models.StoredAdvertiser.id == bindparam("advertiser"))
     .values(
-        balance_micros=models.Advertiser.balance_micros + bindparam("balance"),
-        accrued_micros=models.Advertiser.accrued_micros + bindparam("accrued"),
+        balance_micros=models.StoredAdvertiser.balance_micros + bindparam("balance"),
+        accrued_micros=models.StoredAdvertiser.accrued_micros + bindparam("accrued"),
     )
 )
 
 
-def post(session: Session, lines: Sequence[models.Entry]) -> None:
+def post(session: Session, lines: Sequence[models.StoredEntry]) -> None:
     """Write ``lines`` at the end of the ledger and move their amounts; balances follow.
 
     The last thing in a transaction: it takes the lock of the books, behind which every other line waits.
@@ -153,7 +155,7 @@ def post(session: Session, lines: Sequence[models.Entry]) -> None:
         for account, amount in legs(line):
             moved[line.advertiser_id][account] += amount
     rows = [{name: getattr(line, name) for name in (*SEALED, "seal")} for line in lines]
-    connection.execute(insert(models.Entry), rows)
+    connection.execute(insert(models.StoredEntry), rows)
     for advertiser_id, by in moved.items():
         balance, accrued = by[Account.ADVERTISER], -by[Account.ACCRUED]
         change = {"advertiser": advertiser_id, "balance": balance, "accrued": accrued}

@@ -92,7 +92,7 @@ class Base(DeclarativeBase):
     )
 
 
-class Counter(Base):
+class StoredCounter(Base):
     """A number that only grows: `catalogue` (changes), `ad` (last ad id given), `row` (rows of ads)."""
 
     __tablename__ = "counters"
@@ -100,7 +100,7 @@ class Counter(Base):
     value: Mapped[int]
 
 
-class Advertiser(Base):
+class StoredAdvertiser(Base):
     """Who pays. ``balance_micros`` is payments minus charges; ``accrued_micros`` awaits settlement."""
 
     __tablename__ = "advertisers"
@@ -112,7 +112,7 @@ class Advertiser(Base):
     accrued_micros: Mapped[int] = mapped_column(default=0)
 
 
-class Campaign(Base):
+class StoredCampaign(Base):
     """A daily budget and what is to be spent on it. ``version`` is the catalogue's at its last change."""
 
     __tablename__ = "campaigns"
@@ -130,7 +130,7 @@ class Campaign(Base):
     version: Mapped[int] = mapped_column(index=True)
 
 
-class Ad(Base):
+class StoredAd(Base):
     """A listed ad; ``row`` counts them in order of listing. Its texts never change."""
 
     __tablename__ = "ads"
@@ -149,7 +149,7 @@ class Ad(Base):
     version: Mapped[int] = mapped_column(index=True)
 
 
-class Budget(Base):
+class StoredBudget(Base):
     """History of a campaign's daily budgets: in force from ``at`` until the next row."""
 
     __tablename__ = "budgets"
@@ -160,7 +160,7 @@ class Budget(Base):
     daily_budget_micros: Mapped[int]
 
 
-class Spend(Base):
+class StoredSpend(Base):
     """What a campaign has spent on a day (UTC), rebates not counted back."""
 
     __tablename__ = "spend"
@@ -170,7 +170,7 @@ class Spend(Base):
     spent_micros: Mapped[int]
 
 
-class Floor(Base):
+class StoredFloor(Base):
     """The least bid per click in a category."""
 
     __tablename__ = "floors"
@@ -178,7 +178,7 @@ class Floor(Base):
     floor_micros: Mapped[int]
 
 
-class Auction(Base):
+class StoredAuction(Base):
     """A served auction; ``record`` is the whole `ServedAuction`."""
 
     __tablename__ = "auctions"
@@ -195,7 +195,7 @@ class Auction(Base):
     record: Mapped[Any]
 
 
-class Impression(Base):
+class StoredImpression(Base):
     """An ad that was shown. ``billed``: charged, budget or test at once, or per_click; ``seen`` is when its
     text was released (None: it was not noted, and is as ``created``)."""
 
@@ -216,7 +216,7 @@ class Impression(Base):
     seen: Mapped[dt.datetime | None]
 
 
-class Click(Base):
+class StoredClick(Base):
     """An authentic click. One per impression counts; the others are replays, came too late, or are invalid
     for a ``reason`` (`raylla.serving.money.records.Invalid`)."""
 
@@ -240,7 +240,7 @@ class Click(Base):
     reason: Mapped[str | None]
 
 
-class Conversion(Base):
+class StoredConversion(Base):
     """What a click led to; ``order_id`` is the advertiser's, once per click."""
 
     __tablename__ = "conversions"
@@ -252,7 +252,7 @@ class Conversion(Base):
     at: Mapped[dt.datetime]
 
 
-class Books(Base):
+class StoredBooks(Base):
     """The one row about the ledger: the store's currency ("": none is named), the last line, its seal."""
 
     __tablename__ = "books"
@@ -262,7 +262,7 @@ class Books(Base):
     seal: Mapped[str]
 
 
-class Entry(Base):
+class StoredEntry(Base):
     """A line of the ledger (`raylla.serving.store.ledger`).
 
     kind        amount_micros                     names
@@ -309,7 +309,7 @@ class Entry(Base):
     seal: Mapped[str]
 
 
-class ApiKey(Base):
+class StoredApiKey(Base):
     """An API key: the SHA-256 of its secret, never the secret; ``links`` as `raylla.config.Links`."""
 
     __tablename__ = "api_keys"
@@ -323,7 +323,7 @@ class ApiKey(Base):
     links: Mapped[str | None]
 
 
-class Notice(Base):
+class StoredNotice(Base):
     """A billing or loss notice on its way: ``due`` is its next attempt, none once sent or given up.
 
     ``destination`` is whom its URL reaches (`raylla.serving.security.addresses`), "" where it cannot be
@@ -345,7 +345,7 @@ class Notice(Base):
     destination: Mapped[str]
 
 
-class Response(Base):
+class StoredResponse(Base):
     """A response of the Responses API, deleted when its client says so.
 
     ``turns`` is what its request and its answer say, as [role, text]; it goes on from ``previous_id``.

@@ -16,9 +16,9 @@ MOST_ASKED = 10_000
 
 def bumped(session: Session, counter: str, by: int = 1) -> int:
     """Add to a counter and return what it says then."""
-    change = update(models.Counter).where(models.Counter.name == counter)
+    change = update(models.StoredCounter).where(models.StoredCounter.name == counter)
     return session.execute(
-        change.values(value=models.Counter.value + by).returning(models.Counter.value)
+        change.values(value=models.StoredCounter.value + by).returning(models.StoredCounter.value)
     ).scalar_one()
 
 
@@ -29,6 +29,6 @@ def free_ids(session: Session, count: int) -> list[str]:
         some = min(count - len(free), MOST_ASKED)
         end = bumped(session, "ad", some) - FIRST_COUNT + 1
         ids = [scattered_id(index) for index in range(end - some, end)]
-        listed = set(session.scalars(select(models.Ad.id).where(models.Ad.id.in_(ids))))
+        listed = set(session.scalars(select(models.StoredAd.id).where(models.StoredAd.id.in_(ids))))
         free += [id for id in ids if id not in listed]
     return free

@@ -25,12 +25,12 @@ from raylla.serving.store import ledger, models, names
 from raylla.serving.store.database import Database
 from raylla.serving.store.numbering import bumped, free_ids
 
-Row = TypeVar("Row", bound=models.Base)
+_Row = TypeVar("_Row", bound=models.Base)
 _LINKS: dict[str | None, Links | None] = {None: None} | {one: one for one in get_args(Links)}
 
 
 @dataclass(frozen=True, slots=True)
-class NewCampaign:
+class CampaignTerms:
     """What makes a campaign. At most ``cap_impressions`` per user in ``cap_hours``, if both are given."""
 
     name: str
@@ -44,7 +44,7 @@ class NewCampaign:
 
 
 @dataclass(frozen=True, slots=True)
-class NewAd:
+class AdTerms:
     """What makes an ad. ``ad.id`` is ``""`` where the store gives the next free one."""
 
     ad: records.Ad
@@ -60,7 +60,7 @@ class Parties:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add_advertiser(self, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
+    def add_advertiser(self, name: str, domain: str, now: dt.datetime) -> models.StoredAdvertiser:
         """A new advertiser with nothing owed.
 
         Raises:
@@ -69,24 +69,24 @@ class Parties:
         with self._database.writing() as session:
             return put_advertiser(session, name, domain, now)
 
-    def advertiser(self, id: str) -> models.Advertiser:
+    def advertiser(self, id: str) -> models.StoredAdvertiser:
         """One advertiser.
 
         Raises:
             UnknownError: there is none of that id.
         """
         with self._database.reading() as session:
-            return found(session, models.Advertiser, id)
+            return find_row(session, models.StoredAdvertiser, id)
 
-    def advertisers(self, after: str, limit: int) -> Sequence[models.Advertiser]:
+    def advertisers(self, after: str, limit: int) -> Sequence[models.StoredAdvertiser]:
         """Advertisers by id, from the one behind ``after``."""
         with self._database.reading() as session:
-            query = select(models.Advertiser).where(models.Advertiser.id > after)
-            return session.scalars(query.order_by(models.Advertiser.id).limit(limit)).all()
+            query = select(models.StoredAdvertiser).where(models.StoredAdvertiser.id > after)
+            return session.scalars(query.order_by(models.StoredAdvertiser.id).limit(limit)).all()
 
     def pay(
         self, advertiser_id: str, amount: Micros, currency: str, reference: str, now: dt.datetime
-    ) -> models.Entry:
+    ) -> models.StoredEntry:
         """Book a payment; the same reference again returns the first booking.
 
         Raises:
@@ -98,24 +98,28 @@ class Parties:
         with self._database.writing() as session:
             return put_payment(session, advertiser_id, amount, currency, reference, now)
 
-    def add_campaign(self, advertiser_id: str, new: NewCampaign, now: dt.datetime) -> models.Campaign:
+    def add_campaign(
+        self, advertiser_id: str, new: CampaignTerms, now: dt.datetime
+    ) -> models.StoredCampaign:
         """A new campaign.
 
         Raises:
             UnknownError: no such advertiser.
         """
         with self._database.writing() as session:
-            found(session, models.Advertiser, advertiser_id)
+            find_row(session, models.StoredAdvertiser, advertiser_id)
             return put_campaign(session, advertiser_id, new, now)
 
-    def change_campaign(self, id: str, changes: Mapping[str, Any], now: dt.datetime) -> models.Campaign:
-        """Set ``changes`` (names of `NewCampaign`); a new daily budget holds from this moment.
+    def change_campaign(
+        self, id: str, changes: Mapping[str, Any], now: dt.datetime
+    ) -> models.StoredCampaign:
+        """Set ``changes`` (names of `CampaignTerms`); a new daily budget holds from this moment.
 
         Raises:
             UnknownError: no such campaign.
         """
         with self._database.writing() as session:
-            campaign = found(session, models.Campaign, id)
+            campaign = find_row(session, models.StoredCampaign, id)
             locked(session, campaign.advertiser_id)
             session.refresh(campaign)
             before = campaign.daily_budget_micros
@@ -126,30 +130,32 @@ class Parties:
                 session.add(_budget(campaign, now))
         return campaign
 
-    def campaign(self, id: str) -> models.Campaign:
+    def campaign(self, id: str) -> models.StoredCampaign:
         """One campaign.
 
         Raises:
             UnknownError: there is none of that id.
         """
         with self._database.reading() as session:
-            return found(session, models.Campaign, id)
+            return find_row(session, models.StoredCampaign, id)
 
-    def campaigns(self, advertiser_id: str | None, after: str, limit: int) -> Sequence[models.Campaign]:
+    def campaigns(
+        self, advertiser_id: str | None, after: str, limit: int
+    ) -> Sequence[models.StoredCampaign]:
         """Campaigns by id, of one advertiser or of all."""
-        query = select(models.Campaign).where(models.Campaign.id > after)
+        query = select(models.StoredCampaign).where(models.StoredCampaign.id > after)
         if advertiser_id is not None:
-            query = query.where(models.Campaign.advertiser_id == advertiser_id)
+            query = query.where(models.StoredCampaign.advertiser_id == advertiser_id)
         with self._database.reading() as session:
-            return session.scalars(query.order_by(models.Campaign.id).limit(limit)).all()
+            return session.scalars(query.order_by(models.StoredCampaign.id).limit(limit)).all()
 
     def spent(self, campaign_id: str, day: dt.date) -> Micros:
         """What a campaign has spent on a day."""
         with self._database.reading() as session:
-            spend = session.get(models.Spend, (campaign_id, day))
+            spend = session.get(models.StoredSpend, (campaign_id, day))
             return spend.spent_micros if spend else 0
 
-    def add_ads(self, campaign_id: str, news: Sequence[NewAd], now: dt.datetime) -> list[models.Ad]:
+    def add_ads(self, campaign_id: str, news: Sequence[AdTerms], now: dt.datetime) -> list[models.StoredAd]:
         """List ads, in one transaction.
 
         Raises:
@@ -158,57 +164,61 @@ class Parties:
         """
         try:
             with self._database.writing() as session:
-                found(session, models.Campaign, campaign_id)
+                find_row(session, models.StoredCampaign, campaign_id)
                 last = put_ads(session, campaign_id, news, now)
-                rows = models.Ad.row.between(last - len(news), last - 1)
-                return list(session.scalars(select(models.Ad).where(rows).order_by(models.Ad.row)))
+                rows = models.StoredAd.row.between(last - len(news), last - 1)
+                return list(
+                    session.scalars(select(models.StoredAd).where(rows).order_by(models.StoredAd.row))
+                )
         except IntegrityError:
             raise ClashError(
                 "ads: one of these ids is already listed; leave ids out to be given free ones"
             ) from None
 
-    def change_ad(self, id: str, changes: Mapping[str, Any]) -> models.Ad:
+    def change_ad(self, id: str, changes: Mapping[str, Any]) -> models.StoredAd:
         """Set ``changes`` of url, labels, bid_micros and paused.
 
         Raises:
             UnknownError: no such ad.
         """
         with self._database.writing() as session:
-            ad = found(session, models.Ad, id)
+            ad = find_row(session, models.StoredAd, id)
             for name, value in changes.items():
                 setattr(ad, name, value)
             ad.version = bumped(session, "catalogue")
         return ad
 
-    def ad(self, id: str) -> tuple[models.Ad, str]:
+    def ad(self, id: str) -> tuple[models.StoredAd, str]:
         """One ad and whose it is.
 
         Raises:
             UnknownError: there is none of that id.
         """
         with self._database.reading() as session:
-            ad = found(session, models.Ad, id)
-            return ad, found(session, models.Campaign, ad.campaign_id).advertiser_id
+            ad = find_row(session, models.StoredAd, id)
+            return ad, find_row(session, models.StoredCampaign, ad.campaign_id).advertiser_id
 
-    def ads(self, campaign_id: str, after: str, limit: int) -> Sequence[models.Ad]:
+    def ads(self, campaign_id: str, after: str, limit: int) -> Sequence[models.StoredAd]:
         """A campaign's ads by id."""
-        query = select(models.Ad).where(models.Ad.campaign_id == campaign_id, models.Ad.id > after)
+        query = select(models.StoredAd).where(
+            models.StoredAd.campaign_id == campaign_id, models.StoredAd.id > after
+        )
         with self._database.reading() as session:
-            return session.scalars(query.order_by(models.Ad.id).limit(limit)).all()
+            return session.scalars(query.order_by(models.StoredAd.id).limit(limit)).all()
 
     def set_floor(self, category: str, floor: Micros) -> None:
         """The least bid per click in a category or theme, however it is spelled; 0 takes it away."""
         with self._database.writing() as session:
             bumped(session, "catalogue")  # first: one floor is set after the other
-            for row in session.scalars(select(models.Floor)).all():
+            for row in session.scalars(select(models.StoredFloor)).all():
                 if row.category != category and names.name(row.category) == names.name(category):
                     session.delete(row)
-            session.merge(models.Floor(category=category, floor_micros=floor))
+            session.merge(models.StoredFloor(category=category, floor_micros=floor))
 
     def floors(self) -> dict[str, Micros]:
         """Category -> least bid per click."""
         with self._database.reading() as session:
-            query = select(models.Floor).where(models.Floor.floor_micros > 0)
+            query = select(models.StoredFloor).where(models.StoredFloor.floor_micros > 0)
             return {floor.category: floor.floor_micros for floor in session.scalars(query)}
 
     def add_key(
@@ -218,7 +228,7 @@ class Parties:
         name: str,
         now: dt.datetime,
         links: Links | None = None,
-    ) -> tuple[models.ApiKey, str]:
+    ) -> tuple[models.StoredApiKey, str]:
         """A new API key, and the key itself: it cannot be had again.
 
         Raises:
@@ -226,34 +236,34 @@ class Parties:
         """
         id, key, digest = keys.make()
         whose = {"role": role.value, "advertiser_id": advertiser_id, "name": name, "links": links}
-        row = models.ApiKey(id=id, digest=digest, created=now, **whose)
+        row = models.StoredApiKey(id=id, digest=digest, created=now, **whose)
         with self._database.writing() as session:
             if advertiser_id is not None:
-                found(session, models.Advertiser, advertiser_id)
+                find_row(session, models.StoredAdvertiser, advertiser_id)
             session.add(row)
         return row, key
 
-    def revoke_key(self, id: str, now: dt.datetime) -> models.ApiKey:
+    def revoke_key(self, id: str, now: dt.datetime) -> models.StoredApiKey:
         """Make a key worthless from now on.
 
         Raises:
             UnknownError: no such key.
         """
         with self._database.writing() as session:
-            row = found(session, models.ApiKey, id)
+            row = find_row(session, models.StoredApiKey, id)
             row.revoked = row.revoked or now
         return row
 
-    def api_keys(self, after: str, limit: int) -> Sequence[models.ApiKey]:
+    def api_keys(self, after: str, limit: int) -> Sequence[models.StoredApiKey]:
         """Keys by id, revoked ones too."""
-        query = select(models.ApiKey).where(models.ApiKey.id > after)
+        query = select(models.StoredApiKey).where(models.StoredApiKey.id > after)
         with self._database.reading() as session:
-            return session.scalars(query.order_by(models.ApiKey.id).limit(limit)).all()
+            return session.scalars(query.order_by(models.StoredApiKey.id).limit(limit)).all()
 
     def api_key(self, id: str) -> keys.StoredKey | None:
         """A key as `keys.Access` wants it."""
         with self._database.reading() as session:
-            row = session.get(models.ApiKey, id)
+            row = session.get(models.StoredApiKey, id)
             if row is None:
                 return None
             role, revoked = keys.Role(row.role), row.revoked is not None
@@ -265,7 +275,7 @@ def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(8)}"
 
 
-def found(session: Session, kind: type[Row], id: str) -> Row:
+def find_row(session: Session, kind: type[_Row], id: str) -> _Row:
     """The row of that id.
 
     Raises:
@@ -273,11 +283,11 @@ def found(session: Session, kind: type[Row], id: str) -> Row:
     """
     row = session.get(kind, id)
     if row is None:
-        raise UnknownError(f"{kind.__name__.lower()} {id!r} does not exist")
+        raise UnknownError(f"{kind.__name__.removeprefix('Stored').lower()} {id!r} does not exist")
     return row
 
 
-def locked(session: Session, advertiser_id: str) -> models.Advertiser:
+def locked(session: Session, advertiser_id: str) -> models.StoredAdvertiser:
     """The advertiser, as it is now and as nobody else can change it until the transaction ends.
 
     The lock (FOR NO KEY UPDATE) lets others refer to the row, so that their foreign keys do not wait.
@@ -286,8 +296,8 @@ def locked(session: Session, advertiser_id: str) -> models.Advertiser:
         UnknownError: there is none of that id.
     """
     query = (
-        select(models.Advertiser)
-        .where(models.Advertiser.id == advertiser_id)
+        select(models.StoredAdvertiser)
+        .where(models.StoredAdvertiser.id == advertiser_id)
         .with_for_update(key_share=True)
     )
     row = session.scalar(query.execution_options(populate_existing=True))
@@ -296,9 +306,9 @@ def locked(session: Session, advertiser_id: str) -> models.Advertiser:
     return row
 
 
-def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -> models.Advertiser:
+def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -> models.StoredAdvertiser:
     """Write a new advertiser; its domain in the form that is compared."""
-    advertiser = models.Advertiser(
+    advertiser = models.StoredAdvertiser(
         id=new_id("adv"),
         name=name,
         domain=names.domain(domain),
@@ -313,7 +323,7 @@ def put_advertiser(session: Session, name: str, domain: str, now: dt.datetime) -
 
 def put_payment(
     session: Session, advertiser_id: str, amount: Micros, currency: str, reference: str, now: dt.datetime
-) -> models.Entry:
+) -> models.StoredEntry:
     """Write a payment, or find it booked.
 
     Raises:
@@ -322,7 +332,7 @@ def put_payment(
         MoneyError: the balance would be beyond 64 bits.
     """
     advertiser = locked(session, advertiser_id)
-    query = select(models.Entry).filter_by(advertiser_id=advertiser_id, reference=reference)
+    query = select(models.StoredEntry).filter_by(advertiser_id=advertiser_id, reference=reference)
     booked = session.scalar(query)
     if booked is not None:
         if booked.amount_micros != amount:
@@ -332,7 +342,7 @@ def put_payment(
         return booked
     if advertiser.balance_micros + amount > MOST:
         raise MoneyError(f"amount_micros={amount}: the balance would be more than {MOST}, and not kept")
-    entry = models.Entry(
+    entry = models.StoredEntry(
         at=now,
         kind="payment",
         amount_micros=amount,
@@ -345,15 +355,15 @@ def put_payment(
 
 
 def put_campaign(
-    session: Session, advertiser_id: str, new: NewCampaign, now: dt.datetime
-) -> models.Campaign:
+    session: Session, advertiser_id: str, new: CampaignTerms, now: dt.datetime
+) -> models.StoredCampaign:
     """Write a new campaign and the first row of its budget's history."""
-    campaign = models.Campaign(
+    campaign = models.StoredCampaign(
         id=new_id("cmp"),
         advertiser_id=advertiser_id,
         created=now,
         version=bumped(session, "catalogue"),
-        **{name: getattr(new, name) for name in NewCampaign.__slots__},
+        **{name: getattr(new, name) for name in CampaignTerms.__slots__},
     )
     session.add(campaign)
     session.flush()
@@ -361,13 +371,13 @@ def put_campaign(
     return campaign
 
 
-def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.datetime) -> int:
+def put_ads(session: Session, campaign_id: str, news: Sequence[AdTerms], now: dt.datetime) -> int:
     """Write new ads on the rows behind the last, and return how many rows there are then."""
     version = bumped(session, "catalogue")
     last = bumped(session, "row", len(news))
     given = iter(free_ids(session, sum(not new.ad.id for new in news)))
     session.execute(
-        insert(models.Ad),
+        insert(models.StoredAd),
         [
             {
                 "id": new.ad.id or next(given),
@@ -390,5 +400,7 @@ def put_ads(session: Session, campaign_id: str, news: Sequence[NewAd], now: dt.d
     return last
 
 
-def _budget(campaign: models.Campaign, now: dt.datetime) -> models.Budget:
-    return models.Budget(campaign_id=campaign.id, at=now, daily_budget_micros=campaign.daily_budget_micros)
+def _budget(campaign: models.StoredCampaign, now: dt.datetime) -> models.StoredBudget:
+    return models.StoredBudget(
+        campaign_id=campaign.id, at=now, daily_budget_micros=campaign.daily_budget_micros
+    )

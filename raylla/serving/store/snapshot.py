@@ -63,37 +63,41 @@ def changes(session: Session, since: int) -> Changes:
 
     The version is read first: what is committed meanwhile is read again next time, never missed.
     """
-    counter = select(models.Counter.value).where(models.Counter.name == "catalogue")
+    counter = select(models.StoredCounter.value).where(models.StoredCounter.name == "catalogue")
     version = session.scalars(counter).one()
     if version == since:
         return Changes(version, (), (), {})
-    ad, campaign = models.Ad, models.Campaign
+    ad, campaign = models.StoredAd, models.StoredCampaign
     read = func.substr(ad.description, 1, MAX_READ + 1)  # so much decides where it is cut
     columns = (ad.row, ad.id, ad.title, ad.category, ad.theme, ad.campaign_id, ad.url, ad.labels)
     ads = select(*columns, ad.bid_micros, ad.paused, read).where(ad.version > since).order_by(ad.row)
     limits = (campaign.daily_budget_micros, campaign.pacing, campaign.cap_impressions, campaign.cap_hours)
     campaigns = (
-        select(campaign.id, campaign.advertiser_id, models.Advertiser.domain, *limits, campaign.paused)
-        .join(models.Advertiser, models.Advertiser.id == campaign.advertiser_id)
+        select(
+            campaign.id, campaign.advertiser_id, models.StoredAdvertiser.domain, *limits, campaign.paused
+        )
+        .join(models.StoredAdvertiser, models.StoredAdvertiser.id == campaign.advertiser_id)
         .where(campaign.version > since)
     )
     return Changes(
         version,
         [AdRow(*list(row)) for row in session.execute(ads.execution_options(yield_per=_BATCH))],
         [CampaignRow(*row) for row in session.execute(campaigns.order_by(campaign.version, campaign.id))],
-        {floor.category: floor.floor_micros for floor in session.scalars(select(models.Floor))},
+        {floor.category: floor.floor_micros for floor in session.scalars(select(models.StoredFloor))},
     )
 
 
 def spending(session: Session, day: dt.date) -> dict[str, Micros]:
     """Campaign id -> what it has spent on a day, where that is anything."""
-    query = select(models.Spend.campaign_id, models.Spend.spent_micros).where(models.Spend.day == day)
+    query = select(models.StoredSpend.campaign_id, models.StoredSpend.spent_micros).where(
+        models.StoredSpend.day == day
+    )
     return {row.campaign_id: row.spent_micros for row in session.execute(query)}
 
 
 def seen(session: Session, user_id: str, since: dt.datetime) -> list[tuple[str, dt.datetime]]:
     """Campaign and time of each impression that a user got since then, tests left out."""
-    shown = models.Impression
+    shown = models.StoredImpression
     of_user = (shown.user_id == user_id) & (shown.created > since) & (shown.billed != "test")
     query = select(shown.campaign_id, shown.created).where(of_user)
     return [(campaign_id, created) for campaign_id, created in session.execute(query)]

@@ -15,7 +15,14 @@ from sqlalchemy.orm import Session
 from raylla.errors import ClashError, StoreError, UnknownError
 from raylla.serving.money import pricing
 from raylla.serving.money.money import Micros
-from raylla.serving.money.records import Charge, ClickLimits, Invalid, PriceRule, Served, ServedAuction
+from raylla.serving.money.records import (
+    Charge,
+    ClickLimits,
+    Invalid,
+    PriceRule,
+    Served,
+    ServedAuction,
+)
 from raylla.serving.security.tokens import Claims
 from raylla.serving.store import billing, clicks, ledger, models, snapshot
 from raylla.serving.store.billing import Settlement
@@ -23,9 +30,9 @@ from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.clients.outbox import Outbox
 from raylla.serving.store.clients.responses import Responses
 from raylla.serving.store.database import Database
-from raylla.serving.store.parties import Parties, found, new_id
+from raylla.serving.store.parties import Parties, find_row, new_id
 from raylla.serving.store.snapshot import Changes
-from raylla.serving.store.tallies import Report, Wanted, report
+from raylla.serving.store.tallies import Report, Wanted, report_lines
 
 RECORD: TypeAdapter[ServedAuction] = TypeAdapter(ServedAuction)
 _COLUMNS = (
@@ -90,7 +97,7 @@ class Store:
         return [None] * len(auctions)
 
     def _check(self, auction: ServedAuction) -> None:
-        check(auction)
+        check_auction(auction)
         ledger.denominate(self.database, auction.currency)
 
     def _refusal(self, auction: ServedAuction) -> Exception | None:
@@ -112,13 +119,13 @@ class Store:
         limits: ClickLimits = billing.NO_LIMITS,
     ) -> Charge:
         """Log a click whose token has verified, and charge it at most once per impression; see
-        `billing.click`.
+        `billing.log_click`.
 
         Raises:
             UnknownError: the store has no such impression.
         """
         with self.database.writing() as session:
-            return billing.click(session, claims, now, automatic, limits)
+            return billing.log_click(session, claims, now, automatic, limits)
 
     def landing(self, claims: Claims) -> str:
         """The landing page of the ad of a token that has verified.
@@ -127,8 +134,8 @@ class Store:
             UnknownError: its advertiser lists no such ad.
         """
         with self.database.reading() as session:
-            ad = found(session, models.Ad, claims.ad_id)
-            if found(session, models.Campaign, ad.campaign_id).advertiser_id != claims.seat:
+            ad = find_row(session, models.StoredAd, claims.ad_id)
+            if find_row(session, models.StoredCampaign, ad.campaign_id).advertiser_id != claims.seat:
                 raise UnknownError(f"ad {claims.ad_id!r} of advertiser {claims.seat!r} does not exist")
             return ad.url
 
@@ -145,17 +152,17 @@ class Store:
     def settle(self, now: dt.datetime) -> list[Settlement]:
         """Bill what clicks under `resampled` have accrued, one sum per advertiser."""
         with self.database.reading() as session:
-            accrued = models.Advertiser.accrued_micros > 0
-            ids = session.scalars(select(models.Advertiser.id).where(accrued).order_by("id")).all()
+            accrued = models.StoredAdvertiser.accrued_micros > 0
+            ids = session.scalars(select(models.StoredAdvertiser.id).where(accrued).order_by("id")).all()
         settled: list[Settlement] = []
         for id in ids:
             with self.database.writing() as session:
-                one = billing.settle(session, id, now)
+                one = billing.settle_advertiser(session, id, now)
             if one is not None:
                 settled.append(one)
         return settled
 
-    def void(self, advertiser_id: str, line: int, now: dt.datetime) -> models.Entry:
+    def void(self, advertiser_id: str, line: int, now: dt.datetime) -> models.StoredEntry:
         """Take back what a charge or accrual of invalid traffic took; the same line again changes nothing.
 
         Raises:
@@ -166,7 +173,7 @@ class Store:
 
     def convert(
         self, click_id: str, order_id: str, value: Micros, advertiser_id: str | None, now: dt.datetime
-    ) -> models.Conversion:
+    ) -> models.StoredConversion:
         """Book a conversion of a click, for ``advertiser_id`` (None: any); the same again changes nothing.
 
         Raises:
@@ -174,17 +181,17 @@ class Store:
             ClashError: the order was booked for this click with another value.
         """
         with self.database.writing() as session:
-            click = session.get(models.Click, click_id, with_for_update=True)
+            click = session.get(models.StoredClick, click_id, with_for_update=True)
             if click is None or click.outcome in REPEATED:
                 raise UnknownError(f"click {click_id!r} does not exist")
-            impression = session.get_one(models.Impression, click.impression_id)
+            impression = session.get_one(models.StoredImpression, click.impression_id)
             if advertiser_id not in (None, impression.advertiser_id):
                 raise UnknownError(f"click {click_id!r} does not exist")
             booked = session.scalar(
-                select(models.Conversion).filter_by(click_id=click_id, order_id=order_id)
+                select(models.StoredConversion).filter_by(click_id=click_id, order_id=order_id)
             )
             if booked is None:
-                booked = models.Conversion(
+                booked = models.StoredConversion(
                     id=new_id("cnv"), click_id=click_id, order_id=order_id, value_micros=value, at=now
                 )
                 session.add(booked)
@@ -199,18 +206,20 @@ class Store:
         """Auctions of [since, until) with their clicks, oldest first; ``test`` None: test auctions too."""
         last: tuple[dt.datetime, str] | None = None
         while True:
-            query = select(models.Auction).where(
-                models.Auction.created >= since, models.Auction.created < until
+            query = select(models.StoredAuction).where(
+                models.StoredAuction.created >= since, models.StoredAuction.created < until
             )
             if test is not None:
-                query = query.where(models.Auction.test == test)
+                query = query.where(models.StoredAuction.test == test)
             if last is not None:
                 at, id = last
-                later = models.Auction.created > at
-                query = query.where(or_(later, and_(models.Auction.created == at, models.Auction.id > id)))
+                later = models.StoredAuction.created > at
+                query = query.where(
+                    or_(later, and_(models.StoredAuction.created == at, models.StoredAuction.id > id))
+                )
             with self.database.reading() as session:
                 page = session.scalars(
-                    query.order_by(models.Auction.created, models.Auction.id).limit(_PAGE)
+                    query.order_by(models.StoredAuction.created, models.StoredAuction.id).limit(_PAGE)
                 ).all()
                 served = _served(session, page)
             yield from served
@@ -225,7 +234,7 @@ class Store:
             UnknownError: there is none of that id.
         """
         with self.database.reading() as session:
-            return _served(session, [found(session, models.Auction, id)])[0]
+            return _served(session, [find_row(session, models.StoredAuction, id)])[0]
 
     def changes(self, since: int) -> Changes:
         """What may compete, as far as it changed after the catalogue's version ``since``."""
@@ -240,33 +249,33 @@ class Store:
     def revenue(self, day: dt.date) -> Micros:
         """What the ledger has earned on a day (UTC): charges and accruals, less what was taken back."""
         start, end = _day(day)
-        of_day = (models.Entry.at >= start) & (models.Entry.at < end)
+        of_day = (models.StoredEntry.at >= start) & (models.StoredEntry.at < end)
         with self.database.reading() as session:
             return int(session.scalars(select(ledger.earned()).where(of_day)).one())
 
     def report(self, wanted: Wanted, offset: int, limit: int) -> Report:
         """What ads were shown, clicked and charged, from the tallies."""
         with self.database.reading() as session:
-            return report(session, wanted, offset, limit)
+            return report_lines(session, wanted, offset, limit)
 
     def seen(self, user_id: str, since: dt.datetime) -> list[tuple[str, dt.datetime]]:
         """Campaigns whose ads a user was shown since then, and when; one pair per impression."""
         with self.database.reading() as session:
             return snapshot.seen(session, user_id, since)
 
-    def charges(self, auction_id: str) -> list[models.Entry]:
+    def charges(self, auction_id: str) -> list[models.StoredEntry]:
         """The lines of the ledger that one auction caused, in order."""
-        query = select(models.Entry).where(models.Entry.auction_id == auction_id)
+        query = select(models.StoredEntry).where(models.StoredEntry.auction_id == auction_id)
         with self.database.reading() as session:
-            return list(session.scalars(query.order_by(models.Entry.id)))
+            return list(session.scalars(query.order_by(models.StoredEntry.id)))
 
-    def ledger(self, advertiser_id: str, after: int, limit: int) -> list[models.Entry]:
+    def ledger(self, advertiser_id: str, after: int, limit: int) -> list[models.StoredEntry]:
         """An advertiser's lines of the ledger, from the one behind ``after``."""
-        query = select(models.Entry).where(
-            models.Entry.advertiser_id == advertiser_id, models.Entry.id > after
+        query = select(models.StoredEntry).where(
+            models.StoredEntry.advertiser_id == advertiser_id, models.StoredEntry.id > after
         )
         with self.database.reading() as session:
-            return list(session.scalars(query.order_by(models.Entry.id).limit(limit)))
+            return list(session.scalars(query.order_by(models.StoredEntry.id).limit(limit)))
 
 
 def open_store(url: str, must_exist: bool = False) -> Store:
@@ -281,7 +290,7 @@ def open_store(url: str, must_exist: bool = False) -> Store:
 
 
 def put_auctions(session: Session, auctions: Sequence[ServedAuction]) -> None:
-    """Write auctions that `check` has passed, with their impressions, bills and notices."""
+    """Write auctions that `check_auction` has passed, with their impressions, bills and notices."""
     rows = [
         {
             "price_rule": auction.price_rule.value,
@@ -290,13 +299,13 @@ def put_auctions(session: Session, auctions: Sequence[ServedAuction]) -> None:
         }
         for auction in auctions
     ]
-    session.connection().execute(insert(models.Auction), rows)
+    session.connection().execute(insert(models.StoredAuction), rows)
     _check_listed(session, auctions)
     billing.lose(session, [auction for auction in auctions if not auction.test])
     billing.add_impressions(session, auctions)
 
 
-def check(auction: ServedAuction) -> None:
+def check_auction(auction: ServedAuction) -> None:
     """Refuse an auction that the audit would not accept.
 
     Raises:
@@ -360,7 +369,7 @@ def _known(session: Session, auction: ServedAuction) -> bool:
     Raises:
         ClashError: another one has its id.
     """
-    row = session.get(models.Auction, auction.id)
+    row = session.get(models.StoredAuction, auction.id)
     if row is not None and RECORD.validate_python(row.record) != auction:
         raise ClashError(f"auction {auction.id!r} is already recorded with other content")
     return row is not None
@@ -369,8 +378,10 @@ def _known(session: Session, auction: ServedAuction) -> bool:
 def _check_listed(session: Session, auctions: Sequence[ServedAuction]) -> None:
     impressions = [(auction, shown) for auction in auctions for shown in auction.impressions]
     ids = {shown.ad_id for _, shown in impressions}
-    query = select(models.Ad.id, models.Ad.campaign_id, models.Campaign.advertiser_id).join(models.Campaign)
-    rows = session.execute(query.where(models.Ad.id.in_(ids))) if ids else ()
+    query = select(
+        models.StoredAd.id, models.StoredAd.campaign_id, models.StoredCampaign.advertiser_id
+    ).join(models.StoredCampaign)
+    rows = session.execute(query.where(models.StoredAd.id.in_(ids))) if ids else ()
     listed = {row.id: (row.campaign_id, row.advertiser_id) for row in rows}
     for auction, shown in impressions:
         if listed.get(shown.ad_id) != (shown.campaign_id, shown.advertiser_id):
@@ -380,19 +391,25 @@ def _check_listed(session: Session, auctions: Sequence[ServedAuction]) -> None:
             )
 
 
-def _served(session: Session, page: Sequence[models.Auction]) -> list[Served]:
-    shown = models.Impression.auction_id.in_([row.id for row in page])
-    counted = select(models.Impression.auction_id, models.Click.impression_id, models.Click.id)
-    counted = counted.join(models.Click).where(shown, models.Click.outcome.notin_(REPEATED))
+def _served(session: Session, page: Sequence[models.StoredAuction]) -> list[Served]:
+    shown = models.StoredImpression.auction_id.in_([row.id for row in page])
+    counted = select(
+        models.StoredImpression.auction_id, models.StoredClick.impression_id, models.StoredClick.id
+    )
+    counted = counted.join(models.StoredClick).where(shown, models.StoredClick.outcome.notin_(REPEATED))
     clicked: dict[str, dict[str, str]] = defaultdict(dict)
     for auction_id, impression_id, click_id in session.execute(counted):
         clicked[auction_id][impression_id] = click_id
     ids = [id for of_auction in clicked.values() for id in of_auction.values()]
     values: dict[str, Micros] = defaultdict(int)
-    for one in session.scalars(select(models.Conversion).where(models.Conversion.click_id.in_(ids))):
+    for one in session.scalars(
+        select(models.StoredConversion).where(models.StoredConversion.click_id.in_(ids))
+    ):
         values[one.click_id] += one.value_micros
-    of_auction = select(models.Entry.auction_id, ledger.earned()).group_by(models.Entry.auction_id)
-    booked = session.execute(of_auction.where(models.Entry.auction_id.in_([row.id for row in page])))
+    of_auction = select(models.StoredEntry.auction_id, ledger.earned()).group_by(
+        models.StoredEntry.auction_id
+    )
+    booked = session.execute(of_auction.where(models.StoredEntry.auction_id.in_([row.id for row in page])))
     charged = {auction_id: int(micros) for auction_id, micros in booked}
     return [
         Served(

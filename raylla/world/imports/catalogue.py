@@ -11,7 +11,7 @@ from pathlib import Path
 from raylla.errors import WorldError
 from raylla.records import Ad
 from raylla.world import build
-from raylla.world.imports.tablefiles import Cells, Columns, Fault, read
+from raylla.world.imports.tablefiles import Cells, Columns, Fault, read_rows
 from raylla.world.texts import (
     MAX_CATEGORY,
     MAX_DESCRIPTION,
@@ -37,7 +37,7 @@ GENERAL = "general"
 """Category of ads that have none."""
 MOST_UNUSABLE = 0.5
 """Share of a table's rows that may be passed over."""
-NAMED = 5
+_NAMED = 5
 """Rows that an error about many of them names."""
 
 
@@ -54,7 +54,7 @@ class Taken:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def take(file: Path, named: Mapping[str, str], change: Callable[[Cells], Cells] = dict) -> Taken:
+def take_ads(file: Path, named: Mapping[str, str], change: Callable[[Cells], Cells] = dict) -> Taken:
     """The ads of the table ``file``; ``named`` says which column a field has, `ADS` else.
 
     A title that the markup cannot hold is cleaned, and counted in the notes; so is a row that says what
@@ -68,7 +68,7 @@ def take(file: Path, named: Mapping[str, str], change: Callable[[Cells], Cells] 
     said: set[tuple[Ad, float | None]] = set()
     ids: dict[str, int] = {}
     rows = 0
-    for line, cells in read(file, columns(ADS, named, "title")):
+    for line, cells in read_rows(file, columns(ADS, named, "title")):
         rows += 1
         if isinstance(cells, Fault):
             taken.faults.append(cells)
@@ -114,7 +114,7 @@ def bound(file: Path, rows: int, faults: Sequence[Fault]) -> None:
     if not rows:
         raise WorldError(f"{file} holds no rows; fill it")
     if len(faults) > MOST_UNUSABLE * rows:
-        first = "".join(f"\n  {fault}" for fault in faults[:NAMED])
+        first = "".join(f"\n  {fault}" for fault in faults[:_NAMED])
         raise WorldError(
             f"{file}: {len(faults)} of {rows} rows cannot be used; mend the table, or name its columns "
             f"with --map:{first}"

@@ -27,7 +27,7 @@ CLUSTERS = {
 """What the products of a cluster are; the data has numbers."""
 
 
-def import_world(path: Path, out: Path | None, settings: config.World, seed: int) -> tables.Imported:
+def import_gembench(path: Path, out: Path | None, settings: config.World, seed: int) -> tables.Imported:
     """Read the two tables in ``path`` into a world, saved to ``out`` unless that is None.
 
     Queries are as search engines log them: their escapes (%26) are resolved.
@@ -35,7 +35,7 @@ def import_world(path: Path, out: Path | None, settings: config.World, seed: int
     Raises:
         WorldError: a file is missing, partial or damaged.
     """
-    taken = catalogue.take(path / PRODUCTS, {}, _clustered)
+    taken = catalogue.take_ads(path / PRODUCTS, {}, _clustered)
     queries = path / QUERIES
     return tables.assemble("gem-bench", taken, queries, {}, out, settings, seed, _resolved)
 

@@ -10,7 +10,7 @@ from raylla.errors import WorldError
 from raylla.world.imports import gembench, tables, webis
 
 DATA_SETS = ("webis", "gem-bench")
-KINDS = (*DATA_SETS, "table")
+_KINDS = (*DATA_SETS, "table")
 
 
 def import_world(
@@ -28,17 +28,17 @@ def import_world(
         WorldError: there is no such kind, it goes without a table of queries or a mapping, or as the
             importer says.
     """
-    if kind not in KINDS:
-        raise WorldError(f"no importer named {kind!r}; there is: {', '.join(KINDS)}")
+    if kind not in _KINDS:
+        raise WorldError(f"no importer named {kind!r}; there is: {', '.join(_KINDS)}")
     if kind == "table":
         if queries is None:
             raise WorldError("world import table: give two tables, ADS and QUERIES")
-        return tables.import_world(path, queries, out, settings, seed, named)
+        return tables.import_tables(path, queries, out, settings, seed, named)
     if queries is not None or named:
         raise WorldError(f"world import {kind}: give the data set's directory alone, without --map")
     if kind == "webis":
-        return tables.Imported(webis.import_world(path, out, settings, seed), ())
-    return gembench.import_world(path, out, settings, seed)
+        return tables.Imported(webis.import_webis(path, out, settings, seed), ())
+    return gembench.import_gembench(path, out, settings, seed)
 
 
 def mapping(pairs: Sequence[str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ DELIMITED = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
 """What may part cells, the first where a header has none of them."""
 NAMED_SIGN = re.compile(r'"?sep=(\\t|[^"\r\n])"?[\r\n]', re.IGNORECASE)
 """A first line that names what parts them, as Excel reads it."""
-HEAD = 2**16
+_HEAD = 2**16
 """Characters in which the header is looked for."""
 STRUCTURED = ("turns",)
 """Fields whose lists and objects become JSON."""
@@ -93,7 +93,7 @@ def is_table(path: Path) -> bool:
     return _kind(path) in SUFFIXES
 
 
-def read(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
+def read_rows(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]]:
     """(line, cells) of each row, or what is wrong with it; lines count from 1, rows of Parquet too.
 
     Raises:
@@ -142,7 +142,7 @@ def _open(file: Path, newline: str = "") -> IO[str]:
 def _delimited(file: Path, columns: Columns, signs: str) -> Iterator[tuple[int, Cells | Fault]]:
     """CSV and TSV; TSV whose quotes do not pair is read as one that has no quoting."""
     with _open(file) as text:
-        sign = _sign(text.read(HEAD), signs)
+        sign = _sign(text.read(_HEAD), signs)
     plain = sign == "\t" and not _pairs(file)
     with _open(file) as text:
         yield from _records(file, columns, _rows(text, sign, plain))

@@ -13,13 +13,13 @@ from raylla.errors import WorldError
 from raylla.records import Profile, Query, Turn
 from raylla.world import build, store
 from raylla.world.imports import catalogue
-from raylla.world.imports.tablefiles import Cells, Fault, read
+from raylla.world.imports.tablefiles import Cells, Fault, read_rows
 from raylla.world.synthetic import lexicon
 from raylla.world.texts import MAX_CATEGORY, clean_field, one_line
 from raylla.world.turns import read_turns
 from raylla.world.world import World
 
-QUERIES: dict[str, tuple[str, ...]] = {
+_QUERIES: dict[str, tuple[str, ...]] = {
     "query": ("query", "query_text", "question", "search_term", "prompt", "text"),
     "user": ("user", "user_id", "profile_id", "customer_id"),
     "profile": ("profile", "user_profile", "persona", "basics", "about"),
@@ -28,7 +28,6 @@ QUERIES: dict[str, tuple[str, ...]] = {
     "turns": ("turns", "history", "conversation"),
 }
 """Field of a query -> names that its column has where it is not named."""
-INTERESTS = 3
 MAX_PROFILE = 300
 """Longest line about a user, in characters."""
 
@@ -51,7 +50,7 @@ class _User:
     """Queries, each with its category and what was said before."""
 
 
-def import_world(
+def import_tables(
     ads: Path,
     queries: Path,
     out: Path | None,
@@ -71,10 +70,10 @@ def import_world(
             used, or there are fewer than two users.
     """
     named = named or {}
-    of_ads, of_queries = _named(named, catalogue.ADS), _named(named, QUERIES)
+    of_ads, of_queries = _named(named, catalogue.ADS), _named(named, _QUERIES)
     for unknown in named.keys() - of_ads.keys() - of_queries.keys():
         raise WorldError(f"--map {unknown}=: there is no such field; those are {', '.join(_fields())}")
-    return assemble("table", catalogue.take(ads, of_ads), queries, of_queries, out, settings, seed)
+    return assemble("table", catalogue.take_ads(ads, of_ads), queries, of_queries, out, settings, seed)
 
 
 def assemble(
@@ -95,16 +94,16 @@ def assemble(
         _profile(f"p{index}", user, categories, random.Random(f"{seed}/profiles/{index}"))
         for index, user in enumerate(users)
     )
-    splits = build.split(profiles, settings.test_share, seed)
+    splits = build.split_users(profiles, settings.test_share, seed)
     asked = tuple(
         Query(f"{profile.id}-{index}", profile.id, text, category, category, splits[profile.id], turns)
         for profile, user in zip(profiles, users, strict=True)
         for index, (text, category, turns) in enumerate(user.asked)
     )
     world = World(name, seed, profiles, tuple(taken.ads), asked, notes=dict(notes))
-    store.check(world)
+    store.check_world(world)
     if out is not None:
-        store.save(world, out)
+        store.save_world(world, out)
     return Imported(world, (*taken.faults, *faults))
 
 
@@ -121,7 +120,7 @@ def _users(
     faults: list[Fault] = []
     seen: set[tuple[str, str, tuple[Turn, ...]]] = set()
     rows = 0
-    for line, cells in read(file, catalogue.columns(QUERIES, named, "query")):
+    for line, cells in read_rows(file, catalogue.columns(_QUERIES, named, "query")):
         rows += 1
         if isinstance(cells, Fault):
             faults.append(cells)
@@ -164,7 +163,7 @@ def _profile(id: str, user: _User, categories: Sequence[str], rng: random.Random
         return Profile(id, user.basics or drawn, user.interests)
     own = dict.fromkeys(category for _, category, _ in user.asked if category in categories)
     others = [one for one in categories if one not in own]
-    more = rng.sample(others, min(len(others), max(0, INTERESTS - len(own))))
+    more = rng.sample(others, min(len(others), max(0, lexicon.INTERESTS - len(own))))
     return Profile(id, user.basics or drawn, (*own, *more))
 
 
@@ -179,4 +178,4 @@ def _named(named: Mapping[str, str], fields: Mapping[str, object]) -> dict[str, 
 
 
 def _fields() -> list[str]:
-    return list(dict.fromkeys([*catalogue.ADS, *QUERIES]))
+    return list(dict.fromkeys([*catalogue.ADS, *_QUERIES]))

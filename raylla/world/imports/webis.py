@@ -39,7 +39,6 @@ TOPICS = (
 )
 UNLISTED = frozenset({("gaming", "Sega")})
 """Ads that the published pairs name and no published list holds: such pairs are dropped."""
-INTERESTS = 3
 
 
 @dataclass
@@ -53,14 +52,14 @@ class _Source:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def import_world(path: Path, out: Path | None, settings: config.World, seed: int) -> World:
+def import_webis(path: Path, out: Path | None, settings: config.World, seed: int) -> World:
     """Read the collection at ``path`` into a world of all its ads and queries.
 
     An ad that several topics list belongs to the first of them; ids go with the order of files, in
     steps.  ``settings.profiles`` users are drawn, each query goes to one who cares for its topic, and
     profiles are split by ``settings.test_share``.  The world is saved to ``out`` unless that is None;
-    `build.sample` cuts it to the size of a run.  Its notes count what was changed: titles cleaned or
-    listed twice, queries listed twice, ads of pairs spelled otherwise than in the lists or missing
+    `build.sample_queries` cuts it to the size of a run.  Its notes count what was changed: titles cleaned
+    or listed twice, queries listed twice, ads of pairs spelled otherwise than in the lists or missing
     from them.
 
     Raises:
@@ -74,9 +73,9 @@ def import_world(path: Path, out: Path | None, settings: config.World, seed: int
     profiles = _profiles(settings.profiles, seed)
     queries, related = _queries(source, ads, profiles, settings.test_share, seed)
     world = World("webis", seed, profiles, tuple(ads.values()), queries, related, notes=dict(source.notes))
-    store.check(world)
+    store.check_world(world)
     if out is not None:
-        store.save(world, out)
+        store.save_world(world, out)
     return world
 
 
@@ -151,7 +150,7 @@ def _profiles(count: int, seed: int) -> tuple[Profile, ...]:
     found = []
     for index in range(count):
         first = TOPICS[index % len(TOPICS)]
-        others = rng.sample([topic for topic in TOPICS if topic != first], INTERESTS - 1)
+        others = rng.sample([topic for topic in TOPICS if topic != first], lexicon.INTERESTS - 1)
         basics = lexicon.basics(rng)
         found.append(Profile(f"p{index}", basics, tuple(_words(topic) for topic in (first, *others))))
     return tuple(found)
@@ -161,7 +160,7 @@ def _queries(
     source: _Source, ads: dict[str, Ad], profiles: tuple[Profile, ...], test_share: float, seed: int
 ) -> tuple[tuple[Query, ...], dict[str, tuple[str, ...]]]:
     """All queries, each given to a user, and the ads paired with them: query id -> ad ids."""
-    splits = build.split(profiles, test_share, seed)
+    splits = build.split_users(profiles, test_share, seed)
     rng = random.Random(f"{seed}/webis/queries")
     asked: defaultdict[str, int] = defaultdict(int)
     queries: list[Query] = []

@@ -83,10 +83,10 @@ def ads(rng: random.Random, category: str, count: int, known: bool = True) -> li
     wanted += rng.choices(lexicon.categories(), k=max(0, count - len(wanted)))
     rng.shuffle(wanted)
     wanted = wanted[:count]
-    return catalogue(rng, wanted, known)
+    return draw_catalogue(rng, wanted, known)
 
 
-def catalogue(rng: random.Random, wanted: Sequence[str], known: bool = True) -> list[Ad]:
+def draw_catalogue(rng: random.Random, wanted: Sequence[str], known: bool = True) -> list[Ad]:
     """An ad for each category of ``wanted``; as far as the lexicon goes, no two brands share a word and no
     two ads of a category a noun."""
     nouns = {
@@ -122,10 +122,10 @@ def wild_ads(rng: random.Random, count: int) -> list[Ad]:
 
 def profile(rng: random.Random, id: str = "p0") -> Profile:
     """A user with an age, an occupation, a city and three interests."""
-    return Profile(id, lexicon.basics(rng), tuple(rng.sample(lexicon.categories(), 3)))
+    return Profile(id, lexicon.basics(rng), tuple(rng.sample(lexicon.categories(), lexicon.INTERESTS)))
 
 
-def query_text(rng: random.Random, category: str) -> str:
+def _query_text(rng: random.Random, category: str) -> str:
     """A question about ``category``, which it names itself or by one of its nouns."""
     noun = rng.choice(lexicon.THEMES[lexicon.theme_of(category)][category]).lower()
     return _fill(rng, rng.choice(ASKS), word=category if rng.random() < 0.7 else noun)
@@ -134,7 +134,7 @@ def query_text(rng: random.Random, category: str) -> str:
 def query(rng: random.Random, user: Profile, category: str | None = None) -> Query:
     """A query of ``user``, about one of the interests unless a category is given."""
     about = category or rng.choice(user.interests)
-    return Query("q0", user.id, query_text(rng, about), about, lexicon.theme_of(about), "train")
+    return Query("q0", user.id, _query_text(rng, about), about, lexicon.theme_of(about), "train")
 
 
 def answer_text(

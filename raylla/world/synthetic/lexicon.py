@@ -119,6 +119,8 @@ QUALITIES = (
 )
 PERSONAS = ("beginner", "student", "parent", "commuter", "traveller", "nurse", "teacher", "designer")
 CITIES = ("Oslo", "Lima", "Cairo", "Delhi", "Porto", "Kyoto", "Quito", "Turin", "Perth", "Accra")
+INTERESTS = 3
+"""Interests of a profile, where nothing tells how many."""
 
 
 def basics(rng: random.Random) -> str:

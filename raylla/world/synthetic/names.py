@@ -41,7 +41,7 @@ ONSETS = tuple(
 )
 VOWELS = tuple("a a a e e e i i i o o o u u ai ea ee ie oa oo ou y".split())
 CODAS = tuple("b ck d g l ll m n n n nd ng nt p r r rd rk rs rt s s ss st t t x".split())
-ENDINGS = tuple("a al an ed er er es ia ic ing ing ion ive le ly man ment o or s s son tion us".split())
+_ENDINGS = tuple("a al an ed er er es ia ic ing ing ion ive le ly man ment o or s s son tion us".split())
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -69,7 +69,7 @@ def word(rng: random.Random) -> str:
         rng.choice(ONSETS) + rng.choice(VOWELS) + (rng.choice(CODAS) if rng.random() < 0.5 else "")
         for _ in range(length)
     ]
-    return "".join(syllables) + (rng.choice(ENDINGS) if rng.random() < 0.4 else "")
+    return "".join(syllables) + (rng.choice(_ENDINGS) if rng.random() < 0.4 else "")
 
 
 def wild_word(rng: random.Random) -> str:

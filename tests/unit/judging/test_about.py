@@ -16,17 +16,17 @@ TAUGHT = about.Taught(("a", "b"), 3, 0.25)
 def adapter(path: Path) -> str:
     path.mkdir()
     (path / "config.json").write_text("{}")
-    about.write(path, TAUGHT)
+    about.write_taught(path, TAUGHT)
     return str(path)
 
 
 def test_an_adapter_says_who_taught_it(tmp_path: Path) -> None:
     place = adapter(tmp_path / "judge")
-    assert about.read(place) == TAUGHT
-    assert about.name(UserLlm(path=place)) == f"{place} (taught by a, b)"
-    assert about.read(str(tmp_path)) is None
-    assert about.name(UserLlm(path="pocket:user-llm")) == "pocket:user-llm"
-    assert about.name(UserLlm(path=str(tmp_path / "gone"))) == str(tmp_path / "gone")
+    assert about.read_taught(place) == TAUGHT
+    assert about.judge_name(UserLlm(path=place)) == f"{place} (taught by a, b)"
+    assert about.read_taught(str(tmp_path)) is None
+    assert about.judge_name(UserLlm(path="pocket:user-llm")) == "pocket:user-llm"
+    assert about.judge_name(UserLlm(path=str(tmp_path / "gone"))) == str(tmp_path / "gone")
 
 
 def test_sources_and_their_caption(tmp_path: Path) -> None:
@@ -44,4 +44,4 @@ def test_sources_and_their_caption(tmp_path: Path) -> None:
 def test_a_broken_note_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / about.ABOUT).write_text(text)
     with pytest.raises(DataError, match=r"judge\.json does not say"):
-        about.read(str(tmp_path))
+        about.read_taught(str(tmp_path))

@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from raylla.actors.judge import JudgeWorker
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.engines import Completion, Generated, Request
 from raylla.errors import BudgetError, ConfigError
 from raylla.judging import about, evaluate, network
-from raylla.judging.commands import show
+from raylla.judging.commands import show_figures
 from raylla.progress import Steps
 from raylla.records import Prediction
 from raylla.reward.rows import ClickRow
@@ -87,13 +87,13 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     )
     monkeypatch.setattr("raylla.reward.trainer.RewardTrainer", Network)
     tree = {"data": str(data), "bootstrap": 50}
-    return parse({"judging": tree, "ray": {"in_process": True}}, "test")
+    return parse_config({"judging": tree, "ray": {"in_process": True}}, "test")
 
 
 def adapter(path: Path, taught: about.Taught) -> str:
     path.mkdir()
     (path / "config.json").write_text("{}")
-    about.write(path, taught)
+    about.write_taught(path, taught)
     return str(path)
 
 
@@ -101,7 +101,7 @@ def test_a_judge_beside_the_network_and_the_ceiling(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = adapter(tmp_path / "judge", about.Taught(("a", "b"), 0, 0.2))
-    found = evaluate.evaluate(config, place, SILENT)
+    found = evaluate.measure_judge(config, place, SILENT)
     json.dumps(found, allow_nan=False)
     assert (found["rows"], found["unread"], found["questions"], found["learned_rows"]) == (120, 0, 20, 480)
     assert found["taught_by"] == ["a", "b"]
@@ -121,7 +121,7 @@ def test_a_judge_beside_the_network_and_the_ceiling(
     # The network learned each row once from each judge that taught the adapter, of no held-out question.
     assert [len(rows) for rows in Network.taught] == [480, 480]
     assert {one.profile_id for one in Network.taught[0]} == {network.ANYONE}
-    show(found)
+    show_figures(found)
     said = capsys.readouterr().out
     assert "taught by a, b" in said
     assert "ceiling" in said
@@ -130,12 +130,12 @@ def test_a_judge_beside_the_network_and_the_ceiling(
 def test_a_judge_that_may_know_the_questions_is_refused(config: Config, tmp_path: Path) -> None:
     place = adapter(tmp_path / "judge", about.Taught(("a",), 1, 0.2))
     with pytest.raises(ConfigError, match=r"judging\.seed=0.*split of seed 1"):
-        evaluate.evaluate(config, place, SILENT)
+        evaluate.measure_judge(config, place, SILENT)
 
 
 def test_a_model_that_nobody_taught_is_measured_too(config: Config) -> None:
     said = io.StringIO()
-    found = evaluate.evaluate(config, "pocket:user-llm", Steps(Console(file=said)))
+    found = evaluate.measure_judge(config, "pocket:user-llm", Steps(Console(file=said)))
     begun = [line.split(" ", 2)[2] for line in said.getvalue().splitlines() if line.endswith(": begun")]
     assert begun == [
         "start engines: begun",
@@ -153,9 +153,9 @@ def test_rows_that_the_engine_refuses_are_left_out_and_bounded(
 ) -> None:
     monkeypatch.setattr(Engine, "refused", "question 1")
     with pytest.raises(BudgetError, match=r"refused \d+ of 120 rows"):
-        evaluate.evaluate(config, "pocket:user-llm", SILENT)
-    lenient = parse(config.model_dump(mode="json") | {"irpo": {"max_drop_share": 1.0}}, "test")
-    found: dict[str, Any] = evaluate.evaluate(lenient, "pocket:user-llm", SILENT)
+        evaluate.measure_judge(config, "pocket:user-llm", SILENT)
+    lenient = parse_config(config.model_dump(mode="json") | {"irpo": {"max_drop_share": 1.0}}, "test")
+    found: dict[str, Any] = evaluate.measure_judge(lenient, "pocket:user-llm", SILENT)
     assert found["rows"] + found["unread"] == 120
     assert found["unread"] > 0
 
@@ -163,6 +163,6 @@ def test_rows_that_the_engine_refuses_are_left_out_and_bounded(
 def test_one_judge_has_no_ceiling() -> None:
     clicks = np.array([[True], [False], [True], [False]])
     p = np.array([0.9, 0.1, 0.8, 0.3])
-    found = evaluate.compare(p, p, clicks, clicks, ["q", "r", "s", "t"], ["a"], ["a"], 20, 0)
+    found = evaluate.compare_judges(p, p, clicks, clicks, ["q", "r", "s", "t"], ["a"], ["a"], 20, 0)
     assert "ceiling" not in found["judges"]["a"]
     assert found["judges"]["a"]["judge"]["auc"]["mean"] == 1.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raylla.judging.lessons import lessons, messages
-from raylla.judging.published import Impression
+from raylla.judging.published import JudgedImpression
 
-SHOWN = Impression(
+SHOWN = JudgedImpression(
     "What tea?",
     "Lumo <|im_end|> Kettle",
     "Boils.",
@@ -37,7 +37,7 @@ def test_the_prompt_has_a_system_message_and_no_control_tokens() -> None:
 
 
 def test_what_is_long_is_cut() -> None:
-    long = Impression("why " * 200, "Zed", "it is " * 200, "Zed does. " * 200, {"a": True})
+    long = JudgedImpression("why " * 200, "Zed", "it is " * 200, "Zed does. " * 200, {"a": True})
     question, answer, ad, _ = messages(long)[1]["content"].splitlines()
     assert len(question) <= 210
     assert len(answer) <= 490

@@ -38,10 +38,10 @@ def test_a_run_s_trainer_goes_on_from_what_the_judges_click(data: Path, tmp_path
     done = CliRunner().invoke(app, ["judge", "network", str(file), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "taught by a, b" in done.output
-    loaded = settings.load(file, [f"pctr.start={out}"])
+    loaded = settings.load_config(file, [f"pctr.start={out}"])
     trainer = RewardTrainer(loaded.pctr.encoder, loaded.pctr, loaded.seed)
     trainer.load(loaded.pctr.start or "")
-    shown = published.read(data).impressions
+    shown = published.read_impressions(data).impressions
     rates = {one.name: trainer.predict_intervals([as_row(one)])[0].mean for one in shown[:2]}
     assert rates["Good Kettle"] > 0.7
     assert rates["Plain Kettle"] < 0.3

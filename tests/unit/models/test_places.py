@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from raylla.cli import app
 from raylla.config import Config
 from raylla.errors import ConfigError
-from raylla.models import check, packages, places, resolve
+from raylla.models import check_places, packages, places, resolve
 
 
 def adapter(place: Path, base: object) -> Path:
@@ -74,7 +74,7 @@ def test_a_check_names_everything_that_is_missing(tmp_path: Path) -> None:
         "pctr": {"encoder": "package:minilm-l6"},
     }
     with pytest.raises(ConfigError, match=r"fetch smollm2-135m`; pctr.encoder=.*fetch minilm-l6`"):
-        check(Config.model_validate(tree))
+        check_places(Config.model_validate(tree))
     (tmp_path / "c.yaml").write_text(json.dumps(tree))
     told = CliRunner().invoke(app, ["check", str(tmp_path / "c.yaml")])
     assert told.exit_code == 2
@@ -85,11 +85,11 @@ def test_a_check_knows_the_models_of_every_section(cache: Path) -> None:
     judging = {"data": "judged.jsonl", "base": "package:smollm2-135m", "encoder": "package:minilm-l6"}
     tree = {"evaluation": {"user_llm": "adapter:nobody"}, "judging": judging}
     with pytest.raises(ConfigError) as told:
-        check(Config.model_validate(tree))
+        check_places(Config.model_validate(tree))
     parts = str(told.value).split("; ")
     for field in ("evaluation.user_llm='adapter:nobody'", "judging.base=", "judging.encoder="):
         assert any(one.startswith(field) for one in parts), parts
     tree = {"evaluation": {"user_llm": "pocket:user-llm"}, "judging": judging | {"base": "pocket:user-llm"}}
     tree["judging"]["encoder"] = tree["judging"]["base"]
-    found = check(Config.model_validate(tree))
+    found = check_places(Config.model_validate(tree))
     assert {"evaluation.user_llm", "judging.base", "judging.encoder"} <= found.keys()

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from raylla.actors import WeightStore
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.engines import Probe
 from raylla.errors import RunError, WeightError
 from raylla.models import read_weights
@@ -32,7 +32,7 @@ ALIGNED = {"probe": {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-1.
 
 
 def test_a_run_s_versions_may_be_adapters(tiny_model: Path, tmp_path: Path, adapt: Adapt) -> None:
-    run = Run.create(tmp_path / "run", parse({"ad_llm": {"path": str(tiny_model)}}, "test"))
+    run = Run.create(tmp_path / "run", parse_config({"ad_llm": {"path": str(tiny_model)}}, "test"))
     adapt(tiny_model, Path(run.weights("v1")))
     run.commit("epoch-1/align", [], ALIGNED | {"weight_version": "v1"})
     base, (version, probe) = versions.committed(run)
@@ -51,7 +51,7 @@ def test_the_base_of_a_run_may_be_of_the_hub(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: str(tiny_model))
-    run = Run.create(tmp_path / "run", parse({"ad_llm": {"path": "tea/leaves"}}, "test"))
+    run = Run.create(tmp_path / "run", parse_config({"ad_llm": {"path": "tea/leaves"}}, "test"))
     base, _ = versions.named(run, "v0")
     store = WeightStore()
     store.publish(base)

@@ -10,7 +10,7 @@ from raylla.records import Ad
 from raylla.serving.money import pricing
 from raylla.serving.money.records import Candidate, Impression, Listing, PriceRule, ServedAuction
 from raylla.serving.security.tokens import Claims, new_claims
-from raylla.serving.store import NewAd, NewCampaign, Store
+from raylla.serving.store import AdTerms, CampaignTerms, Store
 
 KEYS = {"k2": b"2" * 32, "k1": b"1" * 32}
 ADMIN_KEY = "an-admin-key-for-tests"
@@ -34,11 +34,11 @@ class Market:
         self, seat: str, bid: int = 64, budget: int = 10**9, title: str | None = None, **campaign: object
     ) -> Listing:
         """A new ad, in a campaign of its own."""
-        new = NewCampaign(name="c", daily_budget_micros=budget, **{"pacing": "asap"} | campaign)  # type: ignore[arg-type]
+        new = CampaignTerms(name="c", daily_budget_micros=budget, **{"pacing": "asap"} | campaign)  # type: ignore[arg-type]
         row = self.store.parties.add_campaign(seat, new, self.now)
         ad = Ad("", title or f"Cup {next(self.numbers)}", "cups", "kitchen")
         url = "https://lumo.example/cups?x=1"
-        listed = self.store.parties.add_ads(row.id, [NewAd(ad, url, bid * UNIT)], self.now)[0]
+        listed = self.store.parties.add_ads(row.id, [AdTerms(ad, url, bid * UNIT)], self.now)[0]
         ad = Ad(listed.id, ad.title, ad.category, ad.theme)
         domain = self.store.parties.advertiser(seat).domain
         return Listing(ad, row.id, seat, domain, url, bid * UNIT)

@@ -23,7 +23,7 @@ from raylla.reward.rows import ClickRow
 from raylla.serving.auction.auctioneer import Auctioneer
 from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.auction.exchange import Traffic
-from raylla.serving.engine.predictor import Rate, Vectors
+from raylla.serving.engine.predictor import Rate
 from raylla.serving.engine.wire import Piece
 from raylla.serving.http import web
 from raylla.serving.http.api import Health, create
@@ -31,7 +31,7 @@ from raylla.serving.http.reports import Reports
 from raylla.serving.security.keys import Access
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
-from raylla.world.retrieval import Retrieval
+from raylla.world.retrieval import Retrieval, Vectors
 from tests.unit.serving.market import ADMIN_KEY, KEYS
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}

@@ -35,7 +35,11 @@ IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605
         ("GET", {"sec-fetch-dest": "document", "purpose": ""}, None),
         ("GET", {"user-agent": CHROME, "sec-purpose": "prefetch"}, Invalid.PREFETCH),
         ("GET", {"user-agent": CHROME, "sec-purpose": "prefetch;prerender"}, Invalid.PREFETCH),
-        ("GET", {"user-agent": CHROME, "sec-purpose": "Prefetch;anonymous-client-ip"}, Invalid.PREFETCH),
+        (
+            "GET",
+            {"user-agent": CHROME, "sec-purpose": "Prefetch;anonymous-client-ip"},
+            Invalid.PREFETCH,
+        ),
         ("GET", {"purpose": "prefetch"}, Invalid.PREFETCH),
         ("GET", {"x-purpose": "preview"}, Invalid.PREFETCH),
         ("GET", {"x-moz": "prefetch"}, Invalid.PREFETCH),

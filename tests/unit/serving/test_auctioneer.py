@@ -19,7 +19,7 @@ from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.auction.exchange import Traffic
 from raylla.serving.billing.audit import audit
 from raylla.serving.money.records import Listing, Served
-from raylla.serving.store import NewAd, Store
+from raylla.serving.store import AdTerms, Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint
 
@@ -447,7 +447,7 @@ def test_one_answer_keeps_within_what_its_campaign_may_still_use(
 ) -> None:
     mine = market.listing(market.seat(), bid=10)
     news = [
-        NewAd(Ad("", f"Bowl {number}", "cups", ""), "https://x.example", 10 * UNIT) for number in range(3)
+        AdTerms(Ad("", f"Bowl {number}", "cups", ""), "https://x.example", 10 * UNIT) for number in range(3)
     ]
     market.store.parties.add_ads(mine.campaign_id, news, market.now)
     others = [market.listing(market.seat("Vara"), bid=10) for _ in range(3)]

@@ -110,7 +110,7 @@ def test_a_missing_trigger_is_found(busy: Store) -> None:
 def test_the_books_are_append_only(busy: Store, market: Market, table: str, change: str) -> None:
     click = busy.database.reading()
     with click as session:
-        id = session.query(models.Click.id).filter_by(outcome="charged").scalar()
+        id = session.query(models.StoredClick.id).filter_by(outcome="charged").scalar()
     busy.convert(id, "A-1", 1, None, market.now)
     with pytest.raises(DBAPIError, match="append-only"), busy.database.writing() as session:
         session.execute(text(change.format(table)))

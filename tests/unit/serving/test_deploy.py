@@ -13,7 +13,7 @@ import pytest
 from raylla.config import Config
 from raylla.errors import ConfigError, TokenError
 from raylla.serving.deploy import app
-from raylla.serving.deploy.deploy import compare
+from raylla.serving.deploy.deploy import compare_canary
 from raylla.serving.deploy.versions import Target
 from raylla.serving.money.records import Listing, PriceRule, Served
 from raylla.serving.security import keyring
@@ -38,7 +38,7 @@ def served(
 def test_the_sides_are_compared_with_intervals(market: Market) -> None:
     cup = market.listing(market.seat(), bid=50)
     found = [served(market, place % 4 == 0, place % 2 == 0, cup) for place in range(200)]
-    counts, figures = compare(found, "v2", Config())
+    counts, figures = compare_canary(found, "v2", Config())
     assert counts == {"stable": 150, "canary": 50}
     revenue = figures["revenue"]
     assert revenue["canary"]["mean"] == 50
@@ -51,14 +51,14 @@ def test_the_sides_are_compared_with_intervals(market: Market) -> None:
 
 
 def test_another_canary_before_counts_as_no_canary(market: Market) -> None:
-    counts, figures = compare([served(market, True, False)] * 3, "v3", Config())
+    counts, figures = compare_canary([served(market, True, False)] * 3, "v3", Config())
     assert counts == {"stable": 3, "canary": 0}
     assert figures == {}
 
 
 def test_expected_prices_are_revenue_without_a_click(market: Market) -> None:
     rows = [served(market, canary, False, rule=PriceRule.EXPECTED) for canary in (True, False) * 3]
-    _, figures = compare(rows, "v2", Config())
+    _, figures = compare_canary(rows, "v2", Config())
     assert figures["revenue"]["stable"]["mean"] == pytest.approx(50 * 0.3 * UNIT / 10_000)
 
 
@@ -68,12 +68,12 @@ def test_charged_revenue_is_what_the_ledger_holds(market: Market, store: Store) 
     poor = market.listing(seat, bid=64, budget=64 * UNIT)
     rows = [served(market, True, True, poor) for _ in range(4)] + [served(market, False, True)] * 2
     assert [len(one.clicked) for one in rows[:4]] == [1] * 4
-    _, figures = compare(rows, "v2", Config())
+    _, figures = compare_canary(rows, "v2", Config())
     assert figures["revenue"]["canary"]["mean"] == 64 / 4
     assert store.revenue(market.now.date()) == (64 + 50) * UNIT
     store.void(seat, 1, market.now)
     again = [store.auction(one.auction.id) for one in rows]
-    assert compare(again, "v2", Config())[1]["revenue"]["canary"]["mean"] == 0
+    assert compare_canary(again, "v2", Config())[1]["revenue"]["canary"]["mean"] == 0
     assert store.revenue(market.now.date()) == 50 * UNIT
     assert store.revenue(market.now.date() + dt.timedelta(days=1)) == 0
 
@@ -111,17 +111,17 @@ def test_secrets_are_made_once_and_are_the_owners_alone(
         monkeypatch.delenv(name, raising=False)
     database = f"sqlite:///{tmp_path}/deep/raylla.db"
     with pytest.raises(ConfigError, match="RAYLLA_ADMIN_KEY"):
-        keyring.read(database)
+        keyring.read_keyring(database)
     path = keyring.ensure(database)
     assert path is not None
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    kept = keyring.read(database)
+    kept = keyring.read_keyring(database)
     TokenKeys.parse(kept.token_keys)
     assert keyring.ensure(database) is None
-    assert keyring.read(database) == kept
+    assert keyring.read_keyring(database) == kept
     assert kept.admin_key not in repr(kept)
     monkeypatch.setenv(keyring.ADMIN_KEY, "from-the-environment")
-    assert keyring.read(database).admin_key == "from-the-environment"
+    assert keyring.read_keyring(database).admin_key == "from-the-environment"
     with pytest.raises(ConfigError, match="RAYLLA_TOKEN_KEYS"):
         keyring.ensure("postgresql+psycopg://db/raylla")
 
@@ -133,7 +133,7 @@ def test_a_line_break_at_a_secrets_end_is_none_of_it(
     secret = "an admin-key_for~tests"
     monkeypatch.setenv(keyring.TOKEN_KEYS, TokenKeys.make() + "\r\n")
     monkeypatch.setenv(keyring.ADMIN_KEY, f"{secret}\n")
-    found = keyring.read(f"sqlite:///{tmp_path}/raylla.db")
+    found = keyring.read_keyring(f"sqlite:///{tmp_path}/raylla.db")
     assert found.admin_key == secret
     assert keyring.ensure(f"sqlite:///{tmp_path}/raylla.db") is None
     for given in (found.admin_key, f"{secret}\n"):
@@ -145,7 +145,7 @@ def test_a_line_break_at_a_secrets_end_is_none_of_it(
             Access(store.parties, odd)
     monkeypatch.setenv(keyring.ADMIN_KEY, " \n")
     with pytest.raises(ConfigError, match="RAYLLA_ADMIN_KEY"):
-        keyring.read(f"sqlite:///{tmp_path}/raylla.db")
+        keyring.read_keyring(f"sqlite:///{tmp_path}/raylla.db")
 
 
 @pytest.mark.parametrize("content", ["[]", '"a"', "null", "[" * 100_000, "{"])
@@ -155,7 +155,7 @@ def test_a_file_of_secrets_that_holds_none_is_refused_by_its_name(
     for name in (keyring.TOKEN_KEYS, keyring.ADMIN_KEY):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "x.keys.json").write_text(content)
-    for door in (keyring.read, keyring.ensure):
+    for door in (keyring.read_keyring, keyring.ensure):
         with pytest.raises(ConfigError, match=r"x\.keys\.json"):
             door(f"sqlite:///{tmp_path}/x.db")
     assert (tmp_path / "x.keys.json").read_text() == content

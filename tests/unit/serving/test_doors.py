@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from raylla.errors import TextError
 from raylla.serving.http.web import Services
-from raylla.serving.store import NewCampaign, Store
+from raylla.serving.store import CampaignTerms, Store
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -25,7 +25,7 @@ def seat(market: Market) -> str:
 
 @pytest.fixture
 def campaign(market: Market, seat: str) -> str:
-    return market.store.parties.add_campaign(seat, NewCampaign("c", 10**9), market.now).id
+    return market.store.parties.add_campaign(seat, CampaignTerms("c", 10**9), market.now).id
 
 
 def send(client: TestClient, path: str, body: dict[str, Any], method: str = "POST") -> Any:

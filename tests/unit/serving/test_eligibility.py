@@ -11,7 +11,7 @@ from raylla.config import Serving
 from raylla.records import Ad
 from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.money.records import Filters, Listing, PriceRule, Reason
-from raylla.serving.store import NewAd, NewCampaign, Store
+from raylla.serving.store import AdTerms, CampaignTerms, Store
 from raylla.serving.store.snapshot import AdRow, CampaignRow, Changes
 from tests.unit.serving.market import UNIT, Market
 
@@ -122,9 +122,9 @@ def test_bids_of_another_grid_sit_out_and_are_named(
 def test_names_are_compared_in_one_form(market: Market, store: Store) -> None:
     ad = Ad("", "Cup", "Th\u00e9 & Caf\u00e9", "K\u00fcche")
     row = store.parties.add_campaign(
-        market.seat("B\u00fccher"), NewCampaign("c", 10**9, "asap"), market.now
+        market.seat("B\u00fccher"), CampaignTerms("c", 10**9, "asap"), market.now
     )
-    (listed,) = store.parties.add_ads(row.id, [NewAd(ad, "https://x.example", 10 * UNIT)], market.now)
+    (listed,) = store.parties.add_ads(row.id, [AdTerms(ad, "https://x.example", 10 * UNIT)], market.now)
     unseen = (
         "th\u00e9\u200b & caf\u00e9",
         "\ufeffk\u00fcche",

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine
 from typer.testing import CliRunner
 
 from raylla.cli import app
-from raylla.config import Serving, parse
+from raylla.config import Serving, parse_config
 from raylla.errors import WorldError
 from raylla.records import Ad
 from raylla.runs.state import Run
@@ -22,7 +22,7 @@ from raylla.serving.money.records import Listing
 from raylla.serving.store import Store, models, open_store
 from raylla.serving.store.importing import import_ads
 from raylla.world.build import scattered_id
-from raylla.world.store import save
+from raylla.world.store import save_world
 from raylla.world.texts import landing
 from tests.unit.serving.test_store import world
 
@@ -146,8 +146,8 @@ def test_each_theme_has_a_domain_of_its_own(store: Store) -> None:
 def test_a_runs_own_settings_are_those_of_its_import(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     tree = {"world": {"max_bid": 3}, "serving": {"micros_per_unit": 500, "database": url}}
-    run = Run.create(tmp_path / "run", parse(tree, "test"))
-    save(world(), run.path / "world")
+    run = Run.create(tmp_path / "run", parse_config(tree, "test"))
+    save_world(world(), run.path / "world")
     answer = CliRunner().invoke(app, ["campaigns", "import", str(tmp_path / "run")])
     assert answer.exit_code == 0, answer.output
     assert {one.bid_micros for one in _listings(url)} <= {500, 1000, 1500}

@@ -25,9 +25,9 @@ __all__ = ["busy"]
 HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
-def lines(store: Store) -> list[models.Entry]:
+def lines(store: Store) -> list[models.StoredEntry]:
     with store.database.reading() as session:
-        return list(session.scalars(select(models.Entry).order_by(models.Entry.id)))
+        return list(session.scalars(select(models.StoredEntry).order_by(models.StoredEntry.id)))
 
 
 def named(store: Store, known: dict[int, str] | None = None) -> set[tuple[str, str]]:
@@ -156,7 +156,7 @@ def test_a_line_that_was_sealed_anew_is_found_by_a_seal_noted_elsewhere(busy: St
     assert named(busy, {99: "00"}) == {("ledger 99", "line")}
 
 
-def database_seal(store: Store, line: models.Entry) -> str:
+def database_seal(store: Store, line: models.StoredEntry) -> str:
     from raylla.serving.store.ledger import sealed
 
     return sealed(next(one.seal for one in lines(store) if one.id == line.previous), line)

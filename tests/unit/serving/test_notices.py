@@ -289,7 +289,7 @@ def test_the_sender_goes_on_when_the_store_is_back(
 def test_an_unsent_notice_survives_in_the_store(market: Market, store: Store) -> None:
     seat = billed(market, "http://localhost:1/")
     with store.database.reading() as session:
-        (row,) = session.query(models.Notice).filter_by(advertiser_id=seat)
+        (row,) = session.query(models.StoredNotice).filter_by(advertiser_id=seat)
     assert (row.due, row.attempts, row.kind) == (market.now, 0, "burl")
 
 
@@ -307,7 +307,7 @@ def queue(store: Store, market: Market, seat: str, *urls: str) -> None:
     with store.database.writing() as session:
         for number, url in enumerate(urls):
             at = market.now - dt.timedelta(seconds=len(urls) - number)
-            row = models.Notice(
+            row = models.StoredNotice(
                 id=f"ntc_{number:03}", advertiser_id=seat, kind="burl", url=url, body={}, created=at, due=at
             )
             row.destination = destination(url)

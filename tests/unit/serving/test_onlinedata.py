@@ -12,7 +12,7 @@ import pytest
 
 from raylla.actors import Pool
 from raylla.auction.markup import markup
-from raylla.config import Config, parse
+from raylla.config import Config, parse_config
 from raylla.errors import RunError, StoreError
 from raylla.irpo import schedule, served
 from raylla.irpo.sampling import Sampled, Stream
@@ -29,7 +29,7 @@ MINUTE = dt.timedelta(minutes=1)
 
 
 def _config(market: Market, **online: object) -> Config:
-    return parse(
+    return parse_config(
         {
             "world": {"profiles": 10, "candidates": 2},
             "irpo": {"epochs": 2, "preference_answers": 3, "pctr_holdout": 0},
@@ -74,7 +74,7 @@ def test_a_served_conversation_is_learned_as_one(market: Market, listings: list[
     turns = (Turn("user", "which mug keeps tea warm?"), Turn("assistant", "One of steel."))
     _serve(market, listings, 0, query="and a cheaper one?", turns=turns, turns_cut=3)
     config = _config(market)
-    (query,) = onlinedata.read(config, _simulated(config)).world.of("train")
+    (query,) = onlinedata.read_served(config, _simulated(config)).world.of("train")
     assert (query.text, query.turns) == ("and a cheaper one?", turns)
 
 
@@ -82,7 +82,7 @@ def test_served_auctions_become_phase_1_in_time_order(market: Market, listings: 
     auctions = [_serve(market, listings, number) for number in range(4)]
     market.store.click(market.claims(auctions[2]), market.now + 5 * MINUTE)
     config = _config(market)
-    data = onlinedata.read(config, _simulated(config))
+    data = onlinedata.read_served(config, _simulated(config))
     names = [auction.id for auction in auctions]
     epochs = [1, 1, 2, 2]
     assert [one.id for one in data.world.auctions] == [
@@ -95,7 +95,7 @@ def test_served_auctions_become_phase_1_in_time_order(market: Market, listings: 
     assert {answer.weight_version for answer in data.answers} == {"v1"}
     assert [click.clicked for click in data.clicks] == [False, False, True, False]
     tested = {user.id for user in data.world.profiles} - {"reader0", "reader1"}
-    splits = build.split(_simulated(config).profiles, config.world.test_share, config.seed)
+    splits = build.split_users(_simulated(config).profiles, config.world.test_share, config.seed)
     assert tested == {user for user, split in splits.items() if split == "test"}
     assert dict(data.world.notes) == {}
 
@@ -110,7 +110,7 @@ def test_what_is_left_out_is_counted(market: Market, listings: list[Listing]) ->
     _serve(market, listings, 4, raw_text="Nothing suits you.")
     _serve(market, listings, 5, test=True)
     anonymous = _serve(market, listings, 6, user_id=None, basics="new\nuser", interests=("<|x|>",))
-    data = onlinedata.read(config, _simulated(config))
+    data = onlinedata.read_served(config, _simulated(config))
     assert len(data.answers) == 2
     assert data.world.query_by_id[anonymous.id].profile_id.startswith("anonymous-")
     assert dict(data.world.notes) == {
@@ -122,7 +122,7 @@ def test_what_is_left_out_is_counted(market: Market, listings: list[Listing]) ->
         *data.world.queries,
         replace(data.world.queries[0], id="t", profile_id=held_out, split="test"),
     ]
-    store.check(replace(data.world, queries=tuple(unmatched)))
+    store.check_world(replace(data.world, queries=tuple(unmatched)))
 
 
 def test_ads_that_no_prompt_may_hold_any_more_are_not_learned_from(
@@ -134,7 +134,7 @@ def test_ads_that_no_prompt_may_hold_any_more_are_not_learned_from(
     offer = Ad("77", "Cup \u00a4100", "cups", "kitchen")
     older = [listings[0], replace(market.listing(seat, bid=9), ad=offer)]
     _serve(market, older, 2)
-    data = onlinedata.read(_config(market), _simulated(_config(market)))
+    data = onlinedata.read_served(_config(market), _simulated(_config(market)))
     assert len(data.answers) == 2
     assert dict(data.world.notes) == {"with ads that a prompt cannot hold": 1}
 
@@ -143,10 +143,10 @@ def test_too_few_auctions_are_refused(market: Market, listings: list[Listing]) -
     _serve(market, listings, 0)
     config = _config(market, least_auctions=2)
     with pytest.raises(RunError, match=r"1 auctions to learn from, fewer than online\.least_auctions=2"):
-        onlinedata.read(config, _simulated(config))
+        onlinedata.read_served(config, _simulated(config))
     wrong = _config(market, database="mysql://host/x")
     with pytest.raises(StoreError, match="mysql"):
-        onlinedata.read(wrong, _simulated(config))
+        onlinedata.read_served(wrong, _simulated(config))
 
 
 def _begun(run: Run, world: World, epoch: int) -> Sampled:
@@ -165,12 +165,12 @@ def _begun(run: Run, world: World, epoch: int) -> Sampled:
 
 def _taken(run: Run) -> World:
     """The run's world as the world stage commits it, with a test query that the User-LLM would ask."""
-    world = served.take(run, _simulated(run.config))
+    world = served.take_served(run, _simulated(run.config))
     tested = onlinedata.held_out_users(run.config, _simulated(run.config))[0]
     asked = build.query_from_text(tested, 0, "best mugs?", "test")
     assert asked is not None
-    store.save(replace(world, queries=(*world.queries, asked)), run.path / "world")
-    return store.load(run.path / "world")
+    store.save_world(replace(world, queries=(*world.queries, asked)), run.path / "world")
+    return store.load_world(run.path / "world")
 
 
 def test_an_epoch_holds_them_answered_and_asks_again_with_fresh_bids(
@@ -217,7 +217,7 @@ def test_an_auction_is_consumed_once_along_a_line_of_weights(
         update={"ad_llm": on_top.ad_llm.model_copy(update={"path": str(run.weights("v2"))})}
     )
     assert onlinedata.consumed(on_top) == {auction.id for auction in first}
-    data = onlinedata.read(on_top, _simulated(on_top))
+    data = onlinedata.read_served(on_top, _simulated(on_top))
     assert [query.id for query in data.world.queries] == [later.id]
     assert dict(data.world.notes) == {"consumed before": 2}
     assert onlinedata.consumed(_config(market)) == set()
@@ -232,6 +232,6 @@ def test_an_auction_is_consumed_once_along_a_line_of_weights(
 
 
 def test_a_run_without_served_auctions_begins_with_no_answers(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", parse({}, "test"))
+    run = Run.create(tmp_path / "run", parse_config({}, "test"))
     world = replace(_simulated(run.config), queries=())
     assert _begun(run, world, 1).answers == []

@@ -140,7 +140,7 @@ def test_prices_by_hand() -> None:
 def test_settlement_loses_nothing_and_never_pays_out(periods: list[int]) -> None:
     carried, billed = 0, 0
     for accrued in periods:
-        settled = pricing.settle(accrued + carried)
+        settled = pricing.settle_period(accrued + carried)
         assert settled.billed_micros >= 0 >= settled.carried_micros
         carried = settled.carried_micros
         billed += settled.billed_micros

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from raylla.auction import markup, parse
 from raylla.auction.markup import Violation
 from raylla.records import Ad
-from raylla.serving.auction.repair import HOLD, Repair, repair
+from raylla.serving.auction.repair import HELD_CHARACTERS, Repair, repair
 
 CUP = Ad("4820", "Lumo Floral Cup", "mugs", "home")
 KETTLE = Ad("17", "Lumo Kettle", "kettles", "home")
@@ -77,7 +77,7 @@ def test_text_is_released_as_soon_as_it_cannot_be_an_ad() -> None:
 def test_a_lone_sign_does_not_hold_the_stream_for_ever() -> None:
     one = Repair(CANDIDATES, "Sponsored")
     assert one.feed("@" + "long words " * 20).startswith("@long words")
-    assert len("long words " * 20) > HOLD
+    assert len("long words " * 20) > HELD_CHARACTERS
 
 
 BITS = st.sampled_from(

@@ -11,14 +11,14 @@ import httpx
 import pytest
 
 from raylla.actors.judge import JudgeItem, Judgement
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import EndpointError
 from raylla.online import simulation
 from raylla.records import Profile, Query
 from raylla.world import World, build
 
-CONFIG = parse({"world": {"profiles": 6, "ads": 8, "candidates": 3}}, "test")
+CONFIG = parse_config({"world": {"profiles": 6, "ads": 8, "candidates": 3}}, "test")
 BASE = "http://endpoint.test"
 
 
@@ -82,13 +82,13 @@ def _converse(
     handler: Callable[[httpx.Request], httpx.Response], reader: _Reader, count: int = 3
 ) -> object:
     users = _users()
-    asked = simulation.questions(reader, CONFIG, list(users.values()), count, 0)
+    asked = simulation.worded_questions(reader, CONFIG, list(users.values()), count, 0)
     return _run(handler, lambda client: simulation.converse(client, reader, CONFIG, users, asked, 2, 0))
 
 
 def test_questions_are_shared_out_and_new_with_another_seed() -> None:
     users = list(_users().values())
-    asked = simulation.questions(_Reader(), CONFIG, users, 8, 0)
+    asked = simulation.worded_questions(_Reader(), CONFIG, users, 8, 0)
     assert len(asked) == 8
     counts = sorted(sum(query.profile_id == user.id for query in asked) for user in users)
     assert counts == [1, 1, 1, 1, 2, 2]
@@ -98,7 +98,7 @@ def test_questions_are_shared_out_and_new_with_another_seed() -> None:
         reader = _Reader()
         kept: list[Request] = []
         reader.ask = lambda requests, kept=kept: (kept.extend(requests), iter(()))[1]  # type: ignore
-        simulation.questions(reader, CONFIG, users, 8, seed)
+        simulation.worded_questions(reader, CONFIG, users, 8, seed)
         seeds.append({request.seed for request in kept})
     assert not seeds[0] & seeds[1]
 
@@ -118,7 +118,7 @@ def test_ads_are_read_in_markup_and_clicked_where_wanted() -> None:
 
     reader = _Reader(clicked=frozenset({"12"}), unread=frozenset({"0/1"}))
     traffic = _converse(endpoint, reader)
-    assert isinstance(traffic, simulation.Traffic)
+    assert isinstance(traffic, simulation.SimulatedTraffic)
     assert "A @Lumo Cup@[Ad-11] or an @Oak Mug@[Ad-12] would do." in reader.read[0].messages[0]["content"]
     assert clicked == ["12", "12"]
     counts = {"asked": 3, "busy": 0, "answered": 3, "shown": 6, "unread": 1, "clicked": 2}
@@ -138,7 +138,7 @@ def test_a_busy_endpoint_is_asked_again_and_then_given_up(monkeypatch: pytest.Mo
         return httpx.Response(200, json=_answer("No ads here."))
 
     traffic = _converse(endpoint, _Reader())
-    assert isinstance(traffic, simulation.Traffic)
+    assert isinstance(traffic, simulation.SimulatedTraffic)
     assert (traffic.counts["answered"], traffic.counts["busy"]) == (2, 1)
 
 
@@ -163,7 +163,7 @@ def test_the_worlds_ads_are_listed_once() -> None:
         posted[kind].append(json.loads(request.content))
         return httpx.Response(201, json={"id": f"{kind}{len(posted[kind])}"})
 
-    listed = lambda client: simulation.list_ads(client, world, CONFIG)  # noqa: E731
+    listed = lambda client: simulation.open_accounts(client, world, CONFIG)  # noqa: E731
     assert _run(endpoint, listed) == len(posted["ads"]) == 8
     assert len(posted["campaigns"]) == len(posted["advertisers"]) == len({ad.theme for ad in world.ads})
     bids = [int(str(ad["bid_micros"])) for ad in posted["ads"]]

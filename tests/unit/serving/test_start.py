@@ -39,7 +39,7 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
     def touched(*_: Any) -> Any:
         raise AssertionError("something was started")
 
-    monkeypatch.setattr(cluster, "start", touched)
+    monkeypatch.setattr(cluster, "start_ray", touched)
     monkeypatch.setattr(cluster.keyring, "ensure", touched)
     monkeypatch.setattr(cluster, "open_store", touched)
 
@@ -178,7 +178,7 @@ def test_what_is_waited_for_is_said(slow: Slow, monkeypatch: pytest.MonkeyPatch,
         port = free.getsockname()[1]
     for name in cluster.PROXY_PORTS:
         monkeypatch.setenv(name, "0")
-    monkeypatch.setattr(cluster, "start", lambda: HERE)
+    monkeypatch.setattr(cluster, "start_ray", lambda: HERE)
     monkeypatch.setattr(cluster.keyring, "ensure", lambda _: None)
     monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
     for module in (cluster.serve, cluster.ray):

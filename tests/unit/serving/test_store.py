@@ -23,11 +23,11 @@ from raylla.records import Ad, Profile, Query
 from raylla.runs.state import Run
 from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.billing.audit import audit
-from raylla.serving.store import NewCampaign, Store, models, open_store
-from raylla.serving.store.importing import import_world
+from raylla.serving.store import CampaignTerms, Store, models, open_store
+from raylla.serving.store.importing import list_world
 from raylla.world import World
 from raylla.world.build import scattered_id
-from raylla.world.store import save
+from raylla.world.store import save_world
 from tests.unit.serving.market import UNIT, Market
 
 NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
@@ -100,13 +100,13 @@ def test_a_database_of_a_newer_version_is_refused(store: Store) -> None:
 
 def test_a_failed_transaction_leaves_nothing(store: Store, market: Market) -> None:
     with pytest.raises(UnknownError):
-        store.parties.add_campaign("adv_0", NewCampaign("c", 1), NOW)
+        store.parties.add_campaign("adv_0", CampaignTerms("c", 1), NOW)
     listing = market.listing(market.seat())
     before = audit(store).counts.copy()
 
     def half() -> None:
         with store.database.writing() as session:
-            session.get_one(models.Campaign, listing.campaign_id).daily_budget_micros = 5
+            session.get_one(models.StoredCampaign, listing.campaign_id).daily_budget_micros = 5
             session.flush()
             raise ZeroDivisionError
 
@@ -141,10 +141,10 @@ def test_processes_share_the_store_without_a_double_charge(store: Store, market:
 
 
 def test_a_world_comes_in_whole_with_bids_fixed_by_the_seed(store: Store, tmp_path: Path) -> None:
-    done = import_world(store, world(), Serving(), 100, 7, NOW)
+    done = list_world(store, world(), Serving(), 100, 7, NOW)
     assert (done.advertisers, done.campaigns, done.ads) == (2, 6, 6)
     other = open_store(f"sqlite:///{tmp_path}/other.db")
-    import_world(other, world(), Serving(), 100, 7, NOW)
+    list_world(other, world(), Serving(), 100, 7, NOW)
     found = []
     for one in (store, other):
         catalogue = Eligibility(one, Serving()).refresh(NOW)
@@ -155,19 +155,19 @@ def test_a_world_comes_in_whole_with_bids_fixed_by_the_seed(store: Store, tmp_pa
     assert found[0] == found[1]
     assert len(set(found[0].values())) > 1
     with pytest.raises(ClashError, match="already"):
-        import_world(store, world(), Serving(), 100, 8, NOW)
+        list_world(store, world(), Serving(), 100, 8, NOW)
     assert audit(store).counts["advertisers"] == 2
     other.close()
 
 
 def test_ids_given_by_the_store_avoid_those_of_the_world(store: Store, market: Market) -> None:
     ads = tuple(Ad(scattered_id(one), f"Cup {one}", "c", "t") for one in range(3))
-    import_world(store, World("near", 0, (), ads), Serving(), 100, 0, NOW)
+    list_world(store, World("near", 0, (), ads), Serving(), 100, 0, NOW)
     assert market.listing(market.seat()).ad.id == scattered_id(3)
 
 
 def test_the_import_command_takes_a_world_or_a_run(tmp_path: Path) -> None:
-    save(world(), tmp_path / "run" / "world")
+    save_world(world(), tmp_path / "run" / "world")
     for number, source in enumerate((tmp_path / "run", tmp_path / "run" / "world")):
         url = f"sqlite:///{tmp_path}/{number}.db"
         answer = CliRunner().invoke(app, ["campaigns", "import", str(source), "--database", url])
@@ -180,15 +180,15 @@ def test_a_runs_ads_are_imported_with_the_runs_settings(tmp_path: Path) -> None:
     place = tmp_path / "run"
     tree = {"serving": {"micros_per_unit": 25_000}, "world": {"max_bid": 3}}
     Run.create(place, Config.model_validate(tree))
-    save(world(12), place / "world")
+    save_world(world(12), place / "world")
     for extra, unit in (((), 25_000), (("--set", "serving.micros_per_unit=7"), 7)):
         url = f"sqlite:///{tmp_path}/{unit}.db"
         answer = CliRunner().invoke(app, ["campaigns", "import", str(place), "--database", url, *extra])
         assert answer.exit_code == 0, answer.output
         opened = open_store(url)
         with opened.database.reading() as session:
-            bids = {row.bid_micros for row in session.query(models.Ad)}
-            budgets = {row.daily_budget_micros for row in session.query(models.Campaign)}
+            bids = {row.bid_micros for row in session.query(models.StoredAd)}
+            budgets = {row.daily_budget_micros for row in session.query(models.StoredCampaign)}
         opened.close()
         assert bids <= {unit, 2 * unit, 3 * unit}
         assert len(bids) > 1

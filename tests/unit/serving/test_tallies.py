@@ -15,7 +15,7 @@ from raylla.serving.billing.audit import audit
 from raylla.serving.money.records import Filtered, PriceRule, Reason, ServedAuction
 from raylla.serving.store import Store, models, open_store
 from raylla.serving.store.ledger import earned
-from raylla.serving.store.tallies import COUNTS, Group, Line, Tally, Wanted
+from raylla.serving.store.tallies import COUNTS, Group, Line, StoredTally, Wanted
 from tests.unit.serving.market import UNIT, Market
 from tests.unit.serving.test_ledger import upgrade
 
@@ -67,9 +67,13 @@ def traded(store: Store, market: Market, seed: int, events: int = 80) -> None:
 
 def _follow(store: Store, market: Market, rng: random.Random, act: str) -> None:
     with store.database.reading() as session:
-        clicks = session.scalars(select(models.Click.id).where(models.Click.outcome == "charged")).all()
-        taken = models.Entry.kind.in_(("charge", "accrual"))
-        lines = session.execute(select(models.Entry.advertiser_id, models.Entry.id).where(taken)).all()
+        clicks = session.scalars(
+            select(models.StoredClick.id).where(models.StoredClick.outcome == "charged")
+        ).all()
+        taken = models.StoredEntry.kind.in_(("charge", "accrual"))
+        lines = session.execute(
+            select(models.StoredEntry.advertiser_id, models.StoredEntry.id).where(taken)
+        ).all()
     if act == "convert" and clicks:
         store.convert(rng.choice(clicks), f"A-{rng.randrange(9)}", 5 * UNIT, None, market.now)
     elif act == "void" and lines:
@@ -91,7 +95,7 @@ def added(lines: list[Line]) -> dict[str, int]:
 def ledger(store: Store, since: dt.datetime | None = None, until: dt.datetime | None = None) -> int:
     query = select(earned())
     if since is not None and until is not None:
-        query = query.where(models.Entry.at >= since, models.Entry.at < until)
+        query = query.where(models.StoredEntry.at >= since, models.StoredEntry.at < until)
     with store.database.reading() as session:
         return int(session.scalars(query).one())
 
@@ -216,7 +220,7 @@ def test_a_store_of_before_gets_its_tallies(store: Store, market: Market, tmp_pa
     engine.dispose()
     opened = open_store(url)
     assert audit(opened).discrepancies == []
-    query = select(*(getattr(Tally, name) for name in ("span", "start", "ad_id", *COUNTS)))
+    query = select(*(getattr(StoredTally, name) for name in ("span", "start", "ad_id", *COUNTS)))
     with opened.database.reading() as ours, store.database.reading() as theirs:
         assert set(ours.execute(query)) == set(theirs.execute(query)) != set()
     opened.close()

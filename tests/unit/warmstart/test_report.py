@@ -10,7 +10,7 @@ from raylla.engines.protocol import Completion, Generated
 from raylla.errors import RunError
 from raylla.records import Ad, Profile, Query
 from raylla.warmstart.report import figures
-from raylla.warmstart.rows import Row
+from raylla.warmstart.rows import AnsweredAuction
 
 ADS = tuple(
     Ad(str(1000 + n), f"Brand {n}", topic, topic) for n, topic in enumerate(("tea", "tea", "car", "car"))
@@ -20,8 +20,8 @@ NOTHING = np.zeros((2, 2))
 USER = Profile("u", "40 nurse Porto", ("tea",))
 
 
-def row(*bids: float) -> Row:
-    return Row(Query("q", "u", "which tea", "tea", "tea", "train"), USER, ADS, bids, "")
+def row(*bids: float) -> AnsweredAuction:
+    return AnsweredAuction(Query("q", "u", "which tea", "tea", "tea", "train"), USER, ADS, bids, "")
 
 
 def answered(*texts: str, finished: bool = True) -> Generated:

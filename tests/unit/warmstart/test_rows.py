@@ -30,7 +30,7 @@ def write(path: Path, lines: list[dict[str, Any]]) -> Path:
 
 def test_an_answer_is_cut_to_the_sentences_around_its_ad(tmp_path: Path) -> None:
     topics = ["tea", "tea", "tea", "car", "car", "real_estate"]
-    found = rows.read(
+    found = rows.read_published(
         write(tmp_path / "a.jsonl.gz", [line(n, f"Brand {n}", topic) for n, topic in enumerate(topics)])
     )
     made = rows.rows(found, Warmstart(data=tmp_path, candidates=4), 0)
@@ -51,30 +51,30 @@ def test_what_cannot_be_learned_from_is_left_out(tmp_path: Path) -> None:
         line(3, "Lumo") | {"response": "No name here."},
         line(4, "L[u]mo"),
     ]
-    assert [one.query for one in rows.read(write(tmp_path / "a.jsonl.gz", lines))] == ["tea 1"]
+    assert [one.query for one in rows.read_published(write(tmp_path / "a.jsonl.gz", lines))] == ["tea 1"]
 
 
 def test_a_damaged_file_is_named_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps(line(1, "Lumo")) + "\n{]\n")
     with pytest.raises(WorldError, match=r"a\.jsonl, line 2"):
-        rows.read(file)
+        rows.read_published(file)
     with pytest.raises(WorldError, match=r"warmstart\.data: .*absent"):
-        rows.read(tmp_path / "absent")
+        rows.read_published(tmp_path / "absent")
     with pytest.raises(WorldError, match="holds no answer with an ad"):
-        rows.read(write(tmp_path / "b.jsonl.gz", [line(1, "Lumo", label=0)]))
+        rows.read_published(write(tmp_path / "b.jsonl.gz", [line(1, "Lumo", label=0)]))
 
 
 @pytest.fixture(scope="module")
-def published() -> list[rows.Published]:
+def published() -> list[rows.PublishedAnswer]:
     path = Path(__file__).parents[4] / "shared" / "data" / "webis-native-ads" / "answers.jsonl.gz"
     if not path.exists():
         pytest.skip(f"no published answers at {path}")
-    return rows.read(path)
+    return rows.read_published(path)
 
 
-def test_held_out_brands_and_questions_are_never_trained_on(published: list[rows.Published]) -> None:
-    split = rows.split(published, 0.15, 0)
+def test_held_out_brands_and_questions_are_never_trained_on(published: list[rows.PublishedAnswer]) -> None:
+    split = rows.split_answers(published, 0.15, 0)
     assert len(split.train) > 700
     assert len(split.test) > 100
     assert not {one.brand for one in split.train} & {one.brand for one in split.test}
@@ -84,7 +84,7 @@ def test_held_out_brands_and_questions_are_never_trained_on(published: list[rows
     assert not shown & {one.brand for one in split.test}
 
 
-def test_bids_say_nothing_of_the_answer(published: list[rows.Published]) -> None:
+def test_bids_say_nothing_of_the_answer(published: list[rows.PublishedAnswer]) -> None:
     made = rows.rows(published, Warmstart(data=Path()), 0)
     trends = []
     for row in made:

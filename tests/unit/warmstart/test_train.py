@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raylla.config import parse
+from raylla.config import parse_config
 from raylla.engines.protocol import Probe
 from raylla.policy.jobs import Told, TuneJob, TuneResult
 from raylla.progress import Steps
@@ -35,7 +35,7 @@ class Trainer:
 
 def test_a_line_for_each_step_and_strict_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "PolicyTrainer", Trainer)
-    config = parse({"warmstart": {"data": "answers.jsonl"}}, "test")
+    config = parse_config({"warmstart": {"data": "answers.jsonl"}}, "test")
     chosen = config.warmstart
     assert chosen is not None
     job = TuneJob("v0", "source", "target", (), chosen, 0, str(tmp_path / "checkpoints"), "base")

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from raylla.serving.http import web
 from raylla.serving.http.playground.routes import SAFE
 
-HERE = Path(__file__).parent / "page"
+_HERE = Path(__file__).parent / "page"
 FILES = {
     "page.html": "text/html",
     "page.css": "text/css",
@@ -19,7 +19,7 @@ FILES = {
 }
 
 
-class Start(BaseModel):
+class ConsoleStart(BaseModel):
     """Who signed in, and how money is written; bids go from one to ``max_bid`` units."""
 
     role: Literal["admin", "advertiser"]
@@ -39,10 +39,10 @@ def page() -> Response:
 
 
 @router.get("/console/start")
-def start(behind: web.Behind, caller: web.Seat) -> Start:
+def start(behind: web.Behind, caller: web.Seat) -> ConsoleStart:
     """What the page needs first."""
     serving = behind.serving
-    return Start(
+    return ConsoleStart(
         role="advertiser" if caller.advertiser_id is not None else "admin",
         advertiser_id=caller.advertiser_id,
         currency=serving.currency,
@@ -59,4 +59,4 @@ def part(name: Literal["page.css", "base.js", "chart.js", "editing.js", "page.js
 
 def _file(name: str) -> Response:
     kind = f"{FILES[name]}; charset=utf-8"
-    return Response((HERE / name).read_bytes(), headers=SAFE, media_type=kind)
+    return Response((_HERE / name).read_bytes(), headers=SAFE, media_type=kind)

@@ -19,7 +19,7 @@ from raylla.serving.store.tallies import LOSSES, Group, Line, Report, Wanted
 
 DAYS = 30
 """Of a report that says not when."""
-MOST = 100_000
+_MOST = 100_000
 """Lines of one answer."""
 NEXT_HEADER = "Raylla-Next"
 """Of CSV: `offset` of the lines behind these."""
@@ -36,7 +36,7 @@ To = Annotated[
     str, Query(max_length=40, description="day or whole hour, not included any more; none: tomorrow")
 ]
 Id = Annotated[str | None, Query(max_length=64, pattern="^[A-Za-z0-9_]+$")]
-Form = Annotated[Literal["json", "csv"] | None, Query(description="none: as `Accept` says")]
+_Form = Annotated[Literal["json", "csv"] | None, Query(description="none: as `Accept` says")]
 
 
 class Loss(BaseModel):
@@ -100,7 +100,7 @@ class ReportView(BaseModel):
     next: int | None = Field(description="`offset` of the lines behind these; null at the end")
 
 
-router = APIRouter(prefix="/v1", tags=["reports"], dependencies=web.KNOWN)
+router = APIRouter(prefix="/v1", tags=["reports"], dependencies=web.ONLY_KNOWN)
 
 
 @router.get(
@@ -121,8 +121,8 @@ def get_report(
     campaign: Id = None,
     ad: Id = None,
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
-    limit: Annotated[int, Query(ge=1, le=MOST)] = 10_000,
-    format: Form = None,
+    limit: Annotated[int, Query(ge=1, le=_MOST)] = 10_000,
+    format: _Form = None,
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     """What ads were shown, clicked and charged, and what they lost; an advertiser's key sees its own."""

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from raylla.errors import MoneyError, WorldError
 from raylla.serving.http import bodies
-from raylla.serving.store import NewAd
+from raylla.serving.store import AdTerms
 from raylla.wholetext import whole
 from raylla.world.imports import catalogue
-from raylla.world.imports.tablefiles import Cells, Columns, Fault, read
+from raylla.world.imports.tablefiles import Cells, Columns, Fault, read_rows
 from raylla.world.texts import cut
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -57,10 +57,10 @@ class Wrong:
 
 
 @dataclass(slots=True)
-class Taken:
+class CheckedAds:
     """The ads of a table, and what is wrong with the others."""
 
-    ads: list[NewAd] = field(default_factory=list)
+    ads: list[AdTerms] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
     refused: int = 0
 
@@ -71,14 +71,14 @@ class Taken:
             self.wrong.append(Wrong(row, field, whole(reason)))
 
 
-def take(table: bytes, kind: str, unit: int, check_bid: Callable[[int], object]) -> Taken:
+def take_table(table: bytes, kind: str, unit: int, check_bid: Callable[[int], object]) -> CheckedAds:
     """The ads of ``table``, a file of ``kind`` (".csv", ".tsv", ".jsonl"), bids in ``unit`` micros.
 
     Raises:
         WorldError: it cannot be read as such, or has no column `title`.
         TooManyError: it has more than `MOST_ROWS` rows.
     """
-    taken = Taken()
+    taken = CheckedAds()
     for number, (row, cells) in enumerate(_rows(table, kind)):
         if number == MOST_ROWS:
             raise TooManyError(f"the file has more than {MOST_ROWS} rows; split it")
@@ -97,12 +97,12 @@ def _rows(table: bytes, kind: str) -> Iterator[tuple[int, Cells | Fault]]:
         file = Path(directory, f"file{kind}")
         file.write_bytes(table)
         try:
-            yield from read(file, Columns(FIELDS, "title", WAY_OUT))
+            yield from read_rows(file, Columns(FIELDS, "title", WAY_OUT))
         except WorldError as error:
             raise WorldError(whole(str(error)).replace(f"{file}", "the file")) from None
 
 
-def _ad(cells: Cells, unit: int, check_bid: Callable[[int], object]) -> NewAd:
+def _ad(cells: Cells, unit: int, check_bid: Callable[[int], object]) -> AdTerms:
     given: dict[str, Any] = {
         name: cells[name] for name in ("title", "category", "theme", "description", "url") if name in cells
     }
@@ -116,7 +116,7 @@ def _ad(cells: Cells, unit: int, check_bid: Callable[[int], object]) -> NewAd:
         raise _first(error) from None
     except MoneyError as error:
         raise RowError("bid_micros", str(error)) from None
-    return NewAd(body.ad(), body.url, body.bid_micros, tuple(body.labels), body.paused)
+    return AdTerms(body.ad(), body.url, body.bid_micros, tuple(body.labels), body.paused)
 
 
 def _bid(cells: Cells, unit: int) -> int:

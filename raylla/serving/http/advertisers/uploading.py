@@ -15,7 +15,7 @@ from raylla.serving.http.bodies import example
 from raylla.serving.http.campaigns import own_campaign
 from raylla.serving.money import money
 
-KINDS = {
+_KINDS = {
     "text/csv": ".csv",
     "text/tab-separated-values": ".tsv",
     "application/jsonl": ".jsonl",
@@ -62,11 +62,11 @@ async def _body(request: Request) -> bytes:
 def _kind(request: Request) -> str:
     """How the name of such a file ends."""
     said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if said not in KINDS:
+    if said not in _KINDS:
         raise web.HttpError(
-            415, "unsupported_media_type", f"Content-Type {said!r} is no table; give {', '.join(KINDS)}"
+            415, "unsupported_media_type", f"Content-Type {said!r} is no table; give {', '.join(_KINDS)}"
         )
-    return KINDS[said]
+    return _KINDS[said]
 
 
 Rows = Annotated[
@@ -76,10 +76,10 @@ Rows = Annotated[
 _CONTENT: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in KINDS},
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _KINDS},
     }
 }
-router = APIRouter(prefix="/v1", tags=["ads"], dependencies=web.KNOWN)
+router = APIRouter(prefix="/v1", tags=["ads"], dependencies=web.ONLY_KNOWN)
 
 
 @router.post(
@@ -108,7 +108,7 @@ def upload(
     own_campaign(behind, caller, campaign_id)
     unit, most = behind.serving.micros_per_unit, behind.max_bid
     try:
-        taken = table.take(body, kind, unit, lambda bid: money.check_bid(bid, unit, most))
+        taken = table.take_table(body, kind, unit, lambda bid: money.check_bid(bid, unit, most))
     except (WorldError, table.TooManyError) as error:
         raise web.HttpError(422, "invalid_table", str(error)) from None
     if not taken.ads and not taken.refused:

@@ -12,7 +12,7 @@ from raylla.serving.auction.exchange import Asked
 from raylla.serving.http.arrivals.origin import base_url
 from raylla.serving.http.openai.bodies import Parameters, User
 from raylla.serving.http.openai.faults import unusable
-from raylla.serving.http.openai.history import Conversation, printable
+from raylla.serving.http.openai.history import Conversation, without_controls
 from raylla.serving.http.openai.parameters import sampling
 from raylla.serving.money.records import Filters
 from raylla.serving.security.keys import Principal
@@ -53,8 +53,8 @@ def asked_of(
         said.question,
         Profile(
             user_id or NOBODY,
-            printable(user.basics),
-            tuple(neutral(printable(one)) for one in user.interests),
+            without_controls(user.basics),
+            tuple(neutral(without_controls(one)) for one in user.interests),
         ),
         Filters(user_id, extras.floor_micros, frozenset(extras.bcat), frozenset(extras.badv)),
         ads=extras.ads,

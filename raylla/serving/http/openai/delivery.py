@@ -21,7 +21,7 @@ from raylla.serving.http.reports import Reports
 
 log = logging.getLogger("raylla.serving")
 RETRY_AFTER = "1"
-Answer = AsyncGenerator[str | Answered, None]
+AnswerStream = AsyncGenerator[str | Answered, None]
 
 
 class Events(Protocol):
@@ -42,7 +42,7 @@ class Events(Protocol):
 
 async def watched(
     auctioneer: Auctioneer, asked: Asked, stream: bool, reports: Reports, spent: Callable[[int], None]
-) -> Answer:
+) -> AnswerStream:
     """The answer, its end last, reported however it ends; ``spent`` is told its tokens.
 
     Raises:
@@ -67,7 +67,7 @@ async def watched(
         raise
 
 
-async def whole(answer: Answer) -> tuple[str, Answered]:
+async def whole_answer(answer: AnswerStream) -> tuple[str, Answered]:
     """All of the text, and how it ended."""
     texts: list[str] = []
     async for part in answer:  # to its end: an answer that is left before counts as dropped
@@ -78,7 +78,7 @@ async def whole(answer: Answer) -> tuple[str, Answered]:
     return "".join(texts), end
 
 
-async def streamed(answer: Answer, form: Events, headers: Mapping[str, str]) -> Response:
+async def streamed(answer: AnswerStream, form: Events, headers: Mapping[str, str]) -> Response:
     """A streamed response once there is something to say: what fails before has a status of its own."""
     first = await anext(answer)
 

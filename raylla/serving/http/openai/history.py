@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from raylla.records import Role, Turn
+from raylla.records import Turn, TurnRole
 from raylla.serving.auction.links import unlinked
 from raylla.serving.http.openai.faults import refused, unusable
 from raylla.world.prompts import neutral
@@ -51,14 +51,14 @@ class Conversation:
     notes: tuple[str, ...]
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """``text`` composed (NFC), with control characters as spaces."""
     return _CONTROL.sub(" ", unicodedata.normalize("NFC", text))
 
 
-def cleaned(role: Role, text: str) -> tuple[Turn, ...]:
+def cleaned(role: TurnRole, text: str) -> tuple[Turn, ...]:
     """What is said as a turn; none where that is nothing. Of an answer's ads it keeps the titles."""
-    words = neutral(printable(unlinked(text) if role == "assistant" else text))
+    words = neutral(without_controls(unlinked(text) if role == "assistant" else text))
     return (Turn(role, words),) if words else ()
 
 

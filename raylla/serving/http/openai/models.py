@@ -23,13 +23,13 @@ def router(name: str) -> APIRouter:
     @made.get("/v1/models/{model:path}", responses=errors(400, 404))
     async def model(model: str) -> dict[str, Any]:
         """A model by its id."""
-        check(model, name)
+        check_model(model, name)
         return one
 
     return made
 
 
-def check(asked: str | None, served: str) -> None:
+def check_model(asked: str | None, served: str) -> None:
     """Refuse a model that is not served; none means the one that is.
 
     Raises:

@@ -27,7 +27,7 @@ LIMIT_HEADERS = tuple(
 
 
 @dataclass(slots=True)
-class Bucket:
+class TokenBucket:
     """``level`` of ``size`` at the time ``at`` (seconds)."""
 
     size: int
@@ -54,7 +54,7 @@ class Rates:
             kind: size for kind, size in (("requests", requests), ("tokens", tokens)) if size is not None
         }
         self._clock = clock
-        self._keys: OrderedDict[str, dict[str, Bucket]] = OrderedDict()
+        self._keys: OrderedDict[str, dict[str, TokenBucket]] = OrderedDict()
 
     def admit(self, key: str) -> dict[str, str]:
         """Let a request of ``key`` in; the headers of its answer.
@@ -83,11 +83,13 @@ class Rates:
         if "tokens" in self._sizes:
             self._of(key)["tokens"].level -= tokens
 
-    def _of(self, key: str) -> dict[str, Bucket]:
+    def _of(self, key: str) -> dict[str, TokenBucket]:
         now = self._clock()
         found = self._keys.get(key)
         if found is None:
-            found = self._keys[key] = {kind: Bucket(size, size, now) for kind, size in self._sizes.items()}
+            found = self._keys[key] = {
+                kind: TokenBucket(size, size, now) for kind, size in self._sizes.items()
+            }
             if len(self._keys) > KEYS:
                 self._keys.popitem(last=False)
         self._keys.move_to_end(key)
@@ -96,7 +98,7 @@ class Rates:
         return found
 
 
-def _headers(buckets: dict[str, Bucket]) -> dict[str, str]:
+def _headers(buckets: dict[str, TokenBucket]) -> dict[str, str]:
     found = {}
     for kind, bucket in buckets.items():
         found[f"x-ratelimit-limit-{kind}"] = str(bucket.size)

@@ -16,8 +16,8 @@ from raylla.serving.http.bodies import example
 from raylla.serving.money import pricing
 from raylla.serving.money.records import Invalid, PriceRule
 
-HERE = Path(__file__).parent
-KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_HERE = Path(__file__).parent
+_KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 SAFE = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -36,7 +36,7 @@ class UserView(BaseModel):
     interests: list[str]
 
 
-class Start(BaseModel):
+class PlaygroundStart(BaseModel):
     """What the page needs before the first question; bids go from one to ``max_bid`` units."""
 
     users: list[UserView]
@@ -113,9 +113,9 @@ def router(users: Sequence[Profile]) -> APIRouter:
         return _file("page.js")
 
     @made.get("/playground/start", include_in_schema=False)
-    def start(behind: web.Behind, _: web.Application) -> Start:
+    def start(behind: web.Behind, _: web.Application) -> PlaygroundStart:
         serving = behind.serving
-        return Start(
+        return PlaygroundStart(
             users=shown,
             currency=serving.currency,
             micros_per_unit=serving.micros_per_unit,
@@ -171,4 +171,4 @@ def auction(auction_id: AuctionId, behind: web.Behind, _: web.Application) -> Au
 
 
 def _file(name: str) -> Response:
-    return Response((HERE / name).read_bytes(), headers=SAFE, media_type=f"{KINDS[name]}; charset=utf-8")
+    return Response((_HERE / name).read_bytes(), headers=SAFE, media_type=f"{_KINDS[name]}; charset=utf-8")

@@ -48,32 +48,32 @@ class Outbox:
 
     def waiting(self, now: dt.datetime, limit: int) -> list[str]:
         """Destinations that have notices due, those with the oldest first."""
-        destination = models.Notice.destination
-        query = select(destination).where(models.Notice.due <= now).group_by(destination)
+        destination = models.StoredNotice.destination
+        query = select(destination).where(models.StoredNotice.due <= now).group_by(destination)
         with self._database.reading() as session:
-            return list(session.scalars(query.order_by(func.min(models.Notice.due)).limit(limit)))
+            return list(session.scalars(query.order_by(func.min(models.StoredNotice.due)).limit(limit)))
 
     def take(
         self, now: dt.datetime, limit: int, lease: dt.timedelta, destination: str | None = None
     ) -> list[Outgoing]:
         """Claim notices that are due, to one destination or to all: nobody else gets them before ``lease``
         has passed."""
-        wanted = models.Notice.due <= now
+        wanted = models.StoredNotice.due <= now
         if destination is not None:
-            wanted &= models.Notice.destination == destination
+            wanted &= models.StoredNotice.destination == destination
         due = (
-            select(models.Notice.id)
+            select(models.StoredNotice.id)
             .where(wanted)
-            .order_by(models.Notice.due)
+            .order_by(models.StoredNotice.due)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
         with self._database.writing() as session:
             rows = session.scalars(
-                update(models.Notice)
-                .where(models.Notice.id.in_(due.scalar_subquery()))
-                .values(due=now + lease, attempts=models.Notice.attempts + 1)
-                .returning(models.Notice)
+                update(models.StoredNotice)
+                .where(models.StoredNotice.id.in_(due.scalar_subquery()))
+                .values(due=now + lease, attempts=models.StoredNotice.attempts + 1)
+                .returning(models.StoredNotice)
             ).all()
             return [
                 Outgoing(row.id, row.advertiser_id, row.kind, row.url, row.body, row.created, row.attempts)
@@ -94,26 +94,30 @@ class Outbox:
 
     def hold(self, destination: str, until: dt.datetime, oldest: dt.datetime, error: str) -> None:
         """Try nothing at a destination before ``until``; give up what was written before ``oldest``."""
-        there = models.Notice.destination == destination
+        there = models.StoredNotice.destination == destination
         with self._database.writing() as session:
-            late = there & models.Notice.due.is_not(None) & (models.Notice.created < oldest)
-            session.execute(update(models.Notice).where(late).values(due=None, error=error))
-            session.execute(update(models.Notice).where(there, models.Notice.due < until).values(due=until))
+            late = there & models.StoredNotice.due.is_not(None) & (models.StoredNotice.created < oldest)
+            session.execute(update(models.StoredNotice).where(late).values(due=None, error=error))
+            session.execute(
+                update(models.StoredNotice).where(there, models.StoredNotice.due < until).values(due=until)
+            )
 
-    def of(self, advertiser_id: str, after: str, limit: int) -> list[models.Notice]:
+    def of(self, advertiser_id: str, after: str, limit: int) -> list[models.StoredNotice]:
         """An advertiser's notices by id."""
-        query = select(models.Notice).where(
-            models.Notice.advertiser_id == advertiser_id, models.Notice.id > after
+        query = select(models.StoredNotice).where(
+            models.StoredNotice.advertiser_id == advertiser_id, models.StoredNotice.id > after
         )
         with self._database.reading() as session:
-            return list(session.scalars(query.order_by(models.Notice.id).limit(limit)))
+            return list(session.scalars(query.order_by(models.StoredNotice.id).limit(limit)))
 
     def _set(self, id: str, **values: Any) -> None:
         with self._database.writing() as session:
-            session.execute(update(models.Notice).where(models.Notice.id == id).values(**values))
+            session.execute(
+                update(models.StoredNotice).where(models.StoredNotice.id == id).values(**values)
+            )
 
 
-def billed(session: Session, entry: models.Entry, ad_id: str, burl: str) -> None:
+def billed(session: Session, entry: models.StoredEntry, ad_id: str, burl: str) -> None:
     """Queue the billing notice of a ledger line."""
     body: dict[str, Any] = {
         "auction_id": entry.auction_id,
@@ -138,7 +142,11 @@ def billed(session: Session, entry: models.Entry, ad_id: str, burl: str) -> None
 
 
 def lost(
-    session: Session, auction: ServedAuction, listing: Listing, campaign: models.Campaign, reason: Reason
+    session: Session,
+    auction: ServedAuction,
+    listing: Listing,
+    campaign: models.StoredCampaign,
+    reason: Reason,
 ) -> None:
     """Queue the loss notice of a candidate."""
     body = {
@@ -157,7 +165,7 @@ def lost(
 def _queue(session: Session, kind: str, url: str, body: dict[str, Any], at: dt.datetime) -> None:
     id, filled = new_id("ntc"), _filled(url, body)
     session.add(
-        models.Notice(
+        models.StoredNotice(
             id=id,
             advertiser_id=body["seat"],
             kind=kind,

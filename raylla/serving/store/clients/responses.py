@@ -19,7 +19,7 @@ from raylla.serving.store.database import Database
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptResponse:
     """A response: whose it is, which one it goes on from, what was said since, and what the client got."""
 
     id: str
@@ -36,9 +36,9 @@ class Responses:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def keep(self, one: Kept) -> None:
+    def keep(self, one: KeptResponse) -> None:
         """Write a response."""
-        row = models.Response(
+        row = models.StoredResponse(
             id=one.id,
             key_id=one.key_id,
             previous_id=one.previous_id,
@@ -56,7 +56,7 @@ class Responses:
             UnknownError: it has no such response.
         """
         with self._database.reading() as session:
-            return _own(session.get(models.Response, id), id, key_id).body
+            return _own(session.get(models.StoredResponse, id), id, key_id).body
 
     def turns(self, id: str, key_id: str) -> tuple[Turn, ...]:
         """What a response itself added to its conversation: what was asked, and its answer last.
@@ -65,7 +65,7 @@ class Responses:
             UnknownError: the client has no such response.
         """
         with self._database.reading() as session:
-            row = _own(session.get(models.Response, id), id, key_id)
+            row = _own(session.get(models.StoredResponse, id), id, key_id)
             return tuple(Turn(role, text) for role, text in row.turns)
 
     def conversation(self, id: str, key_id: str, most: int) -> tuple[Turn, ...]:
@@ -75,7 +75,7 @@ class Responses:
             UnknownError: it, or one that it goes on from, is not there.
             TooLongError: the conversation takes more than ``most`` characters.
         """
-        row = models.Response
+        row = models.StoredResponse
         size = func.length(cast(row.turns, String))
         last = select(row.id, row.key_id, row.previous_id, row.turns, size.label("size"))
         chain = last.add_columns(literal(0).label("place")).where(row.id == id).cte("chain", recursive=True)
@@ -105,11 +105,11 @@ class Responses:
             UnknownError: the client has no such response.
         """
         with self._database.writing() as session:
-            _own(session.get(models.Response, id), id, key_id)
-            session.execute(delete(models.Response).where(models.Response.id == id))
+            _own(session.get(models.StoredResponse, id), id, key_id)
+            session.execute(delete(models.StoredResponse).where(models.StoredResponse.id == id))
 
 
-def _own(row: models.Response | None, id: str, key_id: str) -> models.Response:
+def _own(row: models.StoredResponse | None, id: str, key_id: str) -> models.StoredResponse:
     if row is None or row.key_id != key_id:
         raise UnknownError(f"response {id!r} does not exist")
     return row

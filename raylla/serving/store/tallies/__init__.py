@@ -1,8 +1,8 @@
 """Counts by hour and by day, from which reports are served."""
 
 from raylla.serving.store.tallies.keeping import Tallies, of_auctions
-from raylla.serving.store.tallies.model import COUNTS, LOSSES, Tally
-from raylla.serving.store.tallies.reading import Group, Line, Report, Wanted, report
+from raylla.serving.store.tallies.model import COUNTS, LOSSES, StoredTally
+from raylla.serving.store.tallies.reading import Group, Line, Report, Wanted, report_lines
 from raylla.serving.store.tallies.recount import recount
 
 __all__ = [
@@ -11,10 +11,10 @@ __all__ = [
     "Group",
     "Line",
     "Report",
+    "StoredTally",
     "Tallies",
-    "Tally",
     "Wanted",
     "of_auctions",
     "recount",
-    "report",
+    "report_lines",
 ]

@@ -19,7 +19,7 @@ from raylla.errors import MoneyError
 from raylla.serving.money import pricing
 from raylla.serving.money.money import MOST, Micros, times
 from raylla.serving.money.records import Outcome, PriceRule, ServedAuction
-from raylla.serving.store.tallies.model import COUNTS, LOSSES, Tally
+from raylla.serving.store.tallies.model import COUNTS, LOSSES, StoredTally
 
 KEY = ("span", "start", "ad_id", "weight_version")
 _UNCOUNTED = (Outcome.REPLAY.value, Outcome.EXPIRED.value)
@@ -85,8 +85,8 @@ class Tallies:
             MoneyError: a count would be beyond 64 bits.
         """
         for key, counts in self.rows.items():
-            of_row = [getattr(Tally, name) == part for name, part in key._asdict().items()]
-            before = connection.execute(select(getattr(Tally, column)).where(*of_row)).scalar() or 0
+            of_row = [getattr(StoredTally, name) == part for name, part in key._asdict().items()]
+            before = connection.execute(select(getattr(StoredTally, column)).where(*of_row)).scalar() or 0
             if before + counts[column] > MOST:
                 raise MoneyError(
                     f"{column} of ad {key.ad_id} in the {key.span} of {key.start:%Y-%m-%d %H:%M} is "
@@ -137,8 +137,8 @@ def expected(rule: PriceRule, price: Micros, pctr: float) -> Micros:
 @cache
 def _upsert(dialect: str) -> Any:
     insert: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    made = insert(Tally)
-    table = Tally.__table__
+    made = insert(StoredTally)
+    table = StoredTally.__table__
     return made.on_conflict_do_update(
         index_elements=list(KEY), set_={name: table.c[name] + made.excluded[name] for name in COUNTS}
     )

@@ -24,7 +24,7 @@ COUNTS = (
 """The columns that add up."""
 
 
-class Tally(models.Base):
+class StoredTally(models.Base):
     """What happened to an ad in the ``span`` ("hour" or "day", UTC) that begins at ``start``.
 
     Everything is counted when it happens, tests left out. ``clicked`` alone is of the span's own

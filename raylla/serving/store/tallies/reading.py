@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from raylla.serving.store import models
-from raylla.serving.store.tallies.model import COUNTS, Tally
+from raylla.serving.store.tallies.model import COUNTS, StoredTally
 
 
 class Group(StrEnum):
@@ -40,13 +40,13 @@ class Group(StrEnum):
 
 
 _COLUMN: dict[Group, Any] = {
-    Group.DAY: Tally.start,
-    Group.HOUR: Tally.start,
-    Group.ADVERTISER: models.Campaign.advertiser_id,
-    Group.CAMPAIGN: models.Ad.campaign_id,
-    Group.AD: Tally.ad_id,
-    Group.WEIGHT_VERSION: Tally.weight_version,
-    Group.CATEGORY: models.Ad.category,
+    Group.DAY: StoredTally.start,
+    Group.HOUR: StoredTally.start,
+    Group.ADVERTISER: models.StoredCampaign.advertiser_id,
+    Group.CAMPAIGN: models.StoredAd.campaign_id,
+    Group.AD: StoredTally.ad_id,
+    Group.WEIGHT_VERSION: StoredTally.weight_version,
+    Group.CATEGORY: models.StoredAd.category,
 }
 
 
@@ -79,7 +79,7 @@ class Report:
     more: bool
 
 
-def report(session: Session, wanted: Wanted, offset: int, limit: int) -> Report:
+def report_lines(session: Session, wanted: Wanted, offset: int, limit: int) -> Report:
     """Lines from ``offset`` on, at most ``limit``. Groups without a count have none."""
     time = _Time.of(wanted)
     columns = _COLUMN | {Group.DAY: time.day}
@@ -87,7 +87,7 @@ def report(session: Session, wanted: Wanted, offset: int, limit: int) -> Report:
     groups = [columns[group].label(group.value) for group in wanted.by]
     lines: list[Line] = []
     if groups:
-        query = _of(_joined(select(*groups, *sums).select_from(Tally), wanted.by), wanted, time)
+        query = _of(_joined(select(*groups, *sums).select_from(StoredTally), wanted.by), wanted, time)
         names = [group.value for group in wanted.by]
         query = query.group_by(*names).order_by(*names).offset(offset).limit(limit + 1)
         lines = [_line(wanted.by, row) for row in session.execute(query)]
@@ -106,7 +106,7 @@ _HALF = 32
 
 def _sums(name: str) -> list[Any]:
     """A column's sum; of money in two parts, for the sum of many rows may be beyond 64 bits."""
-    column = getattr(Tally, name)
+    column = getattr(StoredTally, name)
     if not name.endswith("_micros"):
         return [cast(func.coalesce(func.sum(column), 0), _Whole).label(name)]
     parts = {name: column.op("&")(2**_HALF - 1), f"{name}_high": column.op(">>")(literal(_HALF, Integer()))}
@@ -116,9 +116,9 @@ def _sums(name: str) -> list[Any]:
 def _joined(query: Select[*tuple[Any, ...]], by: Sequence[Group]) -> Select[*tuple[Any, ...]]:
     """``query`` with what its groups are read from."""
     if {Group.ADVERTISER, Group.CAMPAIGN, Group.CATEGORY} & set(by):
-        query = query.join(models.Ad, models.Ad.id == Tally.ad_id)
+        query = query.join(models.StoredAd, models.StoredAd.id == StoredTally.ad_id)
     if Group.ADVERTISER in by:
-        query = query.join(models.Campaign, models.Campaign.id == models.Ad.campaign_id)
+        query = query.join(models.StoredCampaign, models.StoredCampaign.id == models.StoredAd.campaign_id)
     return query
 
 
@@ -138,17 +138,17 @@ class _Time:
         since, until = (moment.astimezone(dt.UTC) for moment in (wanted.since, wanted.until))
         first, last = _midnight(since), _midnight(until)
         if Group.HOUR in wanted.by:
-            return cls(_within("hour", since, until), Tally.start)
+            return cls(_within("hour", since, until), StoredTally.start)
         if (first, last) == (since, until):
-            return cls(_within("day", since, until), Tally.start)
+            return cls(_within("day", since, until), StoredTally.start)
         parts = [_within("hour", since, until)]
         if first < last:  # else it is a part of one day
             begun = since if first == since else first + dt.timedelta(days=1)
             edges = _within("hour", since, begun), _within("hour", last, until)
             parts = [*edges, _within("day", begun, last)]
         named = [literal(moment, models.Utc()) for moment in (first, last)]
-        of_hour = case((Tally.start >= named[1], named[1]), else_=named[0])
-        return cls(or_(*parts), case((Tally.span == "day", Tally.start), else_=of_hour))
+        of_hour = case((StoredTally.start >= named[1], named[1]), else_=named[0])
+        return cls(or_(*parts), case((StoredTally.span == "day", StoredTally.start), else_=of_hour))
 
 
 def _midnight(moment: dt.datetime) -> dt.datetime:
@@ -156,22 +156,22 @@ def _midnight(moment: dt.datetime) -> dt.datetime:
 
 
 def _within(span: str, since: dt.datetime, until: dt.datetime) -> ColumnElement[bool]:
-    return and_(Tally.span == span, Tally.start >= since, Tally.start < until)
+    return and_(StoredTally.span == span, StoredTally.start >= since, StoredTally.start < until)
 
 
 def _of(query: Select[*tuple[Any, ...]], wanted: Wanted, time: _Time) -> Select[*tuple[Any, ...]]:
     """``query`` over the tallies that are wanted."""
     query = query.where(time.where)
     if wanted.ad_id is not None:
-        query = query.where(Tally.ad_id == wanted.ad_id)
-    ad, campaign = aliased(models.Ad), aliased(models.Campaign)
+        query = query.where(StoredTally.ad_id == wanted.ad_id)
+    ad, campaign = aliased(models.StoredAd), aliased(models.StoredCampaign)
     listed = select(ad.id)
     if wanted.campaign_id is not None:
         listed = listed.where(ad.campaign_id == wanted.campaign_id)
     if wanted.advertiser_id is not None:
         listed = listed.join(campaign, campaign.id == ad.campaign_id)
         listed = listed.where(campaign.advertiser_id == wanted.advertiser_id)
-    return query.where(Tally.ad_id.in_(listed))
+    return query.where(StoredTally.ad_id.in_(listed))
 
 
 def _line(by: Sequence[Group], row: Any) -> Line:

@@ -12,7 +12,12 @@ from raylla.serving.store import models
 from raylla.serving.store.tallies.keeping import Tallies, expected, losses
 
 _BATCH = 5_000
-_SHOWN, _HELD, _CLICK, _LINE = models.Impression, models.Auction, models.Click, models.Entry
+_SHOWN, _HELD, _CLICK, _LINE = (
+    models.StoredImpression,
+    models.StoredAuction,
+    models.StoredClick,
+    models.StoredEntry,
+)
 
 
 def recount(connection: Connection) -> Tallies:
@@ -64,7 +69,7 @@ def _clicks() -> Select[*tuple[Any, ...]]:
 
 
 def _conversions() -> Select[*tuple[Any, ...]]:
-    booked = models.Conversion
+    booked = models.StoredConversion
     query = select(booked.at, booked.value_micros, _SHOWN.ad_id, _HELD.weight_version)
     query = query.join(_CLICK, _CLICK.id == booked.click_id)
     query = query.join(_SHOWN, _SHOWN.id == _CLICK.impression_id)
