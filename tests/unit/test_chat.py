@@ -216,6 +216,18 @@ def test_a_conversation_takes_the_form_that_the_template_wants() -> None:
         assert prompt_ids(made, said)
 
 
+def test_a_template_that_fails_at_a_role_in_its_own_way_does_not_know_it() -> None:
+    for failing in ("1 / 0", "one.content / 2", "[][1].x", "messages[99].content"):
+        made = tokenizers.byte_level(
+            "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>{{ one.content }}<|im_end|>"
+            f"{{% else %}}{{{{ {failing} }}}}{{% endif %}}{{% endfor %}}"
+        )
+        said = [system("be kind"), *user("a mug"), told("steel"), *user("q")]
+        parts = ("be kind\n\na mug", "You said: steel", "q")
+        expected = "".join(f"<|im_start|>{part}<|im_end|>" for part in parts)
+        assert made.decode(prompt_ids(made, said)) == expected, failing
+
+
 def test_the_oldest_turns_are_cut_and_as_few_as_must_be(tokenizer: Any) -> None:
     form = chat_format(tokenizer)
     head, last = system("rules"), user("which mug")

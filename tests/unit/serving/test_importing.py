@@ -37,6 +37,16 @@ def _listings(url: str) -> list[Listing]:
     return found
 
 
+def test_a_budget_beyond_what_an_account_holds_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ads.csv").write_text("name,category\nMug,tea\n")
+    url = f"sqlite:///{tmp_path}/store.db"
+    arguments = ["campaigns", "import", str(tmp_path / "ads.csv"), "--database", url, "--daily-budget"]
+    refused = CliRunner().invoke(app, [*arguments, str(10**15 + 1)])
+    assert refused.exit_code == 2
+    assert "--daily-budget" in refused.output
+    assert CliRunner().invoke(app, [*arguments, str(10**15)]).exit_code == 0
+
+
 def test_a_table_comes_in_with_its_bids_and_landing_pages(tmp_path: Path) -> None:
     rows = [
         "name,category,url,bid,description",

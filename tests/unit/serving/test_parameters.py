@@ -300,3 +300,12 @@ def test_limits_fill_evenly_and_by_key() -> None:
     now[0] = 91.0
     assert rates.admit("a")["x-ratelimit-remaining-requests"] == "59"
     assert Rates(None, None).admit("a") == {}
+
+
+def test_a_blocked_domain_is_no_longer_than_a_domain_gets(store: Store, market: Market) -> None:
+    market.listing(market.seat())
+    made = endpoint(store)
+    longest = ".".join(["a" * 63] * 4)[:254]
+    assert ask(made, raylla={"badv": [longest]}).status_code == 200
+    refused = ask(made, raylla={"badv": ["cup.example", f"{longest}a"]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "raylla.badv.1")
