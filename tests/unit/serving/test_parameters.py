@@ -308,4 +308,4 @@ def test_a_blocked_domain_is_no_longer_than_a_domain_gets(store: Store, market: 
     longest = ".".join(["a" * 63] * 4)[:254]
     assert ask(made, raylla={"badv": [longest]}).status_code == 200
     refused = ask(made, raylla={"badv": ["cup.example", f"{longest}a"]})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "raylla.badv.1")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "raylla.badv[1]")
