@@ -182,13 +182,13 @@ class EvaluationBackend:
             for index, planned in enumerate(auctions)
         ]
 
-    def organic(self, auctions: Sequence[Planned]) -> list[Generated]:
+    def organic(self, auctions: Sequence[Planned], what: str) -> list[Generated]:
         """``planned.n`` answers to each auction's question of the untouched model, told of no ads; auctions
-        with the same question and number have the same."""
+        with the same question and number have the same, and for another ``what`` others are drawn."""
         written: dict[tuple[str, int], Generated] = {}
         for n in dict.fromkeys(one.n for one in auctions):
             planned = {one.query.id: one for one in auctions if one.n == n}
-            found = self.untouched_answers([self._organic(one) for one in planned.values()])
+            found = self.untouched_answers([self._organic(one, what) for one in planned.values()])
             written |= {(id, n): answers for id, answers in zip(planned, found, strict=True)}
         return [written[one.query.id, one.n] for one in auctions]
 
@@ -255,10 +255,10 @@ class EvaluationBackend:
                 "see the engine's and judge's output"
             )
 
-    def _organic(self, planned: Planned) -> Request:
+    def _organic(self, planned: Planned, what: str) -> Request:
         query = planned.query
         messages = prompts.organic(self.config.ad_llm.prompt, query, planned.profile)
-        seed = seed_of(self.config.seed, f"organic/{query.id}")
+        seed = seed_of(self.config.seed, f"{what}/{query.id}")
         return Request(query.id, messages, planned.n, seed, turns=len(query.turns))
 
     def _messages(self, prompt: Prompt) -> prompts.Messages:

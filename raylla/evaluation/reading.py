@@ -1,6 +1,6 @@
 """Answers read as their reader would: against the untouched model, the pCTR's encoder and the detector.
 
-The untouched model (`irpo.versions.untouched`), asked the question alone, writes the organic answers.
+The untouched model (`runs.versions.untouched`), asked the question alone, writes the organic answers.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> Answers:
     """Answers of the untouched model to each distinct query, told of no ads."""
     count = backend.config.evaluation.organic_answers
     planned = [replace(one, n=count) for one in {one.query.id: one for one in asked}.values()]
-    written = backend.organic(planned)
+    written = backend.organic(planned, _ORGANIC)
     found = [
         (one, draw.text)
         for one, answers in zip(planned, written, strict=True)

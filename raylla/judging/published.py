@@ -47,7 +47,8 @@ class JudgedImpression:
 class Published:
     """All judged impressions of a file, its judges, and what was counted while it was read.
 
-    ``notes``: rows, rows without a product, and how the passages were found (see `passages.Found`).
+    ``notes``: rows, rows without a product, and how the passages were found (see
+    `raylla.world.passages.passage`).
     """
 
     impressions: tuple[JudgedImpression, ...]

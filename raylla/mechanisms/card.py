@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raylla.auction import markup
+from raylla.auction import markup, parse
 from raylla.auction.checks import ending, numbers
+from raylla.auction.prose import stripped
 from raylla.mechanisms.protocol import Backend, Choice, Offer, Ran, ran
 from raylla.records import Ad, Planned
 from raylla.world.texts import shown
@@ -59,27 +60,37 @@ class Card:
 
     def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """One generation for each offer; each ad's rate is that of its card below this very answer."""
-        written = backend.organic(auctions)
-        carded = [
-            (planned, _carded(draw.text, ad))
+        written = backend.organic(auctions, self.name)
+        texts = [
+            [_bare(draw.text, planned.ads) for draw in generated.completions]
             for planned, generated in zip(auctions, written, strict=True)
-            for draw in generated.completions
+        ]
+        carded = [
+            (planned, _carded(text, ad))
+            for planned, some in zip(auctions, texts, strict=True)
+            for text in some
             for ad in planned.ads
         ]
         predicted = iter(backend.predict(carded, int(choice["pctr_epoch"])))
         found = []
-        for planned, generated in zip(auctions, written, strict=True):
+        for planned, generated, some in zip(auctions, written, texts, strict=True):
             offers = []
-            for draw in generated.completions:
+            for text in some:
                 rates = [next(predicted).get(ad.id, 0.0) for ad in planned.ads]
                 won = second_price(planned.auction.bids, rates, float(choice["reserve"]))
                 if won is None:
-                    offers.append(Offer(draw.text, {}))
+                    offers.append(Offer(text, {}))
                 else:
                     ad = planned.ads[won[0]]
-                    offers.append(Offer(_carded(draw.text, ad), {ad.id: won[1]}))
+                    offers.append(Offer(_carded(text, ad), {ad.id: won[1]}))
             found.append(ran(offers, [generated], len(offers)))
         return found
+
+
+def _bare(text: str, ads: Sequence[Ad]) -> str:
+    """An organic answer that names an ad by its markup all the same places none."""
+    read = parse(text, ads)
+    return stripped(text, ads) if read.placements or read.violations else text
 
 
 def _carded(text: str, ad: Ad) -> str:

@@ -75,9 +75,9 @@ class Backend(Protocol):
     def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
         """Answers of the Ad-LLM under `BASE` or `TRAINED`, in the order of ``prompts``."""
 
-    def organic(self, auctions: Sequence[Planned]) -> list[Generated]:
+    def organic(self, auctions: Sequence[Planned], what: str) -> list[Generated]:
         """``planned.n`` answers to each auction's question of the model that no training for ads has
-        changed, told of no ads and no bids."""
+        changed, told of no ads and no bids; drawn anew for another ``what``."""
 
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
         """Log-probability (nats) of each answer's token ids after its prompt, under `BASE` or `TRAINED`."""

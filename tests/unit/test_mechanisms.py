@@ -33,6 +33,7 @@ class Backend:
     def __init__(self) -> None:
         self.penalty = Penalty(per_ad=0)
         self.asked: list[tuple[str, Prompt]] = []
+        self.named = ""
 
     def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
         found = []
@@ -45,8 +46,11 @@ class Backend:
             found.append(Generated("", (1,) * 10, tuple(draws)))
         return found
 
-    def organic(self, auctions: Sequence[Planned]) -> list[Generated]:
-        draws = [Completion(f"Well, {d}.\n", (d, 2), True) for d in range(max(one.n for one in auctions))]
+    def organic(self, auctions: Sequence[Planned], what: str) -> list[Generated]:
+        draws = [
+            Completion(f"Well, {self.named}{d}.\n", (d, 2), True)
+            for d in range(max(one.n for one in auctions))
+        ]
         return [Generated("", (1,) * 4, tuple(draws[: one.n])) for one in auctions]
 
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
