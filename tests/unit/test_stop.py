@@ -45,5 +45,9 @@ def test_a_commit_is_finished_first() -> None:
 
 
 def test_without_a_listener_signals_are_as_usual() -> None:
-    with pytest.raises(KeyboardInterrupt), stop.heeded("anything"):
-        os.kill(os.getpid(), signal.SIGINT)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # none in the background
+    try:
+        with pytest.raises(KeyboardInterrupt), stop.heeded("anything"):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, usual)
