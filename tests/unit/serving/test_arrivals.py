@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from raylla.config import Serving
-from raylla.serving.http.arrivals.automatic import automatic
+from raylla.serving.http.arrivals.automatic import BROWSERS, LIBRARY, automatic
 from raylla.serving.http.arrivals.origin import base_url
 from raylla.serving.money.records import Invalid
 
@@ -31,6 +32,15 @@ IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605
             "GET",
             {"user-agent": "Mozilla/5.0 (Windows NT 10.0; rv:145.0) Gecko/20100101 Firefox/145.0"},
             None,
+        ),
+        *(
+            ("GET", {"user-agent": person}, None)
+            for person in (
+                "python-httpx/0.28.1",  # an application that follows a link for its user
+                "okhttp/4.12.0",
+                f"{ANDROID.format('Pixel 10 Pro XL; wv')} Safari/537.36 MetaIAB Facebook",
+                f"{CHROME} Code/1.115.0 Electron/39.8.5",
+            )
         ),
         ("GET", {"sec-fetch-dest": "document", "purpose": ""}, None),
         ("GET", {"user-agent": CHROME, "sec-purpose": "prefetch"}, Invalid.PREFETCH),
@@ -63,12 +73,29 @@ IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605
                 "Mozilla/5.0 (Linux; Android 5.0) AppleWebKit/537.36 (compatible; Bytespider)",
                 "Mozilla/5.0 (compatible; Yahoo! Slurp)",
                 "Example link checker (+https://checker.example/about)",
+                "Iframely/1.3.1",
+                "Mozilla/5.0 (X11; Linux x86_64) HeadlessChrome/142.0.0.0",
+                "Valve/Steam HTTP Client 1.0 (SteamChatURLLookup)",
+                f"{'x' * 1000} Twitterbot",
             )
         ),
     ],
 )
 def test_what_no_person_has_asked_for(method: str, headers: dict[str, str], reason: Invalid | None) -> None:
     assert automatic(method, headers) is reason
+
+
+def test_the_package_knows_what_is_left_out_of_it_and_its_own_robots_are_told() -> None:
+    patterns = {each["pattern"] for each in CRAWLER_USER_AGENTS_DATA}
+    assert patterns >= BROWSERS
+    robots = [
+        agent
+        for each in CRAWLER_USER_AGENTS_DATA
+        if each["pattern"] not in BROWSERS and LIBRARY not in each.get("tags", ())
+        for agent in each.get("instances", ())
+    ]
+    assert len(robots) > 1000
+    assert [agent for agent in robots if automatic("GET", {"user-agent": agent}) is not Invalid.ROBOT] == []
 
 
 def asked(peer: str | None, **headers: str) -> Request:

@@ -1,8 +1,9 @@
 """Requests for a click that no person made: prefetches, HEAD, robots and link previews that say so.
 
-Robots are told by what their User-Agent declares. The list is this module's own and short: the words that
-robots use of themselves, the address of a page about them (``+https://...``), and the previews and
-fetchers that use neither. A program that claims to be a browser is not told here; the limits of
+Robots are told by what their User-Agent declares: the list that the package ``crawler-user-agents`` keeps,
+and the words that those use of themselves which it does not know yet. Left out of the list are the libraries
+that programs are written with, which say nothing of who asked the program for the page, and browsers that
+people click in. A program that claims to be a browser is not told here; the limits of
 `raylla.serving.store.billing` are for those.
 """
 
@@ -10,6 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
+
+from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 
 from raylla.serving.money.records import Invalid
 
@@ -23,39 +27,33 @@ DECLARED = (
     r"slurp",
     r"\+https?://",
 )
-"""Words that robots use of themselves."""
-PREVIEWS = (
-    "facebookexternalhit",
-    "facebookcatalog",
-    "meta-externalagent",
-    "meta-externalfetcher",
-    r"^whatsapp/",
-    "skypeuripreview",
-    "snap url preview",
-    "bingpreview",
-    "google-inspectiontool",
-    "google-read-aloud",
-    "googleother",
-    "mediapartners-google",
-    "feedfetcher-google",
-    "embedly",
-    "iframely",
-    "flipboardproxy",
-    "slack-imgproxy",
-    "vkshare",
-    "kakaotalk-scrap",
-    "chatgpt-user",
-    "claude-user",
-    "claude-web",
-    "perplexity-user",
-    "mistralai-user",
-    "cohere-ai",
-    "ia_archiver",
-    "w3c_validator",
-    r"\bpreview\b",
-)
-"""Link previews and fetchers whose names hold none of those words."""
-_ROBOT = re.compile("|".join((*DECLARED, *PREVIEWS)), re.IGNORECASE)
+"""Words that robots use of themselves, in any case."""
+LIBRARY = "http-library"
+"""The package's tag of what programs are written with."""
+BROWSERS = frozenset({"MetaIAB Facebook", "Fluid", r"Code\/1\.", r"Trae\/"})
+"""Entries of the package whose User-Agents are of an app's or an editor's own browser."""
+LONGEST = 1024
+"""Characters of a User-Agent that are looked at."""
+_TOGETHER = 25
+"""Patterns of one expression: the engine tries many short ones faster than a long one."""
+
+
+def _expressions() -> list[re.Pattern[str]]:
+    listed = [
+        each["pattern"]
+        for each in CRAWLER_USER_AGENTS_DATA
+        if each["pattern"] not in BROWSERS and set(each.get("tags", ())) != {LIBRARY}
+    ]
+    parts = ["|".join(listed[at : at + _TOGETHER]) for at in range(0, len(listed), _TOGETHER)]
+    return [re.compile("|".join(DECLARED), re.IGNORECASE), *map(re.compile, parts)]
+
+
+_ROBOTS = _expressions()
+
+
+@lru_cache(maxsize=4096)
+def _robot(agent: str) -> bool:
+    return any(expression.search(agent) for expression in _ROBOTS)
 
 
 def automatic(method: str, headers: Mapping[str, str]) -> Invalid | None:
@@ -64,4 +62,4 @@ def automatic(method: str, headers: Mapping[str, str]) -> Invalid | None:
         return Invalid.PREFETCH
     if method == "HEAD":
         return Invalid.HEAD
-    return Invalid.ROBOT if _ROBOT.search(headers.get("user-agent", "")) else None
+    return Invalid.ROBOT if _robot(headers.get("user-agent", "")[:LONGEST]) else None
