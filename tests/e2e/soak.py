@@ -1,6 +1,8 @@
-"""Traffic as a market makes it, honest and not: questions, clicks, replays, forgeries, late clicks.
+"""Traffic as a market makes it, honest and not: conversations by chat and Responses, the clients that
+people use, clicks, replays, forgeries, late clicks, and prefetches and robots that click ahead of anyone.
 
-`soak` drives a running endpoint and reports what came back; `verify` then holds that against its store.
+`soak` drives a running endpoint and reports what came back; `verify` then holds that against its store, and
+the reports against the ledger.
 """
 
 from __future__ import annotations
@@ -8,22 +10,34 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
+import itertools
 import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 
 from raylla.serving.billing.audit import audit
+from raylla.serving.money.records import Served
 from raylla.serving.security.tokens import Claims, TokenKeys
 from raylla.serving.store import Store
 from raylla.world import World
+from tests.unit.serving import clients
 
 WORKERS = 6
+FURTHER = "and a cheaper one?"
+MACHINES = (
+    ("HEAD", {}),
+    ("GET", {"Sec-Purpose": "prefetch"}),
+    ("GET", {"X-Moz": "prefetch"}),
+    ("GET", {"User-Agent": "Twitterbot/1.0"}),
+    ("GET", {"User-Agent": "WhatsApp/2.23.20.0 A"}),
+)
+"""Requests for a click that no person has made: method and headers."""
 
 
 @dataclass
@@ -37,27 +51,43 @@ class Traffic:
     """Impressions with an authentic click in time that was answered with a redirect."""
     late: set[str] = field(default_factory=set)
     """Impressions that were clicked after their token's end, and only then."""
+    unasked: set[str] = field(default_factory=set)
+    """Impressions that machines alone have clicked: prefetches, HEAD, robots."""
     pending: list[tuple[float, str, str]] = field(default_factory=list)
     """Tokens kept until they have expired: when, impression, URL."""
+    clients: Counter[str] = field(default_factory=Counter)
+    """How the parts of the clients' snippets ended."""
+    over: bool = False
+    """Nobody is to ask any more."""
 
 
 async def soak(
-    url: str, key: str, world: World, seconds: float, ttl: float, midway: Callable[[], None] | None
+    url: str,
+    key: str,
+    world: World,
+    seconds: float,
+    ttl: float,
+    events: Sequence[Callable[[], None]],
+    by: Sequence[str] = (),
 ) -> Traffic:
-    """Send traffic for ``seconds``; ``midway`` is called in the middle of it, to break something."""
+    """Send traffic for ``seconds`` and as long as ``events`` take, which happen in it evenly spread; the
+    clients of `tests.unit.serving.clients` that ``by`` names take turns beside it."""
     seen = Traffic()
-    ends = time.monotonic() + seconds
     async with httpx.AsyncClient(
         base_url=url, timeout=60, headers={"Authorization": f"Bearer {key}"}
     ) as http:
 
-        async def break_something() -> None:
-            await asyncio.sleep(seconds / 2)
-            if midway is not None:
-                await asyncio.to_thread(midway)
+        async def happen() -> None:
+            try:
+                for event in events:
+                    await asyncio.sleep(seconds / (len(events) + 1))
+                    await asyncio.to_thread(event)
+                await asyncio.sleep(seconds / (len(events) + 1))
+            finally:
+                seen.over = True
 
-        workers = [_worker(http, world, seen, random.Random(place), ttl, ends) for place in range(WORKERS)]
-        await asyncio.gather(break_something(), *workers)
+        workers = [_worker(http, world, seen, random.Random(place), ttl) for place in range(WORKERS)]
+        await asyncio.gather(happen(), asyncio.to_thread(_clients, by, url, key, seen), *workers)
         await asyncio.sleep(ttl + 1)
         for _, impression, path in seen.pending:
             await _click(http, seen, path, "late")
@@ -65,12 +95,12 @@ async def soak(
     return seen
 
 
-def verify(seen: Traffic, store: Store) -> Counter[str]:
-    """Hold the traffic against the store; counts of what was found, by name.
+def verify(seen: Traffic, store: Store, report: Mapping[str, Any]) -> Counter[str]:
+    """Hold the traffic and the whole ``report`` against the store; counts of what was found, by name.
 
     Raises:
-        AssertionError: an unexpected answer, a lost auction, a missing or double charge, a budget
-            overrun, or a discrepancy of the audit.
+        AssertionError: an unexpected answer, a lost auction, a missing or double charge, a machine's click
+            that counts, a budget overrun, a report that is not the ledger's, or a discrepancy of the audit.
     """
     assert seen.problems == []
     now = dt.datetime.now(dt.UTC)
@@ -81,15 +111,19 @@ def verify(seen: Traffic, store: Store) -> Counter[str]:
         lines = Counter(entry.impression_id for entry in store.charges(one.auction.id))
         assert all(count == 1 for count in lines.values()), f"charged twice: {lines}"
         for shown in one.auction.impressions:
-            found["impressions"] += 1
+            found["test impressions" if one.auction.test else "impressions"] += 1
             assert (shown.id in seen.clicked) <= (shown.id in one.clicked), f"click lost: {shown.id}"
             if shown.id in seen.late:
                 assert shown.id not in lines, f"a late click was charged: {shown.id}"
+            if shown.id in seen.unasked:
+                found["clicked by machines alone"] += 1
+                assert shown.id not in one.clicked, f"no person clicked: {shown.id}"
             if shown.id in one.clicked:
                 # Authentic and in time: charged once, or its budget was spent.
                 found["charged" if shown.id in lines else "beyond budget"] += 1
             else:
                 assert shown.id not in lines, f"charged without a click: {shown.id}"
+    _reported(report, found, served, store)
     for campaign in store.parties.campaigns(None, "", 10_000):
         assert store.parties.spent(campaign.id, now.date()) <= campaign.daily_budget_micros
     checked = audit(store)
@@ -98,57 +132,162 @@ def verify(seen: Traffic, store: Store) -> Counter[str]:
     return found
 
 
+def _reported(
+    report: Mapping[str, Any], found: Counter[str], served: Mapping[str, Served], store: Store
+) -> None:
+    """Hold a report by campaign against what was served, and its money against the ledger's lines."""
+    assert report["total"]["clicks"] == found["charged"] + found["beyond budget"]
+    assert report["total"]["impressions"] == found["impressions"]
+    assert report["total"]["invalid_clicks"] > 0
+    charged: Counter[str] = Counter()
+    for one in served.values():
+        for entry in store.charges(one.auction.id):
+            charged[str(entry.campaign_id)] += entry.amount_micros
+    assert charged == {
+        line["campaign"]: line["charged_micros"] for line in report["lines"] if line["charged_micros"]
+    }
+
+
 async def _worker(
-    http: httpx.AsyncClient, world: World, seen: Traffic, rng: random.Random, ttl: float, ends: float
+    http: httpx.AsyncClient, world: World, seen: Traffic, rng: random.Random, ttl: float
 ) -> None:
     profiles = {one.id: one for one in world.profiles}
-    while time.monotonic() < ends:
+    while not seen.over:
         query = rng.choice(world.queries)
         profile = profiles[query.profile_id]
         user = {"id": profile.id, "basics": profile.basics, "interests": list(profile.interests)}
-        body = {
-            "model": "raylla",
-            "messages": [{"role": "user", "content": query.text}],
-            "stream": rng.random() < 0.5,
-            "raylla": {"profile": user, "ads": rng.random() < 0.95},
-        }
+        said = Said(query.text, {"profile": user, "ads": rng.random() < 0.95}, rng.random() < 0.5)
+        ask = rng.choice((_chat, _responses))
         asked = time.monotonic()
-        for impression, path in await _ask(http, seen, body):
-            chance = rng.random()
-            if chance < 0.1:
-                seen.pending.append((asked, impression, path))
-            elif chance < 0.9:
-                for _ in range(rng.choice((1, 1, 2, 5))):
-                    status = await _click(http, seen, path, "in time")
-                    # Answered well within the token's life, or its fate is not known here.
-                    if status == 302 and time.monotonic() - asked < ttl - 1:
-                        seen.clicked.add(impression)
-            await _click(http, seen, _forged(path, rng), "forged")
+        got = await ask(http, seen, said)
+        await _clicks(http, seen, got, rng, ttl, asked)
+        if got.text and rng.random() < 0.3:
+            asked = time.monotonic()
+            further = replace(said, question=FURTHER, before=(said.question, got.text), after=got.id)
+            await _clicks(http, seen, await ask(http, seen, further), rng, ttl, asked)
 
 
-async def _ask(http: httpx.AsyncClient, seen: Traffic, body: dict[str, Any]) -> list[tuple[str, str]]:
-    """Impressions of an answer, and the path of the click on each."""
-    answer = await http.post("/v1/chat/completions", json=body)
-    _note(seen, answer, "stream" if body["stream"] else "whole", {200, 503})
+@dataclass(frozen=True)
+class Said:
+    """A question, what the request says to raylla, whether it streams, and what was said before."""
+
+    question: str
+    raylla: Mapping[str, Any]
+    stream: bool
+    before: tuple[str, ...] = ()
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Got:
+    """An answer's id and text, and of its ads the impressions and the paths of their clicks."""
+
+    id: str | None = None
+    text: str = ""
+    ads: tuple[tuple[str, str], ...] = ()
+
+
+async def _clicks(
+    http: httpx.AsyncClient, seen: Traffic, got: Got, rng: random.Random, ttl: float, asked: float
+) -> None:
+    for impression, path in got.ads:
+        chance = rng.random()
+        ahead = rng.random() < 0.3
+        if ahead:
+            await _machine(http, seen, path, rng)
+        if chance < 0.1:
+            seen.pending.append((asked, impression, path))
+        elif chance < 0.9:
+            for _ in range(rng.choice((1, 1, 2, 5))):
+                status = await _click(http, seen, path, "in time")
+                # Answered well within the token's life, or its fate is not known here.
+                if status == 302 and time.monotonic() - asked < ttl - 1:
+                    seen.clicked.add(impression)
+        elif ahead:
+            seen.unasked.add(impression)
+        await _click(http, seen, _forged(path, rng), "forged")
+
+
+async def _machine(http: httpx.AsyncClient, seen: Traffic, path: str, rng: random.Random) -> None:
+    method, headers = rng.choice(MACHINES)
+    answer = await http.request(method, path, headers=headers)
+    _note(seen, answer, "click by a machine", {302, 503})
+
+
+async def _chat(http: httpx.AsyncClient, seen: Traffic, said: Said) -> Got:
+    turns = zip(("user", "assistant"), said.before, strict=False)
+    messages = [{"role": role, "content": text} for role, text in turns]
+    body = {
+        "model": "raylla",
+        "messages": [*messages, {"role": "user", "content": said.question}],
+        "stream": said.stream,
+        "raylla": said.raylla,
+    }
+    whole, text = await _answer(http, seen, "/v1/chat/completions", body, "chat")
+    if whole is None:
+        return Got()
+    (choice,) = whole["choices"]
+    last = choice["delta" if said.stream else "message"]
+    cited = [each["url_citation"]["url"] for each in last["annotations"]]
+    return _got(seen, whole["raylla"], whole["id"], text or last.get("content") or "", cited)
+
+
+async def _responses(http: httpx.AsyncClient, seen: Traffic, said: Said) -> Got:
+    body = {"model": "raylla", "input": said.question, "stream": said.stream, "raylla": said.raylla}
+    if said.after is not None:
+        body["previous_response_id"] = said.after
+    whole, _ = await _answer(http, seen, "/v1/responses", body, "response")
+    if whole is None:
+        return Got()
+    part = whole["output"][0]["content"][0]
+    cited = [each["url"] for each in part["annotations"]]
+    return _got(seen, whole["raylla"], whole["id"], part["text"], cited)
+
+
+def _got(seen: Traffic, raylla: Mapping[str, Any], id: str, text: str, cited: Sequence[str]) -> Got:
+    if raylla["auction_id"]:
+        seen.auctions.add(raylla["auction_id"])
+    paths = [httpx.URL(url).path for url in cited]
+    return Got(id, text, tuple(zip((ad["impid"] for ad in raylla["ads"]), paths, strict=True)))
+
+
+async def _answer(
+    http: httpx.AsyncClient, seen: Traffic, path: str, body: Mapping[str, Any], kind: str
+) -> tuple[dict[str, Any] | None, str]:
+    """The answer, or of a stream the event that has its ads, and the text streamed; None: an error."""
+    answer = await http.post(path, json=body)
+    follows = len(body.get("messages", ())) > 1 or "previous_response_id" in body
+    what = f"{kind}{' with history' if follows else ''}, {'stream' if body['stream'] else 'whole'}"
+    _note(seen, answer, what, {200, 503})
     if answer.status_code != 200:
-        return []
-    if body["stream"]:
-        lines = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: {")]
-        events = [json.loads(line) for line in lines]
-        if "error" in events[-1]:
-            seen.statuses["stream ended by an error"] += 1
-            return []
-        whole = next(event for event in events if "raylla" in event)
-        annotations = whole["choices"][0]["delta"]["annotations"]
-    else:
-        whole = answer.json()
-        annotations = whole["choices"][0]["message"]["annotations"]
-    if whole["raylla"]["auction_id"]:
-        seen.auctions.add(whole["raylla"]["auction_id"])
-    return [
-        (ad["impid"], httpx.URL(one["url_citation"]["url"]).path)
-        for ad, one in zip(whole["raylla"]["ads"], annotations, strict=True)
-    ]
+        return None, ""
+    if not body["stream"]:
+        return answer.json(), ""
+    datas = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+    events = [json.loads(data) for data in datas]
+    last = events[-1]
+    if "error" in last or last.get("type") in ("error", "response.failed"):
+        seen.statuses["stream ended by an error"] += 1
+        return None, ""
+    if kind == "response":
+        return last["response"], ""
+    text = "".join(
+        event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"]
+    )
+    return next(event for event in events if "raylla" in event), text
+
+
+def _clients(names: Sequence[str], url: str, key: str, seen: Traffic) -> None:
+    """The snippets of docs/clients.md, one client after the other, until the soak ends."""
+    for name in itertools.cycle(names):
+        if seen.over:
+            return
+        for case, ended in clients.run(name, url, key)["cases"].items():
+            if case == "object":  # what a model writes that learned nothing but advertisements
+                continue
+            seen.clients["failed" if ended["error"] else "done"] += 1
+            if ended["error"]:
+                seen.problems.append(f"{name}, {case}: {ended['error'][-1000:]}")
 
 
 async def _click(http: httpx.AsyncClient, seen: Traffic, path: str, kind: str) -> int:

@@ -40,6 +40,7 @@ from raylla.world import World
 from raylla.world import store as worlds
 from tests.e2e import soak
 from tests.e2e.test_run import ROOT, TINY
+from tests.unit.serving import clients
 
 pytestmark = pytest.mark.e2e
 
@@ -306,32 +307,58 @@ def test_a_broken_version_is_refused_and_the_old_one_serves_on(running: Running,
     )
 
 
-def _soak(running: Running, store: Store, seconds: float) -> None:
+def _apart(running: Running) -> None:
+    """Give the cluster the endpoint in parts, each in a process of its own."""
     apart = running.settings | {"serving.colocate": "false"}
     pocket = str(ROOT / "configs" / "pocket.yaml")
     _call("serve", pocket, "--run", str(running.run), "--address", running.at.address, *_sets(apart))
-    killed: list[int] = []
 
-    def kill_the_engine() -> None:
-        for process in psutil.process_iter(["cmdline"]):
-            if "ServeReplica:raylla:Engine" in " ".join(process.info["cmdline"] or ()):
-                process.kill()
-                killed.append(process.pid)
 
-    seen = asyncio.run(soak.soak(running.url, running.key, running.world, seconds, TTL, kill_the_engine))
+def _kill_the_engine() -> None:
+    killed = 0
+    for process in psutil.process_iter(["cmdline"]):
+        if "ServeReplica:raylla:Engine" in " ".join(process.info["cmdline"] or ()):
+            process.kill()
+            killed += 1
     assert killed
-    counts = soak.verify(seen, store)
-    sys.stdout.write(json.dumps({"statuses": seen.statuses, "found": counts}, indent=2) + "\n")
-    for what in ("click in time: 302", "click forged: 400", "click late: 302", "whole: 200", "stream: 200"):
+
+
+def _verify(running: Running, store: Store, seen: soak.Traffic) -> None:
+    report = httpx.get(f"{running.url}/v1/reports?by=campaign", headers=running.headers, timeout=60)
+    counts = soak.verify(seen, store, report.json())
+    found = {"statuses": seen.statuses, "clients": seen.clients, "found": counts}
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    for what in (
+        *(f"click {kind}" for kind in ("in time: 302", "by a machine: 302", "late: 302", "forged: 400")),
+        *(f"{kind}, {way}: 200" for kind in ("chat", "response") for way in ("stream", "whole")),
+        *(f"{kind} with history, whole: 200" for kind in ("chat", "response")),
+    ):
         assert seen.statuses[what], f"no {what}: the soak tested less than it says"
     assert counts["charged"]
 
 
 def test_a_short_soak_with_an_engine_killed_midway(running: Running, store: Store) -> None:
-    _soak(running, store, 30)
+    _apart(running)
+    seen = asyncio.run(soak.soak(running.url, running.key, running.world, 30, TTL, [_kill_the_engine]))
+    _verify(running, store, seen)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_a_long_soak(running: Running, store: Store) -> None:
-    _soak(running, store, float(os.environ.get("RAYLLA_SOAK_SECONDS", "600")))
+@pytest.mark.skipif(clients.missing() is not None, reason=str(clients.missing()))
+def test_a_long_soak_with_every_client_a_promotion_and_an_engine_killed(
+    running: Running, store: Store
+) -> None:
+    def promote_another_version() -> None:
+        deploy.canary(running.at, running.run, "v1", 0.5)
+        deploy.promote(running.at)
+
+    _apart(running)
+    seconds = float(os.environ.get("RAYLLA_SOAK_SECONDS", "600"))
+    events = [promote_another_version, _kill_the_engine]
+    seen = asyncio.run(
+        soak.soak(running.url, running.key, running.world, seconds, TTL, events, list(clients.CLIENTS))
+    )
+    _verify(running, store, seen)
+    assert seen.clients["done"]
+    assert {"v1", "v2"} <= {one.auction.weight_version for one in running.logged(store)}

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -134,11 +135,13 @@ def serving() -> Iterator[tuple[Endpoint, str]]:
         store.close()
 
 
-def tried(name: str, one: Endpoint, url: str) -> Outcome:
-    """Run one client's snippet in a process of its own, and look at what it got and what came of it."""
-    names = {"URL": f"{url}/v1", "KEY": ADMIN_KEY}
-    source = snippet(name)
-    asked = {"source": source, "names": names, "distribution": CLIENTS[name]}
+def run(name: str, url: str, key: str) -> dict[str, Any]:
+    """Run one client's snippet in a process of its own: its version, and what came of each case."""
+    asked = {
+        "source": snippet(name),
+        "names": {"URL": f"{url}/v1", "KEY": key},
+        "distribution": CLIENTS[name],
+    }
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     kept |= {"NO_PROXY": "127.0.0.1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # it looks prices up else
     with tempfile.TemporaryDirectory() as away:  # clients look for settings where they are started
@@ -153,7 +156,12 @@ def tried(name: str, one: Endpoint, url: str) -> Outcome:
         )
     if ran.returncode != 0:
         raise RuntimeError(f"{name}: {ran.stderr[-4000:]}")
-    found = json.loads(ran.stdout)
+    return dict(json.loads(ran.stdout))
+
+
+def tried(name: str, one: Endpoint, url: str) -> Outcome:
+    """Run one client's snippet, and look at what it got and what came of it."""
+    found = run(name, url, ADMIN_KEY)
     cases = found["cases"]
     outcome = Outcome(found["version"])
     for case, got in cases.items():

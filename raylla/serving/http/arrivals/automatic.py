@@ -1,9 +1,9 @@
 """Requests for a click that no person made: prefetches, HEAD, robots and link previews that say so.
 
 Robots are told by what their User-Agent declares: the list that the package ``crawler-user-agents`` keeps,
-and the words that those use of themselves which it does not know yet. Left out of the list are the libraries
-that programs are written with, which say nothing of who asked the program for the page, and browsers that
-people click in. A program that claims to be a browser is not told here; the limits of
+and the words that those use of themselves which it does not know yet. Left out of the list are the
+libraries that programs are written with, which say nothing of who asked the program for the page, and
+browsers that people click in. A program that claims to be a browser is not told here; the limits of
 `raylla.serving.store.billing` are for those.
 """
 
