@@ -3,7 +3,8 @@
 All of it runs on this machine at once and is loaded in turn, at the same concurrency, by the same client.
 vLLM's server answers the very prompts (token ids) that the endpoint's auctions had; it retrieves, repairs,
 predicts, prices, records and signs nothing. MOSAIC asks it for its 20 candidate answers per auction and
-is spared their scoring. Latency is that of whole answers, time to first token that of streamed ones.
+is spared their scoring. Latency is that of whole answers, time to first token that of streamed ones. The
+endpoint's own share of a whole answer is the client's time less what the auction's record calls generation.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.serving.deploy import app, cluster
 from raylla.serving.deploy.versions import weights
+from raylla.serving.money.records import Served
 from raylla.serving.security import keyring
 from raylla.serving.store import Store, open_store
 from raylla.serving.store.importing import list_world
@@ -71,12 +73,16 @@ _SMALL = {
 
 @dataclass(frozen=True, slots=True)
 class LoadFigures:
-    """What one measurement gave: per second, and milliseconds in the median."""
+    """What one measurement gave: per second, and milliseconds in the median.
+
+    ``auctions`` are the ids of the endpoint's whole answers, each with its milliseconds.
+    """
 
     requests: float
     tokens: float
     latency: float
     first: float
+    auctions: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +120,16 @@ def rows(bench: Bench) -> list[Row]:
         one = Server("vLLM", bare, "", [_completion(config, ids, 1) for ids in prompts])
         many = Server("MOSAIC", bare, "", [_completion(config, ids, CANDIDATES) for ids in prompts])
         found = _measured((ours, one, many), counts, bench.repeats)
+    generation = {one.auction.id: one.auction.latency_ms["generation"] for one in _auctions(store)}
     store.close()
-    return _rows(found)
+    return [*_rows(found), *_own(found, generation)]
 
 
 async def _load(server: Server, concurrency: int, count: int, stream: bool) -> LoadFigures:
     """``count`` requests, ``concurrency`` at a time."""
     latencies: list[float] = []
     firsts: list[float] = []
+    auctions: list[tuple[str, float]] = []
     tokens = 0
     bodies = iter([server.bodies[place % len(server.bodies)] for place in range(count)])
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
@@ -139,7 +147,12 @@ async def _load(server: Server, concurrency: int, count: int, stream: bool) -> L
                     firsts.append(1000 * (first - started))
                     tokens += used
                 else:
-                    tokens += (await answer.json())["usage"]["completion_tokens"]
+                    whole = await answer.json()
+                    tokens += whole["usage"]["completion_tokens"]
+                    if "raylla" in whole:
+                        auctions.append(
+                            (whole["raylla"]["auction_id"], 1000 * (time.perf_counter() - started))
+                        )
             latencies.append(1000 * (time.perf_counter() - started))
 
     connector = aiohttp.TCPConnector(limit=0)
@@ -149,7 +162,7 @@ async def _load(server: Server, concurrency: int, count: int, stream: bool) -> L
         await asyncio.gather(*(worker(session) for _ in range(concurrency)))
         wall = time.perf_counter() - started
     first = statistics.median(firsts) if firsts else 0.0
-    return LoadFigures(count / wall, tokens / wall, statistics.median(latencies), first)
+    return LoadFigures(count / wall, tokens / wall, statistics.median(latencies), first, tuple(auctions))
 
 
 async def _read(answer: aiohttp.ClientResponse) -> tuple[float, int]:
@@ -209,6 +222,21 @@ def _rows(found: _Found) -> list[Row]:
         made.append(row("time to first token", "endpoint", at, True, lambda one: one.first, "ms"))
         made.append(row("requests, whole", "MOSAIC", at, False, lambda one: one.requests, "1/s"))
         made.append(row("p50, whole", "MOSAIC", at, False, lambda one: one.latency, "ms"))
+    return made
+
+
+def _own(found: _Found, generation: Mapping[str, float]) -> list[Row]:
+    """Milliseconds of a whole answer of the endpoint but for ``generation`` (by auction), p50 and p99."""
+    made = []
+    for at in _REQUESTS:
+        loads = [
+            sorted(took - generation[id] for id, took in one.auctions)
+            for one in found["endpoint", at, False]
+        ]
+        for share in (0.5, 0.99):
+            values = tuple(own[min(int(share * len(own)), len(own) - 1)] for own in loads)
+            name = f"endpoint but for generation: p{100 * share:.0f}, whole, {at} at once"
+            made.append(Row(name, Spread(values), "ms"))
     return made
 
 
@@ -305,8 +333,12 @@ def _questions(world: World, count: int) -> list[dict[str, Any]]:
 
 def _prompts(store: Store) -> list[list[int]]:
     """The prompts of the auctions so far."""
+    return [list(one.auction.prompt_token_ids) for one in _auctions(store)]
+
+
+def _auctions(store: Store) -> Iterator[Served]:
     now = datetime.now(UTC)
-    return [list(one.auction.prompt_token_ids) for one in store.auctions(now - timedelta(days=1), now)]
+    return store.auctions(now - timedelta(days=1), now)
 
 
 def _completion(config: Config, prompt: list[int], n: int) -> dict[str, Any]:
