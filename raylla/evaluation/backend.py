@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.actors.judge import JudgeItem, Judgement, judge_item
-from raylla.actors.pool import DONE, Call, Pool, next_item
+from raylla.actors.pool import Pool
 from raylla.auction import parse
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request, Scored
-from raylla.errors import BudgetError, WorkerLostError
+from raylla.errors import BudgetError
 from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
 from raylla.irpo.crew import Crew
+from raylla.irpo.dispatch import dealt
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.progress import Steps
 from raylla.records import Planned, Prediction
@@ -60,7 +61,6 @@ class EvaluationBackend:
         self._untouched = untouched(run)
         self.aliases = {BASE: versions[0][0].name, TRAINED: versions[-1][0].name}
         self._crew = crew
-        self._deadline = config.deadlines.sample
         self._kept = kept
         self._progress = progress
         self._predicted: dict[tuple[int, str, str], dict[str, Prediction]] = {}
@@ -292,33 +292,12 @@ class EvaluationBackend:
             self._crew.refresh(weights, probe)
 
     def _ask(self, pool: Pool, method: str, items: Sequence[Any], *args: Any) -> Iterator[Any]:
-        """What the workers of ``pool`` yield for ``items``, dealt out evenly.
-
-        A lost worker is started anew and gets its whole share again, so that some things are said twice,
-        alike both times.
-        """
-        what = f"the next item of {pool.name}.{method}"
+        """What the workers of ``pool`` yield for ``items``; some of it twice, where a worker was lost."""
+        restart, deadline = self._crew.restart, self.config.deadlines.sample
         self._progress.expect(DONE_BY[method], len(items))
-        calls: dict[Call, list[Any]] = {}
-
-        def ask(worker: int, share: list[Any]) -> None:
-            calls[pool.call(worker, method, share, *args)] = share
-
-        for place, worker in enumerate(pool.members[: len(items)]):
-            ask(worker, list(items[place :: pool.size]))
-        while calls:
-            try:
-                call, item = next_item(list(calls), self._deadline, what)
-            except WorkerLostError as lost:
-                self._crew.restart(lost)
-                for call in [call for call in calls if call.done]:
-                    ask(call.index, calls.pop(call))
-                continue
-            if item is DONE:
-                del calls[call]
-            else:
-                self._progress.advance(DONE_BY[method], 1, _tokens(item))
-                yield item
+        for item in dealt(pool, method, items, *args, restart=restart, deadline=deadline):
+            self._progress.advance(DONE_BY[method], 1, _tokens(item))
+            yield item
 
 
 def _tokens(item: object) -> int:

@@ -5,18 +5,19 @@
 A pool with room to grow has as many workers as the work that waits can keep busy, between its least
 and its most.  A worker for which the cluster has no room yet waits for it, which is what an autoscaler
 acts on; what waits longer than ``deadlines.start`` is withdrawn, and the others do the work.  Nothing
-here waits: the driver goes on with what is running.
+of `Dispatch` waits: the driver goes on with what is running.  Where all that there is to do is known, and a
+pool is as large as it is, `dealt` deals it out and waits.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from raylla.actors.host import START
-from raylla.actors.pool import DONE, Call, Pool
+from raylla.actors.pool import DONE, Call, Pool, next_item
 from raylla.errors import WorkerLostError
 from raylla.runs.observe import Observer
 
@@ -146,3 +147,41 @@ class Dispatch:
 
     def _tell(self) -> None:
         self._watch.pool(self._pool.name, self._pool.size, len(self._joining))
+
+
+def dealt(
+    pool: Pool,
+    method: str,
+    items: Sequence[Any],
+    *args: Any,
+    restart: Callable[[WorkerLostError], None],
+    deadline: float,
+) -> Iterator[Any]:
+    """What ``method(share, *args)`` of the workers of ``pool`` yields for ``items``, dealt out evenly.
+
+    A lost worker is made anew by ``restart`` and gets its whole share again, so that some things are said
+    twice, alike both times.
+
+    Raises:
+        WorkerLostError: as ``restart``, or a worker said nothing for ``deadline`` seconds.
+    """
+    what = f"the next item of {pool.name}.{method}"
+    shares: dict[Call, list[Any]] = {}
+
+    def give(worker: int, share: list[Any]) -> None:
+        shares[pool.call(worker, method, share, *args)] = share
+
+    for place, worker in enumerate(pool.members[: len(items)]):
+        give(worker, list(items[place :: pool.size]))
+    while shares:
+        try:
+            call, item = next_item(list(shares), deadline, what)
+        except WorkerLostError as lost:
+            restart(lost)
+            for call in [call for call in shares if call.done]:
+                give(call.index, shares.pop(call))
+            continue
+        if item is DONE:
+            del shares[call]
+        else:
+            yield item

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raylla.actors.pool import DONE, next_item
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import WorldError
 from raylla.irpo import served
 from raylla.irpo.crew import Crew
+from raylla.irpo.dispatch import dealt
 from raylla.records import Profile, Split
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
@@ -53,7 +53,7 @@ def ask_queries(run: Run, crew: Crew, watch: Observer, draft: World) -> World:
     if askers:
         total = run.config.world.queries_per_profile * len(askers)
         with watch.stage("ask queries", queries=total), heeded("the queries"):
-            world = crew.persistently(lambda: _asked(run, crew, watch, draft, askers))
+            world = _asked(run, crew, watch, draft, askers)
         wall = watch.wall["ask queries"]
     if run.config.world.candidates_by == "meaning":
         with watch.stage("find candidates"), heeded("the candidates"):
@@ -101,19 +101,12 @@ def _asked(run: Run, crew: Crew, watch: Observer, draft: World, askers: Sequence
         )
         for user in askers
     ]
-    members = crew.judges.members
-    calls = [
-        crew.judges.call(worker, "ask", requests[place :: len(members)])
-        for place, worker in enumerate(members)
-    ]
     texts: dict[str, Generated] = {}
-    while calls:
-        call, item = next_item(calls, config.deadlines.sample, "the next query of the User-LLM")
-        if item is DONE:
-            calls.remove(call)
-        else:
-            texts[item.request_id] = item
+    deadline = config.deadlines.sample
+    for item in dealt(crew.judges, "ask", requests, restart=crew.restart, deadline=deadline):
+        if item.request_id not in texts:
             watch.advance("queries", len(item.completions), 0)
+        texts[item.request_id] = item
     test: dict[str, Split] = dict.fromkeys((user.id for user in askers), "test")
     splits = test if draft.queries else build.split_users(askers, config.world.test_share, config.seed)
     queries = []

@@ -23,9 +23,10 @@ from raylla.actors.pool import Call, Pool, next_item
 from raylla.config import Actors
 from raylla.engines.protocol import Completion, Generated, Given, Request, Scored
 from raylla.errors import BudgetError, WorkerLostError
-from raylla.evaluation import backend, efficiency, incentives, properties
+from raylla.evaluation import efficiency, incentives, properties
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, Kept, kept
+from raylla.irpo import dispatch
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt
@@ -124,6 +125,7 @@ def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any
         refresh=lambda *_: [],
         ask_reward=ask_reward,
         persistently=lambda work: work(),
+        restart=None,  # nobody is lost
     )
     run = Run(home(path), settings)
     backend = EvaluationBackend(run, settings, crew, world, kept(run, settings), Steps(plain_console()))
@@ -398,7 +400,7 @@ def test_a_lost_worker_is_started_anew_and_asked_again(
             raise WorkerLostError("killed", "rollout", 0)
         return next_item(calls, deadline, what)
 
-    monkeypatch.setattr(backend, "next_item", dies_once)
+    monkeypatch.setattr(dispatch, "next_item", dies_once)
     broken.backend._crew.restart = restarted.append
     assert broken.backend.write(BASE, prompts) == wanted
     assert [(lost.pool, lost.worker) for lost in restarted] == [("rollout", 0)]
