@@ -9,7 +9,7 @@ import numpy as np
 
 from raylla.auction import parse
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.irpo import stages
+from raylla.irpo import results, stages
 from raylla.runs.state import Run
 from raylla.runs.versions import collected, committed
 from raylla.world import store
@@ -27,10 +27,10 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for epoch in range(config.irpo.epochs + 1):
         tables = [
-            stages.tested(run, world, sampled[epoch])
+            results.tested(run, world, sampled[epoch])
             for run, world, sampled in zip(runs, worlds, samples, strict=True)
         ]
-        row = stages.version_row(tables, config.evaluation.bootstrap, config.seed)
+        row = results.version_row(tables, config.evaluation.bootstrap, config.seed)
         reports = [run.commits[f"epoch-{epoch + 1}/test"] for run in runs]
         rows.append(
             {"epoch": epoch, "weight_version": f"v{epoch}"}
@@ -46,7 +46,7 @@ def examples(backend: EvaluationBackend) -> list[dict[str, Any]]:
     predicts of each ad that is placed after."""
     run, world = backend.run, backend.world
     sampled = stages.read_tests(run, world)
-    found = stages.before_and_after(world, sampled[0], sampled[-1])
+    found = results.before_and_after(world, sampled[0], sampled[-1])
     planned = {(one.query.text, answer.text): one for one, answer in sampled[-1].of("test")}
     after = [(planned[one["query"], one["after"]], one["after"]) for one in found]
     for one, (auction, text), told in zip(

@@ -1,10 +1,13 @@
-"""Judged impressions as rows of the reward model, and the reward of every phase-2 answer."""
+"""Judged impressions as rows of the reward model, the reward of every phase-2 answer, and the preference
+groups that follow (Algorithm 1)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raylla.auction import parse, reward
 from raylla.irpo.sampling import Sampled, readings
-from raylla.records import Phase, Prediction, Reward
+from raylla.records import Answer, Phase, Prediction, PreferenceGroup, Reward
 from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
 from raylla.world import World
@@ -58,3 +61,24 @@ def score(run: Run, sampled: Sampled, rates: dict[str, dict[str, float]]) -> dic
         for planned, answer in sampled.of("preference")
         if answer.sample_id in rates
     }
+
+
+def group(answers: Sequence[Answer], rewards: Sequence[float], delta: float) -> PreferenceGroup | None:
+    """The winner of one auction's answers and the losers more than ``delta`` below it.
+
+    The winner is the first answer of the highest reward; each loser is one DPO pair.  Returns
+    None where no answer lies far enough below, so equal rewards make no pairs.
+    """
+    if not answers:
+        return None
+    best = max(range(len(answers)), key=lambda index: rewards[index])
+    below = [index for index, reward in enumerate(rewards) if rewards[best] - reward > delta]
+    if not below:
+        return None
+    return PreferenceGroup(
+        auction_id=answers[best].auction_id,
+        winner=answers[best],
+        losers=tuple(answers[index] for index in below),
+        winner_reward=rewards[best],
+        loser_rewards=tuple(rewards[index] for index in below),
+    )

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from raylla.actors.policy import Alignment
 from raylla.actors.spans import Span
-from raylla.auction import parse
-from raylla.auction.checks import Array
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
-from raylla.figures.table import JudgedAnswer, per_query, row_figures
+from raylla.irpo import results
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
-from raylla.irpo.preference import group
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
-from raylla.irpo.scoring import judged_rates, rows_of, score
+from raylla.irpo.scoring import group, judged_rates, rows_of, score
 from raylla.judging import about
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
@@ -29,7 +26,7 @@ from raylla.runs.state import Run, load_records, package_versions, save_records,
 from raylla.runs.timeline import TRAINER
 from raylla.stop import heeded
 from raylla.strictjson import dumps
-from raylla.world import World, clicks, prompts
+from raylla.world import World, prompts
 from raylla.world.bids import seed_of
 
 TRAINING: tuple[Phase, ...] = ("reward", "preference")
@@ -86,7 +83,7 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
         rows = rows_of(world, sampled, "test")
         predicted = crew.persistently(lambda: _predicted(run, crew, epoch, rows))
     _commit_sampled(run, watch, epoch, stage, sampled, {"pctr": predicted})
-    row = tested_row(run, world, sampled)
+    row = results.tested_row(run, world, sampled)
     watch.metrics(epoch - 1, {f"test/{key}": value for key, value in row.items()})
 
 
@@ -319,10 +316,11 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
     The commit is last, so that a run that counts as finished has its results.
     """
     sampled = read_tests(run, world)
-    epochs, shown = epoch_table(run, world, sampled), before_and_after(world, sampled[0], sampled[-1])
+    epochs = results.epoch_table(run, world, sampled)
+    shown = results.before_and_after(world, sampled[0], sampled[-1])
     report = {"wall_seconds": 0.0}
     commits = run.commits | {"conclude": report}
-    results = {
+    found = {
         "name": run.config.name,
         "clicks": about.sources(run.config.user_llm),
         "epochs": epochs,
@@ -335,65 +333,11 @@ def conclude(run: Run, watch: Observer, world: World) -> dict[str, Any]:
         "versions": package_versions(),
         "examples": shown,
     }
-    write_json(run.path / "results.json", results)
+    write_json(run.path / "results.json", found)
     watch.table(run.config.irpo.epochs, "test/examples", shown)
     if run.committed("conclude") is None:
         run.commit("conclude", [], report)
-    return results
-
-
-def epoch_table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
-    """One row per weight version, the base model first, from the records of a finished run."""
-    rows = []
-    for epoch, tested in enumerate(sampled):
-        report = run.commits[f"epoch-{epoch + 1}/test"]
-        row = {"epoch": epoch, "weight_version": report["weight_version"], "pctr": report["pctr"]}
-        rows.append(row | tested_row(run, world, tested))
-    return rows
-
-
-def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
-    """The table row of the weights that made ``sampled``, from its judged test answers."""
-    settings = run.config.evaluation.bootstrap, run.config.seed
-    return version_row([tested(run, world, sampled)], *settings)
-
-
-def version_row(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
-    """The row of one weight version from what `tested` found in each training seed."""
-    row = row_figures(seeds, resamples, seed)
-    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
-
-
-def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
-    """`per_query` figures of the judged test answers."""
-    answers = []
-    catalogue = world.ad_ids
-    for planned, answer, clicked in sampled.judged("test"):
-        parsed = parse(answer.text, planned.ads, catalogue)
-        chances = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
-            planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
-        )
-        answers.append(JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
-    return per_query(answers, run.config.penalty)
-
-
-def before_and_after(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:
-    """The first answers to the same test auctions under the first and the last weights."""
-    last = {answer.sample_id: answer.text for _, answer in after.of("test")}
-    shown = []
-    for planned, answer in before.of("test"):
-        if answer.draw == 0 and answer.sample_id in last:
-            bids = {f"{world.ad_by_id[ad].title} [Ad-{ad}]": bid for ad, bid in planned.bids.items()}
-            shown.append(
-                {
-                    "query": planned.query.text,
-                    "profile": prompts.persona(planned.profile),
-                    "bids": bids,
-                    "before": answer.text,
-                    "after": last[answer.sample_id],
-                }
-            )
-    return shown[:: max(1, len(shown) // count)][:count]
+    return found
 
 
 def _added(run: Run, key: str) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylla.irpo.preference import group
+from raylla.irpo.scoring import group
 from raylla.records import Answer
 
 REWARDS = st.lists(st.floats(-200, 200), min_size=1, max_size=8)

@@ -13,7 +13,7 @@ import pytest
 from raylla.actors.policy import Alignment
 from raylla.config import parse_config
 from raylla.engines.protocol import Probe
-from raylla.irpo import stages
+from raylla.irpo import results, stages
 from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told
 from raylla.records import WeightVersion
 from raylla.runs.observe import Observer
@@ -43,8 +43,8 @@ def test_a_run_that_counts_as_finished_has_its_results(
     run: Run, watch: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "read_tests", lambda *_: [None, None])
-    monkeypatch.setattr(stages, "epoch_table", lambda *_: [{"epoch": 0}])
-    monkeypatch.setattr(stages, "before_and_after", lambda *_: [])
+    monkeypatch.setattr(results, "epoch_table", lambda *_: [{"epoch": 0}])
+    monkeypatch.setattr(results, "before_and_after", lambda *_: [])
     world = cast(World, None)
     append = run.home.append
 

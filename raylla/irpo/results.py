@@ -1,0 +1,67 @@
+"""What a run's test answers say of its weights: rows of the final table, answers before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raylla.auction import parse
+from raylla.auction.checks import Array
+from raylla.figures.table import JudgedAnswer, per_query, row_figures
+from raylla.irpo.sampling import Sampled
+from raylla.runs.state import Run
+from raylla.world import World, clicks, prompts
+
+
+def epoch_table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
+    """One row per weight version, the base model first, from the records of a finished run."""
+    rows = []
+    for epoch, tested in enumerate(sampled):
+        report = run.commits[f"epoch-{epoch + 1}/test"]
+        row = {"epoch": epoch, "weight_version": report["weight_version"], "pctr": report["pctr"]}
+        rows.append(row | tested_row(run, world, tested))
+    return rows
+
+
+def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
+    """The table row of the weights that made ``sampled``, from its judged test answers."""
+    settings = run.config.evaluation.bootstrap, run.config.seed
+    return version_row([tested(run, world, sampled)], *settings)
+
+
+def version_row(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
+    """The row of one weight version from what `tested` found in each training seed."""
+    row = row_figures(seeds, resamples, seed)
+    return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
+
+
+def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
+    """`per_query` figures of the judged test answers."""
+    answers = []
+    catalogue = world.ad_ids
+    for planned, answer, clicked in sampled.judged("test"):
+        parsed = parse(answer.text, planned.ads, catalogue)
+        chances = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
+            planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
+        )
+        answers.append(JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
+    return per_query(answers, run.config.penalty)
+
+
+def before_and_after(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:
+    """The first answers to the same test auctions under the first and the last weights."""
+    last = {answer.sample_id: answer.text for _, answer in after.of("test")}
+    shown = []
+    for planned, answer in before.of("test"):
+        if answer.draw == 0 and answer.sample_id in last:
+            bids = {f"{world.ad_by_id[ad].title} [Ad-{ad}]": bid for ad, bid in planned.bids.items()}
+            shown.append(
+                {
+                    "query": planned.query.text,
+                    "profile": prompts.persona(planned.profile),
+                    "bids": bids,
+                    "before": answer.text,
+                    "after": last[answer.sample_id],
+                }
+            )
+    return shown[:: max(1, len(shown) // count)][:count]
