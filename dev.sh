@@ -64,10 +64,11 @@ tools() {
         { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${wanted[@]}" >/dev/null; }
 }
 
-# Two processes: what Ray, vLLM and DeepSpeed leave in one never meets the unit tests. Arguments that name a path
-# are for one process; with others (-k, -m) one of the two may have no such test.
+# Two halves: what Ray, vLLM and DeepSpeed leave in one never meets the unit tests, which take a process a core.
+# Arguments that name a path are for one process; with others (-k, -m) one of the two may have no such test.
 tests() {
     local pytest=("$environment/bin/python" -m pytest) argument half code none=5 status=0
+    local aside="-n auto --maxprocesses 4 --dist loadfile"
     if [ "${1:-}" = fast ]; then
         exec "${pytest[@]}" --fast tests/unit "${@:2}"
     fi
@@ -76,7 +77,7 @@ tests() {
             exec "${pytest[@]}" "$@"
         fi
     done
-    for half in "tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e" \
+    for half in "$aside tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e" \
         "tests/actors tests/chaos tests/e2e"; do
         code=0
         # shellcheck disable=SC2086

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FIRST = "tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e"
+FIRST = (
+    "-n auto --maxprocesses 4 --dist loadfile "
+    "tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e"
+)
 SECOND = "tests/actors tests/chaos tests/e2e"
 CLIENTS = ROOT / "requirements" / "clients.txt"
 CHECKS = ["ruff check .", "ruff format --check .", "mypy "]
