@@ -197,3 +197,15 @@ def test_memory_is_told_by_the_answer() -> None:
     row = driver.memory(told)
     assert row.value.values == (20, 10)
     assert told[0].share == 0.5
+
+
+def test_the_endpoint_s_own_share_is_all_but_the_generation() -> None:
+    from raylla.bench.parts.serving import LoadFigures, _own
+
+    generation = {f"a{place}": 50.0 for place in range(100)}
+    took = tuple((f"a{place}", 51.0 + place) for place in range(100))
+    busy, none = LoadFigures(1, 1, 1, 0, took), LoadFigures(1, 1, 1, 0)
+    found = {("endpoint", at, False): [busy] if at == 16 else [none] for at in (1, 4, 16)}
+    p50, p99 = _own(found, generation)
+    assert (p50.value.values, p99.value.values) == ((51.0,), (100.0,))
+    assert "16 at once" in p99.name

@@ -149,10 +149,8 @@ async def _load(server: Server, concurrency: int, count: int, stream: bool) -> L
                 else:
                     whole = await answer.json()
                     tokens += whole["usage"]["completion_tokens"]
-                    if "raylla" in whole:
-                        auctions.append(
-                            (whole["raylla"]["auction_id"], 1000 * (time.perf_counter() - started))
-                        )
+                    if (id := whole.get("raylla", {}).get("auction_id")) is not None:
+                        auctions.append((id, 1000 * (time.perf_counter() - started)))
             latencies.append(1000 * (time.perf_counter() - started))
 
     connector = aiohttp.TCPConnector(limit=0)
@@ -232,7 +230,10 @@ def _own(found: _Found, generation: Mapping[str, float]) -> list[Row]:
         loads = [
             sorted(took - generation[id] for id, took in one.auctions)
             for one in found["endpoint", at, False]
+            if one.auctions
         ]
+        if not loads:
+            continue  # no ad competed for any of the questions
         for share in (0.5, 0.99):
             values = tuple(own[min(int(share * len(own)), len(own) - 1)] for own in loads)
             name = f"endpoint but for generation: p{100 * share:.0f}, whole, {at} at once"
