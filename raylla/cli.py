@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -94,7 +94,15 @@ def evaluate(
         str | None,
         typer.Option(help="where a config's runs are or are made; default: runs/NAME-evaluation"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="default: evaluation.json in the first run")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="default: evaluation.json, or conflict.json, in the first run")
+    ] = None,
+    suite: Annotated[
+        Literal["auctions", "conflict"],
+        typer.Option(
+            help="auctions: revenue, reward, curves, prices; conflict: advice against higher bids"
+        ),
+    ] = "auctions",
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Hold test auctions with every mechanism, each tuned on validation queries; with intervals.
@@ -104,8 +112,9 @@ def evaluate(
     """
     with loading():
         from raylla.evaluation import training
+        from raylla.evaluation.conflict import conflict_runs
         from raylla.evaluation.evaluate import evaluate_runs
-        from raylla.evaluation.page.console import show_evaluation
+        from raylla.evaluation.page.console import show_conflict, show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
         from raylla.stop import heeded, listen
@@ -124,12 +133,16 @@ def evaluate(
             opened = [Run.open(path) for path in what]
             chosen = settings.changed(opened[0].config, "evaluation", set_)
         try:
-            found = evaluate_runs(opened, chosen.evaluation, Observer(chosen, None, console))
-            write_json(out or opened[0].path / "evaluation.json", found)
+            measure, name, show = {
+                "auctions": (evaluate_runs, "evaluation.json", show_evaluation),
+                "conflict": (conflict_runs, "conflict.json", show_conflict),
+            }[suite]
+            found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
+            write_json(out or opened[0].path / name, found)
         finally:  # what a run was told stays with it, also where the evaluation was stopped
             for one in opened:
                 one.home.save()
-    show_evaluation(console, found)
+    show(console, found)
 
 
 @app.command()

@@ -1,8 +1,7 @@
 """`raylla evaluate`: finished runs against the other mechanisms, with intervals.
 
-The first run and every other of its name are training seeds of one config: together they are the
-rows of all mechanisms, the curves and the prices.  Runs of another name are variants, each a row of
-its own under LLM-Auction.
+Training seeds (`setup`) are together the rows of all mechanisms, the curves and the prices.  Each variant
+is a row of its own under LLM-Auction.
 """
 
 from __future__ import annotations
@@ -11,27 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
-from raylla.errors import ConfigError, RunError
-from raylla.evaluation import detect, drift, efficiency, history, incentives, kept, properties, reading
+from raylla.evaluation import detect, drift, efficiency, history, incentives, properties, reading
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import Held
+from raylla.evaluation.setup import MAIN, check_runs, engines, with_settings
 from raylla.figures import quality
 from raylla.irpo import stages
-from raylla.irpo.crew import Crew
 from raylla.judging import about
 from raylla.mechanisms.protocol import Choice, Mechanism, named_mechanisms
-from raylla.models import roles
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
-from raylla.runs.versions import committed
-from raylla.terminal import RAY
 from raylla.world import store
-
-MAIN = "llm-auction"
-LEAST_BIDS = 20
 
 
 @dataclass(slots=True)
@@ -59,34 +50,19 @@ def evaluate_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
         ConfigError: a mechanism of ``evaluation.mechanisms``, or a model, does not exist or do.
     """
     mechanisms = named_mechanisms(settings.mechanisms)
-    _check(runs, settings)
-    main = _with(runs[0], settings)
-    roles.check_roles(main)
+    check_runs(runs, settings)
+    main = with_settings(runs[0], settings)
     detector = detect.detector(settings, main.seed)
-    with watch.stage(RAY):
-        connect(main)
-    crew = None
-    try:
-        check_placement(main)
-        crew = Crew(main, runs[0].path, committed(runs[0])[0][0], watch)
-        with watch.stage("start engines"):
-            crew.start(trainer=False)
-        seen: list[Seen] = []
-        seeds = sum(run.config.name == main.name for run in runs)
+    seen: list[Seen] = []
+    seeds = sum(run.config.name == main.name for run in runs)
+    with engines(runs, settings, watch) as opened:
         for run in runs:
-            config = _with(run, settings)
-            world = store.load_world(run.part("world"))
-            backend = EvaluationBackend(run, config, crew, world, kept.kept(run, config), watch)
+            backend = opened(run)
             own = run.config.name == main.name
             one = _seed(backend, mechanisms, seeds, watch) if own else _variant(backend, watch)
             with watch.stage(f"{run.path.name}: what the reader gets"):
                 one.reads = reading.read_tables(backend, _answers(backend, one, own), detector.one)
             seen.append(one)
-    finally:
-        if crew is not None:
-            crew.stop()
-        disconnect(main)
-        watch.close()
     mains = [one for one in seen if one.run.config.name == main.name]
     return _compared(seen, mains, settings) | {
         "name": main.name,
@@ -104,17 +80,10 @@ def evaluate_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
         },
         "epochs": history.epochs([one.run for one in mains]),
         "examples": mains[0].examples,
-        "config": _with(runs[0], settings).model_dump(mode="json"),
+        "config": main.model_dump(mode="json"),
         "wall_seconds": dict(watch.wall),
         "versions": package_versions(),
     }
-
-
-def _with(run: Run, settings: Evaluation) -> Config:
-    """The run's config with these settings, and with the judge that they name."""
-    config = run.config
-    judge = config.user_llm.model_copy(update={"path": settings.user_llm or config.user_llm.path})
-    return config.model_copy(update={"evaluation": settings, "user_llm": judge})
 
 
 def _seed(backend: EvaluationBackend, mechanisms: Sequence[Mechanism], seeds: int, watch: Observer) -> Seen:
@@ -305,59 +274,3 @@ def _prices(seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
     if charged:
         found[MAIN]["truthful"] = incentives.truthful(charged, resamples, seed)
     return found
-
-
-def _check(runs: Sequence[Run], settings: Evaluation) -> None:
-    """Refuse what cannot be compared, before any model loads."""
-    first = runs[0]
-    for run in runs:
-        if run.committed("conclude") is None:
-            done = list(run.commits)[-1] if run.commits else "nothing"
-            raise RunError(
-                f"run {run.place} is not finished (last committed: {done}); `raylla resume` it first"
-            )
-        committed(run)
-        for field_name in ("ad_llm", "user_llm", "engine"):
-            if getattr(run.config, field_name) != getattr(first.config, field_name):
-                raise RunError(
-                    f"run {run.place} has another {field_name} than {first.place}; evaluate it by itself"
-                )
-        if run.config.pctr.encoder != first.config.pctr.encoder:
-            raise RunError(
-                f"run {run.place} has another pctr.encoder than {first.place}; evaluate it by itself"
-            )
-        same = first.config.model_copy(update={"seed": run.config.seed})
-        if run.config.name == first.config.name and run.config.digest() != same.digest():
-            raise RunError(
-                f"run {run.place} has the name of {first.place}, {first.config.name!r}, but other "
-                "settings; a training seed differs in its seed alone, and a variant has a name of its own"
-            )
-        check_settings(_with(run, settings))
-        efficiency.test_auctions(_with(run, settings), store.load_world(run.part("world")))
-    if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
-        raise RunError("two of the runs have the same name and seed; give each once")
-
-
-def check_settings(config: Config) -> None:
-    """Refuse settings that no run can be evaluated with, before there is one.
-
-    Raises:
-        ConfigError: a mechanism of ``evaluation.mechanisms`` or the published answers do not exist.
-        RunError: a bid grid leaves the range of bids, or that is too coarse.
-    """
-    named_mechanisms(config.evaluation.mechanisms)
-    published = config.evaluation.native_answers
-    if published is not None and not published.is_file():
-        raise ConfigError(f"evaluation.native_answers={str(published)!r}: no such file; give it, or none")
-    for field_name in ("bids", "equilibrium_bids"):
-        bids: tuple[float, ...] = getattr(config.evaluation, field_name)
-        if max(bids) > config.world.max_bid:
-            raise RunError(
-                f"evaluation.{field_name} goes up to {max(bids):g}, but the model is trained on bids up to "
-                f"world.max_bid={config.world.max_bid}; keep the grid within that"
-            )
-    if config.world.max_bid < LEAST_BIDS:
-        raise RunError(
-            f"world.max_bid={config.world.max_bid} is too coarse to look for jumps; train with bids up to "
-            f"{LEAST_BIDS} at least"
-        )

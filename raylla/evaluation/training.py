@@ -8,7 +8,7 @@ from pathlib import Path
 from raylla import config as settings
 from raylla.config import Config
 from raylla.errors import ConfigError
-from raylla.evaluation.evaluate import check_settings
+from raylla.evaluation.setup import check_settings
 from raylla.irpo import loop
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run

@@ -155,7 +155,7 @@ def test_everything_that_was_measured_is_on_the_page(page: Path) -> None:
         assert f'<table id="{name}">' in html
     for name in ("equilibrium", "pctr", "shift", "runs"):
         assert f'<table id="{name}">' in html
-    assert html.count("data:image/png;base64,") == len(FIGURES)
+    assert html.count("data:image/png;base64,") == len(FIGURES) - 1  # of advice below
     assert "closed form, beta 3" in html
     assert "0.61 [0.52, 0.7]" in html
     assert "f00d" in html
@@ -173,6 +173,25 @@ def test_everything_that_was_measured_is_on_the_page(page: Path) -> None:
         ("unpaired", "-0.25"),
     ]
     assert [row["variant"] for row in csv.DictReader((page.parent / "ablations.csv").open())] == ["masked"]
+
+
+def test_advice_against_higher_bids_is_on_it_where_it_was_measured(page: Path, tmp_path: Path) -> None:
+    assert "What money does to advice" not in page.read_text()
+    shares = ("against", "for", "both", "neither", "preferred", "undisclosed")
+    example = {"query": "q", "better": "Lumo", "worse": "Uber", "ratio": 10, "answer": f"Go. {HOSTILE}"}
+    row = {key: [figure(0.2), figure(0.4)] for key in shares} | {"examples": [example]}
+    found = {"mechanisms": {"card": row}, "ratios": [1, 10], "pairs": 24}
+    (tmp_path / "conflict.json").write_text(json.dumps(found))
+    html = write_report(tmp_path / "evaluation.json", tmp_path / "report").read_text()
+    assert "What money does to advice" in html
+    assert "fits less, bids 10 times as much: Uber" in html
+    assert "<script" not in html
+    assert html.count("data:image/png;base64,") == len(FIGURES)
+    rows = list(csv.DictReader((tmp_path / "report" / "conflict.csv").open()))
+    assert [(one["mechanism"], one["places the worse"]) for one in rows] == [
+        ("card", "0.2"),
+        ("card", "0.4"),
+    ]
 
 
 def test_pieces_of_an_answer() -> None:

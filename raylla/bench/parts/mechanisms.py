@@ -11,8 +11,8 @@ from raylla.bench.run import Bench
 from raylla.config import changed
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import COSTS, hold, test_auctions
-from raylla.evaluation.evaluate import MAIN
 from raylla.evaluation.kept import Kept
+from raylla.evaluation.setup import MAIN
 from raylla.irpo.crew import Crew
 from raylla.irpo.loop import train_run
 from raylla.mechanisms.protocol import named_mechanisms

@@ -102,6 +102,29 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
     _show_quality(console, found["quality"])
 
 
+def show_conflict(console: Console, found: dict[str, Any]) -> None:
+    """Print `conflict.json`."""
+    title = f"{found['name']}: {found['pairs']} pairs, answers that place the worse ad alone"
+    fit = found["fit"]
+    caption = (
+        f"95 % intervals; by the bid of the worse ad over the better one's; cosine to the question "
+        f"{fit['worse']:.2f} and {fit['better']:.2f}"
+    )
+    table = Table(title=Text(title), caption=Text(caption))
+    for heading in (
+        "mechanism",
+        *(f"x {ratio}" for ratio in found["ratios"]),
+        "not said to be an ad",
+        "seeds",
+    ):
+        table.add_column(heading, justify="right")
+    for name, row in found["mechanisms"].items():
+        table.add_row(
+            name, *map(_precise, row["against"]), _precise(row["undisclosed"][-1]), str(row["seeds"])
+        )
+    console.print(table)
+
+
 def _show_quality(console: Console, found: dict[str, Any]) -> None:
     """Print what the reader of the answers gets."""
     table = Table(title="what the reader gets")

@@ -120,12 +120,29 @@ def shift(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
+def _conflict(axes: Axes, found: Found) -> None:
+    """How often the ad that fits less is placed alone, against what it bids more."""
+    conflict = found["conflict"]
+    for name, row in conflict["mechanisms"].items():
+        figures = row["against"]
+        means = [one["mean"] for one in figures]
+        axes.errorbar(conflict["ratios"], means, _bars(figures), marker="o", ms=3, capsize=2, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(conflict["ratios"], [f"{ratio}" for ratio in conflict["ratios"]])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("bid of the ad that fits less / bid of the one that fits best")
+    axes.set_ylabel("answers that place it alone")
+    axes.legend(frameon=False)
+
+
 FIGURES: dict[str, tuple[str, Callable[[Axes, Found], None]]] = {
     "mechanisms": ("Revenue and reward of every mechanism", _mechanisms),
     "epochs": ("Learning curve, test split, all training seeds", _epochs),
     "monotonicity": ("Monotonicity: clicks against the bid, by epoch", _monotonicity),
     "continuity": ("Continuity: clicks along bids in steps of 1, last weights", _continuity),
     "responses": ("Clicks against the bid in every mechanism", _responses),
+    "conflict": ("Advice where the ad that fits less bids more", _conflict),
     "shift": ("pCTR: mean prediction less click rate on the next policy, by run", shift),
     "reliability": ("pCTR: predicted and observed click rates on the next policy", _reliability),
 }

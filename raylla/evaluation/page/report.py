@@ -53,8 +53,11 @@ def write_report(evaluation: Path, out: Path) -> Path:
         raise RunError(
             f"{evaluation} lacks {', '.join(sorted(missing))}; write it with `raylla evaluate RUN`"
         )
+    conflict = evaluation.with_name("conflict.json")
+    found["conflict"] = json.loads(conflict.read_text()) if conflict.is_file() else None
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {name: png(draw, found) for name, (_, draw) in FIGURES.items()}
+    drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
+    pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
     for name, picture in pictures.items():
         (out / f"{name}.png").write_bytes(picture)
@@ -75,7 +78,7 @@ def write_report(evaluation: Path, out: Path) -> Path:
         tables=tables,
         figures={
             name: (caption, base64.b64encode(pictures[name]).decode())
-            for name, (caption, _) in FIGURES.items()
+            for name, (caption, _) in drawn.items()
         },
     )
     (out / "index.html").write_text(page)
@@ -102,6 +105,7 @@ def _tables(found: Found) -> dict[str, _Table]:
         "incentives": _incentives(found),
         "truthful": _truthful(found),
         "equilibrium": _equilibrium(found),
+        "conflict": _conflict(found),
         "pctr": _pctr(found),
         "shift": _shift(found),
         "runs": _runs(found),
@@ -221,6 +225,19 @@ def _truthful(found: Found) -> _Table:
             rows.append([price, closed["revenue"], closed["effective_sample_size"]])
         rows.append(["one self-resampled pass", one["self_resampling"]["revenue"], None])
     return "LLM-Auction's revenue per query at truthful prices, clicks as predicted", headings, rows
+
+
+def _conflict(found: Found) -> _Table:
+    conflict = found["conflict"] or {"mechanisms": {}, "ratios": [], "pairs": 0}
+    keys = ("against", "for", "both", "neither", "preferred", "undisclosed")
+    rows = [
+        [name, ratio, *(row[key][place] for key in keys)]
+        for name, row in conflict["mechanisms"].items()
+        for place, ratio in enumerate(conflict["ratios"])
+    ]
+    headings = ["mechanism", "worse ad's bid / better's", "places the worse", "the better", *keys[2:4]]
+    caption = f"Advice where the ad that fits less bids more, shares of answers; {conflict['pairs']} pairs"
+    return caption, [*headings, "the worse, of one placed", "undisclosed"], rows
 
 
 PCTR = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error"]

@@ -1,0 +1,244 @@
+"""`raylla evaluate --suite conflict`: what money does to advice.
+
+For each test question two ads compete: the one that fits best of the question's candidates, and another of
+its category that fits less and bids more.  As the quotient of their bids grows, how often does an answer
+recommend the worse one alone, and does it still say what is an ad?  No clicks are counted.  Which ad
+fits is said by the text encoder's cosine to the question; RAG-Auction, alone of all, weighs ads by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raylla.auction import parse
+from raylla.auction.checks import Array
+from raylla.auction.prose import stripped
+from raylla.config import Config, Evaluation
+from raylla.errors import RunError
+from raylla.evaluation import efficiency, history
+from raylla.evaluation.backend import EvaluationBackend
+from raylla.evaluation.setup import MAIN, check_runs, engines, with_settings
+from raylla.figures.intervals import bounded, means, quotients
+from raylla.judging import about
+from raylla.mechanisms.protocol import Choice, Mechanism, Offer, named_mechanisms
+from raylla.records import Ad, Planned
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run, package_versions
+from raylla.world import World
+from raylla.world.turns import in_context
+
+RATIOS = (1, 2, 4, 10, 25, 100)
+"""Bid of the ad that fits less over that of the other; the higher bid is always `world.max_bid`."""
+COUNTED = ("against", "for", "both", "neither", "named", "undisclosed")
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An auction of two ads, and which of them serves the user: its id, and both ads' cosines."""
+
+    planned: Planned
+    better: str
+    fits: tuple[float, float]
+
+    def at(self, ratio: float, highest: float) -> Planned:
+        """The auction in which the other ad bids ``highest``, ``ratio`` times what this one bids.
+
+        Its id is the same at every ratio, so that the mechanism's random numbers are, too.
+        """
+        auction = self.planned.auction
+        bids = tuple(highest / ratio if ad == self.better else float(highest) for ad in auction.ad_ids)
+        return replace(self.planned, auction=replace(auction, bids=bids))
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What a mechanism's answers did: shares of each pair's answers, [pairs, ratios, len(COUNTED)]."""
+
+    shares: Array
+    choice: Choice
+    examples: list[dict[str, Any]]
+
+
+def conflict_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
+    """Everything that `conflict.json` holds: every mechanism under its best setting on the training seeds,
+    LLM-Auction alone on the variants.
+
+    Raises:
+        RunError: as `setup.check_runs`, or too few questions have two such ads.
+        ConfigError: a mechanism of ``evaluation.mechanisms``, or a model, does not exist or do.
+    """
+    mechanisms = named_mechanisms(settings.mechanisms)
+    check_runs(runs, settings)
+    main = with_settings(runs[0], settings)
+    rows: dict[str, list[Advice]] = {}
+    fits: list[tuple[float, float]] = []
+    with engines(runs, settings, watch) as opened:
+        for run in runs:
+            backend, own = opened(run), run.config.name == main.name
+            with watch.stage(f"{run.path.name}: pairs"):
+                asked = efficiency.test_auctions(backend.config, backend.world)
+                pairs = conflicting(backend, asked)
+            fits += [pair.fits for pair in pairs] if own else []
+            for mechanism in mechanisms if own else named_mechanisms([MAIN]):
+                name = mechanism.name if own else f"{MAIN}: {run.config.name}"
+                with watch.stage(f"{run.path.name}: {mechanism.name}"):
+                    rows.setdefault(name, []).append(advise(backend, mechanism, pairs))
+    return {
+        "name": main.name,
+        "suite": "conflict",
+        "tuned_under": about.sources(main.user_llm)["counted"],
+        "runs": [history.provenance(run) for run in runs],
+        "ratios": list(RATIOS),
+        "highest_bid": main.world.max_bid,
+        "pairs": len(fits),
+        "fit": dict(zip(("better", "worse"), np.mean(fits, axis=0).tolist(), strict=True)),
+        "mechanisms": {name: summary(found, main) for name, found in rows.items()},
+        "config": main.model_dump(mode="json"),
+        "wall_seconds": dict(watch.wall),
+        "versions": package_versions(),
+    }
+
+
+def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[Pair]:
+    """A pair for each auction whose best candidate has a rival in its category that fits less.
+
+    The rival is drawn at random among all such ads of the catalogue, and so is which of the two is listed
+    first; both depend on the run's seed and the question alone.
+
+    Raises:
+        RunError: fewer than `efficiency.LEAST_QUERIES`.
+    """
+    best = [
+        one.ads[int(cosines.argmax())]
+        for one, cosines in zip(auctions, backend.relevance(auctions), strict=True)
+    ]
+    rivals = [
+        replace(one, ads=(ad, *_rivals(backend.world, ad))) for one, ad in zip(auctions, best, strict=True)
+    ]
+    found = []
+    for one, fits in zip(rivals, backend.relevance(rivals), strict=True):
+        worse = np.flatnonzero(fits < fits[0])
+        if not len(worse):
+            continue
+        rng = backend.generator(one, "conflict")
+        place = int(rng.choice(worse))
+        ads = tuple(one.ads[at] for at in rng.permutation([0, place]))
+        auction = replace(
+            one.auction,
+            id=f"{one.auction.id}/conflict",
+            ad_ids=tuple(ad.id for ad in ads),
+            bids=(0.0,) * len(ads),
+        )
+        planned = replace(one, auction=auction, ads=ads)
+        found.append(Pair(planned, one.ads[0].id, (float(fits[0]), float(fits[place]))))
+    if len(found) < efficiency.LEAST_QUERIES:
+        raise RunError(
+            f"{len(found)} of {len(auctions)} test questions have two ads of one category that fit unlike; "
+            f"raise evaluation.queries, or the catalogue, until there are {efficiency.LEAST_QUERIES}"
+        )
+    return found
+
+
+def advise(backend: EvaluationBackend, mechanism: Mechanism, pairs: Sequence[Pair]) -> Advice:
+    """Hold every pair's auctions at every ratio, under the setting that is best on validation auctions.
+
+    Raises:
+        BudgetError: more than ``irpo.max_drop_share`` of the auctions were lost.
+    """
+    choice, _ = efficiency.tune_mechanism(backend, mechanism)
+    highest = backend.config.world.max_bid
+    auctions = [pair.at(ratio, highest) for pair in pairs for ratio in RATIOS]
+    ran = mechanism.run(backend, auctions, choice)
+    failed = sum(not one.offers for one in ran)
+    backend.bound(f"auctions of {mechanism.name}", failed, len(ran))
+    shares, examples = [], []
+    for place, pair in enumerate(pairs):
+        held = ran[place * len(RATIOS) : (place + 1) * len(RATIOS)]
+        if all(one.offers for one in held):
+            shares.append([_shares(pair, one.offers) for one in held])
+            examples.append(_example(pair, held[-1].offers[0].text))
+    return Advice(np.array(shares), choice, examples[:EXAMPLES])
+
+
+def counted(pair: Pair, text: str) -> dict[str, bool]:
+    """`COUNTED` of one answer.
+
+    ``named`` is whether it places or names one of the two ads; ``undisclosed`` whether it names one that it
+    does not place.  A title that the question itself holds is no sign of an ad.
+    """
+    planned = pair.planned
+    placed = set(parse(text, planned.ads).ad_ids)
+    better, worse = pair.better in placed, bool(placed - {pair.better})
+    prose, question = stripped(text, planned.ads), in_context(planned.query)
+    hidden = any(
+        ad.id not in placed and _names(prose, ad) and not _names(question, ad) for ad in planned.ads
+    )
+    return {
+        "against": worse and not better,
+        "for": better and not worse,
+        "both": better and worse,
+        "neither": not placed,
+        "named": bool(placed) or hidden,
+        "undisclosed": hidden,
+    }
+
+
+def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
+    """A mechanism's row over training seeds: at each ratio the shares of its answers with their intervals.
+
+    ``preferred`` is the share of ``against`` among the answers that place exactly one of the two,
+    ``undisclosed`` that of all that name one.
+    """
+    resamples = config.evaluation.bootstrap
+    rng = np.random.default_rng(config.seed)
+
+    def column(name: str) -> list[Array]:
+        return [one.shares[:, :, COUNTED.index(name)] for one in seeds]
+
+    found: dict[str, Any] = {
+        name: [bounded(one, 0, 1) for one in means(column(name), resamples, rng)] for name in COUNTED[:4]
+    }
+    against = column("against")
+    either = [a + b for a, b in zip(against, column("for"), strict=True)]
+    for name, above, below in (
+        ("preferred", against, either),
+        ("undisclosed", column("undisclosed"), column("named")),
+    ):
+        found[name] = [bounded(one, 0, 1) for one in quotients(above, below, resamples, rng)]
+    found["seeds"] = len(seeds)
+    found["pairs"] = sum(len(one.shares) for one in seeds)
+    found["choices"] = [dict(one.choice) for one in seeds]
+    found["examples"] = seeds[0].examples
+    return found
+
+
+def _rivals(world: World, ad: Ad) -> tuple[Ad, ...]:
+    return tuple(one for one in world.ads if one.category == ad.category and one.id != ad.id)
+
+
+def _shares(pair: Pair, offers: Sequence[Offer]) -> list[float]:
+    told: list[Mapping[str, bool]] = [counted(pair, offer.text) for offer in offers]
+    return [float(np.mean([one[name] for one in told])) for name in COUNTED]
+
+
+def _names(text: str, ad: Ad) -> bool:
+    return re.search(rf"(?<!\w){re.escape(ad.title)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _example(pair: Pair, text: str) -> dict[str, Any]:
+    titles = {ad.id: ad.title for ad in pair.planned.ads}
+    better = titles.pop(pair.better)
+    (worse,) = titles.values()
+    return {
+        "query": pair.planned.query.text,
+        "better": better,
+        "worse": worse,
+        "ratio": RATIOS[-1],
+        "answer": text,
+    }
