@@ -209,3 +209,20 @@ def test_the_endpoint_s_own_share_is_all_but_the_generation() -> None:
     p50, p99 = _own(found, generation)
     assert (p50.value.values, p99.value.values) == ((51.0,), (100.0,))
     assert "16 at once" in p99.name
+
+
+@pytest.mark.parametrize(("most", "loaded"), [(16, [1, 4, 16]), (1, [1])])
+def test_mosaic_is_loaded_as_far_as_it_is_to_be(
+    most: int, loaded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raylla.bench.parts import serving
+
+    async def load(server: serving.Server, at: int, count: int, stream: bool) -> serving.LoadFigures:
+        return serving.LoadFigures(at, count, 1, 1)
+
+    monkeypatch.setattr(serving, "_load", load)
+    servers = [serving.Server(name, "", "", []) for name in ("endpoint", "vLLM", "MOSAIC")]
+    found = serving._measured(servers, {1: 24, 4: 64, 16: 192}, 2, most)
+    assert [at for name, at, stream in found if name == "MOSAIC" and not stream] == loaded
+    assert all(len(one) == 2 for one in found.values())
+    assert sum("MOSAIC" in row.name for row in serving._rows(found)) == 2 * len(loaded)

@@ -2,9 +2,10 @@
 
 All of it runs on this machine at once and is loaded in turn, at the same concurrency, by the same client.
 vLLM's server answers the very prompts (token ids) that the endpoint's auctions had; it retrieves, repairs,
-predicts, prices, records and signs nothing. MOSAIC asks it for its 20 candidate answers per auction and
-is spared their scoring. Latency is that of whole answers, time to first token that of streamed ones. The
-endpoint's own share of a whole answer is the client's time less what the auction's record calls generation.
+predicts, prices, records and signs nothing. MOSAIC asks it for its 20 candidate answers per auction, of one
+auction at a time where `bench.work` is less than 1, and is spared their scoring. Latency is that of whole
+answers, time to first token that of streamed ones. The endpoint's own share of a whole answer is the
+client's time less what the auction's record calls generation.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def rows(bench: Bench) -> list[Row]:
         prompts = _prompts(store)
         one = Server("vLLM", bare, "", [_completion(config, ids, 1) for ids in prompts])
         many = Server("MOSAIC", bare, "", [_completion(config, ids, CANDIDATES) for ids in prompts])
-        found = _measured((ours, one, many), counts, bench.repeats)
+        most = max(counts) if bench.config.bench.work >= 1 else 1
+        found = _measured((ours, one, many), counts, bench.repeats, most)
     generation = {one.auction.id: one.auction.latency_ms["generation"] for one in _auctions(store)}
     store.close()
     return [*_rows(found), *_own(found, generation)]
@@ -182,8 +184,9 @@ async def _read(answer: aiohttp.ClientResponse) -> tuple[float, int]:
 _Found = dict[tuple[str, int, bool], list[LoadFigures]]
 
 
-def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int) -> _Found:
-    """Every server at every concurrency, whole and streamed, in alternating order; once unmeasured."""
+def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int, most: int) -> _Found:
+    """Every server at every concurrency, MOSAIC at ``most`` and less, whole and streamed, in alternating
+    order; once unmeasured."""
     found: _Found = {}
     for repeat in range(repeats + 1):
         for concurrency, count in counts.items():
@@ -191,8 +194,8 @@ def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int
                 order = servers if repeat % 2 else tuple(reversed(servers))
                 for server in order:
                     mosaic = server.name == "MOSAIC"
-                    if mosaic and stream:
-                        continue  # it has nothing to show before all candidates are written
+                    if mosaic and (stream or concurrency > most):
+                        continue  # streamed, it has nothing to show before all candidates are written
                     wanted = max(concurrency, count // MOSAIC_SHARE) if mosaic else count
                     got = asyncio.run(_load(server, concurrency, wanted, stream))
                     if repeat:
@@ -218,8 +221,9 @@ def _rows(found: _Found) -> list[Row]:
             made.append(row(f"tokens, {kind}", "endpoint", at, stream, lambda one: one.tokens, "1/s"))
             made.append(row(f"p50, {kind}", "endpoint", at, stream, lambda one: one.latency, "ms"))
         made.append(row("time to first token", "endpoint", at, True, lambda one: one.first, "ms"))
-        made.append(row("requests, whole", "MOSAIC", at, False, lambda one: one.requests, "1/s"))
-        made.append(row("p50, whole", "MOSAIC", at, False, lambda one: one.latency, "ms"))
+        if ("MOSAIC", at, False) in found:
+            made.append(row("requests, whole", "MOSAIC", at, False, lambda one: one.requests, "1/s"))
+            made.append(row("p50, whole", "MOSAIC", at, False, lambda one: one.latency, "ms"))
     return made
 
 
