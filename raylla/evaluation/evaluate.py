@@ -12,9 +12,10 @@ from typing import Any
 
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
-from raylla.evaluation import detect, drift, efficiency, history, incentives, properties, reading
+from raylla.evaluation import drift, efficiency, history, incentives, properties
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import Held
+from raylla.evaluation.reader import detect, reading
 from raylla.evaluation.setup import MAIN, check_runs, engines, with_settings
 from raylla.figures import quality
 from raylla.irpo import stages

@@ -19,8 +19,8 @@ from raylla.actors.judge import parse_clicks
 from raylla.auction import markup, parse
 from raylla.config import Config
 from raylla.errors import ConfigError, DataError, RunError, TokenError, WorldError
-from raylla.evaluation import detect
 from raylla.evaluation.kept import SECONDS, Kept
+from raylla.evaluation.reader import detect
 from raylla.judging import published
 from raylla.records import Ad, Profile, Query
 from raylla.runs.state import Run

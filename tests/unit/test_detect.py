@@ -13,7 +13,7 @@ import pytest
 
 from raylla import config
 from raylla.errors import ConfigError
-from raylla.evaluation import detect
+from raylla.evaluation.reader import detect
 
 PLAIN = "The bus leaves at nine. Bring water. Tickets cost two coins."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raylla.evaluation.fidelity import Descriptions, content
+from raylla.evaluation.reader.fidelity import Descriptions, content
 from raylla.records import Ad, Auction, Planned, Profile, Query
 
 KETTLE = Ad("1", "Lumo Kettle", "kettle", "home", "Boils a litre in two minutes and keeps green tea warm.")

@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from raylla.engines.protocol import Completion, Generated, Request
-from raylla.evaluation import efficiency, reading
+from raylla.evaluation import efficiency
 from raylla.evaluation.page.console import _show_quality
+from raylla.evaluation.reader import reading
 from raylla.figures import quality
 from raylla.figures.quality import Read
 from raylla.world import World

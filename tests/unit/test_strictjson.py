@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raylla.errors import ConfigError, DataError, RayllaError, WorldError
-from raylla.evaluation import detect
+from raylla.evaluation.reader import detect
 from raylla.judging import published
 from raylla.strictjson import objects
 from raylla.warmstart import rows

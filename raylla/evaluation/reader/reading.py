@@ -13,8 +13,8 @@ import numpy as np
 from raylla.auction.prose import stripped, undisclosed, without_ads
 from raylla.engines.protocol import Given
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.evaluation.detect import Detector
-from raylla.evaluation.fidelity import Descriptions
+from raylla.evaluation.reader.detect import Detector
+from raylla.evaluation.reader.fidelity import Descriptions
 from raylla.figures.quality import Read, Reads, Table, reads_per_query
 from raylla.records import Planned
 from raylla.world import prompts

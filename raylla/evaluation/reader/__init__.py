@@ -1,0 +1,1 @@
+"""What the reader of an answer gets: likeness to the organic one, perplexity, detectability, fidelity."""
