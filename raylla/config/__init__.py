@@ -5,15 +5,14 @@ Unknown keys are errors that name the nearest valid key.
 """
 
 from raylla.config.judging import Judging
+from raylla.config.measuring import Bench, Evaluation
 from raylla.config.reading import changed, keys, load_config, located, parse_config, read_config
 from raylla.config.sections import (
     Actors,
-    Bench,
     Deadlines,
     Dpo,
     Engine,
     Engines,
-    Evaluation,
     Irpo,
     Lora,
     Model,

@@ -8,14 +8,13 @@ import json
 from pydantic import model_validator
 
 from raylla.config.judging import Judging
+from raylla.config.measuring import Bench, Evaluation
 from raylla.config.sections import (
     Actors,
-    Bench,
     Deadlines,
     Dpo,
     Engine,
     Engines,
-    Evaluation,
     Irpo,
     Lora,
     Model,
