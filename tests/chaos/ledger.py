@@ -30,8 +30,8 @@ from raylla.serving.billing.audit import audit
 from raylla.serving.money.records import Listing, PriceRule, ServedAuction
 from raylla.serving.security.tokens import Claims
 from raylla.serving.store import Store, billing, models, open_store
+from raylla.serving.store.auctions import check_auction, put_auctions
 from raylla.serving.store.parties import put_payment
-from raylla.serving.store.store import check_auction, put_auctions
 from tests.chaos.second import Second, Shown
 from tests.unit.serving.market import UNIT, Market
 

@@ -10,7 +10,7 @@ import pytest
 from raylla.pocket.tokenizer import ASSISTANT, END, USER
 from raylla.records import Turn
 from raylla.serving.store import Store
-from raylla.serving.store.store import RECORD
+from raylla.serving.store.auctions import RECORD
 from raylla.world.synthetic import lexicon
 from tests.unit.serving.market import Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, endpoint, vectors
