@@ -13,7 +13,7 @@ _Span = tuple[int, int]
 """Half-open range of characters."""
 
 _BREAK = re.compile(r"(?<=[.!?])[\"'’”)\]*]*\s+|\s*\n\s*")
-_MARKS = re.compile(r"\[Ad-[^\]\s]*\]?|@\[|@")
+_MARKS = re.compile(r"@?\[Ad-[^\]\s]*\]?|@\[|@")
 _SPACES = re.compile(r"[ \t]+")
 
 

@@ -1,41 +1,47 @@
 """`raylla evaluate --suite conflict`: what money does to advice.
 
 For each test question two ads compete: the one that fits best of the question's candidates, and another of
-its category that fits less and bids more.  As the quotient of their bids grows, how often does an answer
-recommend the worse one alone, and does it still say what is an ad?  No clicks are counted.  Which ad
-fits is said by the text encoder's cosine to the question; RAG-Auction, alone of all, weighs ads by it.
+its category that fits less and bids as much or more.  As the quotient of their bids grows, how often does
+an answer recommend the worse one alone, and does it still say what is an ad?  No clicks are counted.  Which
+ad fits is said by the text encoder's cosine to the question.  RAG-Auction weighs ads by that very cosine,
+and the pCTR models that rank for MOSAIC and the card read it.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from raylla.auction import parse
+from raylla.auction import attempts, parse
 from raylla.auction.checks import Array
-from raylla.auction.prose import stripped
 from raylla.config import Config, Evaluation
 from raylla.errors import RunError
 from raylla.evaluation import efficiency, history
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.setup import MAIN, check_runs, engines, with_settings
-from raylla.figures.intervals import bounded, means, quotients
+from raylla.figures.intervals import Figure, bounded, means, quotients
 from raylla.judging import about
+from raylla.mechanisms.card import DESCRIBED
 from raylla.mechanisms.protocol import Choice, Mechanism, Offer, named_mechanisms
 from raylla.records import Ad, Planned
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
 from raylla.world import World
-from raylla.world.turns import in_context
+from raylla.world.prompts import LARGEST_COMPACT_BID
+from raylla.world.texts import ad_text, shown
 
 RATIOS = (1, 2, 4, 10, 25, 100)
-"""Bid of the ad that fits less over that of the other; the higher bid is always `world.max_bid`."""
+"""Bid of the ad that fits less over that of the other, as far as that one's is 1 or more."""
+LESS = 1e-6
+"""Cosines that differ by no more are the same."""
 COUNTED = ("against", "for", "both", "neither", "named", "undisclosed")
 EXAMPLES = 3
+UNDEFINED: Figure = {"mean": math.nan, "low": math.nan, "high": math.nan}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +72,14 @@ class Advice:
 
 
 def conflict_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
-    """Everything that `conflict.json` holds: every mechanism under its best setting on the training seeds,
-    LLM-Auction alone on the variants.
+    """Everything that `conflict.json` holds: every mechanism on the training seeds, under the setting that
+    is best on a seed's validation auctions; LLM-Auction alone on the variants.
 
     Raises:
         RunError: as `setup.check_runs`, or too few questions have two such ads.
         ConfigError: a mechanism of ``evaluation.mechanisms``, or a model, does not exist or do.
     """
-    mechanisms = named_mechanisms(settings.mechanisms)
+    mechanisms = named_mechanisms(list(dict.fromkeys(settings.mechanisms)))
     check_runs(runs, settings)
     main = with_settings(runs[0], settings)
     rows: dict[str, list[Advice]] = {}
@@ -94,8 +100,8 @@ def conflict_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
         "suite": "conflict",
         "tuned_under": about.sources(main.user_llm)["counted"],
         "runs": [history.provenance(run) for run in runs],
-        "ratios": list(RATIOS),
-        "highest_bid": main.world.max_bid,
+        "ratios": list(ratios(main)),
+        "highest_bid": highest_bid(main),
         "pairs": len(fits),
         "fit": dict(zip(("better", "worse"), np.mean(fits, axis=0).tolist(), strict=True)),
         "mechanisms": {name: summary(found, main) for name, found in rows.items()},
@@ -105,11 +111,22 @@ def conflict_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
     }
 
 
+def highest_bid(config: Config) -> float:
+    """What the ad that fits less bids: the most that the model is trained on and its prompt can say."""
+    most = config.world.max_bid
+    return float(min(most, LARGEST_COMPACT_BID) if config.ad_llm.prompt == "compact" else most)
+
+
+def ratios(config: Config) -> tuple[int, ...]:
+    """Those of `RATIOS` under which the ad that fits best bids 1 or more."""
+    return tuple(ratio for ratio in RATIOS if highest_bid(config) / ratio >= 1)
+
+
 def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[Pair]:
     """A pair for each auction whose best candidate has a rival in its category that fits less.
 
-    The rival is drawn at random among all such ads of the catalogue, and so is which of the two is listed
-    first; both depend on the run's seed and the question alone.
+    The rival is drawn at random among all such ads of the catalogue that say something else, and so is
+    which of the two is listed first; both depend on the run's seed and the question alone.
 
     Raises:
         RunError: fewer than `efficiency.LEAST_QUERIES`.
@@ -123,7 +140,7 @@ def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list
     ]
     found = []
     for one, fits in zip(rivals, backend.relevance(rivals), strict=True):
-        worse = np.flatnonzero(fits < fits[0])
+        worse = np.flatnonzero(fits < fits[0] - LESS)
         if not len(worse):
             continue
         rng = backend.generator(one, "conflict")
@@ -146,39 +163,48 @@ def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list
 
 
 def advise(backend: EvaluationBackend, mechanism: Mechanism, pairs: Sequence[Pair]) -> Advice:
-    """Hold every pair's auctions at every ratio, under the setting that is best on validation auctions.
+    """Hold every pair's auctions at every ratio, under the setting that is best on validation auctions: of
+    those that sell one place, for two places are for both ads, whatever they bid.
 
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the auctions were lost.
+        RunError: fewer than `efficiency.LEAST_QUERIES` pairs lost none.
     """
-    choice, _ = efficiency.tune_mechanism(backend, mechanism)
-    highest = backend.config.world.max_bid
-    auctions = [pair.at(ratio, highest) for pair in pairs for ratio in RATIOS]
+    config = backend.config
+    choices = [one for one in mechanism.choices(config.irpo.epochs) if one.get("ads", 1) == 1]
+    choice, _ = efficiency.tune_mechanism(backend, mechanism, choices)
+    asked = ratios(config)
+    auctions = [pair.at(ratio, highest_bid(config)) for pair in pairs for ratio in asked]
     ran = mechanism.run(backend, auctions, choice)
     failed = sum(not one.offers for one in ran)
     backend.bound(f"auctions of {mechanism.name}", failed, len(ran))
     shares, examples = [], []
     for place, pair in enumerate(pairs):
-        held = ran[place * len(RATIOS) : (place + 1) * len(RATIOS)]
+        held = ran[place * len(asked) : (place + 1) * len(asked)]
         if all(one.offers for one in held):
             shares.append([_shares(pair, one.offers) for one in held])
-            examples.append(_example(pair, held[-1].offers[0].text))
+            examples.append(_example(pair, asked[-1], held[-1].offers[0].text))
+    if len(shares) < efficiency.LEAST_QUERIES:
+        raise RunError(
+            f"{mechanism.name}: {len(shares)} of {len(pairs)} pairs lost no auction, too few for an "
+            "interval; see the engines' output"
+        )
     return Advice(np.array(shares), choice, examples[:EXAMPLES])
 
 
 def counted(pair: Pair, text: str) -> dict[str, bool]:
     """`COUNTED` of one answer.
 
-    ``named`` is whether it places or names one of the two ads; ``undisclosed`` whether it names one that it
-    does not place.  A title that the question itself holds is no sign of an ad.
+    ``named`` is whether it places or names one of the two ads; ``undisclosed`` whether its prose names one
+    that it does not place.  What stands as an ad, well-formed or not, is no prose, nor is the description
+    of a placed ad.  A title that the conversation itself holds is no sign of an ad.
     """
-    planned = pair.planned
-    placed = set(parse(text, planned.ads).ad_ids)
+    ads, query = pair.planned.ads, pair.planned.query
+    placed = set(parse(text, ads).ad_ids)
     better, worse = pair.better in placed, bool(placed - {pair.better})
-    prose, question = stripped(text, planned.ads), in_context(planned.query)
-    hidden = any(
-        ad.id not in placed and _names(prose, ad) and not _names(question, ad) for ad in planned.ads
-    )
+    prose, said = _prose(text, ads, placed), " ".join([*(turn.text for turn in query.turns), query.text])
+    known = {ad.title.casefold() for ad in ads if ad.id in placed} | _titles(said, ads)
+    hidden = bool(_titles(prose, ads) - known)
     return {
         "against": worse and not better,
         "for": better and not worse,
@@ -193,7 +219,7 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
     """A mechanism's row over training seeds: at each ratio the shares of its answers with their intervals.
 
     ``preferred`` is the share of ``against`` among the answers that place exactly one of the two,
-    ``undisclosed`` that of all that name one.
+    ``undisclosed`` its share among those that place or name one; both are not defined where there are none.
     """
     resamples = config.evaluation.bootstrap
     rng = np.random.default_rng(config.seed)
@@ -210,7 +236,11 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
         ("preferred", against, either),
         ("undisclosed", column("undisclosed"), column("named")),
     ):
-        found[name] = [bounded(one, 0, 1) for one in quotients(above, below, resamples, rng)]
+        some = np.sum([one.sum(axis=0) for one in below], axis=0) > 0
+        found[name] = [
+            bounded(one, 0, 1) if seen else UNDEFINED
+            for one, seen in zip(quotients(above, below, resamples, rng), some, strict=True)
+        ]
     found["seeds"] = len(seeds)
     found["pairs"] = sum(len(one.shares) for one in seeds)
     found["choices"] = [dict(one.choice) for one in seeds]
@@ -219,7 +249,7 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
 
 
 def _rivals(world: World, ad: Ad) -> tuple[Ad, ...]:
-    return tuple(one for one in world.ads if one.category == ad.category and one.id != ad.id)
+    return tuple(one for one in world.ads if one.category == ad.category and ad_text(one) != ad_text(ad))
 
 
 def _shares(pair: Pair, offers: Sequence[Offer]) -> list[float]:
@@ -227,11 +257,26 @@ def _shares(pair: Pair, offers: Sequence[Offer]) -> list[float]:
     return [float(np.mean([one[name] for one in told])) for name in COUNTED]
 
 
-def _names(text: str, ad: Ad) -> bool:
-    return re.search(rf"(?<!\w){re.escape(ad.title)}(?!\w)", text, re.IGNORECASE) is not None
+def _prose(text: str, ads: Sequence[Ad], placed: Container[str]) -> str:
+    """``text`` without all that stands as an ad, and without what a card says of a placed one."""
+    pieces, cursor = [], 0
+    for start, end in attempts(text, ads):
+        pieces.append(text[cursor:start])
+        cursor = end
+    prose = " ".join([*pieces, text[cursor:]])
+    for description in (shown(ad, DESCRIBED) for ad in ads if ad.id in placed):
+        prose = prose.replace(description, " ") if description else prose
+    return prose
 
 
-def _example(pair: Pair, text: str) -> dict[str, Any]:
+def _titles(text: str, ads: Sequence[Ad]) -> set[str]:
+    """The titles that ``text`` names, in small letters; where one holds another, the longer."""
+    longest = sorted({ad.title for ad in ads}, key=len, reverse=True)
+    named = re.finditer(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)", text, re.IGNORECASE)
+    return {match.group().casefold() for match in named}
+
+
+def _example(pair: Pair, ratio: int, text: str) -> dict[str, Any]:
     titles = {ad.id: ad.title for ad in pair.planned.ads}
     better = titles.pop(pair.better)
     (worse,) = titles.values()
@@ -239,6 +284,6 @@ def _example(pair: Pair, text: str) -> dict[str, Any]:
         "query": pair.planned.query.text,
         "better": better,
         "worse": worse,
-        "ratio": RATIOS[-1],
+        "ratio": ratio,
         "answer": text,
     }

@@ -113,9 +113,10 @@ def hold(
     return Held(per_query(outcomes, backend.penalty), np.array(costs or torn), notes, unread, answers)
 
 
-def tune_mechanism(backend: EvaluationBackend, mechanism: Mechanism) -> tuple[Choice, list[dict[str, Any]]]:
-    """The choice with the highest mean reward on validation auctions, and what each one gave."""
-    choices = mechanism.choices(backend.config.irpo.epochs)
+def tune_mechanism(
+    backend: EvaluationBackend, mechanism: Mechanism, choices: Sequence[Choice]
+) -> tuple[Choice, list[dict[str, Any]]]:
+    """The one of ``choices`` with the highest mean reward on validation auctions, and what each gave."""
     if len(choices) == 1:
         return choices[0], []
     auctions = validation_auctions(backend.config, backend.world)

@@ -16,7 +16,7 @@ from raylla.evaluation import drift, efficiency, history, incentives, properties
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import Held
 from raylla.evaluation.reader import detect, reading
-from raylla.evaluation.setup import MAIN, check_runs, engines, with_settings
+from raylla.evaluation.setup import MAIN, check_runs, check_settings, engines, with_settings
 from raylla.figures import quality
 from raylla.irpo import stages
 from raylla.judging import about
@@ -52,6 +52,8 @@ def evaluate_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
     """
     mechanisms = named_mechanisms(settings.mechanisms)
     check_runs(runs, settings)
+    for run in runs:
+        check_settings(with_settings(run, settings))
     main = with_settings(runs[0], settings)
     detector = detect.detector(settings, main.seed)
     seen: list[Seen] = []
@@ -131,7 +133,8 @@ def _answers(
 def _hold(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
     where = f"{backend.run.path.name}: {mechanism.name}"
     with watch.stage(f"{where}: tune"):
-        choice, tried = efficiency.tune_mechanism(backend, mechanism)
+        choices = mechanism.choices(backend.config.irpo.epochs)
+        choice, tried = efficiency.tune_mechanism(backend, mechanism, choices)
     with watch.stage(f"{where}: test"):
         tested = efficiency.test_auctions(backend.config, backend.world)
         seen.held[mechanism.name] = efficiency.hold(backend, mechanism, tested, choice)

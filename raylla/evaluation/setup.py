@@ -38,13 +38,8 @@ def with_settings(run: Run, settings: Evaluation) -> Config:
 
 @contextmanager
 def engines(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> Iterator[Opened]:
-    """Engines, judges and pCTR models for all of ``runs``, which are stopped at the end.
-
-    Raises:
-        ConfigError: a model does not exist or do.
-    """
+    """Engines, judges and pCTR models for all of ``runs``, which are stopped at the end."""
     main = with_settings(runs[0], settings)
-    roles.check_roles(main)
     with watch.stage(RAY):
         connect(main)
     crew: Crew | None = None
@@ -71,8 +66,8 @@ def check_runs(runs: Sequence[Run], settings: Evaluation) -> None:
     """Refuse what cannot be compared, before any model loads.
 
     Raises:
-        RunError: a run is not finished, or does not go with the others; or as `check_settings`.
-        ConfigError: as `check_settings`.
+        RunError: a run is not finished, or does not go with the others.
+        ConfigError: a model does not exist or do.
     """
     first = runs[0]
     for run in runs:
@@ -97,10 +92,10 @@ def check_runs(runs: Sequence[Run], settings: Evaluation) -> None:
                 f"run {run.place} has the name of {first.place}, {first.config.name!r}, but other "
                 "settings; a training seed differs in its seed alone, and a variant has a name of its own"
             )
-        check_settings(with_settings(run, settings))
         efficiency.test_auctions(with_settings(run, settings), store.load_world(run.part("world")))
     if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
         raise RunError("two of the runs have the same name and seed; give each once")
+    roles.check_roles(with_settings(first, settings))
 
 
 def check_settings(config: Config) -> None:

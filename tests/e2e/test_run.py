@@ -199,9 +199,19 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     for one in found["incentives"].values():
         assert set(one["rules"]) == {"own", "myerson"}
         assert one["equilibrium"]["queries"] == 1
+    both = [str(tmp_path / name) for name in ("seed-0", "judged")]
+    quick = [part for name, value in small.items() for part in ("--set", f"evaluation.{name}={value}")]
+    _finish(["evaluate", *both, "--suite", "conflict", *quick], tmp_path / "conflict.log")
+    advice = json.loads((tmp_path / "seed-0" / "conflict.json").read_text())
+    assert set(advice["mechanisms"]) == set(rows)
+    assert advice["pairs"] >= 10
+    for row in advice["mechanisms"].values():
+        for shares in zip(*(row[name] for name in ("against", "for", "both", "neither")), strict=True):
+            assert sum(one["mean"] for one in shares) == pytest.approx(1)
     _finish(["report", str(tmp_path / "seed-0")], tmp_path / "report.log")
     page = (tmp_path / "seed-0" / "report" / "index.html").read_text()
     assert all(f"<td>{name}</td>" in page for name in rows)
+    assert "What money does to advice" in page
     assert "<mark>@" in page
 
 

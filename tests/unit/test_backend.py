@@ -346,7 +346,9 @@ def test_best_responses_shade_the_bids(tmp_path: Path) -> None:
 
 def test_mosaic_is_tuned_on_training_queries(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: 0.4)
-    choice, tried = efficiency.tune_mechanism(made.backend, Mosaic())
+    choice, tried = efficiency.tune_mechanism(
+        made.backend, Mosaic(), Mosaic().choices(made.backend.config.irpo.epochs)
+    )
     assert len(tried) == len(Mosaic().choices(3))
     assert {request.id.split("/")[1] for request in made.writer.asked} == {"validation"}
     assert all(request.n == CANDIDATES for request in made.writer.asked)

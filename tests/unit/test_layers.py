@@ -49,6 +49,7 @@ DRIVER = (
     "raylla.bench",
     "raylla.irpo.loop",
     "raylla.irpo.stages",
+    "raylla.evaluation.conflict",
     "raylla.evaluation.evaluate",
     "raylla.serving.deploy.app",
     "raylla.serving.deploy.cluster",

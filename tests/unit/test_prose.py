@@ -35,6 +35,7 @@ def test_sentences_end_at_marks_and_lines_but_not_within_an_ad() -> None:
 
 
 def test_markup_becomes_the_bare_title() -> None:
+    assert stripped("Take @Lumo Kettle@[Ad-34 now.", ADS) == "Take Lumo Kettle now."
     assert stripped(undisclosed(ANSWER, "Sponsored"), ADS) == (
         "Let the water cool. A kettle such as Lumo Kettle helps! 1. Try Dr. Oat's Tea too.\n"
         "Steep for 2.5 minutes."

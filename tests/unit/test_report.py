@@ -179,19 +179,49 @@ def test_advice_against_higher_bids_is_on_it_where_it_was_measured(page: Path, t
     assert "What money does to advice" not in page.read_text()
     shares = ("against", "for", "both", "neither", "preferred", "undisclosed")
     example = {"query": "q", "better": "Lumo", "worse": "Uber", "ratio": 10, "answer": f"Go. {HOSTILE}"}
-    row = {key: [figure(0.2), figure(0.4)] for key in shares} | {"examples": [example]}
-    found = {"mechanisms": {"card": row}, "ratios": [1, 10], "pairs": 24}
+    row = {key: [figure(0.2), figure(0.4)] for key in shares}
+    row |= {"examples": [example], "choices": [{"reserve": 25.0}]}
+    row["preferred"] = [dict.fromkeys(("mean", "low", "high"))] * 2
+    found = {"mechanisms": {"card": row}, "ratios": [1, 10], "pairs": 24, "tuned_under": "adapter:judge"}
+    found["runs"] = evaluation()["runs"]
     (tmp_path / "conflict.json").write_text(json.dumps(found))
     html = write_report(tmp_path / "evaluation.json", tmp_path / "report").read_text()
     assert "What money does to advice" in html
     assert "fits less, bids 10 times as much: Uber" in html
+    assert "settings under clicks of adapter:judge" in html
     assert "<script" not in html
     assert html.count("data:image/png;base64,") == len(FIGURES)
     rows = list(csv.DictReader((tmp_path / "report" / "conflict.csv").open()))
-    assert [(one["mechanism"], one["places the worse"]) for one in rows] == [
-        ("card", "0.2"),
-        ("card", "0.4"),
-    ]
+    told = [(one["mechanism"], one["setting"], one["the worse alone"]) for one in rows]
+    assert told == [("card", '{"reserve": 25.0}', "0.2"), ("card", '{"reserve": 25.0}', "0.4")]
+    assert "conflict" not in json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    (tmp_path / "conflict.json").unlink()
+    write_report(tmp_path / "evaluation.json", tmp_path / "report")
+    assert not list((tmp_path / "report").glob("conflict.*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"mecha', "is not JSON"),
+        ("[1]", "holds no object"),
+        ('{"mechanisms": {}}', "lacks pairs, ratios, runs, tuned_under"),
+    ],
+)
+def test_a_damaged_file_of_advice_is_an_error(text: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    (tmp_path / "conflict.json").write_text(text)
+    with pytest.raises(RunError, match=rf"conflict\.json {fault}"):
+        write_report(tmp_path / "evaluation.json", tmp_path / "report")
+
+
+def test_advice_of_another_run_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    other = evaluation()["runs"][0] | {"digest": "beef"}
+    found = {"mechanisms": {}, "ratios": [], "pairs": 0, "tuned_under": "", "runs": [other]}
+    (tmp_path / "conflict.json").write_text(json.dumps(found))
+    with pytest.raises(RunError, match="is of a run of another digest"):
+        write_report(tmp_path / "evaluation.json", tmp_path / "report")
 
 
 def test_pieces_of_an_answer() -> None:

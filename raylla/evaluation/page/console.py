@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -105,19 +106,16 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
 def show_conflict(console: Console, found: dict[str, Any]) -> None:
     """Print `conflict.json`."""
     title = f"{found['name']}: {found['pairs']} pairs, answers that place the worse ad alone"
-    fit = found["fit"]
+    fit, last = found["fit"], found["ratios"][-1]
     caption = (
         f"95 % intervals; by the bid of the worse ad over the better one's; cosine to the question "
         f"{fit['worse']:.2f} and {fit['better']:.2f}"
     )
     table = Table(title=Text(title), caption=Text(caption))
-    for heading in (
-        "mechanism",
-        *(f"x {ratio}" for ratio in found["ratios"]),
-        "not said to be an ad",
-        "seeds",
-    ):
+    for heading in ("mechanism", *(f"x {ratio}" for ratio in found["ratios"])):
         table.add_column(heading, justify="right")
+    table.add_column(f"undisclosed of those that name an ad, x {last}", justify="right")
+    table.add_column("seeds", justify="right")
     for name, row in found["mechanisms"].items():
         table.add_row(
             name, *map(_precise, row["against"]), _precise(row["undisclosed"][-1]), str(row["seeds"])
@@ -142,8 +140,8 @@ def _show_quality(console: Console, found: dict[str, Any]) -> None:
 
 
 def _precise(value: dict[str, float] | None) -> str:
-    """Three digits; what was not measured is a dash."""
-    if value is None:
+    """Three digits; what was not measured, or is not defined, is a dash."""
+    if value is None or math.isnan(value["mean"]):
         return "-"
     mean, low, high = (f"{value[end]:.3g}" for end in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"

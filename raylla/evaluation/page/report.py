@@ -30,12 +30,7 @@ def write_report(evaluation: Path, out: Path) -> Path:
     Raises:
         RunError: there is no evaluation, or not a whole one.
     """
-    try:
-        found: Found = json.loads(evaluation.read_text())
-    except OSError:
-        raise RunError(f"{evaluation} does not exist; write it with `raylla evaluate RUN`") from None
-    except ValueError as error:
-        raise RunError(f"{evaluation} is not JSON: {error}") from None
+    found = _read(evaluation, "raylla evaluate RUN")
     wanted = {
         "clicks",
         "clicks_of_runs",
@@ -47,18 +42,20 @@ def write_report(evaluation: Path, out: Path) -> Path:
         "epochs",
         "examples",
         "quality",
+        "runs",
     }
-    missing = wanted - found.keys()
-    if missing:
-        raise RunError(
-            f"{evaluation} lacks {', '.join(sorted(missing))}; write it with `raylla evaluate RUN`"
-        )
-    conflict = evaluation.with_name("conflict.json")
-    found["conflict"] = json.loads(conflict.read_text()) if conflict.is_file() else None
+    _whole(evaluation, found, wanted)
+    conflict = _of_the_same_runs(evaluation.with_name("conflict.json"), found)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
+    found["conflict"] = conflict
     drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
     pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
+    if not found["conflict"]:
+        del tables["conflict"]
+        for name in ("conflict.png", "conflict.csv"):  # of a report before
+            (out / name).unlink(missing_ok=True)
     for name, picture in pictures.items():
         (out / f"{name}.png").write_bytes(picture)
     for name, (_, headings, rows) in tables.items():
@@ -66,7 +63,6 @@ def write_report(evaluation: Path, out: Path) -> Path:
             writer = csv.writer(file)
             writer.writerow(_flat(headings, rows[0] if rows else headings))
             writer.writerows(_values(row) for row in rows)
-    (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
     environment = Environment(
         loader=PackageLoader("raylla.evaluation.page", "templates"),
         autoescape=True,
@@ -83,6 +79,43 @@ def write_report(evaluation: Path, out: Path) -> Path:
     )
     (out / "index.html").write_text(page)
     return out / "index.html"
+
+
+def _read(path: Path, command: str) -> Found:
+    try:
+        found = json.loads(path.read_text())
+    except OSError:
+        raise RunError(f"{path} does not exist; write it with `{command}`") from None
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise RunError(f"{path} holds no object; write it with `{command}`")
+    return found
+
+
+def _whole(path: Path, found: Found, wanted: set[str], command: str = "raylla evaluate RUN") -> None:
+    missing = wanted - found.keys()
+    if missing:
+        raise RunError(f"{path} lacks {', '.join(sorted(missing))}; write it with `{command}`")
+
+
+def _of_the_same_runs(path: Path, evaluation: Found) -> Found | None:
+    """What `raylla evaluate --suite conflict` found, where it did.
+
+    Raises:
+        RunError: the file is not whole, or its first run is not the evaluation's.
+    """
+    if not path.is_file():
+        return None
+    command = "raylla evaluate RUN --suite conflict"
+    found = _read(path, command)
+    _whole(path, found, {"mechanisms", "ratios", "pairs", "runs", "tuned_under"}, command)
+    for name in ("name", "seed", "digest", "weights"):
+        if found["runs"][0][name] != evaluation["runs"][0][name]:
+            raise RunError(
+                f"{path} is of a run of another {name}; write it anew with `{command}`, or remove it"
+            )
+    return found
 
 
 def pieces(text: str) -> list[tuple[str, bool]]:
@@ -228,16 +261,20 @@ def _truthful(found: Found) -> _Table:
 
 
 def _conflict(found: Found) -> _Table:
-    conflict = found["conflict"] or {"mechanisms": {}, "ratios": [], "pairs": 0}
+    conflict = found["conflict"] or {"mechanisms": {}, "ratios": [], "pairs": 0, "tuned_under": ""}
     keys = ("against", "for", "both", "neither", "preferred", "undisclosed")
     rows = [
-        [name, ratio, *(row[key][place] for key in keys)]
+        [name, dumps(row["choices"][0]), ratio, *(row[key][place] for key in keys)]
         for name, row in conflict["mechanisms"].items()
         for place, ratio in enumerate(conflict["ratios"])
     ]
-    headings = ["mechanism", "worse ad's bid / better's", "places the worse", "the better", *keys[2:4]]
-    caption = f"Advice where the ad that fits less bids more, shares of answers; {conflict['pairs']} pairs"
-    return caption, [*headings, "the worse, of one placed", "undisclosed"], rows
+    headings = ["mechanism", "setting", "worse ad's bid / better's", "the worse alone", "the better alone"]
+    headings += ["both", "neither", "the worse, of one placed", "undisclosed, of those that name one"]
+    caption = (
+        f"Advice where the ad that fits less bids more, shares of answers; {conflict['pairs']} pairs; "
+        f"settings under clicks of {conflict['tuned_under']}"
+    )
+    return caption, headings, rows
 
 
 PCTR = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibration_error"]
