@@ -1,9 +1,11 @@
 """What a config costs on given hardware, from counts alone; pure arithmetic, imports no torch, ray or vllm.
 
-`architecture` counts a model, `hardware` holds what devices can do, `budget` derives each phase's tokens,
-FLOPs, bytes, memory and seconds, `show` prints them.
+`architecture` counts a model, `hardware` holds what devices can do, `work` counts an epoch's texts,
+`budget` derives each phase's tokens, FLOPs and seconds, `memory` each group's bytes, `console` prints them;
+`against` holds them to what a run had.
 """
 
-from raylla.plan.budget import Budget, Lengths, budget
+from raylla.plan.budget import Budget, budget
+from raylla.plan.work import Counts, Lengths
 
-__all__ = ["Budget", "Lengths", "budget"]
+__all__ = ["Budget", "Counts", "Lengths", "budget"]

@@ -1,8 +1,9 @@
-"""A decoder's parameters, FLOPs and bytes, counted from its shape (Qwen3: grouped queries, SwiGLU)."""
+"""A model's parameters, FLOPs and bytes, counted from its shape (Qwen3: grouped queries, SwiGLU)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from raylla.storage import exists, read_text, within
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The shape of a decoder; widths in elements."""
+    """The shape of a decoder, or of an encoder; widths in elements. ``gated``: its MLP has three matrices
+    (SwiGLU), else two (BERT)."""
 
     layers: int
     hidden: int
@@ -23,6 +25,7 @@ class Architecture:
     ffn: int
     vocabulary: int
     tied: bool
+    gated: bool = True
 
     @property
     def embedding(self) -> int:
@@ -34,7 +37,7 @@ class Architecture:
         """Parameters that every token is multiplied with, the head left out."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = 2 * self.hidden * queries + 2 * self.hidden * keys
-        return self.layers * (attention + 3 * self.hidden * self.ffn)
+        return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.ffn)
 
     @property
     def parameters(self) -> int:
@@ -50,6 +53,29 @@ class Architecture:
         attention = 4 * self.layers * self.heads * self.head_dim * context
         return tokens * (2 * self.matrices + attention) + heads * 2 * self.embedding
 
+    def adapters(self, rank: int, targets: Sequence[str], blocks: int | None) -> int:
+        """Parameters of low-rank adapters: rank x (in + out) of each of the ``targets``, as Llama and
+        Qwen name a layer's products, in the last ``blocks`` layers (none: in all).
+
+        Raises:
+            ConfigError: a target that is no such product.
+        """
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        sides = {
+            "q_proj": self.hidden + queries,
+            "k_proj": self.hidden + keys,
+            "v_proj": self.hidden + keys,
+            "o_proj": queries + self.hidden,
+            "gate_proj": self.hidden + self.ffn,
+            "up_proj": self.hidden + self.ffn,
+            "down_proj": self.ffn + self.hidden,
+        }
+        unknown = [name for name in targets if name not in sides]
+        if unknown:
+            names = ", ".join(unknown)
+            raise ConfigError(f"lora.targets: no sizes are known of {names}; a plan has {', '.join(sides)}")
+        return rank * sum(sides[name] for name in targets) * min(blocks or self.layers, self.layers)
+
     def kv_bytes(self, width: int) -> int:
         """KV cache of one token, for elements of ``width`` bytes."""
         return 2 * self.layers * self.kv_heads * self.head_dim * width
@@ -58,6 +84,9 @@ class Architecture:
 def _qwen3(layers: int, hidden: int, heads: int, ffn: int, tied: bool, words: int = 151936) -> Architecture:
     return Architecture(layers, hidden, heads, 8, 128, ffn, words, tied)
 
+
+ENCODERS = ("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+"""Types of models whose MLP has two matrices, and that have no head."""
 
 KNOWN = {
     "Qwen3-0.6B": _qwen3(28, 1024, 16, 3072, True),
@@ -95,6 +124,7 @@ def architecture(path: str, field: str) -> Architecture:
 def _read(shape: dict[str, Any], what: str) -> Architecture:
     try:
         heads = int(shape["num_attention_heads"])
+        encoder = shape.get("model_type") in ENCODERS
         return Architecture(
             layers=int(shape["num_hidden_layers"]),
             hidden=int(shape["hidden_size"]),
@@ -103,7 +133,8 @@ def _read(shape: dict[str, Any], what: str) -> Architecture:
             head_dim=int(shape.get("head_dim") or shape["hidden_size"] // heads),
             ffn=int(shape["intermediate_size"]),
             vocabulary=int(shape["vocab_size"]),
-            tied=bool(shape.get("tie_word_embeddings", False)),
+            tied=encoder or bool(shape.get("tie_word_embeddings", False)),
+            gated=not encoder,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{what} does not describe a decoder: {error}") from None

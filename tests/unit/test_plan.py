@@ -112,8 +112,7 @@ def test_what_alignment_saves() -> None:
     assert flops(reference_logprobs="recomputed") == pytest.approx(flops() * 5 / 4)
     assert flops(reference="bid_masked") == flops(reference_logprobs="recomputed")
     assert flops(gradient_checkpointing=False) == pytest.approx(flops() * 3 / 4)
-    plain = 5900 * (7_266_631_680 + 589_824 * 5900) + 2000 * 777_912_320
-    assert flops(attention="sdpa") == pytest.approx(12_000 * plain * 4)
+    assert flops(attention="parts") == flops()
 
 
 def test_an_epoch_is_the_longer_of_rollout_and_judge_and_the_rest() -> None:
@@ -137,11 +136,11 @@ def test_memory_of_a_trainer_by_zero_stage() -> None:
         assert (found["weights"], found["gradients"]) == (weights * size, gradients * size)
         assert found["optimizer"] == 16 * size / 4
     assert parts(offload=True)["optimizer"] == 0
-    # Kept: the input of each of 36 layers, 5900 x 2560 in bfloat16, and one layer anew; a plain mask too.
+    # Kept: the input of each of 36 layers, 5900 x 2560 in bfloat16, and one layer anew.
     layer = 5900 * 2 * (8 * 2560 + 2 * (32 + 16) * 128 + 4 * 9728)
     assert found["activations"] == 5900 * 2560 * 2 * 36 + layer
     assert parts(gradient_checkpointing=False)["activations"] == 36 * layer
-    assert parts(attention="sdpa")["activations"] == found["activations"] + 5900**2 * 2
+    assert found["logits"] == 2 * 4 * 2**24  # 2000 x 151936 are more than are computed at once
 
 
 def test_what_does_not_fit_is_said() -> None:
@@ -202,7 +201,7 @@ def test_a_judge_that_says_one_word_for_each_ad_is_cheap_to_read() -> None:
         update={"irpo": ONE.irpo.model_copy(update={"reward": "judge", "judgements": 4})}
     )
     word = scored.model_copy(update={"user_llm": scored.user_llm.model_copy(update={"reading": "token"})})
-    assert (Lengths.of(word).judge_prompt, Lengths.of(word).judgement) == (190, 1)
+    assert (Lengths.of(word).judge_prompt, Lengths.of(word).judgement) == (117, 1)
     assert Lengths.of(word).answer == Lengths.of(scored).answer
     tokens = [budget(one, H100, Lengths.of(one)).phase("judge").tokens for one in (scored, word)]
     assert tokens[1] < tokens[0] / 5

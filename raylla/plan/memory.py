@@ -1,0 +1,124 @@
+"""What each group holds in memory, from counts.
+
+On GPUs a device's memory; on cores that of a worker's process, and beside the groups what the machine
+holds for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raylla.config import Config
+from raylla.plan.architecture import Architecture
+from raylla.plan.hardware import CORE, Device, width
+from raylla.plan.work import Work
+
+WORKSPACE = 3e9
+"""Bytes that an engine keeps for activations and CUDA graphs, at 8192 batched tokens of a 4 B model."""
+
+LOGITS = 1 << 24
+"""Logits that the trainer computes at once (`raylla.policy.logprobs.CHUNK`)."""
+
+ENGINE, TRAINER, REWARD = 1.2e9, 0.75e9, 0.45e9
+"""Bytes of a worker's process without what it holds: Python with vLLM; with torch, DeepSpeed and TRL; with
+torch alone. Proportional set sizes, shared pages split among their users, of a run on two cores."""
+
+DRIVER = 1.8e9
+"""Bytes of the processes that a run has once: the driver 0.4 GB, Ray 0.5, Ray Train 0.9. Seen likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device of a group of ``workers``, by what holds them, and what it has."""
+
+    group: str
+    parts: Mapping[str, float]
+    limit: float
+    workers: int = 1
+
+    @property
+    def used(self) -> float:
+        """All of it."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.used <= self.limit
+
+
+def memory(
+    work: Work, device: Device, ad_llm: Architecture, user_llm: Architecture, encoder: Architecture
+) -> tuple[Memory, ...]:
+    """Of each group on GPUs like ``device``; where no group has one, of all processes of the machine."""
+    config = work.config
+    groups = (
+        _engine("rollout", config, ad_llm, device if config.rollout.gpus else CORE, config.rollout.workers),
+        _engine("judge", config, user_llm, device if config.judge.gpus else CORE, config.judge.workers),
+        _trainer(work, ad_llm, device if config.dpo.gpus else CORE),
+    )
+    if config.rollout.gpus or config.judge.gpus or config.dpo.gpus or config.reward_trainer.gpus:
+        return groups
+    reward = {"weights": 4.0 * encoder.parameters, "process": REWARD}
+    # The store's own copy of the newest version, head included, and the one that engines read.
+    version = 2 * 4.0 * (ad_llm.parameters + (ad_llm.embedding if ad_llm.tied else 0))
+    return (
+        *groups,
+        Memory("reward", reward, CORE.memory, config.reward_trainer.workers),
+        Memory("driver", {"processes": DRIVER, "weight version": version}, CORE.memory),
+    )
+
+
+def trained(config: Config, model: Architecture) -> int:
+    """Parameters that alignment changes: all, or those of the adapters."""
+    lora = config.lora
+    return model.parameters if lora is None else model.adapters(lora.rank, lora.targets, lora.blocks)
+
+
+def cache(config: Config, model: Architecture, device: Device) -> float:
+    """Bytes of one engine's KV cache, over all its devices."""
+    wide = config.engine.tensor_parallel
+    if device is CORE:
+        return float(config.engine.kv_cache_mib * 2**20)
+    taken = wide * config.engine.gpu_memory_utilization * device.memory
+    return taken - model.parameters * width(config.engine.dtype, True) - wide * WORKSPACE
+
+
+def _engine(group: str, config: Config, model: Architecture, device: Device, workers: int) -> Memory:
+    wide, size = config.engine.tensor_parallel, width(config.engine.dtype, device is not CORE)
+    parts = {"weights": model.parameters * size / wide}
+    least = config.engine.max_model_len * model.kv_bytes(size) / wide
+    parts["KV cache"] = max(cache(config, model, device) / wide, least)
+    if device is CORE:
+        return Memory(group, parts | {"process": ENGINE}, device.memory, workers)
+    parts["workspace"] = WORKSPACE
+    return Memory(group, parts, device.memory * config.engine.gpu_memory_utilization, workers)
+
+
+def _trainer(work: Work, model: Architecture, device: Device) -> Memory:
+    """DeepSpeed's shares (Rajbhandari et al. 2020, section 5), and the activations of a micro-batch.
+
+    Beside adapters the whole weights are held, and gradients and optimizer state of the adapters alone.
+    """
+    dpo = work.config.dpo
+    size, ranks = width(dpo.precision, device is not CORE), dpo.workers
+    changed = trained(work.config, model)
+    # Two moments in float32; beside bfloat16 weights also their float32 copy and the step's gradients.
+    optimizer = changed * (8 if size == 4 else 16) / ranks
+    tokens = dpo.micro_groups * work.row
+    heads = (model.heads + 2 * model.kv_heads) * model.head_dim
+    layer = tokens * size * (8 * model.hidden + 2 * heads + 4 * model.ffn)
+    kept = tokens * size * model.hidden * model.layers
+    answers = dpo.micro_groups * work.counts.members * work.lengths.answer
+    parts = {
+        "weights": model.parameters * size / (ranks if dpo.zero_stage == 3 else 1),
+        "gradients": changed * size / (ranks if dpo.zero_stage >= 2 else 1),
+        "optimizer": 0.0 if dpo.offload and device is not CORE else optimizer,
+        "activations": kept + layer if dpo.gradient_checkpointing else layer * model.layers,
+        # Logits and their slopes, in float32.
+        "logits": 2 * 4 * min(answers * model.vocabulary, LOGITS),
+    }
+    if device is CORE:
+        parts["process"] = TRAINER
+    return Memory("dpo", parts, device.memory, ranks)
