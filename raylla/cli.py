@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -265,20 +266,51 @@ def check(
 @app.command()
 @told
 def plan(
-    config: ConfigPath,
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML overlay over the defaults: a file, or a shipped one's name")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, b200 or l40s")] = "h100",
     node_gpus: Annotated[int, typer.Option(min=1, help="GPUs of one more machine")] = 8,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean of the Ad-LLM's prompts")] = None,
     answer_tokens: Annotated[int | None, typer.Option(min=1, help="mean of its answers")] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(min=1, help="shared where no group has a GPU; none: this machine's"),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="a finished run, in place of CONFIG: its plan beside what it had")
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write the table of --against here")] = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
-    """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing."""
-    from raylla.plan import Lengths, hardware
-    from raylla.plan.console import show_plan
+    """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing.
 
+    With --against RUN, how far the plan of a finished run's config is from what the run had."""
+    from raylla.plan import Lengths, hardware
+    from raylla.plan.console import show_account, show_plan
+
+    shared = cores or os.cpu_count() or 1
+    if against is not None:
+        if config is not None or set_ or prompt_tokens is not None or answer_tokens is not None:
+            raise ConfigError(
+                f"--against {against} plans the run's own config; leave out CONFIG, --set, --prompt-tokens "
+                "and --answer-tokens"
+            )
+        from raylla.plan.against import account
+        from raylla.runs.state import Run, write_json
+
+        found = account(Run.open(against), hardware.gpu(gpu), shared)
+        show_account(console, found)
+        if json_ is not None:
+            write_json(json_, found.as_json())
+        return
+    if config is None:
+        raise ConfigError("give the CONFIG to plan, or --against RUN")
+    if json_ is not None:
+        raise ConfigError("--json writes the table of --against RUN; give that, too")
     loaded = settings.load_config(config, set_)
     lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
-    show_plan(console, loaded, hardware.gpu(gpu), lengths, node_gpus)
+    show_plan(console, loaded, hardware.gpu(gpu), lengths, node_gpus, shared)
 
 
 @app.command()

@@ -7,25 +7,36 @@ from rich.table import Table
 from rich.text import Text
 
 from raylla.config import Config
-from raylla.plan.budget import Budget, Lengths, budget, stored_bytes
+from raylla.plan.against import Account
+from raylla.plan.budget import Budget, budget, stored_bytes
 from raylla.plan.hardware import Device
+from raylla.plan.work import Lengths
+
+_UNITS = {"tokens": "k tokens", "FLOP": "TFLOP", "memory": "GB"}
 
 
-def show_plan(console: Console, config: Config, device: Device, lengths: Lengths, node: int) -> None:
-    """Print phases, memory, the epoch and what one more machine of ``node`` GPUs buys."""
-    found = budget(config, device, lengths)
+def show_plan(
+    console: Console, config: Config, device: Device, lengths: Lengths, node: int, cores: int | None = None
+) -> None:
+    """Print phases, memory, the epoch and what one more machine of ``node`` GPUs buys; without GPUs all
+    groups share ``cores``."""
+    found = budget(config, device, lengths, cores=cores)
+    where = f"{found.gpus:g} GPUs" if found.cores is None else f"{found.cores} cores that all groups share"
     console.print(
-        f"{config.name}: {found.gpus:g} GPUs; prompts of {lengths.prompt:g} tokens and answers of "
+        f"{config.name}: {where}; prompts of {lengths.prompt:g} tokens and answers of "
         f"{lengths.answer:g}, the judge's of {lengths.judge_prompt:g} and {lengths.judgement:g} "
         "(estimates: --prompt-tokens, --answer-tokens)",
         highlight=False,
     )
     console.print(_phases(found))
     console.print(_memory(found))
+    if found.cores is not None:
+        console.print(f"all processes together: {found.host_bytes / 1e9:.1f} GB", highlight=False)
     whole = found.epochs * found.epoch_seconds
     console.print(
         f"epoch {duration(found.epoch_seconds)}, {found.epochs} epochs {duration(whole)}, "
-        f"{whole * found.gpus / 3600:.1f} GPU hours; engines and trainers wait {found.idle:.0%} of it",
+        f"{whole * found.gpus / 3600:.1f} GPU hours; "
+        f"{'engines and trainers wait' if found.cores is None else 'cores wait'} {found.idle:.0%} of it",
         highlight=False,
     )
     size, versions = stored_bytes(config)
@@ -46,6 +57,31 @@ def show_plan(console: Console, config: Config, device: Device, lengths: Lengths
                     f": {one.used / 1e9:.1f} of {one.limit / 1e9:.1f} GB per device",
                 )
             )
+
+
+def show_account(console: Console, found: Account) -> None:
+    """Print a plan beside a run: each figure, how far off it was, and the shares that the run reached."""
+    lengths = found.lengths
+    console.print(
+        f"{found.name}: mean of {found.epochs} epochs; prompts of {lengths.prompt:.0f} tokens and answers "
+        f"of {lengths.answer:.0f}",
+        highlight=False,
+    )
+    table = Table("phase", "", "planned", "with its texts", "the run", "off", "off with texts", box=None)
+    for one in found.figures:
+        shown = [_amount(one.quantity, value) for value in (one.planned, one.informed, one.had)]
+        off = ["" if value is None else f"{value:+.0%}" for value in one.off]
+        table.add_row(one.phase, _UNITS.get(one.quantity, one.quantity), *shown, *off)
+    console.print(table)
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in found.shares.items())
+    console.print(f"share of a device's best that the run reached: {shares}", highlight=False)
+
+
+def _amount(quantity: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    scale = {"tokens": 1e3, "FLOP": 1e12, "memory": 1e9}.get(quantity, 1)
+    return f"{value / scale:,.1f}"
 
 
 def more(config: Config, node: int) -> list[tuple[str, Config]]:

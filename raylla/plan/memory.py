@@ -20,7 +20,10 @@ WORKSPACE = 3e9
 LOGITS = 1 << 24
 """Logits that the trainer computes at once (`raylla.policy.logprobs.CHUNK`)."""
 
-ENGINE, TRAINER, REWARD = 1.2e9, 0.75e9, 0.45e9
+BATCHED = 8192
+"""Tokens that an engine computes at once, at most (`raylla.engines.vllm.BATCHED_TOKENS`)."""
+
+ENGINE, TRAINER, REWARD = 1.0e9, 0.75e9, 0.45e9
 """Bytes of a worker's process without what it holds: Python with vLLM; with torch, DeepSpeed and TRL; with
 torch alone. Proportional set sizes, shared pages split among their users, of a run on two cores."""
 
@@ -61,8 +64,9 @@ def memory(
     if config.rollout.gpus or config.judge.gpus or config.dpo.gpus or config.reward_trainer.gpus:
         return groups
     reward = {"weights": 4.0 * encoder.parameters, "process": REWARD}
-    # The store's own copy of the newest version, head included, and the one that engines read.
-    version = 2 * 4.0 * (ad_llm.parameters + (ad_llm.embedding if ad_llm.tied else 0))
+    # The store reads the newest version, head included, and sends it; each engine holds it while it loads.
+    whole = 4.0 * (ad_llm.parameters + (ad_llm.embedding if ad_llm.tied else 0))
+    version = (2 + config.rollout.workers) * whole
     return (
         *groups,
         Memory("reward", reward, CORE.memory, config.reward_trainer.workers),
@@ -91,6 +95,8 @@ def _engine(group: str, config: Config, model: Architecture, device: Device, wor
     least = config.engine.max_model_len * model.kv_bytes(size) / wide
     parts["KV cache"] = max(cache(config, model, device) / wide, least)
     if device is CORE:
+        batch = max(BATCHED, config.engine.max_model_len)
+        parts["workspace"] = batch * size * (4 * model.hidden + 3 * model.ffn)
         return Memory(group, parts | {"process": ENGINE}, device.memory, workers)
     parts["workspace"] = WORKSPACE
     return Memory(group, parts, device.memory * config.engine.gpu_memory_utilization, workers)
@@ -106,11 +112,11 @@ def _trainer(work: Work, model: Architecture, device: Device) -> Memory:
     changed = trained(work.config, model)
     # Two moments in float32; beside bfloat16 weights also their float32 copy and the step's gradients.
     optimizer = changed * (8 if size == 4 else 16) / ranks
-    tokens = dpo.micro_groups * work.row
+    tokens = dpo.micro_groups * (work.counts.longest or work.row)
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
     layer = tokens * size * (8 * model.hidden + 2 * heads + 4 * model.ffn)
     kept = tokens * size * model.hidden * model.layers
-    answers = dpo.micro_groups * work.counts.members * work.lengths.answer
+    answers = tokens - dpo.micro_groups * work.lengths.prompt
     parts = {
         "weights": model.parameters * size / (ranks if dpo.zero_stage == 3 else 1),
         "gradients": changed * size / (ranks if dpo.zero_stage >= 2 else 1),

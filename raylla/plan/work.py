@@ -51,7 +51,8 @@ class Counts:
 
     ``requests`` are the Ad-LLM's prompts, each computed once for its share of ``answers``; ``readings`` the
     judge's prompts. The pCTR model reads ``encoded`` answers, ``queries`` and ``ads`` once each, a sentence
-    with its answer. ``groups`` preference groups of ``members`` answers are trained on in ``steps`` steps.
+    with its answer. ``groups`` preference groups of ``members`` answers are trained on in ``steps`` steps;
+    the ``longest`` has so many tokens (none: as many as the others).
     """
 
     requests: float
@@ -63,6 +64,7 @@ class Counts:
     groups: float
     members: float
     steps: float
+    longest: float | None = None
 
     @classmethod
     def of(cls, config: Config) -> Counts:

@@ -1,0 +1,271 @@
+"""A plan held to a finished run: what its epochs took beside what their config was planned to take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from statistics import fmean
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raylla.auction.markup import MARKUP
+from raylla.config import Config
+from raylla.errors import RunError
+from raylla.plan.budget import Budget, PhaseCost, budget
+from raylla.plan.hardware import Device, Shares
+from raylla.plan.work import Counts, Lengths
+from raylla.runs.state import Run
+
+PHASES = ("rollout", "judge", "learn", "align", "deploy")
+ACTORS = {"rollout": "rollout", "judge": "judge", "reward-trainer": "learn", "policy-trainer": "align"}
+"""Phase by the actors whose spans in a run's timeline are its; an engine's ``load`` is deploy's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One quantity of a phase, or of an epoch as a whole.
+
+    ``planned`` from the config alone, ``informed`` with the run's own texts, how many and how long, ``had``
+    by the run (none: it does not say). Tokens, FLOPs, seconds or bytes. A run's FLOPs are those of its
+    tokens: nobody measured them.
+    """
+
+    phase: str
+    quantity: str
+    planned: float
+    informed: float
+    had: float | None
+
+    @property
+    def off(self) -> tuple[float | None, float | None]:
+        """By what share of the run's figure each plan exceeds it."""
+        if not self.had:
+            return None, None
+        return self.planned / self.had - 1, self.informed / self.had - 1
+
+    def as_json(self) -> dict[str, Any]:
+        """By name."""
+        planned, informed = self.off
+        return {
+            "phase": self.phase,
+            "quantity": self.quantity,
+            "planned": self.planned,
+            "planned_with_texts": self.informed,
+            "run": self.had,
+            "planned_off": planned,
+            "planned_with_texts_off": informed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A plan beside a run. ``shares`` by phase: of a device's best, what the run reached."""
+
+    name: str
+    epochs: int
+    lengths: Lengths
+    figures: tuple[Figure, ...]
+    shares: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return {
+            "name": self.name,
+            "epochs": self.epochs,
+            "lengths": {one.name: getattr(self.lengths, one.name) for one in fields(Lengths)},
+            "figures": [one.as_json() for one in self.figures],
+            "shares": self.shares,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """What one epoch had: mean tokens of prompts and answers, counts, and seconds of each phase."""
+
+    prompt: float
+    answer: float
+    counts: Counts
+    seconds: dict[str, float]
+    wall: float
+
+
+def account(run: Run, device: Device, cores: int) -> Account:
+    """The plan of ``run``'s config beside what its epochs had, on average.
+
+    Tokens and FLOPs of the run are counted from its records; a judge's prompts are not among them and are
+    taken at the plan's length. Seconds come from its timeline: an actor's span counts by the share of a
+    core that it can have had, where more actors were at work than the ``cores`` that they share.
+
+    Raises:
+        RunError: the run is not finished, or has no timeline of a whole epoch.
+    """
+    config = run.config
+    if run.committed("conclude") is None:
+        raise RunError(
+            f"{run.place} is not finished, so there is nothing to hold a plan to; finish it with "
+            f"`raylla resume {run.place}`"
+        )
+    planned = budget(config, device, Lengths.of(config), cores=cores)
+    epochs = [_epoch(run, number, lines, planned) for number, lines in _timeline(run).items()]
+    lengths = Lengths.of(config, fmean(one.prompt for one in epochs), fmean(one.answer for one in epochs))
+    counts = Counts(
+        **{one.name: fmean(getattr(epoch.counts, one.name) for epoch in epochs) for one in fields(Counts)}
+    )
+    informed = budget(config, device, lengths, cores=cores, counts=counts)
+    best = budget(config, device, lengths, Shares(1, 1, 1, 1), cores, counts)
+    seconds = {name: fmean(epoch.seconds[name] for epoch in epochs) for name in PHASES}
+    wall = fmean(epoch.wall for epoch in epochs)
+    found = [*_phases(planned, informed, seconds), *_whole(planned, informed, wall)]
+    if planned.cores is not None:
+        peak = json.loads(run.part("results.json").read_text())["peak_memory_bytes"]
+        found.append(Figure("epoch", "memory", planned.host_bytes, informed.host_bytes, float(peak)))
+    shares = {name: _share(best.phase(name), seconds[name]) for name in PHASES if best.phase(name).flops}
+    return Account(config.name, len(epochs), lengths, tuple(found), shares)
+
+
+def core_seconds(spans: Iterable[dict[str, Any]], config: Config, cores: int | None) -> dict[str, float]:
+    """Seconds of a device that each phase had, over all its workers.
+
+    On shared ``cores`` those at work at any moment are taken to share them evenly, one core each at most;
+    otherwise (none) every worker has its own device.
+    """
+    # The trainer's one span stands for all its ranks.
+    edges: list[tuple[float, str, int]] = []
+    for span in spans:
+        phase = _phase(span)
+        workers = config.dpo.workers if phase == "align" else 1
+        edges += [(span["began"], phase, workers), (span["ended"], phase, -workers)]
+    found = dict.fromkeys(PHASES, 0.0)
+    working = dict.fromkeys(PHASES, 0)
+    before = 0.0
+    for at, phase, change in sorted(edges):
+        total = sum(working.values())
+        share = 1.0 if cores is None or total <= cores else cores / total
+        for name, workers in working.items():
+            found[name] += workers * share * (at - before)
+        working[phase] += change
+        before = at
+    return found
+
+
+def _phase(span: dict[str, Any]) -> str:
+    group = span["actor"].rpartition("[")[0]
+    return "deploy" if group == "rollout" and span["task"] in ("load", "start") else ACTORS[group]
+
+
+def _timeline(run: Run) -> dict[int, list[dict[str, Any]]]:
+    """The lines of each epoch that the timeline holds whole, by its number.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = run.part("timeline.jsonl")
+    if not path.exists():
+        raise RunError(
+            f"{run.place} has no timeline.jsonl, so how long its phases took is not known; hold "
+            "the plan to a run that has one"
+        )
+    found: dict[int, list[dict[str, Any]]] = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        found.setdefault(line["epoch"], []).append(line)
+    sampled = {
+        epoch: lines
+        for epoch, lines in found.items()
+        if {"reward", "preference", "align"} <= {line.get("task") for line in lines}
+    }
+    if not sampled:
+        raise RunError(
+            f"{run.place}: timeline.jsonl has no epoch that one process sampled and aligned from end to "
+            "end; hold the plan to a run that was not resumed in every epoch"
+        )
+    return sampled
+
+
+def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budget) -> _Epoch:
+    config = run.config
+    spans = [line for line in lines if line.get("actor", "").rpartition("[")[0] in ACTORS]
+    busy = core_seconds(spans, config, planned.cores)
+    seconds = {name: busy[name] / planned.phase(name).workers for name in PHASES}
+    wall = next(line["wall_seconds"] for line in lines if "wall_seconds" in line)
+    stages = [run.part(f"records/epoch-{epoch}/{name}") for name in ("sample", "test")]
+    columns = ["sample_id", "auction_id", "prompt_token_ids", "token_ids", "text"]
+    answers = [
+        row
+        for stage in stages
+        for batch in pq.ParquetFile(stage / "answers.parquet").iter_batches(256, columns=columns)
+        for row in zip(
+            batch["sample_id"].to_pylist(),
+            batch["auction_id"].to_pylist(),
+            pc.list_value_length(batch["prompt_token_ids"]).to_pylist(),
+            pc.list_value_length(batch["token_ids"]).to_pylist(),
+            batch["text"].to_pylist(),
+            strict=True,
+        )
+    ]
+    prompts = {auction: length for _, auction, length, _, _ in answers}
+    lengths = {name: length for name, _, _, length, _ in answers}
+    prompt, answer = fmean(prompts.values()), fmean(lengths.values())
+    clicked = [
+        name
+        for stage in stages
+        for name in pq.read_table(stage / "clicks.parquet", columns=["sample_id"])["sample_id"].to_pylist()
+    ]
+    placed = sum(length for _, _, _, length, text in answers if MARKUP.search(text))
+    aligned = run.committed(f"epoch-{epoch}/align") or {}
+    trained = json.loads((run.part(f"records/epoch-{epoch}/learn") / "groups.json").read_text())
+    rows = [
+        prompts[one["auction_id"]] + sum(lengths[name] for name in (one["winner"], *one["losers"]))
+        for one in trained
+    ]
+    at_most = Counts.of(config)
+    counts = Counts(
+        requests=len(prompts),
+        answers=len(answers),
+        # One prompt for each ad, or one for each answer that holds any.
+        readings=len(clicked) if config.user_llm.reading == "token" else len(set(clicked)),
+        encoded=placed / answer,
+        queries=at_most.queries,
+        ads=at_most.ads,
+        groups=len(rows),
+        members=(aligned["tokens"] / config.dpo.passes / len(rows) - prompt) / answer,
+        steps=aligned["steps"],
+        longest=max(rows),
+    )
+    return _Epoch(prompt, answer, counts, seconds, wall)
+
+
+def _mean(epochs: Sequence[Counts]) -> Counts:
+    """Of each count the mean, of the longest groups the longest."""
+    values = {one.name: [getattr(counts, one.name) for counts in epochs] for one in fields(Counts)}
+    longest = max(values.pop("longest"))
+    return Counts(**{name: fmean(some) for name, some in values.items()}, longest=longest)
+
+
+def _share(best: PhaseCost, seconds: float) -> float:
+    """Of a device's best, what ``seconds`` come to without those that no device could save."""
+    fixed = best.times.get("handling", 0.0)
+    return (best.seconds - fixed) / (seconds - fixed) if seconds > fixed else float("nan")
+
+
+def _phases(planned: Budget, informed: Budget, seconds: dict[str, float]) -> Iterable[Figure]:
+    for name in PHASES:
+        one, other = planned.phase(name), informed.phase(name)
+        if one.flops:
+            yield Figure(name, "tokens", one.tokens, other.tokens, other.tokens)
+            yield Figure(name, "FLOP", one.flops, other.flops, other.flops)
+        yield Figure(name, "seconds", one.seconds, other.seconds, seconds[name])
+        of = {"learn": "reward", "align": "dpo"}.get(name, name)
+        for first, second in zip(planned.memory, informed.memory, strict=True):
+            if first.group == of:
+                yield Figure(name, "memory", first.used, second.used, None)
+
+
+def _whole(planned: Budget, informed: Budget, wall: float) -> Iterable[Figure]:
+    tokens = [sum(phase.tokens for phase in one.phases) for one in (planned, informed)]
+    flops = [sum(phase.flops for phase in one.phases) for one in (planned, informed)]
+    yield Figure("epoch", "tokens", *tokens, tokens[1])
+    yield Figure("epoch", "FLOP", *flops, flops[1])
+    yield Figure("epoch", "seconds", planned.epoch_seconds, informed.epoch_seconds, wall)
