@@ -287,7 +287,7 @@ def plan(
 
     With --against RUN, how far the plan of a finished run's config is from what the run had."""
     from raylla.plan import Lengths, hardware
-    from raylla.plan.console import show_account, show_plan
+    from raylla.plan.console import show_plan, show_reckoning
 
     shared = cores or os.cpu_count() or 1
     if against is not None:
@@ -296,11 +296,11 @@ def plan(
                 f"--against {against} plans the run's own config; leave out CONFIG, --set, --prompt-tokens "
                 "and --answer-tokens"
             )
-        from raylla.plan.against import account
+        from raylla.plan.against import reckon
         from raylla.runs.state import Run, write_json
 
-        found = account(Run.open(against), hardware.gpu(gpu), shared)
-        show_account(console, found)
+        found = reckon(Run.open(against), hardware.gpu(gpu), shared)
+        show_reckoning(console, found)
         if json_ is not None:
             write_json(json_, found.as_json())
         return

@@ -20,12 +20,12 @@ from raylla.plan.work import Counts, Lengths
 from raylla.runs.state import Run
 
 PHASES = ("rollout", "judge", "learn", "align", "deploy")
-ACTORS = {"rollout": "rollout", "judge": "judge", "reward-trainer": "learn", "policy-trainer": "align"}
+_PHASE_OF = {"rollout": "rollout", "judge": "judge", "reward-trainer": "learn", "policy-trainer": "align"}
 """Phase by the actors whose spans in a run's timeline are its; an engine's ``load`` is deploy's."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Compared:
     """One quantity of a phase, or of an epoch as a whole.
 
     ``planned`` from the config alone, ``informed`` with the run's own texts, how many and how long, ``had``
@@ -61,13 +61,13 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class Reckoning:
     """A plan beside a run. ``shares`` by phase: of a device's best, what the run reached."""
 
     name: str
     epochs: int
     lengths: Lengths
-    figures: tuple[Figure, ...]
+    figures: tuple[Compared, ...]
     shares: dict[str, float]
 
     def as_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class _Epoch:
     wall: float
 
 
-def account(run: Run, device: Device, cores: int) -> Account:
+def reckon(run: Run, device: Device, cores: int) -> Reckoning:
     """The plan of ``run``'s config beside what its epochs had, on average.
 
     Tokens and FLOPs of the run are counted from its records; a judge's prompts are not among them and are
@@ -121,9 +121,9 @@ def account(run: Run, device: Device, cores: int) -> Account:
     found = [*_phases(planned, informed, seconds), *_whole(planned, informed, wall)]
     if planned.cores is not None:
         peak = json.loads(run.part("results.json").read_text())["peak_memory_bytes"]
-        found.append(Figure("epoch", "memory", planned.host_bytes, informed.host_bytes, float(peak)))
+        found.append(Compared("epoch", "memory", planned.host_bytes, informed.host_bytes, float(peak)))
     shares = {name: _share(best.phase(name), seconds[name]) for name in PHASES if best.phase(name).flops}
-    return Account(config.name, len(epochs), lengths, tuple(found), shares)
+    return Reckoning(config.name, len(epochs), lengths, tuple(found), shares)
 
 
 def core_seconds(spans: Iterable[dict[str, Any]], config: Config, cores: int | None) -> dict[str, float]:
@@ -153,7 +153,7 @@ def core_seconds(spans: Iterable[dict[str, Any]], config: Config, cores: int | N
 
 def _phase(span: dict[str, Any]) -> str:
     group = span["actor"].rpartition("[")[0]
-    return "deploy" if group == "rollout" and span["task"] in ("load", "start") else ACTORS[group]
+    return "deploy" if group == "rollout" and span["task"] in ("load", "start") else _PHASE_OF[group]
 
 
 def _timeline(run: Run) -> dict[int, list[dict[str, Any]]]:
@@ -186,7 +186,7 @@ def _timeline(run: Run) -> dict[int, list[dict[str, Any]]]:
 
 def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budget) -> _Epoch:
     config = run.config
-    spans = [line for line in lines if line.get("actor", "").rpartition("[")[0] in ACTORS]
+    spans = [line for line in lines if line.get("actor", "").rpartition("[")[0] in _PHASE_OF]
     busy = core_seconds(spans, config, planned.cores)
     seconds = {name: busy[name] / planned.phase(name).workers for name in PHASES}
     wall = next(line["wall_seconds"] for line in lines if "wall_seconds" in line)
@@ -250,22 +250,22 @@ def _share(best: PhaseCost, seconds: float) -> float:
     return (best.seconds - fixed) / (seconds - fixed) if seconds > fixed else float("nan")
 
 
-def _phases(planned: Budget, informed: Budget, seconds: dict[str, float]) -> Iterable[Figure]:
+def _phases(planned: Budget, informed: Budget, seconds: dict[str, float]) -> Iterable[Compared]:
     for name in PHASES:
         one, other = planned.phase(name), informed.phase(name)
         if one.flops:
-            yield Figure(name, "tokens", one.tokens, other.tokens, other.tokens)
-            yield Figure(name, "FLOP", one.flops, other.flops, other.flops)
-        yield Figure(name, "seconds", one.seconds, other.seconds, seconds[name])
+            yield Compared(name, "tokens", one.tokens, other.tokens, other.tokens)
+            yield Compared(name, "FLOP", one.flops, other.flops, other.flops)
+        yield Compared(name, "seconds", one.seconds, other.seconds, seconds[name])
         of = {"learn": "reward", "align": "dpo"}.get(name, name)
         for first, second in zip(planned.memory, informed.memory, strict=True):
             if first.group == of:
-                yield Figure(name, "memory", first.used, second.used, None)
+                yield Compared(name, "memory", first.used, second.used, None)
 
 
-def _whole(planned: Budget, informed: Budget, wall: float) -> Iterable[Figure]:
+def _whole(planned: Budget, informed: Budget, wall: float) -> Iterable[Compared]:
     tokens = [sum(phase.tokens for phase in one.phases) for one in (planned, informed)]
     flops = [sum(phase.flops for phase in one.phases) for one in (planned, informed)]
-    yield Figure("epoch", "tokens", *tokens, tokens[1])
-    yield Figure("epoch", "FLOP", *flops, flops[1])
-    yield Figure("epoch", "seconds", planned.epoch_seconds, informed.epoch_seconds, wall)
+    yield Compared("epoch", "tokens", *tokens, tokens[1])
+    yield Compared("epoch", "FLOP", *flops, flops[1])
+    yield Compared("epoch", "seconds", planned.epoch_seconds, informed.epoch_seconds, wall)

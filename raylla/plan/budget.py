@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from raylla.config import Config
 from raylla.plan.architecture import Architecture, architecture
 from raylla.plan.hardware import CORE, DISK, NETWORK, Device, Shares, width
-from raylla.plan.memory import Memory, cache, memory, trained
+from raylla.plan.memory import Memory, cache_bytes, group_memory, trained
 from raylla.plan.work import AD_TEXT, QUERY, Counts, Lengths, Work
 
 HANDLING = 0.2e-3
@@ -128,7 +128,7 @@ def budget(
         _deploy(work, ad_llm),
     )
     return Budget(
-        phases, memory(work, device, ad_llm, user_llm, encoder), config.irpo.epochs, gpus, work.cores
+        phases, group_memory(work, device, ad_llm, user_llm, encoder), config.irpo.epochs, gpus, work.cores
     )
 
 
@@ -138,7 +138,7 @@ def concurrency(
     """Draws in progress on one engine: what ``max_num_seqs`` allows and its KV cache holds, where a
     request's ``n`` draws share the cache of their prompt."""
     size = model.kv_bytes(width(config.engine.dtype, device is not CORE))
-    held = cache(config, model, device) / size
+    held = cache_bytes(config, model, device) / size
     requests = held / (prompt + n * text)
     return max(1.0, min(config.engine.max_num_seqs, n * requests))
 

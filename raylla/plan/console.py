@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raylla.config import Config
-from raylla.plan.against import Account
+from raylla.plan.against import Reckoning
 from raylla.plan.budget import Budget, budget, stored_bytes
 from raylla.plan.hardware import Device
 from raylla.plan.work import Lengths
@@ -59,7 +59,7 @@ def show_plan(
             )
 
 
-def show_account(console: Console, found: Account) -> None:
+def show_reckoning(console: Console, found: Reckoning) -> None:
     """Print a plan beside a run: each figure, how far off it was, and the shares that the run reached."""
     lengths = found.lengths
     console.print(

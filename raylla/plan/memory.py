@@ -23,7 +23,7 @@ LOGITS = 1 << 24
 BATCHED = 8192
 """Tokens that an engine computes at once, at most (`raylla.engines.vllm.BATCHED_TOKENS`)."""
 
-ENGINE, TRAINER, REWARD = 1.0e9, 0.75e9, 0.45e9
+ENGINE_PROCESS, TRAINER_PROCESS, REWARD_PROCESS = 1.0e9, 0.75e9, 0.45e9
 """Bytes of a worker's process without what it holds: Python with vLLM; with torch, DeepSpeed and TRL; with
 torch alone. Proportional set sizes, shared pages split among their users, of a run on two cores."""
 
@@ -51,7 +51,7 @@ class Memory:
         return self.used <= self.limit
 
 
-def memory(
+def group_memory(
     work: Work, device: Device, ad_llm: Architecture, user_llm: Architecture, encoder: Architecture
 ) -> tuple[Memory, ...]:
     """Of each group on GPUs like ``device``; where no group has one, of all processes of the machine."""
@@ -63,7 +63,7 @@ def memory(
     )
     if config.rollout.gpus or config.judge.gpus or config.dpo.gpus or config.reward_trainer.gpus:
         return groups
-    reward = {"weights": 4.0 * encoder.parameters, "process": REWARD}
+    reward = {"weights": 4.0 * encoder.parameters, "process": REWARD_PROCESS}
     # The store reads the newest version, head included, and sends it; each engine holds it while it loads.
     whole = 4.0 * (ad_llm.parameters + (ad_llm.embedding if ad_llm.tied else 0))
     version = (2 + config.rollout.workers) * whole
@@ -80,7 +80,7 @@ def trained(config: Config, model: Architecture) -> int:
     return model.parameters if lora is None else model.adapters(lora.rank, lora.targets, lora.blocks)
 
 
-def cache(config: Config, model: Architecture, device: Device) -> float:
+def cache_bytes(config: Config, model: Architecture, device: Device) -> float:
     """Bytes of one engine's KV cache, over all its devices."""
     wide = config.engine.tensor_parallel
     if device is CORE:
@@ -93,11 +93,11 @@ def _engine(group: str, config: Config, model: Architecture, device: Device, wor
     wide, size = config.engine.tensor_parallel, width(config.engine.dtype, device is not CORE)
     parts = {"weights": model.parameters * size / wide}
     least = config.engine.max_model_len * model.kv_bytes(size) / wide
-    parts["KV cache"] = max(cache(config, model, device) / wide, least)
+    parts["KV cache"] = max(cache_bytes(config, model, device) / wide, least)
     if device is CORE:
         batch = max(BATCHED, config.engine.max_model_len)
         parts["workspace"] = batch * size * (4 * model.hidden + 3 * model.ffn)
-        return Memory(group, parts | {"process": ENGINE}, device.memory, workers)
+        return Memory(group, parts | {"process": ENGINE_PROCESS}, device.memory, workers)
     parts["workspace"] = WORKSPACE
     return Memory(group, parts, device.memory * config.engine.gpu_memory_utilization, workers)
 
@@ -126,5 +126,5 @@ def _trainer(work: Work, model: Architecture, device: Device) -> Memory:
         "logits": 2 * 4 * min(answers * model.vocabulary, LOGITS),
     }
     if device is CORE:
-        parts["process"] = TRAINER
+        parts["process"] = TRAINER_PROCESS
     return Memory("dpo", parts, device.memory, ranks)

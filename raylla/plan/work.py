@@ -14,7 +14,7 @@ PROMPTS = {"paper": (400, 35, 400), "plain": (82, 24, 77), "compact": (21, 14, 2
 """Tokens of a prompt without ads, of each ad in it, and of an answer, by template; plain as SmolLM2 counts
 them, compact as the pocket models do, paper estimated."""
 
-JUDGE = {"paper": (350, 40), "plain": (165, 11), "compact": (28, 10)}
+JUDGE_PROMPTS = {"paper": (350, 40), "plain": (165, 11), "compact": (28, 10)}
 """Tokens of a judge's prompt beside the answer that it reads, and of its reply about all ads."""
 
 ONE_AD = 117
@@ -41,7 +41,7 @@ class Lengths:
         prompt = prompt or rest + listing * config.world.candidates
         if config.user_llm.reading == "token":
             return cls(prompt, answer, ONE_AD, 1)
-        beside, reply = JUDGE[config.user_llm.prompt]
+        beside, reply = JUDGE_PROMPTS[config.user_llm.prompt]
         return cls(prompt, answer, answer + beside, reply)
 
 

@@ -10,21 +10,24 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from raylla import config
+from raylla import config, precision
 from raylla.cli import app
 from raylla.errors import ConfigError
 from raylla.models import POCKET
 from raylla.plan import Lengths, budget
-from raylla.plan.architecture import KNOWN, architecture
+from raylla.plan.architecture import KNOWN, Architecture, architecture
 from raylla.plan.budget import concurrency, step_times
 from raylla.plan.console import more
-from raylla.plan.hardware import GPUS, Shares, gpu
+from raylla.plan.hardware import CORE, GPUS, Shares, gpu, width
+from raylla.plan.memory import BATCHED, DRIVER, ENGINE_PROCESS, LOGITS, TRAINER_PROCESS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ONE = config.load_config(CONFIGS / "qwen3-4b-1node.yaml")
 H100 = GPUS["h100"]
 ALL = Shares(1, 1, 1, 1)
 QWEN = KNOWN["Qwen3-4B"]
+SMOLLM2 = Architecture(30, 576, 9, 3, 64, 1536, 49152, True)
+LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @pytest.mark.parametrize(
@@ -205,3 +208,124 @@ def test_a_judge_that_says_one_word_for_each_ad_is_cheap_to_read() -> None:
     assert Lengths.of(word).answer == Lengths.of(scored).answer
     tokens = [budget(one, H100, Lengths.of(one)).phase("judge").tokens for one in (scored, word)]
     assert tokens[1] < tokens[0] / 5
+
+
+def test_parameters_of_adapters() -> None:
+    # 576 -> 576, 192, 192 and back from 576; 576 -> 1536 twice and back: in + out of each, at rank 16.
+    assert SMOLLM2.adapters(16, LAYER, None) == 30 * 16 * (1152 + 768 + 768 + 1152 + 3 * 2112) == 4_884_480
+    assert SMOLLM2.adapters(8, ("q_proj",), 10) == 10 * 8 * 1152
+    with pytest.raises(
+        ConfigError, match=r"lora\.targets: no sizes are known of c_attn; a plan has q_proj"
+    ):
+        SMOLLM2.adapters(8, ("c_attn",), None)
+
+
+def test_below_adapters_no_gradients_of_the_weights_are_made() -> None:
+    lora = ONE.model_copy(update={"lora": config.parse_config({"lora": {}}, "here").lora})
+    lengths = Lengths.of(ONE)
+    whole, adapted = (budget(one, H100, lengths, ALL) for one in (ONE, lora))
+    # Forward, backward and, as activations are not kept, forward again: 3 for 4.
+    assert adapted.phase("align").flops == pytest.approx(whole.phase("align").flops * 3 / 4)
+    # Of each of 36 layers: 2560 -> 4096 twice, 1024 twice, 9728 three times.
+    changed = 36 * 16 * (2 * 6656 + 2 * 3584 + 3 * 12_288)
+    assert changed == 33_030_144
+    parts = next(one for one in adapted.memory if one.group == "dpo").parts
+    assert parts["weights"] == 2 * 4_022_468_096
+    assert (parts["gradients"], parts["optimizer"]) == (2 * changed / 2, 16 * changed / 2)
+    assert adapted.phase("align").times["link"] == pytest.approx(750 * 2 * 2 * changed * 0.5 / 450e9)
+    assert adapted.phase("deploy").times["disk"] == pytest.approx(2 * 4 * changed / 2e9)
+
+
+def test_an_encoder_s_mlp_has_two_matrices(tmp_path: Path) -> None:
+    shape = (
+        '"num_attention_heads": 12, "num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536, '
+        '"vocab_size": 30522'
+    )
+    (tmp_path / "config.json").write_text(f'{{"model_type": "bert", "hidden_act": "gelu", {shape}}}')
+    assert architecture(str(tmp_path), "pctr.encoder").matrices == 6 * (4 * 384**2 + 2 * 384 * 1536)
+    # A gated MLP may be of GELU too.
+    (tmp_path / "config.json").write_text(f'{{"model_type": "gemma3_text", "hidden_act": "gelu", {shape}}}')
+    assert architecture(str(tmp_path), "pctr.encoder").matrices == 6 * (4 * 384**2 + 3 * 384 * 1536)
+
+
+def test_elements_are_as_wide_as_the_machine_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "unit", lambda: None)
+    assert (width("auto", True), width("auto", False), width("bfloat16", False)) == (2, 4, 2)
+    monkeypatch.setattr(precision, "unit", lambda: "amx_bf16")
+    assert width("auto", False) == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "reading", "expected"),
+    [
+        ("plain", "token", (226, 77, 117, 1)),
+        ("compact", "json", (105, 25, 53, 10)),
+        ("paper", "json", (610, 120, 470, 40)),
+    ],
+)
+def test_lengths_by_template(form: str, reading: str, expected: tuple[int, ...]) -> None:
+    models = {
+        "ad_llm": {"path": "pocket:ad-llm", "prompt": form},
+        "user_llm": {"path": "pocket:user-llm", "prompt": form, "reading": reading},
+    }
+    found = Lengths.of(config.parse_config(models, "here"))
+    assert (found.prompt, found.answer, found.judge_prompt, found.judgement) == expected
+
+
+def test_memory_of_all_processes_of_a_machine_without_gpus() -> None:
+    pocket = config.load_config(CONFIGS / "pocket.yaml")
+    found = budget(pocket, H100, Lengths(100, 30, 60, 10), cores=2)
+    size = 4 * 1_115_520
+    parts = {one.group: dict(one.parts) for one in found.memory}
+    workspace = 8192 * 4 * (4 * 128 + 3 * 384)
+    cache = 256 * 2**20
+    assert parts["rollout"] == {
+        "weights": size,
+        "KV cache": cache,
+        "workspace": workspace,
+        "process": ENGINE_PROCESS,
+    }
+    answers = pocket.dpo.micro_groups * pocket.irpo.preference_answers * 30
+    assert parts["dpo"]["logits"] == 2 * 4 * answers * 2048
+    assert parts["dpo"]["process"] == TRAINER_PROCESS
+    # The store's two copies of a version with its head, and one in each engine.
+    workers = pocket.rollout.workers
+    assert parts["driver"] == {
+        "processes": DRIVER,
+        "weight version": (2 + workers) * 4 * (1_115_520 + 2048 * 128),
+    }
+    assert found.host_bytes == pytest.approx(
+        sum(
+            count * sum(parts[group].values())
+            for group, count in (
+                ("rollout", workers),
+                ("judge", pocket.judge.workers),
+                ("dpo", pocket.dpo.workers),
+                ("reward", 1),
+                ("driver", 1),
+            )
+        )
+    )
+    assert found.memory[0].limit == CORE.memory
+    assert {one.group for one in budget(ONE, H100, Lengths.of(ONE), cores=2).memory} == {
+        "rollout",
+        "judge",
+        "dpo",
+    }
+
+
+def test_the_constants_of_other_rooms_are_theirs() -> None:
+    rooms = CONFIGS.parent / "raylla"
+    assert LOGITS == 1 << 24
+    assert "\nCHUNK = 1 << 24\n" in (rooms / "policy" / "logprobs.py").read_text()
+    assert f"\nBATCHED_TOKENS = {BATCHED}\n" in (rooms / "engines" / "vllm.py").read_text()
+
+
+def test_cores_do_not_matter_where_there_are_gpus() -> None:
+    assert budget(ONE, H100, Lengths.of(ONE), cores=2) == budget(ONE, H100, Lengths.of(ONE))
+
+
+def test_a_plan_of_cores_says_how_many() -> None:
+    result = CliRunner().invoke(app, ["plan", "pocket", "--cores", "3"])
+    assert "pocket: 3 cores that all groups share" in result.output
+    assert "all processes together" in result.output
