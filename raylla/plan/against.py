@@ -111,9 +111,7 @@ def reckon(run: Run, device: Device, cores: int) -> Reckoning:
     planned = budget(config, device, Lengths.of(config), cores=cores)
     epochs = [_epoch(run, number, lines, planned) for number, lines in _timeline(run).items()]
     lengths = Lengths.of(config, fmean(one.prompt for one in epochs), fmean(one.answer for one in epochs))
-    counts = Counts(
-        **{one.name: fmean(getattr(epoch.counts, one.name) for epoch in epochs) for one in fields(Counts)}
-    )
+    counts = _mean([one.counts for one in epochs])
     informed = budget(config, device, lengths, cores=cores, counts=counts)
     best = budget(config, device, lengths, Shares(1, 1, 1, 1), cores, counts)
     seconds = {name: fmean(epoch.seconds[name] for epoch in epochs) for name in PHASES}
@@ -264,8 +262,8 @@ def _phases(planned: Budget, informed: Budget, seconds: dict[str, float]) -> Ite
 
 
 def _whole(planned: Budget, informed: Budget, wall: float) -> Iterable[Compared]:
-    tokens = [sum(phase.tokens for phase in one.phases) for one in (planned, informed)]
-    flops = [sum(phase.flops for phase in one.phases) for one in (planned, informed)]
-    yield Compared("epoch", "tokens", *tokens, tokens[1])
-    yield Compared("epoch", "FLOP", *flops, flops[1])
+    tokens, texts = (sum(phase.tokens for phase in one.phases) for one in (planned, informed))
+    yield Compared("epoch", "tokens", tokens, texts, texts)
+    flops, counted = (sum(phase.flops for phase in one.phases) for one in (planned, informed))
+    yield Compared("epoch", "FLOP", flops, counted, counted)
     yield Compared("epoch", "seconds", planned.epoch_seconds, informed.epoch_seconds, wall)

@@ -35,8 +35,12 @@ def show_plan(
     whole = found.epochs * found.epoch_seconds
     console.print(
         f"epoch {duration(found.epoch_seconds)}, {found.epochs} epochs {duration(whole)}, "
-        f"{whole * found.gpus / 3600:.1f} GPU hours; "
-        f"{'engines and trainers wait' if found.cores is None else 'cores wait'} {found.idle:.0%} of it",
+        + (
+            f"{whole * found.gpus / 3600:.1f} GPU hours; engines and trainers wait"
+            if found.cores is None
+            else "cores wait"
+        )
+        + f" {found.idle:.0%} of it",
         highlight=False,
     )
     size, versions = stored_bytes(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,8 @@ def test_seconds_are_those_of_cores_that_are_shared(tmp_path: Path) -> None:
     assert figure(found, "align", "seconds").had == pytest.approx((2 * 2 / 3 + 2 * 2) / 2)
     assert figure(found, "deploy", "seconds").had == 0.25
     one = figure(found, "epoch", "seconds")
-    assert (one.had, one.off[0]) == (9, pytest.approx(one.planned / 9 - 1))
+    assert one.had == 9
+    assert one.off == (one.planned / 9 - 1, one.informed / 9 - 1)
 
 
 def test_devices_of_their_own_are_not_shared() -> None:
@@ -194,6 +196,18 @@ def test_sampling_lasts_as_long_as_the_cores_have_work() -> None:
     one = budget(config, DEVICE, Lengths.of(config), cores=1)
     assert (one.phase("rollout").workers, one.phase("align").workers) == (1, 1)
     assert one.phase("align").times["compute"] == pytest.approx(2 * found.phase("align").times["compute"])
+
+
+def test_the_longest_group_decides_the_activations() -> None:
+    config = parse_config(SMALL, "here")
+    counts, lengths = Counts.of(config), Lengths(50, 10, 60, 10)
+
+    def activations(longest: float | None) -> float:
+        found = budget(config, DEVICE, lengths, cores=2, counts=replace(counts, longest=longest))
+        return next(one for one in found.memory if one.group == "dpo").parts["activations"]
+
+    # Groups of 50 + 2 x 10 tokens.
+    assert activations(140) == pytest.approx(2 * activations(None))
 
 
 def test_counts_of_a_config_are_the_most_it_comes_to() -> None:
