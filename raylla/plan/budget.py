@@ -18,8 +18,8 @@ from raylla.plan.work import AD_TEXT, QUERY, Counts, Lengths, Work
 
 HANDLING = 0.2e-3
 """Seconds of a core that an engine's Python takes for each token of an answer: scheduling, sampling, its
-log-probability, its text; what a model of a million parameters needs beside its products. On GPUs it is
-taken to hide behind the step."""
+log-probability, its text. An estimate, from one run of the pocket models: what it took beside their
+products. On GPUs it is taken to hide behind the step."""
 
 
 @dataclass(frozen=True, slots=True)
