@@ -25,8 +25,8 @@ BATCHED = 8192
 
 ENGINE_PROCESS, TRAINER_PROCESS, REWARD_PROCESS = 1.0e9, 0.75e9, 0.45e9
 """Bytes of a worker's process without what it holds: Python with vLLM; with torch, DeepSpeed and TRL; with
-torch alone. What was left of proportional set sizes, shared pages split among their users, in one run of SmolLM2
-on two cores beside what is counted here; see docs/scaling.md."""
+torch alone. What was left of proportional set sizes, shared pages split among their users, in one run of
+SmolLM2 on two cores beside what is counted here; see docs/scaling.md."""
 
 DRIVER = 1.8e9
 """Bytes of the processes that a run has once: the driver 0.4 GB, Ray 0.5, Ray Train 0.9. Seen likewise."""
