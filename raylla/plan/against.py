@@ -211,7 +211,12 @@ def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budge
         for stage in stages
         for name in pq.read_table(stage / "clicks.parquet", columns=["sample_id"])["sample_id"].to_pylist()
     ]
-    placed = sum(length for _, _, _, length, text in answers if MARKUP.search(text))
+    unread = "/preference/" if config.irpo.reward == "judge" else None
+    placed = sum(
+        length
+        for name, _, _, length, text in answers
+        if MARKUP.search(text) and not (unread and unread in name)
+    )
     aligned = run.committed(f"epoch-{epoch}/align") or {}
     trained = json.loads((run.part(f"records/epoch-{epoch}/learn") / "groups.json").read_text())
     rows = [

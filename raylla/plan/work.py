@@ -79,7 +79,7 @@ class Counts:
             requests=2 * asked + tested,
             answers=trained + tested * config.evaluation.answers,
             readings=judged + (scored * config.readings if irpo.reward == "judge" else 0),
-            encoded=judged + scored,
+            encoded=judged + (scored if irpo.reward == "pctr" else 0),
             queries=asked + tested,
             ads=config.world.ads if "ad_text" in config.pctr.features else 0,
             groups=asked,

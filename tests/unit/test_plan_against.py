@@ -214,3 +214,12 @@ def test_counts_of_a_config_are_the_most_it_comes_to() -> None:
     counts = Counts.of(parse_config(SMALL, "here"))
     assert (counts.requests, counts.answers, counts.readings, counts.encoded) == (5, 7, 3, 7)
     assert (counts.groups, counts.members, counts.steps, counts.longest) == (2, 2, 2, None)
+
+
+def test_answers_that_the_judge_scores_are_not_read_by_the_pctr_model(tmp_path: Path) -> None:
+    irpo = {**SMALL["irpo"], "reward": "judge"}  # type: ignore[dict-item]
+    config = parse_config(SMALL | {"irpo": irpo}, "here")
+    assert Counts.of(config).encoded == 3
+    had = figure(reckon(write_run(tmp_path / "run", config), DEVICE, 2), "learn", "tokens").had
+    # 20 tokens of answers that place an ad, the four of the preference phase left out.
+    assert had == pytest.approx(20 + 3 * 8 + 10 * 5)
