@@ -32,6 +32,8 @@ QUOTIENTS = {
     "fidelity_chance": ("chance", "claims"),
 }
 FIDELITY = ("fidelity", "fidelity_chance")
+SHARES = ("nothing_left", "detected", *FIDELITY)
+"""Figures between 0 and 1, whose intervals end there."""
 READER = {
     "words": "words",
     "similarity": "similarity",
@@ -101,6 +103,9 @@ def quality_figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[s
         if name == "perplexity":
             found = {end: float(np.exp(value)) for end, value in bounded(found, 0).items()}
         row[name] = found
+    for name in SHARES:
+        if (share := row[name]) is not None:
+            row[name] = bounded(share, 0, 1)
     return row
 
 

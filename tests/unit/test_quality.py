@@ -37,6 +37,14 @@ def test_perplexity_is_per_token_and_what_is_not_there_does_not_count() -> None:
     assert row["fidelity"] is None
 
 
+def test_the_interval_of_a_share_ends_where_shares_do() -> None:
+    rare = [read(f"q{i}", 0 if i == 0 else 5, 1.0, [(0.9 if i else 1.0, 0.0)]) for i in range(12)]
+    for tables in ([rare], [rare, rare[1:]]):
+        row = quality.quality_figures([quality.reads_per_query(one) for one in tables], 500, 0)
+        for name in quality.SHARES:
+            assert 0 <= row[name]["low"] <= row[name]["mean"] <= row[name]["high"] <= 1
+
+
 def test_fidelity_is_per_ad_that_something_is_said_of() -> None:
     table = quality.reads_per_query([read("a", 1, 1.0, [(1.0, 0.2), (0.5, 0.1)]), read("b", 1, 1.0)])
     row = quality.quality_figures([table, table], 500, 0)
