@@ -31,6 +31,8 @@ from tests.unit.serving import clients
 WORKERS = 6
 AWAY = ("503", "overloaded", "unavailable", "the engine")
 """What a client's error says where the endpoint could not answer, and said so."""
+CUT = "max_output_tokens"
+"""What a client's error says that takes no answer which was cut because it was as long as it may be."""
 FURTHER = "and a cheaper one?"
 MACHINES = (
     ("HEAD", {}),
@@ -284,13 +286,16 @@ def _clients(names: Sequence[str], url: str, key: str, seen: Traffic) -> None:
     for name in itertools.cycle(names):
         if seen.over:
             return
-        away = False  # what follows a case that was turned away lacks that one's answer
+        early = ""  # what follows a case that ended early lacks that one's answer
         for case, ended in clients.run(name, url, key)["cases"].items():
             if case == "object":  # what a model writes that learned nothing but advertisements
                 continue
-            away = away or any(word in ended["error"] for word in AWAY)
-            seen.clients["turned away" if away else "failed" if ended["error"] else "done"] += 1
-            if ended["error"] and not away:
+            if any(word in ended["error"] for word in AWAY):
+                early = early or "turned away"
+            elif CUT in ended["error"]:
+                early = early or "cut at its longest"
+            seen.clients[early or ("failed" if ended["error"] else "done")] += 1
+            if ended["error"] and not early:
                 seen.problems.append(f"{name}, {case}: {ended['error'][-1000:]}")
 
 
