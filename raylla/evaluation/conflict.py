@@ -41,6 +41,8 @@ LESS = 1e-6
 """Cosines that differ by no more are the same."""
 COUNTED = ("against", "for", "both", "neither", "named", "undisclosed")
 EXAMPLES = 3
+LEAST_PAIRS = 5
+"""Fewer make no interval."""
 UNDEFINED: Figure = {"mean": math.nan, "low": math.nan, "high": math.nan}
 
 
@@ -129,7 +131,7 @@ def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list
     which of the two is listed first; both depend on the run's seed and the question alone.
 
     Raises:
-        RunError: fewer than `efficiency.LEAST_QUERIES`.
+        RunError: fewer than `LEAST_PAIRS`.
     """
     best = [
         one.ads[int(cosines.argmax())]
@@ -154,10 +156,10 @@ def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list
         )
         planned = replace(one, auction=auction, ads=ads)
         found.append(Pair(planned, one.ads[0].id, (float(fits[0]), float(fits[place]))))
-    if len(found) < efficiency.LEAST_QUERIES:
+    if len(found) < LEAST_PAIRS:
         raise RunError(
             f"{len(found)} of {len(auctions)} test questions have two ads of one category that fit unlike; "
-            f"raise evaluation.queries, or the catalogue, until there are {efficiency.LEAST_QUERIES}"
+            f"raise evaluation.queries, or the catalogue, until there are {LEAST_PAIRS}"
         )
     return found
 
@@ -168,7 +170,7 @@ def advise(backend: EvaluationBackend, mechanism: Mechanism, pairs: Sequence[Pai
 
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the auctions were lost.
-        RunError: fewer than `efficiency.LEAST_QUERIES` pairs lost none.
+        RunError: fewer than `LEAST_PAIRS` pairs lost none.
     """
     config = backend.config
     choices = [one for one in mechanism.choices(config.irpo.epochs) if one.get("ads", 1) == 1]
@@ -184,7 +186,7 @@ def advise(backend: EvaluationBackend, mechanism: Mechanism, pairs: Sequence[Pai
         if all(one.offers for one in held):
             shares.append([_shares(pair, one.offers) for one in held])
             examples.append(_example(pair, asked[-1], held[-1].offers[0].text))
-    if len(shares) < efficiency.LEAST_QUERIES:
+    if len(shares) < LEAST_PAIRS:
         raise RunError(
             f"{mechanism.name}: {len(shares)} of {len(pairs)} pairs lost no auction, too few for an "
             "interval; see the engines' output"

@@ -204,7 +204,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     _finish(["evaluate", *both, "--suite", "conflict", *quick], tmp_path / "conflict.log")
     advice = json.loads((tmp_path / "seed-0" / "conflict.json").read_text())
     assert set(advice["mechanisms"]) == set(rows)
-    assert advice["pairs"] >= 10
+    assert advice["pairs"] >= 5  # not every question's best ad has a rival in its category
     for row in advice["mechanisms"].values():
         for shares in zip(*(row[name] for name in ("against", "for", "both", "neither")), strict=True):
             assert sum(one["mean"] for one in shares) == pytest.approx(1)
