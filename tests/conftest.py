@@ -35,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.meta_path.insert(0, Light())
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: two workers that pack a file in two seconds pack other bytes,
+    and pytest-xdist runs nothing where names differ."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``--fast`` tests that say that they take seconds, or need a server, are left out."""
     if config.getoption("--fast"):

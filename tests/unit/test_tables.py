@@ -54,7 +54,7 @@ def _world(tmp_path: Path, ads: str, queries: str) -> tables.Imported:
         ("tab.csv", b"title\tcategory\nMug\ttea\nTent\tcamping\n"),
         ("utf16.csv", "title\tcategory\nMug\ttea\nTent\tcamping\n".encode("utf-16")),
         ("plain.tsv", b"title\tcategory\nMug\ttea\nTent\tcamping\n"),
-        ("packed.csv.gz", gzip.compress(b"title,category\nMug,tea\nTent,camping\n")),
+        ("packed.csv.gz", gzip.compress(b"title,category\nMug,tea\nTent,camping\n", mtime=0)),
         ("UPPER.CSV", b"TITLE,CATEGORY\nMug,tea\nTent,camping\n"),
         (
             "keys.jsonl",
@@ -62,7 +62,7 @@ def _world(tmp_path: Path, ads: str, queries: str) -> tables.Imported:
         ),
         (
             "packed.ndjson.gz",
-            gzip.compress(b'{"Title":"Mug","topic":"tea"}\n{"name":"Tent","topic":"camping"}'),
+            gzip.compress(b'{"Title":"Mug","topic":"tea"}\n{"name":"Tent","topic":"camping"}', mtime=0),
         ),
     ],
 )
@@ -232,7 +232,7 @@ def test_ads_of_one_title_stay_apart_by_what_else_they_say(tmp_path: Path) -> No
         ("ads.csv", "title\n@\n@\nMug\n", "2 of 3 rows cannot be used(.|\n)*line 2: title='@' is empty"),
         ("ads.parquet", "title\nMug\n", "cannot be read as parquet"),
         ("ads.csv.gz", "title\nMug\n", "[Nn]ot a gzipped file"),
-        ("ads.csv.gz", gzip.compress(b"title\nMug\n" * 99)[:-6], "is damaged"),
+        ("ads.csv.gz", gzip.compress(b"title\nMug\n" * 99, mtime=0)[:-6], "is damaged"),
         ("ads.xlsx", "title\nMug\n", r"no table by its name; give \.csv"),
     ],
 )
