@@ -219,11 +219,13 @@ def check(
     from raylla.models import roles
     from raylla.reward import reader
     from raylla.runs.state import package_versions
+    from raylla.terms.protocol import named_terms
     from raylla.world import build, store
 
     loaded = settings.load_config(config, set_)
     console.print(f"config     {config}: digest {loaded.digest()}")
     places = roles.check_roles(loaded)
+    named_terms(list(loaded.term_weights))
     for encoder in ("pctr.encoder", "judging.encoder"):
         if encoder in places:
             reader.check_encoder(places[encoder], encoder)

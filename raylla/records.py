@@ -194,16 +194,18 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """R(y) of one answer (Eq. 5 and 8): expected value of the ads minus the penalty."""
+    """R(y) of one answer (Eq. 5 and 8): expected value of the ads minus the penalty, and the weighted
+    ``terms`` of ``reward_terms``, in their order."""
 
     sample_id: str
     value: float
     penalty: float
+    terms: tuple[float, ...] = ()
 
     @property
     def total(self) -> float:
-        """``value - penalty``, in bid units."""
-        return self.value - self.penalty
+        """``value - penalty`` and the sum of the terms, in bid units."""
+        return self.value - self.penalty + sum(self.terms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from raylla import config
 from raylla.auction.markup import Parsed
@@ -24,16 +24,17 @@ def reward(
     bids: Mapping[str, float],
     pctr: Mapping[str, float],
     settings: config.Penalty,
+    terms: Sequence[float] = (),
     *,
     sample_id: str = "",
 ) -> Reward:
-    """R(y) = sum_i b_i pctr_i 1(a_i in y) - lambda s_resp(y) (Eq. 5), in bid units.
+    """R(y) = sum_i b_i pctr_i 1(a_i in y) - lambda s_resp(y) (Eq. 5), and ``terms``, in bid units.
 
-    ``bids`` (per click) and ``pctr`` (in [0, 1]) are looked up for the placed ads.  The record's
-    ``penalty`` is lambda s_resp, so that its total is R(y).
+    ``bids`` (per click) and ``pctr`` (in [0, 1]) are looked up for the placed ads; ``terms`` are weighted
+    already.  The record's ``penalty`` is lambda s_resp, so that its total is R(y).
 
     Raises:
         KeyError: a placed ad has no bid or no predicted rate.
     """
     value = sum(bids[ad_id] * pctr[ad_id] for ad_id in parsed.ad_ids)
-    return Reward(sample_id, value, settings.weight * penalty(parsed, settings))
+    return Reward(sample_id, value, settings.weight * penalty(parsed, settings), tuple(terms))

@@ -182,6 +182,13 @@ class Penalty(Section):
     per_violation: NonNegative = Field(60.0, description="each format error")
 
 
+class RewardTerm(Section):
+    """A term of the reward beside money and format: `docs/evaluation.md` has what there is."""
+
+    name: str = Field(description="of an entry point in the group raylla.reward_terms")
+    weight: NonNegative = Field(description="in bid units for a value of 1")
+
+
 class Irpo(Section):
     """Algorithm 1."""
 

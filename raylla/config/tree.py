@@ -22,6 +22,7 @@ from raylla.config.sections import (
     Pctr,
     Penalty,
     Ray,
+    RewardTerm,
     Section,
     Seed,
     Storage,
@@ -53,6 +54,7 @@ class Config(Section):
     reward_trainer: Actors = Actors()
     pctr: Pctr = Pctr()
     penalty: Penalty = Penalty()
+    reward_terms: tuple[RewardTerm, ...] = ()
     irpo: Irpo = Irpo()
     dpo: Dpo = Dpo()
     lora: Lora | None = None
@@ -78,6 +80,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if len(self.term_weights) != len(self.reward_terms):
+            raise ValueError("reward_terms: a name occurs twice; give each term once")
         if self.world.candidates > self.world.ads and self.world.path is None:
             raise ValueError(
                 f"world.candidates={self.world.candidates} exceeds world.ads={self.world.ads}; "
@@ -89,6 +93,11 @@ class Config(Section):
                 f"dpo.workers={self.dpo.workers}"
             )
         return self
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each term of the reward, by name, in their order."""
+        return {one.name: one.weight for one in self.reward_terms}
 
     @property
     def readings(self) -> int:

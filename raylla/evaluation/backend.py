@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import Pool
-from raylla.auction import parse
+from raylla.auction import parse, penalty
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Given, Request, Scored
 from raylla.errors import BudgetError
@@ -29,10 +29,10 @@ from raylla.records import Planned, Prediction
 from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
 from raylla.runs.versions import committed, named, untouched
+from raylla.terms.protocol import known_terms, named_terms, term_values, weighted
 from raylla.world import World, prompts
 from raylla.world.bids import seed_of
-from raylla.world.texts import ad_text
-from raylla.world.turns import in_context
+from raylla.world.fit import Fit
 
 DONE_BY = {"generate": "prompts", "score": "scores", "judge": "judgements"}
 """What workers' methods do, as progress counts it."""
@@ -56,7 +56,8 @@ class EvaluationBackend:
         self.run = run
         self.world = world
         self.config = config
-        self.penalty = config.penalty
+        self.terms = named_terms(known_terms())
+        self.fit = Fit(world, self._encode)
         self.versions = {weights.name: (weights, probe) for weights, probe in versions}
         self._untouched = untouched(run)
         self.aliases = {BASE: versions[0][0].name, TRAINED: versions[-1][0].name}
@@ -65,7 +66,6 @@ class EvaluationBackend:
         self._progress = progress
         self._predicted: dict[tuple[int, str, str], dict[str, Prediction]] = {}
         self._held: tuple[int, int] | None = None
-        self._mean: NDArray[np.float32] | None = None
         self._lost: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
 
@@ -168,18 +168,16 @@ class EvaluationBackend:
         return [self._predicted[key] for key in keys]
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
-        """Cosine of query and ad (what it says of itself) by the pCTR's text encoder, [n] for each.
+        """Cosine of query and ad by the pCTR's text encoder, [n] for each; see `Fit`."""
+        return self.fit.relevance(auctions)
 
-        From all encodings the mean of the catalogue and the training queries is taken off first.
-        """
-        queries = [in_context(planned.query) for planned in auctions]
-        ads = list(dict.fromkeys(ad for planned in auctions for ad in planned.ads))
-        vectors = self._encode([*queries, *map(ad_text, ads)]) - self._center()
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-        place = {ad: len(queries) + index for index, ad in enumerate(ads)}
+    def costs(self, answers: Sequence[tuple[Planned, str]]) -> list[float]:
+        """What each answer costs its reader, in bid units: lambda s_resp, less the weighted terms."""
+        settings, weights = self.config.penalty, self.config.term_weights
+        values = term_values([one for one in self.terms if one.name in weights], self.fit, answers)
         return [
-            vectors[[place[ad] for ad in planned.ads]].astype(np.float64) @ vectors[index]
-            for index, planned in enumerate(auctions)
+            settings.weight * penalty(parse(text, planned.ads), settings) - sum(weighted(one, weights))
+            for (planned, text), one in zip(answers, values, strict=True)
         ]
 
     def organic(self, auctions: Sequence[Planned], what: str) -> list[Generated]:
@@ -264,12 +262,6 @@ class EvaluationBackend:
     def _messages(self, prompt: Prompt) -> prompts.Messages:
         planned = prompt.planned
         return prompts.of(self.config.ad_llm, planned.query, planned.profile, prompt.ads, prompt.bids)
-
-    def _center(self) -> NDArray[np.float32]:
-        if self._mean is None:
-            queries = [in_context(query) for query in self.world.of("train")]
-            self._mean = self._encode([*queries, *map(ad_text, self.world.ads)]).mean(axis=0)
-        return self._mean
 
     def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = self._crew.persistently(

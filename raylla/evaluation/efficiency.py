@@ -23,6 +23,7 @@ from raylla.figures.table import COLUMNS, JudgedAnswer, per_query, row_figures
 from raylla.irpo.schedule import plan_auctions, some
 from raylla.mechanisms.protocol import Choice, Mechanism, Ran
 from raylla.records import Planned
+from raylla.terms.protocol import term_values
 from raylla.world import World, clicks
 
 LEAST_QUERIES = 10
@@ -37,13 +38,15 @@ UNTIMED: Figure = {"mean": math.nan, "low": math.nan, "high": math.nan}
 class Held:
     """What came of a mechanism's auctions: `per_query` figures, `COSTS` per auction of each batch
     [batches, 4], with NaN for the seconds where no batch has a wall time of its own, the mechanism's notes,
-    every answer with its auction."""
+    every answer with its auction, and the names of the reward terms whose values end the
+    table's rows."""
 
     table: Mapping[str, Array]
     costs: Array
     notes: Mapping[str, float]
     unread: int
     answers: Sequence[tuple[Planned, str]]
+    terms: tuple[str, ...]
 
 
 def test_auctions(config: Config, world: World) -> list[Planned]:
@@ -97,7 +100,8 @@ def hold(
     backend.bound(f"auctions of {mechanism.name}", failed, len(ran))
     backend.bound(f"judgements of {mechanism.name}", unread, len(judged))
     outcomes = []
-    for (planned, offer), one in zip(offers, judged, strict=True):
+    valued = term_values(backend.terms, backend.fit, [(planned, offer.text) for planned, offer in offers])
+    for (planned, offer), one, terms in zip(offers, judged, valued, strict=True):
         if one.clicks is not None:
             parsed = parse(offer.text, planned.ads, backend.world.ad_ids)
             chances = one.probabilities or clicks.click_probabilities(
@@ -105,12 +109,14 @@ def hold(
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
             outcomes.append(
-                JudgedAnswer(planned.query.id, parsed, planned.bids, prices, one.clicks, chances)
+                JudgedAnswer(planned.query.id, parsed, planned.bids, prices, one.clicks, chances, terms)
             )
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
     answers = [(planned, offer.text) for planned, offer in offers]
-    return Held(per_query(outcomes, backend.penalty), np.array(costs or torn), notes, unread, answers)
+    weights = dict.fromkeys((one.name for one in backend.terms), 0.0) | backend.config.term_weights
+    table = per_query(outcomes, backend.config.penalty, weights)
+    return Held(table, np.array(costs or torn), notes, unread, answers, tuple(weights))
 
 
 def tune_mechanism(
@@ -123,7 +129,7 @@ def tune_mechanism(
     tried: list[dict[str, Any]] = []
     for choice in choices:
         table = np.array(list(hold(backend, mechanism, auctions, choice, 1).table.values())).mean(axis=0)
-        means = dict(zip(COLUMNS, table.tolist(), strict=True))
+        means = dict(zip(COLUMNS, table[: len(COLUMNS)].tolist(), strict=True))
         tried.append({"choice": dict(choice), "reward": means["reward"], "revenue": means["revenue"]})
     best = max(range(len(tried)), key=lambda place: tried[place]["reward"])
     return choices[best], tried
@@ -131,7 +137,7 @@ def tune_mechanism(
 
 def mechanism_row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
     """A mechanism's row over training seeds: `table.row_figures` and `COSTS` per auction."""
-    found = row_figures([held.table for held in seeds], resamples, seed)
+    found = row_figures([held.table for held in seeds], resamples, seed, seeds[0].terms)
     timed = not any(np.isnan(held.costs).any() for held in seeds)
     known = [held.costs if timed else held.costs[:, :-1] for held in seeds]
     costs = [bounded(one, 0) for one in means(known, resamples, np.random.default_rng(seed))]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from raylla.auction.markup import Parsed
 from raylla.auction.reward import penalty
 from raylla.config import Penalty
 from raylla.figures.intervals import bounded, means, quotients
+from raylla.terms.protocol import weighted
 
 _MEANS = (
     "revenue",
@@ -35,7 +37,8 @@ class JudgedAnswer:
     """One judged test answer: its query, what it placed, and what was and would be clicked.
 
     ``bids`` are what a click is worth to each advertiser, ``prices`` what it pays; ``chances`` are the
-    click probabilities, of the judge where it gives them, else of the click model.
+    click probabilities, of the judge where it gives them, else of the click model, ``terms`` the values of
+    reward terms by name.
     """
 
     query_id: str
@@ -44,23 +47,33 @@ class JudgedAnswer:
     prices: Mapping[str, float]
     clicks: Mapping[str, bool]
     chances: Mapping[str, float]
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
-def per_query(answers: Sequence[JudgedAnswer], coefficients: Penalty) -> dict[str, Array]:
-    """Query id -> mean over its answers of each of `COLUMNS`.
+def per_query(
+    answers: Sequence[JudgedAnswer],
+    coefficients: Penalty,
+    weights: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, Array]:
+    """Query id -> mean over its answers of each of `COLUMNS`, and of the terms that ``weights`` name.
 
     ``revenue`` is price times click, ``welfare`` bid times click, ``reward`` welfare less the
-    penalty, all in bid units; "expected" has `JudgedAnswer.chances` in place of the judge's clicks.
+    penalty and with the weighted terms, all in bid units; "expected" has `JudgedAnswer.chances` in place of
+    the judge's clicks.
     """
     by_query: dict[str, list[list[float]]] = {}
     for answer in answers:
-        account = _account(answer, coefficients)
-        by_query.setdefault(answer.query_id, []).append([account[name] for name in COLUMNS])
+        account = _account(answer, coefficients, sum(weighted(answer.terms, weights)))
+        row = [*(account[name] for name in COLUMNS), *(answer.terms[name] for name in weights)]
+        by_query.setdefault(answer.query_id, []).append(row)
     return {query: np.mean(rows, axis=0) for query, rows in by_query.items()}
 
 
-def row_figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
-    """The row of one weight version or mechanism, from `per_query` of each training seed.
+def row_figures(
+    seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int, terms: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The row of one weight version or mechanism, from `per_query` of each training seed, whose weights
+    named ``terms``.
 
     Raises:
         ValueError: a seed has no answers.
@@ -78,12 +91,14 @@ def row_figures(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int)
         [group[:, above] for group in groups], [group[:, below] for group in groups], resamples, rng
     )
     row |= {name: bounded(one, 0, 1) for name, one in zip(RATES, shares, strict=True)}
+    valued = [group[:, len(COLUMNS) :] for group in groups]
+    row["terms"] = dict(zip(terms, means(valued, resamples, rng), strict=True)) if terms else {}
     row["queries"] = sum(map(len, groups))
     return row
 
 
-def _account(answer: JudgedAnswer, coefficients: Penalty) -> dict[str, float]:
-    punished = coefficients.weight * penalty(answer.parsed, coefficients)
+def _account(answer: JudgedAnswer, coefficients: Penalty, terms: float) -> dict[str, float]:
+    punished = coefficients.weight * penalty(answer.parsed, coefficients) - terms
     clicked = [ad for ad, click in answer.clicks.items() if click]
     chances = answer.chances
     welfare = sum(answer.bids[ad] for ad in clicked)

@@ -19,7 +19,7 @@ from raylla.auction import parse
 from raylla.errors import RunError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled
-from raylla.irpo.scoring import careful_rate, rows_of
+from raylla.irpo.scoring import careful_rate, rows_of, values_of
 from raylla.records import Phase, Planned, Prediction
 from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
@@ -44,11 +44,13 @@ class AnswerSource(Protocol):
 class Learned:
     """``rates``: click probability of each ad of every phase-2 answer, by sample id, lowered towards the
     low end of its interval by `irpo.risk`; ``fit`` and
-    ``held_out``: what the update and the evaluation on held-out auctions reported."""
+    ``held_out``: what the update and the evaluation on held-out auctions reported; ``terms``: values of
+    ``reward_terms`` of every phase-2 answer, by sample id and name."""
 
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
     fit: dict[str, float] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Learner:
@@ -125,6 +127,8 @@ class Learner:
             self._ask("save", self._run.reward(self._epoch))
 
         self._wait(rest)
+        answered = source.part([one for one in self._planned if one.phase == "preference"])
+        self._learned.terms = values_of(self._run.config, self._crew, self._world, answered, "preference")
         return self._learned
 
     def settle(self, source: AnswerSource) -> None:

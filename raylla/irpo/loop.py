@@ -29,6 +29,7 @@ from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.stop import heeded
 from raylla.terminal import RAY
+from raylla.terms.protocol import named_terms
 from raylla.world import World
 
 
@@ -40,6 +41,7 @@ def train_run(run: Run, watch: Observer) -> dict[str, Any]:
     """
     config = run.config
     roles.check_roles(config)
+    named_terms(list(config.term_weights))
     draft = queries.draft_world(run)
     with watch.stage(RAY):
         connect(config)

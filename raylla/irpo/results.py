@@ -26,12 +26,14 @@ def epoch_table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict
 def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
     """The table row of the weights that made ``sampled``, from its judged test answers."""
     settings = run.config.evaluation.bootstrap, run.config.seed
-    return version_row([tested(run, world, sampled)], *settings)
+    return version_row([tested(run, world, sampled)], *settings, list(run.config.term_weights))
 
 
-def version_row(seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int) -> dict[str, Any]:
+def version_row(
+    seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int, terms: Sequence[str]
+) -> dict[str, Any]:
     """The row of one weight version from what `tested` found in each training seed."""
-    row = row_figures(seeds, resamples, seed)
+    row = row_figures(seeds, resamples, seed, terms)
     return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
 
 
@@ -44,8 +46,11 @@ def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
         chances = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
             planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
         )
-        answers.append(JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances))
-    return per_query(answers, run.config.penalty)
+        terms = sampled.terms.get(answer.sample_id, {})
+        answers.append(
+            JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances, terms)
+        )
+    return per_query(answers, run.config.penalty, run.config.term_weights)
 
 
 def before_and_after(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:

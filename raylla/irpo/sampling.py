@@ -39,7 +39,8 @@ JUDGE_BATCH = 128
 class Sampled:
     """What some phases of one weight version brought in. Answers are in the order of the plan.
 
-    ``clicks`` and, where the judge gave them, ``probabilities`` are by sample id and ad id.
+    ``clicks`` and, where the judge gave them, ``probabilities`` are by sample id and ad id; ``terms``, the
+    values of ``reward_terms`` where they are known, by sample id and name.
     """
 
     plan: dict[str, Planned]
@@ -48,6 +49,7 @@ class Sampled:
     clicks: dict[str, dict[str, bool]] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
     probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
+    terms: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def of(self, phase: Phase) -> Iterator[tuple[Planned, Answer]]:
         """The answers of one phase with their auctions."""

@@ -3,14 +3,20 @@ groups that follow (Algorithm 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from raylla.auction import parse, reward
+from raylla.config import Config
+from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Sampled, readings
 from raylla.records import Answer, Phase, Prediction, PreferenceGroup, Reward
 from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
+from raylla.terms.protocol import named_terms, term_values, weighted
 from raylla.world import World
+from raylla.world.fit import Fit
+from raylla.world.retrieval import Vectors
 
 
 def rows_of(world: World, sampled: Sampled, phase: Phase) -> list[ClickRow]:
@@ -48,19 +54,46 @@ def judged_rates(run: Run, sampled: Sampled) -> dict[str, dict[str, float]]:
     return found
 
 
-def score(run: Run, sampled: Sampled, rates: dict[str, dict[str, float]]) -> dict[str, Reward]:
-    """R(y) of every phase-2 answer whose click rates are known (Eq. 5 and 8)."""
+def score(
+    run: Run,
+    sampled: Sampled,
+    rates: Mapping[str, dict[str, float]],
+    terms: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> dict[str, Reward]:
+    """R(y) of every phase-2 answer whose click rates are known (Eq. 5 and 8).
+
+    ``terms``: values of ``reward_terms``, by sample id and name.
+    """
+    weights = run.config.term_weights
     return {
         answer.sample_id: reward(
             parse(answer.text, planned.ads),
             planned.bids,
             rates[answer.sample_id],
             run.config.penalty,
+            weighted(terms[answer.sample_id], weights) if weights else (),
             sample_id=answer.sample_id,
         )
         for planned, answer in sampled.of("preference")
         if answer.sample_id in rates
     }
+
+
+def values_of(
+    config: Config, crew: Crew, world: World, sampled: Sampled, phase: Phase
+) -> dict[str, dict[str, float]]:
+    """Sample id -> name -> value of each of ``reward_terms``, for the answers of one phase; nothing where
+    there are no terms."""
+
+    def encode(texts: list[str]) -> Vectors:
+        vectors: Vectors = crew.persistently(lambda: crew.ask_reward("encode", texts))
+        return vectors
+
+    terms = named_terms(list(config.term_weights))
+    answers = list(sampled.of(phase)) if terms else []
+    texts = [(planned, answer.text) for planned, answer in answers]
+    found = term_values(terms, Fit(world, encode), texts)
+    return {answer.sample_id: one for (_, answer), one in zip(answers, found, strict=True)}
 
 
 def group(answers: Sequence[Answer], rewards: Sequence[float], delta: float) -> PreferenceGroup | None:

@@ -16,7 +16,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
-from raylla.irpo.scoring import group, judged_rates, rows_of, score
+from raylla.irpo.scoring import group, judged_rates, rows_of, score, values_of
 from raylla.judging import about
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
@@ -30,6 +30,7 @@ from raylla.world import World, prompts
 from raylla.world.bids import seed_of
 
 TRAINING: tuple[Phase, ...] = ("reward", "preference")
+TERMS = "terms.json"
 
 
 def unanswered(run: Run, epoch: int, planned: Sequence[Planned]) -> list[Planned]:
@@ -82,6 +83,7 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
         sampled = stream.result("test")
         rows = rows_of(world, sampled, "test")
         predicted = crew.persistently(lambda: _predicted(run, crew, epoch, rows))
+        sampled.terms = values_of(run.config, crew, world, sampled, "test")
     _commit_sampled(run, watch, epoch, stage, sampled, {"pctr": predicted})
     row = results.tested_row(run, world, sampled)
     watch.metrics(epoch - 1, {f"test/{key}": value for key, value in row.items()})
@@ -102,6 +104,8 @@ def _commit_sampled(
     save_records(directory / "answers.parquet", sampled.answers, Answer)
     save_records(directory / "clicks.parquet", sampled.click_records(), Click)
     write_text(directory / "judged.json", dumps(sorted(sampled.clicks)))
+    if sampled.terms:
+        write_text(directory / TERMS, dumps(sampled.terms))
     phases = {planned.phase for planned in sampled.plan.values()}
     name = stage.rpartition("/")[2]
     report = {
@@ -129,6 +133,8 @@ def read_sampled(run: Run, stage: str, planned: Sequence[Planned]) -> Sampled:
         sampled.clicks[click.sample_id][click.ad_id] = click.clicked
         if click.probability is not None:
             sampled.probabilities.setdefault(click.sample_id, {})[click.ad_id] = click.probability
+    if (directory / TERMS).is_file():
+        sampled.terms = json.loads((directory / TERMS).read_text())
     return sampled
 
 
@@ -151,7 +157,8 @@ def learn(
     with watch.stage(f"epoch {epoch}: learn"), heeded(stage):
         learned = learner.finish(sampled)
         judged = run.config.irpo.reward == "judge"
-        rewards = score(run, sampled, judged_rates(run, sampled) if judged else learned.rates)
+        rates = judged_rates(run, sampled) if judged else learned.rates
+        rewards = score(run, sampled, rates, learned.terms)
         groups = _groups(run, sampled, rewards)
     run.fresh(directory)
     save_records(directory / "rewards.parquet", list(rewards.values()), Reward)
@@ -163,6 +170,10 @@ def learn(
         "groups": len(groups),
         "pairs": sum(len(one.losers) for one in groups),
         "mean_reward": sum(one.total for one in rewards.values()) / max(1, len(rewards)),
+        "terms": {
+            name: sum(one[name] for one in learned.terms.values()) / max(1, len(learned.terms))
+            for name in run.config.term_weights
+        },
     }
     run.commit(stage, [name for one in groups for name in _members(one)], report)
     watch.metrics(epoch, {f"learn/{key}": value for key, value in report.items()})

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raylla.auction import optimum, parse, penalty
+from raylla.auction import optimum
 from raylla.auction.checks import Array, ending, logs, numbers
 from raylla.engines.protocol import Generated
 from raylla.mechanisms.protocol import BASE, Backend, Choice, Offer, Prompt, Ran, ran
@@ -128,6 +128,7 @@ class Mosaic:
             for draw in generated.completions
         ]
         predicted = iter(backend.predict(answers, int(choice["pctr_epoch"])))
+        spent = iter(backend.costs(answers))
         ratios = iter(_log_ratios(backend, asked, written, str(choice["reference"])))
         found = []
         for planned, generated in zip(auctions, written, strict=True):
@@ -138,8 +139,7 @@ class Mosaic:
             shown = [next(predicted) for _ in texts]
             rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in planned.auction.ad_ids])
             rewards = np.array(planned.auction.bids)[:, None] * rates
-            spent = [penalty(parse(text, planned.ads), backend.penalty) for text in texts]
-            costs = backend.penalty.weight * np.array(spent)
+            costs = np.array([next(spent) for _ in texts])
             ratio, tau = np.array([next(ratios) for _ in texts]), float(choice["tau"])
             log_p = log_probabilities(rewards, ratio, costs, tau)
             owed = price_per_click(payments(rewards, ratio, costs, tau), rates, log_p)

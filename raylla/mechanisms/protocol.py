@@ -15,7 +15,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from raylla.config import Penalty
 from raylla.engines.protocol import Generated
 from raylla.errors import ConfigError
 from raylla.records import Ad, Planned
@@ -70,8 +69,6 @@ class Ran:
 class Backend(Protocol):
     """What a mechanism works with."""
 
-    penalty: Penalty
-
     def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
         """Answers of the Ad-LLM under `BASE` or `TRAINED`, in the order of ``prompts``."""
 
@@ -84,6 +81,10 @@ class Backend(Protocol):
 
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
         """Click probability of each ad placed in each answer, by the pCTR model after ``epoch``."""
+
+    def costs(self, answers: Sequence[tuple[Planned, str]]) -> list[float]:
+        """What each answer costs its reader, in bid units: lambda s_resp (Eq. 5 and 8), less the weighted
+        values of the config's reward terms."""
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         """Cosine of the text encoder between each auction's query and each of its ads [n]."""

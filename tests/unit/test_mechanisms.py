@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raylla.auction import markup, parse
-from raylla.config import Penalty
 from raylla.engines.protocol import Completion, Generated
 from raylla.errors import ConfigError
 from raylla.mechanisms.card import Card, second_price
@@ -31,7 +30,6 @@ class Backend:
     """Draw d of a prompt places its listed ad d mod n; every placed ad is clicked half the time."""
 
     def __init__(self) -> None:
-        self.penalty = Penalty(per_ad=0)
         self.asked: list[tuple[str, Prompt]] = []
         self.named = ""
 
@@ -59,6 +57,9 @@ class Backend:
 
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
         return [{ad.id: 0.5 for ad in planned.ads if markup(ad) in text} for planned, text in answers]
+
+    def costs(self, answers: Sequence[tuple[Planned, str]]) -> list[float]:
+        return [0.0] * len(answers)
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         return [np.array([0.9, 0.0, 0.0, 0.0]) for _ in auctions]

@@ -14,9 +14,9 @@ from raylla.auction.prose import stripped, undisclosed, without_ads
 from raylla.engines.protocol import Given
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.reader.detect import Detector
-from raylla.evaluation.reader.fidelity import Descriptions
 from raylla.figures.quality import Read, Reads, Table, reads_per_query
 from raylla.records import Planned
+from raylla.terms.descriptions import Descriptions
 from raylla.world import prompts
 from raylla.world.retrieval import Vectors
 

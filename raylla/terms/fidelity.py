@@ -1,0 +1,24 @@
+"""Fidelity: whether what an answer says of an ad is what its advertiser says of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raylla.terms.descriptions import Descriptions
+from raylla.terms.protocol import Answered, Texts
+
+
+class Fidelity:
+    """Mean over the placed ads of the share of what the answer says beside the ad's name that the ad's
+    description says too, less 1: from -1 to 0, and 0 where it says nothing or no ad is described."""
+
+    name = "fidelity"
+
+    def values(self, texts: Texts, answers: Answered) -> list[float]:
+        """`protocol.RewardTerm.values`."""
+        described = Descriptions({ad.id: ad for planned, _ in answers for ad in planned.ads}.values())
+        found = []
+        for planned, text in answers:
+            shares = [share for share, _ in described.borne_out(planned, text)]
+            found.append(float(np.mean(shares)) - 1 if shares else 0.0)
+        return found

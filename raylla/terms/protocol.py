@@ -1,0 +1,96 @@
+"""What a reward term is: one number for each answer, of what its reader gains or loses.
+
+A term is found by name among the entry points of the group ``raylla.reward_terms``; each names a class
+that is made without arguments, so that a package of the user's own can add one.  A config weighs it, in
+bid units: R(y) = sum_i b_i pctr_i 1(a_i in y) - lambda s_resp(y) + sum_k w_k term_k(y), which is Eq. 5 with
+a last sum of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylla.errors import ConfigError, RunError
+from raylla.records import Planned
+
+_GROUP = "raylla.reward_terms"
+
+Answered = Sequence[tuple[Planned, str]]
+"""Answers as they were written, each with its auction."""
+
+
+class Texts(Protocol):
+    """The frozen text encoder that a term may ask."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors [len(texts), dim]."""
+
+    def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
+        """Cosine between each auction's query and each of its ads [n]."""
+
+
+@runtime_checkable
+class RewardTerm(Protocol):
+    """A term of the reward."""
+
+    name: str
+
+    def values(self, texts: Texts, answers: Answered) -> Sequence[float]:
+        """The value of each answer, in its order: finite, 0 for an answer without ads, so that a weight
+        does not pay for placing; less than 0 is what the reader loses by the ads."""
+
+
+def known_terms() -> list[str]:
+    """Names of all terms that are installed."""
+    return sorted({point.name for point in entry_points(group=_GROUP)})
+
+
+def named_terms(names: Sequence[str]) -> list[RewardTerm]:
+    """The terms of these names, in this order.
+
+    Raises:
+        ConfigError: there is none of that name, or what is installed under it is none.
+    """
+    known = {point.name: point for point in entry_points(group=_GROUP)}
+    found: list[RewardTerm] = []
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"reward_terms: no term named {name!r}; there are {', '.join(sorted(known))}")
+        try:
+            made = known[name].load()()
+        except Exception as error:
+            raise ConfigError(f"reward_terms: {known[name].value} cannot be made: {error}") from error
+        if not isinstance(made, RewardTerm):
+            raise ConfigError(f"reward_terms: {known[name].value} is no term: it lacks name or values")
+        found.append(made)
+    return found
+
+
+def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) -> list[dict[str, float]]:
+    """The values of all ``terms`` for each answer, by the term's name.
+
+    Raises:
+        RunError: a term gave another number of values than there are answers, or one that is no number.
+    """
+    found: list[dict[str, float]] = [{} for _ in answers]
+    for term in terms if answers else ():
+        values = [float(value) for value in term.values(texts, answers)]
+        if len(values) != len(answers) or not all(map(math.isfinite, values)):
+            raise RunError(
+                f"reward_terms: {term.name} gave {len(values)} values for {len(answers)} answers, "
+                f"{sum(not math.isfinite(value) for value in values)} of them not finite"
+            )
+        for one, value in zip(found, values, strict=True):
+            one[term.name] = value
+    return found
+
+
+def weighted(values: Mapping[str, float], weights: Mapping[str, float]) -> tuple[float, ...]:
+    """Each weight times its term's value, in bid units, in the order of ``weights``."""
+    return tuple(weight * values[name] for name, weight in weights.items())
