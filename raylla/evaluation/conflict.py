@@ -41,7 +41,7 @@ LESS = 1e-6
 """Cosines that differ by no more are the same."""
 COUNTED = ("against", "for", "both", "neither", "named", "undisclosed")
 EXAMPLES = 3
-LEAST_PAIRS = 5
+LEAST_PAIRS = efficiency.LEAST_QUERIES
 """Fewer make no interval."""
 UNDEFINED: Figure = {"mean": math.nan, "low": math.nan, "high": math.nan}
 

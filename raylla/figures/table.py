@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -95,6 +95,11 @@ def row_figures(
     row["terms"] = dict(zip(terms, means(valued, resamples, rng), strict=True)) if terms else {}
     row["queries"] = sum(map(len, groups))
     return row
+
+
+def terms_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the reward terms that rows of `row_figures` have values of."""
+    return list(dict.fromkeys(term for row in rows for term in row.get("terms", ())))
 
 
 def _account(answer: JudgedAnswer, coefficients: Penalty, terms: float) -> dict[str, float]:

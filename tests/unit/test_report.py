@@ -57,6 +57,7 @@ def evaluation() -> dict[str, Any]:
                 "ads_per_answer": figure(1),
                 "format_error_rate": figure(0.1),
                 "cost_per_auction": costs,
+                "terms": {"user-welfare": figure(-0.25)},
                 "seeds": 1,
             }
             for place, name in enumerate(("pretrained", "llm-auction"))
@@ -143,7 +144,10 @@ def test_text_is_text(page: Path) -> None:
 def test_figures_and_tables_lie_beside_it(page: Path) -> None:
     names = {entry.name for entry in page.parent.iterdir()}
     assert {"index.html", "evaluation.json", "mechanisms.png", "efficiency.csv", "pctr.csv"} <= names
-    assert (page.parent / "mechanisms.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("mechanisms.png", "frontier-user-welfare.png"):
+        assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
+    terms = list(csv.DictReader((page.parent / "terms.csv").open()))
+    assert [row["user-welfare"] for row in terms] == ["-0.25", "-0.25"]
     rows = list(csv.DictReader((page.parent / "efficiency.csv").open()))
     assert [row["mechanism"] for row in rows] == ["pretrained", "llm-auction"]
     assert (rows[1]["revenue"], rows[1]["revenue low"], rows[1]["revenue high"]) == ("11", "10", "12")
@@ -155,12 +159,12 @@ def test_everything_that_was_measured_is_on_the_page(page: Path) -> None:
         assert f'<table id="{name}">' in html
     for name in ("equilibrium", "pctr", "shift", "runs"):
         assert f'<table id="{name}">' in html
-    assert html.count("data:image/png;base64,") == len(FIGURES) - 1  # of advice below
+    assert html.count("data:image/png;base64,") == len(FIGURES)  # one of a term; that of advice is below
     assert "closed form, beta 3" in html
     assert "0.61 [0.52, 0.7]" in html
     assert "f00d" in html
     assert "clicks of adapter:judge (taught by a, b); expected: by the click model</caption>" in html
-    assert html.count("clicks of adapter:judge (taught by a, b)") == 5
+    assert html.count("clicks of adapter:judge (taught by a, b)") == 6
     assert "all training seeds; clicks of adapter:own; expected: by its probabilities</caption>" in html
     assert "detected: not measured, for want of published answers" in html
     read = list(csv.DictReader((page.parent / "reader.csv").open()))
@@ -190,7 +194,7 @@ def test_advice_against_higher_bids_is_on_it_where_it_was_measured(page: Path, t
     assert "fits less, bids 10 times as much: Uber" in html
     assert "settings under clicks of adapter:judge" in html
     assert "<script" not in html
-    assert html.count("data:image/png;base64,") == len(FIGURES)
+    assert html.count("data:image/png;base64,") == len(FIGURES) + 1
     rows = list(csv.DictReader((tmp_path / "report" / "conflict.csv").open()))
     told = [(one["mechanism"], one["setting"], one["the worse alone"]) for one in rows]
     assert told == [("card", '{"reserve": 25.0}', "0.2"), ("card", '{"reserve": 25.0}', "0.4")]

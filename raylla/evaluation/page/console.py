@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raylla.figures.quality import READER
+from raylla.figures.table import terms_of
 from raylla.judging.about import caption
 
 
@@ -30,6 +31,7 @@ def show_results(console: Console, results: dict[str, Any]) -> None:
         "pCTR AUC",
         "pCTR ECE, floor",
         "covered",
+        *(terms := terms_of(results["epochs"])),
     ):
         table.add_column(heading, justify="right")
     for row in results["epochs"]:
@@ -46,6 +48,7 @@ def show_results(console: Console, results: dict[str, Any]) -> None:
             _number(row["pctr"]["auc"]),
             " ".join(_number(row["pctr"].get(f"calibration_{one}")) for one in ("error", "floor")),
             _number(row["pctr"]["coverage"]),
+            *(_precise(row["terms"][term]) for term in terms),
         )
     console.print(table)
     for example in results.get("examples", []):
@@ -68,11 +71,13 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
     title = f"{found['name']}: test split, 95 % intervals over seeds and queries"
     table = Table(title=Text(title), caption=Text(caption(found["clicks"])))
     headings = ("revenue / query", "reward / query", "welfare / query", "expected revenue")
+    terms = terms_of(found["efficiency"].values())
     for heading in (
         "mechanism",
         *headings,
         "ads / answer",
         "format errors",
+        *terms,
         "generations",
         "tokens in + out",
         "ms",
@@ -86,6 +91,7 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
             *(_figure(row[key]) for key in ("revenue", "reward", "welfare", "expected_revenue")),
             f"{row['ads_per_answer']['mean']:.2f}",
             f"{100 * row['format_error_rate']['mean']:.1f} %",
+            *(_precise(row["terms"][term]) for term in terms),
             f"{costs['generations']['mean']:.0f}",
             f"{costs['prompt_tokens']['mean']:.0f} + {costs['sampled_tokens']['mean']:.0f}",
             _figure({end: 1000 * value for end, value in costs["seconds"].items()}),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from raylla.figures.table import terms_of
 
 mpl.use("Agg")
 
@@ -134,6 +137,36 @@ def _conflict(axes: Axes, found: Found) -> None:
     axes.set_xlabel("bid of the ad that fits less / bid of the one that fits best")
     axes.set_ylabel("answers that place it alone")
     axes.legend(frameon=False)
+
+
+def frontiers(found: Found) -> dict[str, tuple[str, Callable[[Axes, Found], None]]]:
+    """A figure for each reward term: what every mechanism earns against what its reader loses."""
+    return {
+        f"frontier-{term}": (
+            f"Revenue against {term}: at 0 the ads cost the reader nothing",
+            partial(_frontier, term=term),
+        )
+        for term in terms_of(found["efficiency"].values())
+    }
+
+
+def _frontier(axes: Axes, found: Found, term: str) -> None:
+    """Expected revenue and a reward term of every mechanism and variant."""
+    for place, (name, row) in enumerate(found["efficiency"].items()):
+        revenue, value = row["expected_revenue"], row["terms"][term]
+        axes.errorbar(
+            revenue["mean"],
+            value["mean"],
+            xerr=_bars([revenue]),
+            yerr=_bars([value]),
+            marker="os^Dv"[place % 5],
+            ms=5,
+            elinewidth=0.7,
+            label=name,
+        )
+    axes.set_xlabel("expected revenue per query, bid units, 95 % intervals")
+    axes.set_ylabel(term)
+    axes.legend(frameon=False, fontsize="small")
 
 
 FIGURES: dict[str, tuple[str, Callable[[Axes, Found], None]]] = {

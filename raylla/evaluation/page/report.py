@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
-from raylla.evaluation.page.figures import FIGURES, Found, png
+from raylla.evaluation.page.figures import FIGURES, Found, frontiers, png
 from raylla.figures.quality import READER
+from raylla.figures.table import terms_of
 from raylla.judging.about import caption as whose
 from raylla.strictjson import dumps
 
@@ -50,6 +51,7 @@ def write_report(evaluation: Path, out: Path) -> Path:
     (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
     found["conflict"] = conflict
     drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
+    drawn |= frontiers(found)
     pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
     if not found["conflict"]:
@@ -132,6 +134,7 @@ def _tables(found: Found) -> dict[str, _Table]:
     return {
         "efficiency": _efficiency(found),
         "against": _against(found),
+        "terms": _terms(found),
         "reader": _reader(found),
         "ablations": _ablations(found),
         "epochs": _epochs(found),
@@ -162,6 +165,17 @@ def _efficiency(found: Found) -> _Table:
         f"Mechanisms on the same test auctions, per query; costs per auction; {whose(found['clicks'])}"
     )
     return caption, ["mechanism", *keys, *rates, *costs, "seeds"], rows
+
+
+def _terms(found: Found) -> _Table:
+    terms = terms_of(found["efficiency"].values())
+    rows = [
+        [name, row["expected_revenue"], *(row["terms"][term] for term in terms)]
+        for name, row in found["efficiency"].items()
+        if terms
+    ]
+    caption = f"What readers lose by the ads, mean of all answers, 0: nothing; {whose(found['clicks'])}"
+    return caption, ["mechanism", "expected_revenue", *terms], rows
 
 
 AGAINST = (

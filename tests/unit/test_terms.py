@@ -1,0 +1,233 @@
+"""Reward terms: by hand, found by name, weighed into rewards, costs and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raylla import config
+from raylla.auction import markup, parse
+from raylla.config import Penalty
+from raylla.errors import ConfigError, RunError
+from raylla.evaluation import efficiency
+from raylla.figures.table import COLUMNS, JudgedAnswer, per_query, row_figures, terms_of
+from raylla.irpo.sampling import Sampled
+from raylla.irpo.scoring import group, score, values_of
+from raylla.mechanisms.llm import Pretrained
+from raylla.mechanisms.mosaic import Mosaic
+from raylla.records import Ad, Answer, Auction, Planned, Profile, Query, Reward
+from raylla.runs.state import Run, load_records, save_records
+from raylla.storage import home
+from raylla.terms import protocol
+from raylla.terms.fidelity import Fidelity
+from raylla.terms.protocol import known_terms, named_terms, term_values, weighted
+from raylla.terms.welfare import UserWelfare
+from tests.unit.test_backend import make
+
+BEST = Ad("1", "Lumo Kettle", "tea", "food", "Boils a litre in two minutes.")
+WORSE = Ad("2", "Uber", "tea", "food")
+PLANNED = Planned(
+    "preference",
+    Auction("e1/preference/q", "q", ("2", "1"), (90.0, 30.0)),
+    Query("q", "p", "which kettle?", "tea", "food", "train"),
+    Profile("p", "30 nurse Oslo", ("tea",)),
+    (WORSE, BEST),
+    2,
+)
+TEXTS = (
+    f"Try {markup(BEST)}.",
+    f"Try {markup(WORSE)}.",
+    f"Try {markup(WORSE)} or {markup(BEST)}.",
+    "Boil water.",
+    f"Try {markup(WORSE)[:-1]}.",
+)
+
+
+class Fits:
+    """A question that the kettle suits at 0.6, and the other at 0.2."""
+
+    asked = 0
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.zeros((len(texts), 2), np.float32)
+
+    def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
+        self.asked += len(auctions)
+        return [np.array([{"1": 0.6, "2": 0.2}[ad.id] for ad in one.ads]) for one in auctions]
+
+
+def answered(*texts: str) -> list[tuple[Planned, str]]:
+    return [(PLANNED, text) for text in texts]
+
+
+def test_user_welfare_by_hand() -> None:
+    fits = Fits()
+    found = UserWelfare().values(fits, answered(*TEXTS))
+    assert found == pytest.approx([0, -0.4, -0.2, 0, 0])
+    assert fits.asked == 1  # one auction
+
+
+def test_fidelity_by_hand() -> None:
+    texts = (
+        f"The {markup(BEST)} boils a litre in two minutes.",
+        f"The {markup(BEST)} boils a litre and sings.",
+        f"The {markup(BEST)} sings.",
+        f"Go by {markup(WORSE)}, which sings.",  # says nothing of itself
+        "It sings.",
+    )
+    assert Fidelity().values(Fits(), answered(*texts)) == pytest.approx([0, -1 / 3, -1, 0, 0])
+
+
+def test_every_term_that_is_shipped_keeps_what_terms_promise() -> None:
+    assert known_terms() == ["fidelity", "user-welfare"]
+    for term, name in zip(named_terms(known_terms()), known_terms(), strict=True):
+        assert term.name == name
+        values = term.values(Fits(), answered(*TEXTS))
+        assert all(math.isfinite(value) and value <= 0 for value in values)
+        assert values[3] == values[4] == 0  # an answer without ads
+        assert list(term.values(Fits(), [])) == []
+
+
+def test_a_name_that_nobody_has() -> None:
+    with pytest.raises(ConfigError, match="no term named 'welfare'; there are fidelity, user-welfare"):
+        named_terms(["welfare"])
+    with pytest.raises(ConfigError, match="occurs twice"):
+        config.parse_config({"reward_terms": [{"name": "a", "weight": 1}, {"name": "a", "weight": 2}]}, "x")
+    with pytest.raises(ConfigError, match="weight"):
+        config.parse_config({"reward_terms": [{"name": "a", "weight": -1}]}, "x")
+
+
+class Broken:
+    name = "broken"
+
+    def __init__(self) -> None:
+        raise OSError("no such lexicon")
+
+
+class Odd:
+    name = "odd"
+    found: Sequence[float] = ()
+
+    def values(self, texts: protocol.Texts, answers: protocol.Answered) -> Sequence[float]:
+        return self.found
+
+
+def test_a_package_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"odd": "Odd", "broken": "Broken", "none": "Fits", "gone": "Gone"}
+    points = [EntryPoint(name, f"{__name__}:{place}", protocol._GROUP) for name, place in places.items()]
+    monkeypatch.setattr(protocol, "entry_points", lambda group: EntryPoints(points))
+    assert [one.name for one in named_terms(["odd"])] == ["odd"]
+    for name, message in (
+        ("broken", "no such lexicon"),
+        ("none", "is no term"),
+        ("gone", "cannot be made"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            named_terms([name])
+
+
+@pytest.mark.parametrize("found", [(1.0,), (1.0, math.nan), (math.inf, 0.0)])
+def test_what_is_no_value(found: tuple[float, ...]) -> None:
+    term = Odd()
+    term.found = found
+    with pytest.raises(RunError, match="odd gave"):
+        term_values([term], Fits(), answered(*TEXTS[:2]))
+
+
+def test_terms_decide_who_wins(tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"penalty": {"per_ad": 0}, "irpo": {"delta": 1}}
+    answers = [
+        Answer(f"e1/preference/q/{draw}", "e1/preference/q", draw, "v0", text, (1,), (2,))
+        for draw, text in enumerate(TEXTS[:2])
+    ]
+    sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", answers)
+    rates = {answers[0].sample_id: {"1": 0.5}, answers[1].sample_id: {"2": 0.5}}
+    winners = []
+    for weight in (0, 70, 80):
+        terms = {"reward_terms": [{"name": "user-welfare", "weight": weight}]}
+        run = Run(home(tmp_path), config.parse_config(tree | terms, "test"))
+        values = term_values(named_terms(["user-welfare"]), Fits(), answered(*TEXTS[:2]))
+        by_id = {answer.sample_id: one for answer, one in zip(answers, values, strict=True)}
+        rewards = score(run, sampled, rates, by_id)
+        assert [one.total for one in rewards.values()] == pytest.approx([15, 45 - 0.4 * weight])
+        chosen = group(answers, [one.total for one in rewards.values()], run.config.irpo.delta)
+        assert chosen is not None
+        winners.append(chosen.winner.draw)
+        save_records(tmp_path / "rewards.parquet", list(rewards.values()), Reward)
+        assert load_records(tmp_path / "rewards.parquet", Reward) == list(rewards.values())
+    assert winners == [1, 1, 0]  # 45 against 15, and 0.4 x 70 or 80 less
+
+
+def test_without_terms_nothing_is_asked(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: 1.0)
+    asked = efficiency.test_auctions(made.backend.config, made.backend.world)[:1]
+    answer = Answer("a/0", asked[0].auction.id, 0, "v0", f"Try {markup(asked[0].ads[0])}.", (1,), (2,))
+    sampled = Sampled({asked[0].auction.id: asked[0]}, "v0", [answer])
+    crew = made.backend._crew
+    settings = made.backend.config
+    assert values_of(settings, crew, made.backend.world, sampled, "test") == {}
+    weighed = config.parse_config({"reward_terms": [{"name": "user-welfare", "weight": 3}]}, "test")
+    found = values_of(weighed, crew, made.backend.world, sampled, "test")
+    (fits,) = made.backend.relevance(asked)
+    assert found == {"a/0": {"user-welfare": pytest.approx(fits[0] - fits.max())}}
+
+
+def test_the_table_has_a_column_for_each_and_the_reward_their_weight() -> None:
+    def judged(query: str, text: str, welfare: float) -> JudgedAnswer:
+        parsed = parse(text, PLANNED.ads)
+        bids = PLANNED.bids
+        clicks = dict.fromkeys(parsed.ad_ids, True)
+        chances = dict.fromkeys(parsed.ad_ids, 0.5)
+        return JudgedAnswer(query, parsed, bids, bids, clicks, chances, {"user-welfare": welfare, "b": 1.0})
+
+    answers = [judged("q", TEXTS[1], -0.4), judged("q", TEXTS[0], 0.0), judged("r", TEXTS[3], 0.0)]
+    weights = {"user-welfare": 50.0, "b": 0.0}
+    table = per_query(answers, Penalty(per_ad=0), weights)
+    plain = per_query(answers, Penalty(per_ad=0))
+    at = COLUMNS.index("reward")
+    assert table["q"][at] == pytest.approx(plain["q"][at] - 0.2 * 50)
+    assert table["q"][COLUMNS.index("expected_reward")] == pytest.approx(30 - 10)
+    assert table["r"][at] == plain["r"][at] == 0
+    row = row_figures([table], 100, 0, list(weights))
+    assert row["terms"]["user-welfare"]["mean"] == pytest.approx(-0.1)
+    assert row["terms"]["b"]["mean"] == 1
+    assert terms_of([row, {"revenue": 1}]) == ["user-welfare", "b"]
+    assert row_figures([plain], 100, 0)["terms"] == {}
+
+
+def test_costs_that_mosaic_counts_hold_the_terms(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: 1.0)
+    backend = made.backend
+    asked = efficiency.test_auctions(backend.config, backend.world)
+    one = asked[0]
+    (fits,) = backend.relevance([one])
+    answers = [(one, f"Try {markup(ad)}.") for ad in one.ads]
+    assert backend.costs(answers) == [0, 0, 0]
+    terms = {"reward_terms": [{"name": "user-welfare", "weight": 7}], "penalty": {"per_ad": 2}}
+    backend.config = backend.config.model_copy(
+        update={name: getattr(config.parse_config(terms, "test"), name) for name in terms}
+    )
+    assert backend.costs(answers) == pytest.approx([2 + 7 * (fits.max() - fit) for fit in fits])
+    held = efficiency.hold(backend, Pretrained(), asked[:10], {})
+    assert held.terms == ("fidelity", "user-welfare")
+    row = efficiency.mechanism_row([held], 100, 0)
+    assert row["terms"]["fidelity"]["mean"] == 0
+    assert row["terms"]["user-welfare"]["mean"] < 0
+    difference = row["welfare"]["mean"] - row["reward"]["mean"]
+    punished = 2 * row["ads_per_answer"]["mean"] + 30 * max(0, row["ads_per_answer"]["mean"] - 2)
+    assert difference == pytest.approx(punished - 7 * row["terms"]["user-welfare"]["mean"])
+    choices = [{"tau": tau, "pctr_epoch": 1, "reference": "generator"} for tau in (0.0, 30.0)]
+    choice, tried = efficiency.tune_mechanism(backend, Mosaic(), choices)
+    assert len(tried) == 2
+    assert choice in [one["choice"] for one in tried]
+
+
+def test_weights_keep_their_order() -> None:
+    assert weighted({"b": 1.0, "a": -0.5}, {"a": 10.0, "b": 2.0}) == (-5.0, 2.0)
