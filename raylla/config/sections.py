@@ -210,7 +210,11 @@ class Irpo(Section):
         description="how far towards the low end of its interval a predicted click rate is scored; "
         "0: as predicted, 1: at the low end",
     )
-    delta: NonNegative = Field(10.0, description="least reward gap of a preference pair")
+    align: Literal["dpo", "grpo"] = Field(
+        "dpo",
+        description="how rewards become the next weights: by pairs of answers, or by groups",
+    )
+    delta: NonNegative = Field(10.0, description="least reward gap of a preference pair (dpo)")
     pctr_holdout: Share = Field(0.1, description="share of judged queries held out of the pCTR")
     least_placed: Share = Field(
         0.02, description="least share of judged answers that place a valid ad; fewer end the run"
@@ -309,6 +313,22 @@ class Dpo(Section):
     cpus: Annotated[float, Field(ge=0)] = 0.25
     gpus: Annotated[float, Field(ge=0)] = 0
     labels: _Labels = {}
+
+
+class Grpo(Section):
+    """Group-relative policy optimization, where `irpo.align` is grpo (Shao et al. 2024); the optimizer's
+    settings are those of `dpo`."""
+
+    clip: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="a token's ratio to the epoch's first policy counts within 1 - clip and 1 + clip"
+    )
+    kl: NonNegative = Field(
+        0.04, description="weight of the KL divergence from the epoch's first policy, per token"
+    )
+    scaled: bool = Field(
+        True,
+        description="advantages in standard deviations of an auction's rewards; false: in bid units",
+    )
 
 
 class Online(Section):

@@ -15,6 +15,7 @@ from raylla.config.sections import (
     Dpo,
     Engine,
     Engines,
+    Grpo,
     Irpo,
     Lora,
     Model,
@@ -57,6 +58,7 @@ class Config(Section):
     reward_terms: tuple[RewardTerm, ...] = ()
     irpo: Irpo = Irpo()
     dpo: Dpo = Dpo()
+    grpo: Grpo = Grpo()
     lora: Lora | None = None
     warmstart: Warmstart | None = None
     judging: Judging | None = None
@@ -75,6 +77,20 @@ class Config(Section):
             raise ValueError(
                 f"irpo.risk={self.irpo.risk} lowers predicted click rates, but irpo.reward=judge scores by "
                 "the judge's own clicks; set irpo.risk=0 or irpo.reward=pctr"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_of_what_was_sampled(self) -> Config:
+        if self.irpo.align == "grpo" and self.dpo.reference != "policy":
+            raise ValueError(
+                f"irpo.align=grpo weighs answers against the policy that wrote them, which read the bids; "
+                f"dpo.reference={self.dpo.reference} is for irpo.align=dpo"
+            )
+        if self.irpo.align == "grpo" and self.ad_llm.sampling.temperature == 0:
+            raise ValueError(
+                "irpo.align=grpo compares answers that were drawn, and ad_llm.sampling.temperature=0 draws "
+                "none; raise it"
             )
         return self
 

@@ -96,6 +96,22 @@ def values_of(
     return {answer.sample_id: one for (_, answer), one in zip(answers, found, strict=True)}
 
 
+def whole_group(answers: Sequence[Answer], rewards: Sequence[float]) -> PreferenceGroup | None:
+    """All of one auction's answers, the first of the highest reward before the others; none where their
+    rewards are equal, and so say nothing."""
+    if not answers or min(rewards) == max(rewards):
+        return None
+    best = max(range(len(answers)), key=lambda index: rewards[index])
+    others = [index for index in range(len(answers)) if index != best]
+    return PreferenceGroup(
+        auction_id=answers[best].auction_id,
+        winner=answers[best],
+        losers=tuple(answers[index] for index in others),
+        winner_reward=rewards[best],
+        loser_rewards=tuple(rewards[index] for index in others),
+    )
+
+
 def group(answers: Sequence[Answer], rewards: Sequence[float], delta: float) -> PreferenceGroup | None:
     """The winner of one auction's answers and the losers more than ``delta`` below it.
 

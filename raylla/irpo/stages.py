@@ -16,7 +16,7 @@ from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Sampled, Stream
 from raylla.irpo.schedule import auctions
-from raylla.irpo.scoring import group, judged_rates, rows_of, score, values_of
+from raylla.irpo.scoring import group, judged_rates, rows_of, score, values_of, whole_group
 from raylla.judging import about
 from raylla.policy.jobs import AlignJob
 from raylla.records import Answer, Auction, Click, Phase, Planned, PreferenceGroup, Reward, WeightVersion
@@ -185,10 +185,13 @@ def _groups(run: Run, sampled: Sampled, rewards: dict[str, Reward]) -> list[Pref
     for _, answer in sampled.of("preference"):
         if answer.sample_id in rewards:
             by_auction.setdefault(answer.auction_id, []).append(answer)
-    found = [
-        group(answers, [rewards[answer.sample_id].total for answer in answers], run.config.irpo.delta)
-        for answers in by_auction.values()
-    ]
+    found = []
+    for answers in by_auction.values():
+        totals = [rewards[answer.sample_id].total for answer in answers]
+        if run.config.irpo.align == "grpo":
+            found.append(whole_group(answers, totals))
+        else:
+            found.append(group(answers, totals, run.config.irpo.delta))
     return [one for one in found if one is not None]
 
 
@@ -232,11 +235,16 @@ def begin_align(
     groups: Sequence[PreferenceGroup],
     sampled: Sampled,
 ) -> Alignment:
-    """Phase 3 under way: DPO from the live weights, which are the reference too.
+    """Phase 3 under way: DPO, or GRPO, from the live weights, which are the reference too.
 
     Raises:
-        RunError: there is no preference pair to train on.
+        RunError: there is no preference pair, or no unlike answers, to train on.
     """
+    if not groups and run.config.irpo.align == "grpo":
+        raise RunError(
+            f"epoch {epoch}: all answers to each auction have the same reward, so there is nothing to "
+            "align on; raise irpo.preference_answers or the sampling temperature"
+        )
     if not groups:
         raise RunError(
             f"epoch {epoch}: no answer lies more than irpo.delta={run.config.irpo.delta} below its "
@@ -258,6 +266,8 @@ def begin_align(
             run.config.ad_llm.path,
             tuple(len(sampled.plan[one.auction_id].query.turns) for one in groups) if read else (),
             run.config.prompt_room,
+            run.config.grpo if run.config.irpo.align == "grpo" else None,
+            run.config.ad_llm.sampling.temperature,
         )
     )
     if not run.config.irpo.overlap:
@@ -280,7 +290,7 @@ def align(
         result = alignment.wait(lambda done, of, _: watch.reach("steps", done, of))
     if result.steps == 0:
         raise RunError(
-            f"epoch {epoch}: DPO took no step on {len(job.groups)} groups; lower dpo.batch_groups"
+            f"epoch {epoch}: the alignment took no step on {len(job.groups)} groups; lower dpo.batch_groups"
         )
     watch.timeline.add(Span(f"{TRAINER}[0]", "align", result.began, result.began + result.seconds))
     report = {
@@ -298,6 +308,8 @@ def align(
         "grad_norms": result.grad_norms,
         "winner_shifts": result.shifts,
     }
+    if run.config.irpo.align == "grpo":
+        report |= {"clipped": result.clipped, "kl": result.divergences}
     run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
     watch.artifact(job.version, "weights", run.weights(job.version), points=True)

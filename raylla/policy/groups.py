@@ -30,13 +30,15 @@ class TokenGroup:
     """A preference group as tokens: ``answers[0]`` is the winner, the others are the losers.
 
     ``reference_prompt`` is what the reference policy reads in place of ``prompt``, if anything else;
-    ``reference`` its log-probability of each answer (nats), where that is known.
+    ``reference`` its log-probability of each answer (nats), where that is known; ``rewards`` those of the
+    answers (bid units), where they count and not their order alone.
     """
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     reference_prompt: tuple[int, ...] | None = None
     reference: tuple[float, ...] | None = None
+    rewards: tuple[float, ...] = ()
 
     def for_reference(self) -> TokenGroup:
         """The same answers after the reference's prompt."""
@@ -98,4 +100,5 @@ def token_group(
     ]
     given = whole and reference_prompt is None and len(known) == len(members)
     answers = tuple(tuple(answer.token_ids[:room]) for answer in members)
-    return TokenGroup(tuple(prompt), answers, reference_prompt, tuple(known) if given else None)
+    rewards = (group.winner_reward, *group.loser_rewards)
+    return TokenGroup(tuple(prompt), answers, reference_prompt, tuple(known) if given else None, rewards)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raylla.config import Tuning
+from raylla.config import Grpo, Tuning
 from raylla.engines.protocol import Probe
 from raylla.records import PreferenceGroup
 from raylla.world.prompts import Messages
@@ -16,12 +16,13 @@ Told = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class AlignJob:
-    """One epoch's DPO: from the weights in ``source`` (the reference, too) to those in ``target``.
+    """One epoch's DPO, or GRPO: from the weights in ``source`` (the reference, too) to those in ``target``.
 
     ``parent`` is the version in ``source``: log-probabilities that came with answers of another are not
     the reference's.  ``reference_messages``, one for each group, are what the reference reads in place of
     the prompts; of the ``reference_turns`` in each, the oldest are cut where it is over ``room`` tokens.
-    ``base`` is how a new adapter names the whole model in ``source``.
+    ``base`` is how a new adapter names the whole model in ``source``.  With ``grpo`` the groups hold all
+    answers of their auctions, which were drawn at ``temperature``.
     """
 
     version: str
@@ -34,6 +35,8 @@ class AlignJob:
     base: str = ""
     reference_turns: tuple[int, ...] = ()
     room: int = 0
+    grpo: Grpo | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,9 @@ class AlignResult:
 
     The tuples hold one value per optimizer step, each a mean over all pairs of the step's global batch:
     the DPO loss, the share of pairs with a positive margin, the margin (beta included), and ``shifts``,
-    log pi - log pi_ref of the winner in nats.  ``tokens`` counts packed tokens of the training passes,
+    log pi - log pi_ref of the winner in nats.  Of GRPO, the loss is a mean over answers, and so are
+    ``clipped``, the share of an answer's tokens whose ratio counts no further, and ``divergences``, its KL
+    from the reference in nats a token.  ``tokens`` counts packed tokens of the training passes,
     ``seconds`` everything from receiving the job to the weights in place, which was at ``began`` (seconds
     since 1970).
     """
@@ -156,3 +161,5 @@ class AlignResult:
     grad_norms: tuple[float, ...] = ()
     training_seconds: float = 0.0
     began: float = 0.0
+    clipped: tuple[float, ...] = ()
+    divergences: tuple[float, ...] = ()

@@ -107,9 +107,11 @@ class PackedForward:
                 f"{type(model).__name__} has {what}, which packed log-probabilities do not cover"
             )
         # One call of the head per forward, whatever the rows hold: ZeRO-3 ranks call modules in step.
-        head.forward = lambda hidden, labels: token_logprobs(hidden, head.weight, labels)
+        head.forward = self._logprobs
         self._head = head
         self._model = model
+        self.temperature = 1.0
+        """Log-probabilities are those of the model that is sampled at it."""
 
     def __call__(
         self,
@@ -130,6 +132,11 @@ class PackedForward:
         ).last_hidden_state
         logprobs: Tensor = self._head(hidden.flatten(0, 1)[source], labels)
         return logprobs
+
+    def _logprobs(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        if self.temperature != 1:
+            hidden = hidden / self.temperature
+        return token_logprobs(hidden, self._head.weight, labels)
 
 
 def sum_per_answer(logprobs: Tensor, owner: Tensor, answers: int) -> Tensor:

@@ -79,6 +79,8 @@ class PackedDPOTrainer(trl.DPOTrainer):
     """
 
     loss_is_scaled_for_ga = True
+    figures = 4
+    """Columns of ``curve`` before the learning rate."""
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class PackedDPOTrainer(trl.DPOTrainer):
             self._offsets.append(self._offsets[-1] + len(group.answers))
         self._reference = torch.zeros(self._offsets[-1])
         self.reference = Reference("recomputed")
-        self._sums = torch.zeros(len(self.plan), 4, dtype=torch.float64)
+        self._sums = torch.zeros(len(self.plan), self.figures, dtype=torch.float64)
         self._rates: list[tuple[float, float]] = []
         # TRL insists on a Dataset of its own columns; the rows that are trained come from the plan.
         rows = Dataset(InMemoryTable.from_pydict({"group": list(range(len(groups)))}), fingerprint="groups")
@@ -193,20 +195,30 @@ class PackedDPOTrainer(trl.DPOTrainer):
     def _measured(self, members: Sequence[int]) -> Tensor:
         """Log-probability of the answers of ``members`` under the weights as they are, 0 of the others;
         each rank does its share."""
+        found = torch.zeros_like(self._reference)
+        for some, tokens, owner in self._read(members):
+            rows = self._answers(some)
+            sums = packing.sum_per_answer(tokens, owner, max(1, len(rows)))
+            found[rows] = sums[: len(rows)].cpu()
+        return self._everywhere(found)
+
+    def _read(self, members: Sequence[int]) -> Iterator[tuple[schedule.Micro, Tensor, Tensor]]:
+        """This rank's share of ``members``, a micro-batch at a time: which they are, the log-probabilities
+        of their answers' tokens under the weights as they are, and the owner of each."""
         micro = self._dpo.micro_groups
         count = schedule.micro_steps(len(members), micro, self._ranks)
         dealt = schedule.deal(self._groups, members, micro, self._ranks, count)
         engine = self.model_wrapped
         engine.eval()
-        found = torch.zeros_like(self._reference)
         with torch.no_grad():
             for some in dealt[self._rank]:
                 read = [self._groups[member].for_reference() for member in some]
                 inputs = self._prepare_inputs(self._packed(read))
                 tokens = engine(**{name: inputs[name] for name in MODEL_INPUTS})
-                rows = self._answers(some)
-                sums = packing.sum_per_answer(tokens, inputs["owner"], max(1, len(rows)))
-                found[rows] = sums[: len(rows)].cpu()
+                yield some, tokens, inputs["owner"]
+
+    def _everywhere(self, found: Tensor) -> Tensor:
+        """What the ranks found, each in its own places, on every rank."""
         everywhere = found.to(self.accelerator.device)
         torch.distributed.all_reduce(everywhere)
         return everywhere.cpu()

@@ -35,6 +35,7 @@ from raylla.models.found import found
 from raylla.policy import adapters, saving, supervised, zero
 from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
+from raylla.policy.grpo import PackedGRPOTrainer
 from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told, TuneJob, TuneResult
 from raylla.policy.trainer import PackedDPOTrainer, dpo_arguments
 from raylla.storage import making
@@ -154,8 +155,10 @@ def _trainer(
     told: Told,
 ) -> PackedDPOTrainer:
     args = dpo_arguments(dpo, scratch, job.seed, torch.distributed.get_world_size())
-    model = _model(job.base, source, dpo, lora, job.seed)
-    return PackedDPOTrainer(model, adapters.tokenizer(source), args, dpo, groups, told)
+    model, tokenizer = _model(job.base, source, dpo, lora, job.seed), adapters.tokenizer(source)
+    if job.grpo is not None:
+        return PackedGRPOTrainer(model, tokenizer, args, dpo, groups, told, job.grpo, job.temperature)
+    return PackedDPOTrainer(model, tokenizer, args, dpo, groups, told)
 
 
 def _model(name: str, source: Path, dpo: Dpo, lora: Lora | None, seed: int) -> Any:
@@ -229,7 +232,8 @@ def _result(
     trained: float,
     seconds: float,
 ) -> AlignResult:
-    losses, accuracies, margins, shifts, rates, norms = zip(*curve, strict=True)
+    losses, accuracies, margins, shifts, *more, rates, norms = zip(*curve, strict=True)
+    clipped, divergences = more or ((), ())
     return AlignResult(
         version=job.version,
         path=job.target,
@@ -246,6 +250,8 @@ def _result(
         learning_rates=rates,
         grad_norms=norms,
         training_seconds=trained,
+        clipped=clipped,
+        divergences=divergences,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from raylla.config import Deadlines, Dpo
+from raylla.config import Deadlines, Dpo, Grpo
 from raylla.engines.chat import prompt_ids
 from raylla.errors import DeadlineError, RunError
 from raylla.policy import AlignJob, AlignResult, schedule
@@ -187,6 +187,83 @@ def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) ->
     assert abs(expected[0] - math.log(2)) > 1e-3
     assert results[4].losses == pytest.approx(expected, abs=1e-4)
     assert distance(tmp_path / "v4", tmp_path / "apart") < 1e-4
+
+
+def grpo_by_hand(
+    source: Path, target: Path, groups: list[TokenGroup], dpo: Dpo, job: AlignJob
+) -> list[float]:
+    """Shao et al. 2024, Eq. 3, answer by answer in plain PyTorch on one process."""
+    from transformers import AutoModelForCausalLM
+
+    grpo, seed = job.grpo, job.seed
+    assert grpo is not None
+
+    def tokens(model: Any, group: TokenGroup, answer: tuple[int, ...]) -> torch.Tensor:
+        ids = torch.tensor([group.prompt + answer])
+        scaled = model(ids).logits[0, :-1] / job.temperature
+        chosen = scaled.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        return chosen[len(group.prompt) - 1 :]
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=dpo.lr, weight_decay=0.0)
+    with torch.no_grad():
+        base = [[tokens(model, group, one) for one in group.answers] for group in groups]
+    steps = schedule.plan_steps(groups, dpo.batch_groups, dpo.micro_groups, dpo.workers, dpo.passes, seed)
+    warmup, losses = math.ceil(dpo.warmup * len(steps)), []
+    for number, step in enumerate(steps):
+        after = (number - warmup) / (len(steps) - warmup)
+        share = (number + 1) / (warmup + 1) if number < warmup else 0.5 * (1 + math.cos(math.pi * after))
+        optimizer.param_groups[0]["lr"] = dpo.lr * share
+        answers = []
+        for member in (m for rank in step.micros for micro in rank for m in micro):
+            group = groups[member]
+            rewards = torch.tensor(group.rewards)
+            gains = rewards - rewards.mean()
+            if grpo.scaled:
+                gains = gains / rewards.std(correction=0)
+            for answer, known, gain in zip(group.answers, base[member], gains, strict=True):
+                shift = tokens(model, group, answer) - known
+                ratio = shift.exp()
+                least = torch.minimum(ratio * gain, ratio.clip(1 - grpo.clip, 1 + grpo.clip) * gain)
+                answers.append((grpo.kl * ((-shift).exp() + shift - 1) - least).mean())
+        loss = torch.stack(answers).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), dpo.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    model.save_pretrained(target)
+    return losses
+
+
+def test_grpo_is_its_equation(tiny_model: Path, tmp_path: Path) -> None:
+    """Two ranks with uneven shares, shared rows, two passes, so that ratios leave 1 and are clipped."""
+    rng = random.Random(3)
+    groups = tuple(
+        replace(one, loser_rewards=tuple(rng.uniform(-9, 1) for _ in one.losers))
+        for one in with_logprobs(tiny_model, make_groups(LOSERS), 0.25)
+    )
+    dpo = DPO.model_copy(update={"passes": 2, "zero_stage": 3, "micro_groups": 2, "row_tokens": 120})
+    grpo = Grpo(clip=0.02, kl=0.3)
+    job = AlignJob("v1", str(tiny_model), "", groups, 5, parent="v0", grpo=grpo, temperature=0.7)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    torch.multiprocessing.spawn(run_rank, (port, [(dpo, job)], tmp_path), nprocs=2)
+    hand = tmp_path / "by-hand"
+    expected = grpo_by_hand(tiny_model, hand, [token_group(g) for g in groups], dpo, job)
+    result: AlignResult = torch.load(tmp_path / "result0", weights_only=False)
+    assert result.losses[0] == pytest.approx(0, abs=1e-5)
+    assert result.losses == pytest.approx(expected, abs=1e-4)
+    assert distance(tmp_path / "v0", hand) < 1e-4
+    assert distance(hand, tiny_model) > 1e-3
+    assert result.divergences[0] == pytest.approx(0, abs=1e-6)
+    assert result.divergences[-1] > 1e-6
+    assert result.clipped[0] == 0
+    assert 0 < result.clipped[-1] < 1
+    assert result.shifts[-1] > 0
+    # The engine's word on the answers is held against the trainer's, and never used.
+    assert result.reference.used == "recomputed"
+    assert result.reference.difference == pytest.approx(0.25, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
