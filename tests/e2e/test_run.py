@@ -40,7 +40,13 @@ TINY = {
     "evaluation.answers": 2,
     "wandb.mode": "disabled",
 }
-KIND = "reward_terms=[{name: user-welfare, weight: 50}]"
+OTHER = (
+    "irpo.reward=judge",
+    "pctr.features=[]",
+    "irpo.align=grpo",
+    "reward_terms=[{name: user-welfare, weight: 50}]",
+)
+"""Overrides of a variant, each of which is another path."""
 STAGES = ("world", "epoch-1/sample", "epoch-1/learn", "epoch-1/test", "epoch-1/align", "epoch-2/test")
 ON_RAY = ("epoch-1/sample", "epoch-1/align")
 """Stages that are interrupted on Ray; the others in one process, which starts in half the time."""
@@ -149,12 +155,18 @@ def test_test_profiles_are_never_trained_on(whole: Path) -> None:
         assert (phase == "test") == (split[query] == "test")
 
 
-def _terms_count(run: Path) -> None:
-    """A term stands in every reward of a run, in its report and in its table."""
+def _other_paths(run: Path) -> None:
+    """A term stands in every reward of a run, in its report and in its table; GRPO trains on all answers."""
     rewards = pq.read_table(run / "records" / "epoch-1" / "learn" / "rewards.parquet").to_pylist()
     assert any(row["terms"][0] < 0 for row in rewards)
     mean = sum(row["terms"][0] for row in rewards) / len(rewards)
     assert _commit(run, "epoch-1/learn")["terms"]["user-welfare"] == pytest.approx(mean / 50)
+    groups = json.loads((run / "records" / "epoch-1" / "learn" / "groups.json").read_text())
+    assert {1 + len(one["losers"]) for one in groups} == {4}
+    aligned = _commit(run, "epoch-1/align")
+    assert aligned["losses"][0] == pytest.approx(0, abs=1e-3)
+    assert len(aligned["clipped"]) == len(aligned["kl"]) == aligned["steps"]
+    assert 0 < aligned["reference"]["difference"] < 1e-2
     for row in _results(run)["epochs"]:
         assert -1 < row["terms"]["user-welfare"]["mean"] < 0
 
@@ -164,7 +176,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
 ) -> None:
     small = {
         "seeds": "[0]",
-        "variants": "{judged: [irpo.reward=judge, 'pctr.features=[]', '" + KIND + "']}",
+        "variants": json.dumps({"judged": OTHER}),
         "bids": "[0,50,100]",
         "sweep_answers": 1,
         "curve_answers": 4,
@@ -183,7 +195,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     _finish(["evaluate", config, "--runs", str(tmp_path), *sets], tmp_path / "evaluate.log")
     assert (tmp_path / "seed-0" / "ledger.jsonl").read_text() == ledger
     assert _results(tmp_path / "judged")["name"] == "judged"
-    _terms_count(tmp_path / "judged")
+    _other_paths(tmp_path / "judged")
     assert _results(alone)["epochs"][0]["terms"] == {}
     found = json.loads((tmp_path / "seed-0" / "evaluation.json").read_text())
     for row, recorded in zip(found["epochs"], _results(alone)["epochs"], strict=True):
