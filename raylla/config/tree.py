@@ -87,6 +87,10 @@ class Config(Section):
                 f"irpo.align=grpo weighs answers against the policy that wrote them, which read the bids; "
                 f"dpo.reference={self.dpo.reference} is for irpo.align=dpo"
             )
+        if self.irpo.align == "grpo" and self.dpo.winner_nll:
+            raise ValueError(
+                f"dpo.winner_nll={self.dpo.winner_nll} adds to DPO's loss, and GRPO has none of it; set it to 0"
+            )
         if self.irpo.align == "grpo" and self.ad_llm.sampling.temperature == 0:
             raise ValueError(
                 "irpo.align=grpo compares answers that were drawn, and ad_llm.sampling.temperature=0 draws "

@@ -156,7 +156,7 @@ def test_test_profiles_are_never_trained_on(whole: Path) -> None:
 
 
 def _other_paths(run: Path) -> None:
-    """A term stands in every reward of a run, in its report and in its table; GRPO trains on all answers."""
+    """A term stands in each reward of a run, in its report and its table; GRPO trains on all answers."""
     rewards = pq.read_table(run / "records" / "epoch-1" / "learn" / "rewards.parquet").to_pylist()
     assert any(row["terms"][0] < 0 for row in rewards)
     mean = sum(row["terms"][0] for row in rewards) / len(rewards)

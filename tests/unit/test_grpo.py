@@ -75,6 +75,7 @@ def test_a_group_holds_all_answers() -> None:
     [
         ({"dpo": {"reference": "bid_masked"}}, "dpo.reference=bid_masked"),
         ({"ad_llm": {"path": "a", "sampling": {"temperature": 0}}}, "temperature=0"),
+        ({"dpo": {"winner_nll": 0.5}}, "dpo.winner_nll=0.5"),
         ({"grpo": {"clip": 1}}, "grpo.clip"),
         ({"grpo": {"kl": -1}}, "grpo.kl"),
     ],
