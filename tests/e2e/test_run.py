@@ -44,6 +44,7 @@ OTHER = (
     "irpo.reward=judge",
     "pctr.features=[]",
     "irpo.align=grpo",
+    "dpo.winner_nll=0",
     "reward_terms=[{name: user-welfare, weight: 50}]",
 )
 """Overrides of a variant, each of which is another path."""
