@@ -316,8 +316,8 @@ class Dpo(Section):
 
 
 class Grpo(Section):
-    """Group-relative policy optimization, where `irpo.align` is grpo (Shao et al. 2024); the optimizer's
-    settings are those of `dpo`."""
+    """Group-relative policy optimization, where `irpo.align` is grpo (Shao et al. 2024); rates, batches,
+    passes, precision and workers are those of `dpo`, its beta only scales the margins that are reported."""
 
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="a token's ratio to the epoch's first policy counts within 1 - clip and 1 + clip"

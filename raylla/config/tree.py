@@ -89,7 +89,8 @@ class Config(Section):
             )
         if self.irpo.align == "grpo" and self.dpo.winner_nll:
             raise ValueError(
-                f"dpo.winner_nll={self.dpo.winner_nll} adds to DPO's loss, and GRPO has none of it; set it to 0"
+                f"dpo.winner_nll={self.dpo.winner_nll} adds to DPO's loss, of which irpo.align=grpo has "
+                "none; set it to 0"
             )
         if self.irpo.align == "grpo" and self.ad_llm.sampling.temperature == 0:
             raise ValueError(

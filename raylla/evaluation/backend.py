@@ -47,15 +47,24 @@ class EvaluationBackend:
     Args:
         config: the run's own, perhaps with other settings of `evaluation`.
         kept: what is known already; whatever is asked for is added.
+        measure: whose penalty and reward terms make the rewards of tables; none: ``config``'s own.
     """
 
     def __init__(
-        self, run: Run, config: Config, crew: Crew, world: World, kept: Kept, progress: Steps
+        self,
+        run: Run,
+        config: Config,
+        crew: Crew,
+        world: World,
+        kept: Kept,
+        progress: Steps,
+        measure: Config | None = None,
     ) -> None:
         versions = committed(run)
         self.run = run
         self.world = world
         self.config = config
+        self.measure = measure or config
         self.terms = named_terms(known_terms())
         self.fit = Fit(world, self._encode)
         self.versions = {weights.name: (weights, probe) for weights, probe in versions}

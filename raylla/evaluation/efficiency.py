@@ -114,8 +114,9 @@ def hold(
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
     answers = [(planned, offer.text) for planned, offer in offers]
-    weights = dict.fromkeys((one.name for one in backend.terms), 0.0) | backend.config.term_weights
-    table = per_query(outcomes, backend.config.penalty, weights)
+    measure = backend.measure
+    weights = dict.fromkeys((one.name for one in backend.terms), 0.0) | measure.term_weights
+    table = per_query(outcomes, measure.penalty, weights)
     return Held(table, np.array(costs or torn), notes, unread, answers, tuple(weights))
 
 

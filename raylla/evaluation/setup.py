@@ -21,6 +21,7 @@ from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.runs.versions import committed
 from raylla.terminal import RAY
+from raylla.terms.protocol import known_terms, named_terms
 from raylla.world import store
 
 MAIN = "llm-auction"
@@ -52,7 +53,7 @@ def engines(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> Itera
 
         def opened(run: Run) -> EvaluationBackend:
             config, world = with_settings(run, settings), store.load_world(run.part("world"))
-            return EvaluationBackend(run, config, started, world, kept.kept(run, config), watch)
+            return EvaluationBackend(run, config, started, world, kept.kept(run, config), watch, main)
 
         yield opened
     finally:
@@ -92,10 +93,21 @@ def check_runs(runs: Sequence[Run], settings: Evaluation) -> None:
                 f"run {run.place} has the name of {first.place}, {first.config.name!r}, but other "
                 "settings; a training seed differs in its seed alone, and a variant has a name of its own"
             )
+        check_terms(run.config)
         efficiency.test_auctions(with_settings(run, settings), store.load_world(run.part("world")))
     if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
         raise RunError("two of the runs have the same name and seed; give each once")
     roles.check_roles(with_settings(first, settings))
+
+
+def check_terms(config: Config) -> None:
+    """Refuse reward terms that the config weighs, or that are installed and would be measured, where one of
+    them cannot be had.
+
+    Raises:
+        ConfigError: names it.
+    """
+    named_terms(list(dict.fromkeys([*known_terms(), *config.term_weights])))
 
 
 def check_settings(config: Config) -> None:
@@ -106,6 +118,7 @@ def check_settings(config: Config) -> None:
         RunError: a bid grid leaves the range of bids, or that is too coarse.
     """
     named_mechanisms(config.evaluation.mechanisms)
+    check_terms(config)
     published = config.evaluation.native_answers
     if published is not None and not published.is_file():
         raise ConfigError(f"evaluation.native_answers={str(published)!r}: no such file; give it, or none")

@@ -8,7 +8,7 @@ from pathlib import Path
 from raylla import config as settings
 from raylla.config import Config
 from raylla.errors import ConfigError
-from raylla.evaluation.setup import check_settings
+from raylla.evaluation.setup import check_settings, check_terms
 from raylla.irpo import loop
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
@@ -47,6 +47,8 @@ def runs(config: Config, directory: str | Path, watch: Watch) -> list[Run]:
         RayllaError: what `irpo.loop.train_run` raises.
     """
     check_settings(config)
+    for wanted in planned(config).values():
+        check_terms(wanted)
     found = []
     for name, wanted in planned(config).items():
         run = Run.create(within(directory, name), wanted)

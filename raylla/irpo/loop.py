@@ -3,7 +3,7 @@
     before the first:   warm     π_0 learns to place ads, where `warmstart` says from what
     for each epoch t:   sample   π_{t-1} answers; the judge clicks or not      (phases 1 and 2)
                         learn    the pCTR model on the clicks; score phase 2; winners and losers
-                        align    π_{t-1} -> π_t by DPO on the preference groups
+                        align    π_{t-1} -> π_t by DPO (or GRPO) on the preference groups
                         test     π_{t-1}, while π_t is trained
                         deploy   π_t to every rollout engine; old versions go, where a policy says so
     test                π_T

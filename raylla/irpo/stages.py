@@ -313,8 +313,10 @@ def align(
     run.commit(stage, [], report)
     watch.metrics(epoch, {f"align/{key}": value for key, value in report.items() if key != "probe"})
     watch.artifact(job.version, "weights", run.weights(job.version), points=True)
+    grpo = run.config.irpo.align == "grpo"
+    trained = f"{len(job.groups)} groups" if grpo else f"{result.pairs} pairs"
     watch.say(
-        f"epoch {epoch}: {result.steps} steps on {result.pairs} pairs, "
+        f"epoch {epoch}: {result.steps} steps on {trained}, "
         f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}; reference {result.reference}"
     )
     return WeightVersion(job.version, epoch, job.target, current.name), result.probe

@@ -217,9 +217,10 @@ def _learn(work: Work, encoder: Architecture, device: Device, shares: Shares) ->
 
 
 def _align(work: Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost:
-    """DPO or GRPO: forward and backward (twice a forward; once below adapters, which need no gradients of the
-    weights), the forward again where activations are not kept, and one for the reference where the rollout
-    did not give it, which for GRPO it never does. What adapters themselves compute, a twentieth at rank 16, is left out."""
+    """DPO or GRPO: forward and backward (twice a forward; once below adapters, which need no gradients of
+    the weights), the forward again where activations are not kept, and one for the reference where the
+    rollout did not give it, which for GRPO it never does. What adapters themselves compute, a twentieth at
+    rank 16, is left out."""
     dpo, counts, row = work.config.dpo, work.counts, work.row
     forward = model.flops(row, work.seen, counts.members * work.lengths.answer)
     given = dpo.reference == "policy" and dpo.reference_logprobs == "rollout"

@@ -100,5 +100,5 @@ def token_group(
     ]
     given = whole and reference_prompt is None and len(known) == len(members)
     answers = tuple(tuple(answer.token_ids[:room]) for answer in members)
-    rewards = (group.winner_reward, *group.loser_rewards)
+    rewards = (group.winner_reward, *group.loser_rewards) if group.loser_rewards else ()
     return TokenGroup(tuple(prompt), answers, reference_prompt, tuple(known) if given else None, rewards)

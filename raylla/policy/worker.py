@@ -32,12 +32,13 @@ from raylla.engines.protocol import Probe
 from raylla.errors import RunError
 from raylla.models import local
 from raylla.models.found import found
-from raylla.policy import adapters, saving, supervised, zero
+from raylla.policy import adapters, saving, zero
 from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
-from raylla.policy.grpo import PackedGRPOTrainer
 from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told, TuneJob, TuneResult
-from raylla.policy.trainer import PackedDPOTrainer, dpo_arguments
+from raylla.policy.trainers import supervised
+from raylla.policy.trainers.dpo import PackedDPOTrainer, dpo_arguments
+from raylla.policy.trainers.grpo import PackedGRPOTrainer
 from raylla.storage import making
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}

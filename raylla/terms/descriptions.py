@@ -10,7 +10,7 @@ said without ground, and a denial of the description as borne out: it is no test
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -56,16 +56,24 @@ class Descriptions:
     def borne_out(self, planned: Planned, text: str) -> list[tuple[float, float]]:
         """(share borne out, chance), both in [0, 1], of each validly placed ad of an answer that has a
         description and of which the sentence says something; in order of appearance."""
+        return [
+            (_share(claim, self._said[ad.id]), self._chance(ad, claim))
+            for ad, claim in self._claims(planned, text)
+        ]
+
+    def shares(self, planned: Planned, text: str) -> list[float]:
+        """The shares alone."""
+        return [_share(claim, self._said[ad.id]) for ad, claim in self._claims(planned, text)]
+
+    def _claims(self, planned: Planned, text: str) -> Iterator[tuple[Ad, frozenset[str]]]:
         by_id = {ad.id: ad for ad in planned.ads}
         question = content(planned.query.text)
-        found = []
         for placement in parse(text, planned.ads).placements:
             ad = by_id[placement.ad_id]
             sentence = enclosing_sentence(text, planned.ads, (placement.start, placement.end))
             claim = content(MARKUP.sub(" ", sentence)) - content(ad.title) - question
             if ad.id in self._said and claim:
-                found.append((_share(claim, self._said[ad.id]), self._chance(ad, claim)))
-        return found
+                yield ad, claim
 
     def _chance(self, ad: Ad, claim: frozenset[str]) -> float:
         """Mean share of ``claim`` that descriptions of other ads hold: of the category's, if any."""

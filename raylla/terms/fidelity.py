@@ -19,6 +19,6 @@ class Fidelity:
         described = Descriptions({ad.id: ad for planned, _ in answers for ad in planned.ads}.values())
         found = []
         for planned, text in answers:
-            shares = [share for share, _ in described.borne_out(planned, text)]
+            shares = described.shares(planned, text)
             found.append(float(np.mean(shares)) - 1 if shares else 0.0)
         return found

@@ -16,7 +16,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from raylla.errors import ConfigError, RunError
+from raylla.auction import parse
+from raylla.errors import ConfigError, RayllaError, RunError
 from raylla.records import Planned
 
 _GROUP = "raylla.reward_terms"
@@ -68,6 +69,11 @@ def named_terms(names: Sequence[str]) -> list[RewardTerm]:
             raise ConfigError(f"reward_terms: {known[name].value} cannot be made: {error}") from error
         if not isinstance(made, RewardTerm):
             raise ConfigError(f"reward_terms: {known[name].value} is no term: it lacks name or values")
+        if made.name != name:
+            raise ConfigError(
+                f"reward_terms: {known[name].value} is installed as {name!r} and calls itself "
+                f"{made.name!r}; give it one name"
+            )
         found.append(made)
     return found
 
@@ -76,15 +82,27 @@ def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) ->
     """The values of all ``terms`` for each answer, by the term's name.
 
     Raises:
-        RunError: a term gave another number of values than there are answers, or one that is no number.
+        RunError: a term failed, gave another number of values than there are answers or one that is no
+            number, or pays for an answer without ads.
     """
     found: list[dict[str, float]] = [{} for _ in answers]
+    bare = [not parse(text, planned.ads).ad_ids for planned, text in answers] if terms else []
     for term in terms if answers else ():
-        values = [float(value) for value in term.values(texts, answers)]
+        try:
+            values = [float(value) for value in term.values(texts, answers)]
+        except RayllaError:
+            raise
+        except Exception as error:
+            raise RunError(f"reward_terms: {term.name} failed: {type(error).__name__}: {error}") from error
         if len(values) != len(answers) or not all(map(math.isfinite, values)):
             raise RunError(
                 f"reward_terms: {term.name} gave {len(values)} values for {len(answers)} answers, "
                 f"{sum(not math.isfinite(value) for value in values)} of them not finite"
+            )
+        if any(value for value, without in zip(values, bare, strict=True) if without):
+            raise RunError(
+                f"reward_terms: {term.name} gave an answer without ads another value than 0, which would "
+                "pay for placing, or for not"
             )
         for one, value in zip(found, values, strict=True):
             one[term.name] = value

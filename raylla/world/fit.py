@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.records import Planned
-from raylla.world.retrieval import Encode, Vectors
+from raylla.world.retrieval import ENCODED_AT_ONCE, Encode, Vectors
 from raylla.world.texts import ad_text
 from raylla.world.turns import in_context
 from raylla.world.world import World
@@ -28,7 +28,10 @@ class Fit:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """The encoder's vectors, [len(texts), dim]."""
-        return self._encode(list(texts))
+        parts = [
+            list(texts[start : start + ENCODED_AT_ONCE]) for start in range(0, len(texts), ENCODED_AT_ONCE)
+        ]
+        return np.concatenate([self._encode(part) for part in parts or [[]]])
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         """Cosine of query and ad (what it says of itself), [n] for each auction."""

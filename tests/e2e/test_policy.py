@@ -169,6 +169,7 @@ def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) ->
         }
     assert distance(tmp_path / "by-hand", tiny_model) > 1e-3
     assert {w.dtype for w in weights(tmp_path / "v3").values()} == {torch.bfloat16}
+    assert results[3].losses[0] == pytest.approx(math.log(2), abs=1e-6)  # nor is its reference rounded
     assert results[3].losses[-1] < results[3].losses[0]
 
     assert results[0].reference == Reference("recomputed")
@@ -248,7 +249,11 @@ def test_grpo_is_its_equation(tiny_model: Path, tmp_path: Path) -> None:
     job = AlignJob("v1", str(tiny_model), "", groups, 5, parent="v0", grpo=grpo, temperature=0.7)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, (port, [(dpo, job)], tmp_path), nprocs=2)
+    half = dpo.model_copy(update={"precision": "bfloat16"})
+    cold = replace(job, temperature=0.02)  # tokens of rows that only fill a turn are hundreds of nats off
+    torch.multiprocessing.spawn(
+        run_rank, (port, [(dpo, job), (half, job), (dpo, cold)], tmp_path), nprocs=2
+    )
     hand = tmp_path / "by-hand"
     expected = grpo_by_hand(tiny_model, hand, [token_group(g) for g in groups], dpo, job)
     result: AlignResult = torch.load(tmp_path / "result0", weights_only=False)
@@ -264,6 +269,12 @@ def test_grpo_is_its_equation(tiny_model: Path, tmp_path: Path) -> None:
     # The engine's word on the answers is held against the trainer's, and never used.
     assert result.reference.used == "recomputed"
     assert result.reference.difference == pytest.approx(0.25, abs=1e-3)
+    # bfloat16 weights: the reference they are compared with is not rounded, so that nothing differs yet.
+    rounded: AlignResult = torch.load(tmp_path / "result1", weights_only=False)
+    assert rounded.divergences[0] == pytest.approx(0, abs=1e-6)
+    assert rounded.losses[0] == pytest.approx(0, abs=1e-5)
+    filled: AlignResult = torch.load(tmp_path / "result2", weights_only=False)
+    assert all(math.isfinite(one) for one in (*filled.losses, *filled.grad_norms))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from raylla import config
 from raylla.errors import ConfigError
 from raylla.irpo.scoring import whole_group
 from raylla.policy.groups import token_group
-from raylla.policy.grpo import advantages, token_losses
+from raylla.policy.trainers.grpo import advantages, token_losses
 from raylla.records import Answer
 
 REWARDS = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
@@ -54,6 +54,16 @@ def test_the_first_gradient_is_the_policy_gradient() -> None:
     token_losses(policy, torch.zeros(3), gain, 0.2, 0.04)[0].sum().backward()
     assert policy.grad is not None
     assert policy.grad.tolist() == pytest.approx((-gain).tolist())
+
+
+def test_a_filled_turn_has_no_weight_in_any_loss_or_gradient() -> None:
+    """A reference of its own: one of 0 nats beside a token of -200 would be an infinity times 0."""
+    tokens = torch.tensor([-200.0], requires_grad=True)
+    losses, *_ = token_losses(tokens, tokens.detach(), torch.zeros(1), 0.2, 0.04)
+    (losses * torch.zeros(1)).sum().backward()
+    assert losses.item() == 0
+    assert tokens.grad is not None
+    assert tokens.grad.item() == 0
 
 
 def answers(count: int) -> list[Answer]:

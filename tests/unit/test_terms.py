@@ -104,6 +104,10 @@ def test_a_name_that_nobody_has() -> None:
         config.parse_config({"reward_terms": [{"name": "a", "weight": -1}]}, "x")
 
 
+class Misnamed(UserWelfare):
+    name = "mine"
+
+
 class Broken:
     name = "broken"
 
@@ -113,14 +117,15 @@ class Broken:
 
 class Odd:
     name = "odd"
-    found: Sequence[float] = ()
+    found: Any = ()
 
     def values(self, texts: protocol.Texts, answers: protocol.Answered) -> Sequence[float]:
-        return self.found
+        values: Sequence[float] = self.found
+        return values
 
 
 def test_a_package_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = {"odd": "Odd", "broken": "Broken", "none": "Fits", "gone": "Gone"}
+    places = {"odd": "Odd", "broken": "Broken", "none": "Fits", "gone": "Gone", "other": "Misnamed"}
     points = [EntryPoint(name, f"{__name__}:{place}", protocol._GROUP) for name, place in places.items()]
     monkeypatch.setattr(protocol, "entry_points", lambda group: EntryPoints(points))
     assert [one.name for one in named_terms(["odd"])] == ["odd"]
@@ -128,17 +133,30 @@ def test_a_package_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("broken", "no such lexicon"),
         ("none", "is no term"),
         ("gone", "cannot be made"),
+        ("other", "calls itself 'mine'"),
     ):
         with pytest.raises(ConfigError, match=message):
             named_terms([name])
 
 
-@pytest.mark.parametrize("found", [(1.0,), (1.0, math.nan), (math.inf, 0.0)])
-def test_what_is_no_value(found: tuple[float, ...]) -> None:
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ((1.0,), "odd gave 1 values for 2 answers"),
+        ((math.nan, 0.0), "1 of them not finite"),
+        ((math.inf, 0.0), "1 of them not finite"),
+        ((0.0, 0.5), "without ads another value than 0"),
+        (("a", "b"), "odd failed: ValueError: could not convert"),
+        (None, "odd failed: TypeError"),
+    ],
+)
+def test_what_is_no_value(found: Any, message: str) -> None:
     term = Odd()
     term.found = found
-    with pytest.raises(RunError, match="odd gave"):
-        term_values([term], Fits(), answered(*TEXTS[:2]))
+    with pytest.raises(RunError, match=message):
+        term_values([term], Fits(), answered(TEXTS[0], TEXTS[3]))
+    term.found = (-2, 0)
+    assert term_values([term], Fits(), answered(TEXTS[0], TEXTS[3])) == [{"odd": -2.0}, {"odd": 0.0}]
 
 
 def test_terms_decide_who_wins(tmp_path: Path) -> None:
@@ -215,6 +233,7 @@ def test_costs_that_mosaic_counts_hold_the_terms(tmp_path: Path) -> None:
         update={name: getattr(config.parse_config(terms, "test"), name) for name in terms}
     )
     assert backend.costs(answers) == pytest.approx([2 + 7 * (fits.max() - fit) for fit in fits])
+    backend.measure = backend.config
     held = efficiency.hold(backend, Pretrained(), asked[:10], {})
     assert held.terms == ("fidelity", "user-welfare")
     row = efficiency.mechanism_row([held], 100, 0)
@@ -223,6 +242,10 @@ def test_costs_that_mosaic_counts_hold_the_terms(tmp_path: Path) -> None:
     difference = row["welfare"]["mean"] - row["reward"]["mean"]
     punished = 2 * row["ads_per_answer"]["mean"] + 30 * max(0, row["ads_per_answer"]["mean"] - 2)
     assert difference == pytest.approx(punished - 7 * row["terms"]["user-welfare"]["mean"])
+    backend.config = config.parse_config({"reward_terms": [{"name": "user-welfare", "weight": 99}]}, "test")
+    again = efficiency.hold(backend, Pretrained(), asked[:10], {})
+    for query, figures in held.table.items():  # rewards of a table are the main config's
+        assert again.table[query].tolist() == figures.tolist()
     choices = [{"tau": tau, "pctr_epoch": 1, "reference": "generator"} for tau in (0.0, 30.0)]
     choice, tried = efficiency.tune_mechanism(backend, Mosaic(), choices)
     assert len(tried) == 2

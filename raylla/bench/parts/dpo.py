@@ -158,7 +158,7 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
 
     from raylla.config import Dpo
     from raylla.policy import adapters, worker, zero
-    from raylla.policy.trainer import PackedDPOTrainer, dpo_arguments
+    from raylla.policy.trainers.dpo import PackedDPOTrainer, dpo_arguments
 
     worker.setup()
     # One row a forward pass where it is long: a mask of the whole micro-batch would outgrow the caches.
@@ -342,7 +342,7 @@ def _trained(model: Any) -> dict[str, Any]:
 
 
 def _inputs() -> tuple[str, ...]:
-    from raylla.policy.trainer import MODEL_INPUTS
+    from raylla.policy.trainers.dpo import MODEL_INPUTS
 
     return MODEL_INPUTS
 

@@ -48,7 +48,7 @@ def show_results(console: Console, results: dict[str, Any]) -> None:
             _number(row["pctr"]["auc"]),
             " ".join(_number(row["pctr"].get(f"calibration_{one}")) for one in ("error", "floor")),
             _number(row["pctr"]["coverage"]),
-            *(_precise(row["terms"][term]) for term in terms),
+            *(_precise(row.get("terms", {}).get(term)) for term in terms),
         )
     console.print(table)
     for example in results.get("examples", []):
@@ -91,7 +91,7 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
             *(_figure(row[key]) for key in ("revenue", "reward", "welfare", "expected_revenue")),
             f"{row['ads_per_answer']['mean']:.2f}",
             f"{100 * row['format_error_rate']['mean']:.1f} %",
-            *(_precise(row["terms"][term]) for term in terms),
+            *(_precise(row.get("terms", {}).get(term)) for term in terms),
             f"{costs['generations']['mean']:.0f}",
             f"{costs['prompt_tokens']['mean']:.0f} + {costs['sampled_tokens']['mean']:.0f}",
             _figure({end: 1000 * value for end, value in costs["seconds"].items()}),

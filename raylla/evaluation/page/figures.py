@@ -152,7 +152,8 @@ def frontiers(found: Found) -> dict[str, tuple[str, Callable[[Axes, Found], None
 
 def _frontier(axes: Axes, found: Found, term: str) -> None:
     """Expected revenue and a reward term of every mechanism and variant."""
-    for place, (name, row) in enumerate(found["efficiency"].items()):
+    rows = {name: row for name, row in found["efficiency"].items() if term in row.get("terms", {})}
+    for place, (name, row) in enumerate(rows.items()):
         revenue, value = row["expected_revenue"], row["terms"][term]
         axes.errorbar(
             revenue["mean"],

@@ -170,7 +170,7 @@ def _efficiency(found: Found) -> _Table:
 def _terms(found: Found) -> _Table:
     terms = terms_of(found["efficiency"].values())
     rows = [
-        [name, row["expected_revenue"], *(row["terms"][term] for term in terms)]
+        [name, row["expected_revenue"], *(row.get("terms", {}).get(term) for term in terms)]
         for name, row in found["efficiency"].items()
         if terms
     ]

@@ -24,7 +24,7 @@ from raylla.engines.chat import prompt_ids
 from raylla.errors import RunError
 from raylla.policy import packing, schedule, zero
 from raylla.policy.jobs import Example, Lesson, Told
-from raylla.policy.trainer import MODEL_INPUTS, MicroBatches, warm_cosine
+from raylla.policy.trainers.dpo import MODEL_INPUTS, MicroBatches, warm_cosine
 from raylla.strictjson import dumps
 
 """Is called with the steps done, the steps in all and the last one's loss."""

@@ -131,6 +131,13 @@ class PackedDPOTrainer(trl.DPOTrainer):
         """This rank's micro-batches, in order: no sampler, nothing tokenized, nothing sharded again."""
         return MicroBatches(self.plan, self.micro_batches)
 
+    def _prepare_input(self, data: Any) -> Any:
+        """Move ``data`` to the device, and leave its precision alone: transformers casts what DeepSpeed is
+        given to the weights', in which a reference of -100 nats is off by a quarter."""
+        if isinstance(data, Tensor):
+            return data.to(self.args.device)
+        return {name: self._prepare_input(value) for name, value in data.items()}
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Linear warm-up, then half a cosine. Unlike transformers' own, no step has a rate of zero."""
         scheduler: LambdaLR | None = self.lr_scheduler  # type: ignore[has-type]
