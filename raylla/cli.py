@@ -216,16 +216,16 @@ def check(
     """Dry run: config, models, world, storage, placement, disk and versions; loads no model."""
     from raylla import precision
     from raylla.actors.placement import check_placement, connect, disconnect, needs
+    from raylla.evaluation.training import check_planned
     from raylla.models import roles
     from raylla.reward import reader
     from raylla.runs.state import package_versions
-    from raylla.terms.protocol import named_terms
     from raylla.world import build, store
 
     loaded = settings.load_config(config, set_)
     console.print(f"config     {config}: digest {loaded.digest()}")
     places = roles.check_roles(loaded)
-    named_terms(list(loaded.term_weights))
+    check_planned(loaded)
     for encoder in ("pctr.encoder", "judging.encoder"):
         if encoder in places:
             reader.check_encoder(places[encoder], encoder)

@@ -38,6 +38,16 @@ def planned(config: Config) -> dict[str, Config]:
     return found
 
 
+def check_planned(config: Config) -> None:
+    """Refuse reward terms, of the config or of a variant, that cannot be had.
+
+    Raises:
+        ConfigError: names the term, or the variant that is none.
+    """
+    for wanted in planned(config).values():
+        check_terms(wanted)
+
+
 def runs(config: Config, directory: str | Path, watch: Watch) -> list[Run]:
     """Train what is missing of `planned` in ``directory``, or go on with it; all of it, finished.
 
@@ -47,8 +57,7 @@ def runs(config: Config, directory: str | Path, watch: Watch) -> list[Run]:
         RayllaError: what `irpo.loop.train_run` raises.
     """
     check_settings(config)
-    for wanted in planned(config).values():
-        check_terms(wanted)
+    check_planned(config)
     found = []
     for name, wanted in planned(config).items():
         run = Run.create(within(directory, name), wanted)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from raylla import config
+from raylla.cli import app
 from raylla.errors import ConfigError, RayllaError, RunError
 from raylla.evaluation import training
 from raylla.evaluation.evaluate import evaluate_runs, swept
@@ -24,6 +26,8 @@ TREE: dict[str, Any] = {
     "irpo": {"epochs": 1},
     "wandb": {"mode": "disabled"},
 }
+CONFIG = str(Path(__file__).parents[2] / "configs" / "pocket.yaml")
+TERM = "reward_terms=[{name: user-welfar, weight: 1}]"
 PROBE = {"probe": {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-1.0]}}
 
 
@@ -145,10 +149,26 @@ def test_nothing_is_trained_for_an_evaluation_that_cannot_be(
         )
     with pytest.raises(RunError, match="up to 300"):
         training.runs(config.parse_config(TREE | {"evaluation": {"bids": [1, 300]}}, "t"), tmp_path, watch)
+    variants = {"evaluation": {"variants": {"fair": [TERM]}}}
+    with pytest.raises(ConfigError, match="no term named 'user-welfar'"):
+        training.runs(config.parse_config(TREE | variants, "t"), tmp_path, watch)
     finished(tmp_path / "seed-0", TREE | {"irpo": {"epochs": 1, "delta": 3}})
     with pytest.raises(RunError, match="another config"):
         training.runs(config.parse_config(TREE, "t"), tmp_path, watch)
     assert names == []
+
+
+@pytest.mark.parametrize(
+    ("command", "override"),
+    [("check", TERM), ("train", TERM), ("check", f"evaluation.variants={{fair: ['{TERM}']}}")],
+)
+def test_a_term_that_nobody_has_is_told_before_anything_loads(
+    command: str, override: str, tmp_path: Path
+) -> None:
+    arguments = [command, CONFIG, "--run", str(tmp_path / "run"), "--set", override]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2
+    assert "no term named 'user-welfar'; there are fidelity, user-welfare" in " ".join(found.output.split())
 
 
 def test_a_sweep_asks_every_version_or_the_ends() -> None:
