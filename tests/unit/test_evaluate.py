@@ -168,7 +168,9 @@ def test_a_term_that_nobody_has_is_told_before_anything_loads(
     arguments = [command, CONFIG, "--run", str(tmp_path / "run"), "--set", override]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 2
-    assert "no term named 'user-welfar'; there are fidelity, user-welfare" in " ".join(found.output.split())
+    assert "no term named 'user-welfar'; there are diversity, fidelity, native" in " ".join(
+        found.output.split()
+    )
 
 
 def test_a_sweep_asks_every_version_or_the_ends() -> None:

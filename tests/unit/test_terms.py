@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from raylla.records import Ad, Answer, Auction, Planned, Profile, Query, Reward
 from raylla.runs.state import Run, load_records, save_records
 from raylla.storage import home
 from raylla.terms import protocol
+from raylla.terms.diversity import Diversity
 from raylla.terms.fidelity import Fidelity
+from raylla.terms.nativeness import Nativeness
 from raylla.terms.protocol import known_terms, named_terms, term_values, weighted
 from raylla.terms.welfare import UserWelfare
 from tests.unit.test_backend import make
@@ -56,7 +59,10 @@ class Fits:
     asked = 0
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return np.zeros((len(texts), 2), np.float32)
+        """A direction of its own for each word of these."""
+        return np.array(
+            [[word in text for word in ("water", "Kettle", "Uber")] for text in texts], np.float32
+        ).reshape(-1, 3)
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         self.asked += len(auctions)
@@ -85,8 +91,34 @@ def test_fidelity_by_hand() -> None:
     assert Fidelity().values(Fits(), answered(*texts)) == pytest.approx([0, -1 / 3, -1, 0, 0])
 
 
+def test_nativeness_by_hand() -> None:
+    texts = (
+        f"Boil water. The {markup(BEST)} boils water, too.",
+        f"Boil water. The {markup(BEST)} is blue.",
+        f"Boil water. Try the {markup(BEST)} for water. Go by {markup(WORSE)}.",
+        f"The {markup(BEST)} boils water.",
+        "Boil water.",
+    )
+    half = np.sqrt(0.5)  # of two words one is shared
+    found = Nativeness().values(Fits(), answered(*texts))
+    assert found == pytest.approx([half - 1, -1, half / 2 - 1, -1, 0])
+
+
+def test_diversity_by_hand() -> None:
+    one, other = f"Try {markup(BEST)}.", f"Try {markup(WORSE)}."
+    assert Diversity().values(Fits(), answered(one, one, one)) == [-1, -1, -1]
+    assert Diversity().values(Fits(), answered(one, other, one, "None.")) == pytest.approx(
+        [-1 / 3, 0, -1 / 3, 0]
+    )
+    assert Diversity().values(Fits(), answered(one)) == [0]
+    elsewhere = replace(PLANNED, auction=replace(PLANNED.auction, id="e1/preference/r"))
+    assert Diversity().values(Fits(), [(PLANNED, one), (elsewhere, one)]) == [0, 0]
+    both = f"Try {markup(BEST)} or {markup(WORSE)}."
+    assert Diversity().values(Fits(), answered(both, one)) == [-0.5, -1]
+
+
 def test_every_term_that_is_shipped_keeps_what_terms_promise() -> None:
-    assert known_terms() == ["fidelity", "user-welfare"]
+    assert known_terms() == ["diversity", "fidelity", "nativeness", "user-welfare"]
     for term, name in zip(named_terms(known_terms()), known_terms(), strict=True):
         assert term.name == name
         values = term.values(Fits(), answered(*TEXTS))
@@ -96,7 +128,7 @@ def test_every_term_that_is_shipped_keeps_what_terms_promise() -> None:
 
 
 def test_a_name_that_nobody_has() -> None:
-    with pytest.raises(ConfigError, match="no term named 'welfare'; there are fidelity, user-welfare"):
+    with pytest.raises(ConfigError, match="no term named 'welfare'; there are diversity, fidelity"):
         named_terms(["welfare"])
     with pytest.raises(ConfigError, match="occurs twice"):
         config.parse_config({"reward_terms": [{"name": "a", "weight": 1}, {"name": "a", "weight": 2}]}, "x")
@@ -235,7 +267,7 @@ def test_costs_that_mosaic_counts_hold_the_terms(tmp_path: Path) -> None:
     assert backend.costs(answers) == pytest.approx([2 + 7 * (fits.max() - fit) for fit in fits])
     backend.measure = backend.config
     held = efficiency.hold(backend, Pretrained(), asked[:10], {})
-    assert held.terms == ("fidelity", "user-welfare")
+    assert held.terms == ("diversity", "fidelity", "nativeness", "user-welfare")
     row = efficiency.mechanism_row([held], 100, 0)
     assert row["terms"]["fidelity"]["mean"] == 0
     assert row["terms"]["user-welfare"]["mean"] < 0

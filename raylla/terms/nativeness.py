@@ -1,0 +1,34 @@
+"""Nativeness: whether the sentence with the ad is about what the rest of the answer is about."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raylla.auction import parse
+from raylla.auction.prose import enclosing_sentence, stripped, without_ads
+from raylla.terms.protocol import Answered, Texts
+
+
+class Nativeness:
+    """Mean over the placed ads of the cosine between the sentence that holds the ad and the answer without
+    such sentences, less 1: from -2 to 0; -1 where nothing else is said."""
+
+    name = "nativeness"
+
+    def values(self, texts: Texts, answers: Answered) -> list[float]:
+        """`protocol.RewardTerm.values`."""
+        read: list[tuple[str, list[str]]] = []
+        for planned, text in answers:
+            spans = [(one.start, one.end) for one in parse(text, planned.ads).placements]
+            holding = [enclosing_sentence(text, planned.ads, span) for span in spans]
+            sentences = [stripped(one, planned.ads) for one in holding]
+            read.append((without_ads(text, planned.ads), sentences))
+        distinct = list(dict.fromkeys(one for rest, some in read if some for one in (rest, *some) if one))
+        vectors = texts.encode(distinct)
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        place = {text: at for at, text in enumerate(distinct)}
+        found = []
+        for rest, sentences in read:
+            near = [float(unit[place[rest]] @ unit[place[one]]) if rest else 0.0 for one in sentences]
+            found.append(float(np.mean(near)) - 1 if near else 0.0)
+        return found
