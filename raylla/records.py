@@ -210,7 +210,8 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceGroup:
-    """One auction's winner and losers: every loser makes one DPO pair with the winner."""
+    """One auction's winner and losers: every loser makes one DPO pair with the winner; under GRPO
+    all of its answers, the best first."""
 
     auction_id: str
     winner: Answer

@@ -346,7 +346,7 @@ class Deadlines(Section):
     start: Seconds = Field(300, description="an actor's engine to be ready")
     sample: Seconds = Field(1800, description="a worker's next finished sample")
     reward: Seconds = Field(1800, description="a pCTR update or scoring")
-    align: Seconds = Field(7200, description="one epoch's DPO")
+    align: Seconds = Field(7200, description="one epoch's alignment")
     sync: Seconds = Field(300, description="a weight version to be live on every engine")
     storage: Seconds = Field(600, description="a stage's files to be in the bucket, or here from it")
 

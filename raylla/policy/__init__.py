@@ -1,4 +1,4 @@
-"""The alignment step: DPO over packed preference groups, under DeepSpeed ZeRO.
+"""The alignment step: DPO or GRPO over packed preference groups, under DeepSpeed ZeRO.
 
 Re-exports what a driver needs and no torch; training lives in ``worker`` and below.
 """

@@ -23,7 +23,8 @@ from raylla.records import Planned
 _GROUP = "raylla.reward_terms"
 
 Answered = Sequence[tuple[Planned, str]]
-"""Answers as they were written, each with its auction."""
+"""Answers to many auctions as they were written, each with its auction (query, profile, ads, bids); all
+answers to one that are weighed against each other are in one call."""
 
 
 class Texts(Protocol):
@@ -43,8 +44,8 @@ class RewardTerm(Protocol):
     name: str
 
     def values(self, texts: Texts, answers: Answered) -> Sequence[float]:
-        """The value of each answer, in its order: finite, 0 for an answer without ads, so that a weight
-        does not pay for placing; less than 0 is what the reader loses by the ads."""
+        """The value of each answer, in its order: finite, 0 for an answer without ads (which is checked),
+        and at most 0 for others, as much as the reader loses by the ads: more would pay for placing."""
 
 
 def known_terms() -> list[str]:
