@@ -16,6 +16,13 @@ from raylla.figures.table import terms_of
 mpl.use("Agg")
 
 Found = dict[str, Any]
+_BESIDE: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": "small",
+    "loc": "center left",
+    "bbox_to_anchor": (1.01, 0.5),
+}
+"""Where a legend of many stands: beside the chart."""
 
 
 def png(draw: Callable[[Axes, Found], None], found: Found) -> bytes:
@@ -136,7 +143,7 @@ def _conflict(axes: Axes, found: Found) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlabel("bid of the ad that fits less / bid of the one that fits best")
     axes.set_ylabel("answers that place it alone")
-    axes.legend(frameon=False)
+    axes.legend(**_BESIDE)
 
 
 def frontiers(found: Found) -> dict[str, tuple[str, Callable[[Axes, Found], None]]]:
@@ -167,7 +174,7 @@ def _frontier(axes: Axes, found: Found, term: str) -> None:
         )
     axes.set_xlabel("expected revenue per query, bid units, 95 % intervals")
     axes.set_ylabel(term)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(**_BESIDE)
 
 
 FIGURES: dict[str, tuple[str, Callable[[Axes, Found], None]]] = {
