@@ -17,9 +17,9 @@ from raylla.errors import ConfigError
 from raylla.judging import commands as judging_commands
 from raylla.models import commands as models_commands
 from raylla.online.commands import simulate
+from raylla.pocket import commands as pocket_commands
 from raylla.serving import commands as serving
 from raylla.storage import home, within
-from raylla.strictjson import dumps
 from raylla.terminal import ColumnOptions, ConfigPath, Overrides, RunPath, console, loading, say, tell, told
 from raylla.warmstart.commands import warmstart
 
@@ -30,12 +30,11 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
-pocket_app = typer.Typer(help="The small models that raylla ships and rebuilds.", no_args_is_help=True)
 app.add_typer(serving.app)
 app.command()(simulate)
 app.command()(warmstart)
 app.add_typer(world_app, name="world")
-app.add_typer(pocket_app, name="pocket")
+app.add_typer(pocket_commands.app, name="pocket")
 app.add_typer(models_commands.app, name="models")
 app.add_typer(judging_commands.app, name="judge")
 
@@ -367,43 +366,6 @@ def world_import(
         f"{out}: {len(world.ads)} ads, {len(world.queries)} queries of {len(world.profiles)} users; "
         f"{dict(world.notes)}"
     )
-
-
-@pocket_app.command("build")
-@told
-def pocket_build(
-    out: Annotated[Path, typer.Option(help="working directory; an interrupted build continues")] = Path(
-        "runs/pocket-build"
-    ),
-    stage: Annotated[list[str] | None, typer.Option(help="only these stages, in order")] = None,
-) -> None:
-    """Train the tokenizer and the two pocket models (about half an hour on two cores)."""
-    from raylla.pocket.build import STAGES, build_models
-
-    chosen = tuple(one for one in STAGES if not stage or one.name in stage)
-    for progress in build_models(out, chosen):
-        console.print(
-            f"{progress['stage']:>9} {progress['step']:>5}/{progress['of']} "
-            f"loss {progress['loss']:.3f}  {progress['tokens_per_second']:.0f} tokens/s",
-            highlight=False,
-        )
-
-
-@pocket_app.command("evaluate")
-@told
-def pocket_evaluate(
-    ad_llm: str = "pocket:ad-llm",
-    user_llm: str = "pocket:user-llm",
-    prompts: Annotated[int, typer.Option(help="held-out prompts of each kind")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="also write the figures as JSON")] = None,
-) -> None:
-    """Measure the pocket models on held-out prompts: format, copying, taste, judgement."""
-    from raylla.pocket.evaluate import evaluate_models
-
-    figures = evaluate_models(ad_llm, user_llm, prompts)
-    console.print_json(dumps(figures))
-    if out is not None:
-        out.write_text(dumps(figures, indent=2) + "\n")
 
 
 def _train(run: Any, loop: Callable[..., dict[str, Any]]) -> None:
