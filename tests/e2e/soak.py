@@ -33,6 +33,8 @@ AWAY = ("503", "overloaded", "unavailable", "the engine")
 """What a client's error says where the endpoint could not answer, and said so."""
 CUT = "max_output_tokens"
 """What a client's error says that takes no answer which was cut because it was as long as it may be."""
+LOOPING = "repeating the same chunk"
+"""What LiteLLM's error says of a model that writes one word a hundred times, as a pocket model may."""
 FURTHER = "and a cheaper one?"
 MACHINES = (
     ("HEAD", {}),
@@ -294,6 +296,8 @@ def _clients(names: Sequence[str], url: str, key: str, seen: Traffic) -> None:
                 early = early or "turned away"
             elif CUT in ended["error"]:
                 early = early or "cut at its longest"
+            elif LOOPING in ended["error"]:
+                early = early or "the model repeats itself"
             seen.clients[early or ("failed" if ended["error"] else "done")] += 1
             if ended["error"] and not early:
                 seen.problems.append(f"{name}, {case}: {ended['error'][-1000:]}")
