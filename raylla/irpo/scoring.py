@@ -101,15 +101,8 @@ def whole_group(answers: Sequence[Answer], rewards: Sequence[float]) -> Preferen
     rewards are equal, and so say nothing."""
     if not answers or min(rewards) == max(rewards):
         return None
-    best = max(range(len(answers)), key=lambda index: rewards[index])
-    others = [index for index in range(len(answers)) if index != best]
-    return PreferenceGroup(
-        auction_id=answers[best].auction_id,
-        winner=answers[best],
-        losers=tuple(answers[index] for index in others),
-        winner_reward=rewards[best],
-        loser_rewards=tuple(rewards[index] for index in others),
-    )
+    best = rewards.index(max(rewards))
+    return _grouped(answers, rewards, best, [index for index in range(len(answers)) if index != best])
 
 
 def group(answers: Sequence[Answer], rewards: Sequence[float], delta: float) -> PreferenceGroup | None:
@@ -120,14 +113,18 @@ def group(answers: Sequence[Answer], rewards: Sequence[float], delta: float) -> 
     """
     if not answers:
         return None
-    best = max(range(len(answers)), key=lambda index: rewards[index])
+    best = rewards.index(max(rewards))
     below = [index for index, reward in enumerate(rewards) if rewards[best] - reward > delta]
-    if not below:
-        return None
+    return _grouped(answers, rewards, best, below) if below else None
+
+
+def _grouped(
+    answers: Sequence[Answer], rewards: Sequence[float], best: int, others: Sequence[int]
+) -> PreferenceGroup:
     return PreferenceGroup(
         auction_id=answers[best].auction_id,
         winner=answers[best],
-        losers=tuple(answers[index] for index in below),
+        losers=tuple(answers[index] for index in others),
         winner_reward=rewards[best],
-        loser_rewards=tuple(rewards[index] for index in below),
+        loser_rewards=tuple(rewards[index] for index in others),
     )

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raylla.config.plugins import named_plugins
 from raylla.engines.protocol import Generated
-from raylla.errors import ConfigError
 from raylla.records import Ad, Planned
 
 _GROUP = "raylla.mechanisms"
@@ -110,18 +109,9 @@ def named_mechanisms(names: Sequence[str]) -> list[Mechanism]:
     """The mechanisms of these names, in this order.
 
     Raises:
-        ConfigError: there is none of that name, or what is installed under it is none.
+        ConfigError: as `named_plugins`.
     """
-    known = {point.name: point for point in entry_points(group=_GROUP)}
-    found: list[Mechanism] = []
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"no mechanism named {name!r}; there are {', '.join(sorted(known))}")
-        made = known[name].load()()
-        if not isinstance(made, Mechanism):
-            raise ConfigError(f"{known[name].value} is no mechanism: it lacks name, choices or run")
-        found.append(made)
-    return found
+    return named_plugins(_GROUP, names, Mechanism, "mechanism", "name, choices or run")
 
 
 def ran(

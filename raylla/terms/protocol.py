@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction import parse
-from raylla.errors import ConfigError, RayllaError, RunError
+from raylla.config.plugins import known_plugins, named_plugins
+from raylla.errors import RayllaError, RunError
 from raylla.records import Planned
 
 _GROUP = "raylla.reward_terms"
@@ -50,33 +50,16 @@ class RewardTerm(Protocol):
 
 def known_terms() -> list[str]:
     """Names of all terms that are installed."""
-    return sorted({point.name for point in entry_points(group=_GROUP)})
+    return known_plugins(_GROUP)
 
 
 def named_terms(names: Sequence[str]) -> list[RewardTerm]:
     """The terms of these names, in this order.
 
     Raises:
-        ConfigError: there is none of that name, or what is installed under it is none.
+        ConfigError: as `named_plugins`.
     """
-    known = {point.name: point for point in entry_points(group=_GROUP)}
-    found: list[RewardTerm] = []
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"reward_terms: no term named {name!r}; there are {', '.join(sorted(known))}")
-        try:
-            made = known[name].load()()
-        except Exception as error:
-            raise ConfigError(f"reward_terms: {known[name].value} cannot be made: {error}") from error
-        if not isinstance(made, RewardTerm):
-            raise ConfigError(f"reward_terms: {known[name].value} is no term: it lacks name or values")
-        if made.name != name:
-            raise ConfigError(
-                f"reward_terms: {known[name].value} is installed as {name!r} and calls itself "
-                f"{made.name!r}; give it one name"
-            )
-        found.append(made)
-    return found
+    return named_plugins(_GROUP, names, RewardTerm, "reward term", "name or values")
 
 
 def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) -> list[dict[str, float]]:

@@ -150,7 +150,7 @@ def test_nothing_is_trained_for_an_evaluation_that_cannot_be(
     with pytest.raises(RunError, match="up to 300"):
         training.runs(config.parse_config(TREE | {"evaluation": {"bids": [1, 300]}}, "t"), tmp_path, watch)
     variants = {"evaluation": {"variants": {"fair": [TERM]}}}
-    with pytest.raises(ConfigError, match="no term named 'user-welfar'"):
+    with pytest.raises(ConfigError, match="no reward term named 'user-welfar'"):
         training.runs(config.parse_config(TREE | variants, "t"), tmp_path, watch)
     finished(tmp_path / "seed-0", TREE | {"irpo": {"epochs": 1, "delta": 3}})
     with pytest.raises(RunError, match="another config"):
@@ -168,7 +168,7 @@ def test_a_term_that_nobody_has_is_told_before_anything_loads(
     arguments = [command, CONFIG, "--run", str(tmp_path / "run"), "--set", override]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 2
-    assert "no term named 'user-welfar'; there are diversity, fidelity, native" in " ".join(
+    assert "no reward term named 'user-welfar'; there are diversity, fidelity, native" in " ".join(
         found.output.split()
     )
 

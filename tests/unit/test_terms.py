@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from raylla import config
 from raylla.auction import markup, parse
-from raylla.config import Penalty
+from raylla.config import Penalty, plugins
 from raylla.errors import ConfigError, RunError
 from raylla.evaluation import efficiency
 from raylla.figures.table import COLUMNS, JudgedAnswer, per_query, row_figures, terms_of
@@ -128,7 +128,7 @@ def test_every_term_that_is_shipped_keeps_what_terms_promise() -> None:
 
 
 def test_a_name_that_nobody_has() -> None:
-    with pytest.raises(ConfigError, match="no term named 'welfare'; there are diversity, fidelity"):
+    with pytest.raises(ConfigError, match="no reward term named 'welfare'; there are diversity, fidelity"):
         named_terms(["welfare"])
     with pytest.raises(ConfigError, match="occurs twice"):
         config.parse_config({"reward_terms": [{"name": "a", "weight": 1}, {"name": "a", "weight": 2}]}, "x")
@@ -159,11 +159,11 @@ class Odd:
 def test_a_package_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     places = {"odd": "Odd", "broken": "Broken", "none": "Fits", "gone": "Gone", "other": "Misnamed"}
     points = [EntryPoint(name, f"{__name__}:{place}", protocol._GROUP) for name, place in places.items()]
-    monkeypatch.setattr(protocol, "entry_points", lambda group: EntryPoints(points))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints(points))
     assert [one.name for one in named_terms(["odd"])] == ["odd"]
     for name, message in (
         ("broken", "no such lexicon"),
-        ("none", "is no term"),
+        ("none", "is no reward term"),
         ("gone", "cannot be made"),
         ("other", "calls itself 'mine'"),
     ):
