@@ -31,7 +31,7 @@ from raylla.terms.diversity import Diversity
 from raylla.terms.fidelity import Fidelity
 from raylla.terms.nativeness import Nativeness
 from raylla.terms.protocol import known_terms, named_terms, term_values, weighted
-from raylla.terms.welfare import Suitability, UserWelfare
+from raylla.terms.welfare import UserWelfare
 from tests.unit.test_backend import make
 
 BEST = Ad("1", "Lumo Kettle", "tea", "food", "Boils a litre in two minutes.")
@@ -80,35 +80,6 @@ def test_user_welfare_by_hand() -> None:
     assert fits.asked == 1  # one auction
 
 
-def test_suitability_counts_ads_that_suit_less_than_half_as_well_as_the_best() -> None:
-    third = Ad("3", "Kettle Club", "tea", "food")
-    planned = replace(
-        PLANNED,
-        auction=Auction("e1/preference/q", "q", ("2", "1", "3"), (90.0, 30.0, 5.0)),
-        ads=(WORSE, BEST, third),
-    )
-    texts = (*TEXTS, f"Try {markup(third)}.", f"Try {markup(third)} or {markup(WORSE)}.")
-
-    def values(best: float, third: float) -> list[float]:
-        class Told(Fits):
-            def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
-                return [np.array([0.2, best, third]) for _ in auctions]
-
-        return Suitability().values(Told(), [(planned, text) for text in texts])
-
-    assert values(0.6, 0.31) == [0, -1, -0.5, 0, 0, 0, -0.5]
-    assert values(0.6, 0.29) == [0, -1, -0.5, 0, 0, -1, -1]
-    assert values(0.4, 0.1) == [0, 0, 0, 0, 0, -1, -0.5]  # half of the best is enough
-    assert Suitability().values(Hopeless(), [(planned, text) for text in texts]) == [0] * 7
-
-
-class Hopeless(Fits):
-    """A question that nothing suits."""
-
-    def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
-        return [np.array([-0.3, -0.1, -0.2]) for _ in auctions]
-
-
 def test_fidelity_by_hand() -> None:
     texts = (
         f"The {markup(BEST)} boils a litre in two minutes.",
@@ -147,7 +118,7 @@ def test_diversity_by_hand() -> None:
 
 
 def test_every_term_that_is_shipped_keeps_what_terms_promise() -> None:
-    assert known_terms() == ["diversity", "fidelity", "nativeness", "suitability", "user-welfare"]
+    assert known_terms() == ["diversity", "fidelity", "nativeness", "user-welfare"]
     for term, name in zip(named_terms(known_terms()), known_terms(), strict=True):
         assert term.name == name
         values = term.values(Fits(), answered(*TEXTS))
@@ -296,7 +267,7 @@ def test_costs_that_mosaic_counts_hold_the_terms(tmp_path: Path) -> None:
     assert backend.costs(answers) == pytest.approx([2 + 7 * (fits.max() - fit) for fit in fits])
     backend.measure = backend.config
     held = efficiency.hold(backend, Pretrained(), asked[:10], {})
-    assert held.terms == ("diversity", "fidelity", "nativeness", "suitability", "user-welfare")
+    assert held.terms == ("diversity", "fidelity", "nativeness", "user-welfare")
     row = efficiency.mechanism_row([held], 100, 0)
     assert row["terms"]["fidelity"]["mean"] == 0
     assert row["terms"]["user-welfare"]["mean"] < 0
