@@ -22,21 +22,15 @@ AGGREGATIONS: tuple[Aggregation, ...] = ("linear", "log-linear")
 _LEAST_NOISE = float(np.finfo(np.float64).tiny)
 
 
-def aggregated(rule: Aggregation, log_p: ArrayLike, bids: ArrayLike) -> Array:
-    """log q [m] of the aggregate of log p [n, m]: q = sum_i b_i p_i / B, or q ∝ prod_i p_i^(b_i / B).
-
-    Bidders of bid 0 have no part in it.
+def log_linear(log_p: ArrayLike, bids: ArrayLike) -> Array:
+    """log q [m] of q ∝ prod_i p_i^(b_i / B), from log p [n, m]; bidders of bid 0 have no part in it.
 
     Raises:
-        ValueError: nobody bids above 0, a bid is negative, the shapes do not fit, or under ``log-linear``
-            no token is possible for all.
+        ValueError: nobody bids above 0, a bid is negative, the shapes do not fit, or no token is possible
+            for all.
     """
     log_p, shares = _bidders(log_p, bids)
-    log_p, shares = log_p[shares > 0], shares[shares > 0]
-    if rule == "linear":
-        result: Array = np.logaddexp.reduce(log_p + np.log(shares)[:, None], axis=0)
-        return result
-    logits: Array = shares @ log_p
+    logits: Array = shares[shares > 0] @ log_p[shares > 0]
     if not (logits > -np.inf).any():
         raise ValueError("log_p: no token is possible for all bidders; give every token a chance")
     logits -= np.logaddexp.reduce(logits)
@@ -47,7 +41,8 @@ def race_winner(bids: ArrayLike, qualities: ArrayLike, race: ArrayLike) -> tuple
     """The bidder drawn with probability in proportion to b_i quality_i, and the least bid at which it would
     still be: the best of the others', per its own quality and noise, at most its bid.
 
-    It is who has the highest b_i quality_i / race_i; all three are [n].
+    It is who has the highest b_i quality_i / race_i; all three are [n].  With qualities of 1, a token of
+    the winner's model is one of the linear aggregate, q = sum_i b_i p_i / B.
 
     Raises:
         ValueError: no bid times quality is above 0, a number is negative, or the shapes do not fit.
@@ -64,12 +59,12 @@ def race_winner(bids: ArrayLike, qualities: ArrayLike, race: ArrayLike) -> tuple
 
 
 def log_linear_token(log_p: ArrayLike, bids: ArrayLike, noise: ArrayLike) -> int:
-    """The place of the token drawn from the log-linear aggregate of log p [n, m] (Gumbel-max).
+    """The place of the token drawn from `log_linear` of log p [n, m] (Gumbel-max).
 
     Raises:
-        ValueError: as `aggregated`.
+        ValueError: as `log_linear`.
     """
-    log_q = aggregated("log-linear", log_p, bids)
+    log_q = log_linear(log_p, bids)
     return int((log_q + ending("noise", numbers("noise", noise), *log_q.shape)).argmax())
 
 
@@ -83,7 +78,7 @@ def keeping_bid(log_p: ArrayLike, bids: ArrayLike, noise: ArrayLike, bidder: int
     with the bid.
 
     Raises:
-        ValueError: as `aggregated`, or a log-probability is infinite.
+        ValueError: as `log_linear`, or a log-probability is infinite.
     """
     log_p, shares = _bidders(numbers("log_p", log_p), bids)
     token, share, bid = log_linear_token(log_p, bids, noise), shares[bidder], np.asarray(bids)[bidder]

@@ -158,12 +158,13 @@ def priced(
     tau: float,
 ) -> tuple[Array, dict[str, float]]:
     """log p [M] of returning each candidate, of which ``shown`` are the click probabilities by ad id, and
-    each ad's price per click; ``costs`` and ``log_ratio`` are [M]."""
-    ids = planned.auction.ad_ids
+    each ad's price per click, at most its bid; ``costs`` and ``log_ratio`` are [M]."""
+    ids, bids = planned.auction.ad_ids, np.array(planned.auction.bids)
     rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in ids])
-    rewards = np.array(planned.auction.bids)[:, None] * rates
+    rewards = bids[:, None] * rates
     log_p = log_probabilities(rewards, log_ratio, costs, tau)
     owed = price_per_click(payments(rewards, log_ratio, costs, tau), rates, log_p)
+    owed = np.minimum(owed, bids)  # rounding, where next to no clicks are to be paid for
     return log_p, dict(zip(ids, owed.tolist(), strict=True))
 
 

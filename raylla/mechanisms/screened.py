@@ -119,7 +119,7 @@ class _Trial:
 
 @dataclass(frozen=True, slots=True)
 class _Sale:
-    """The places of the ads that are sold, prices per click by ad id, and the share that passed the screen."""
+    """Places of the ads that are sold, prices per click by ad id, and the share that passed the screen."""
 
     places: tuple[int, ...]
     prices: dict[str, float]
