@@ -4,7 +4,7 @@ n bidders with bids b [n] and next-token distributions p [n, m] over one list of
 is Exp(1) noise for each bidder and ``noise`` [m] Gumbel noise for each token, fresh for each token of a
 text, so that every outcome is a function of its arguments.  Sampling is stable, the paper's condition for
 a second price: while one bid rises and the noise stays, the drawn token changes only for one that its
-bidder finds likelier against the others, so that there is a least bid at which a bidder has what it has.
+bidder finds likelier, beside what its rivals find, than the last; so there is a least bid for what it has.
 The paper shows that stable sampling exists; these two ways to do it, by Gumbel noise, are ours.
 """
 

@@ -72,12 +72,18 @@ def test_log_linear_tokens_come_as_their_aggregate_says() -> None:
 def test_a_drawn_bidder_stays_from_its_least_bid_on_which_is_the_others(seed: int, bidder: int) -> None:
     case = Case(seed)
     qualities = np.exp(case.log_p[:, 0])
-    prices = set()
+    prices, drawn = set(), []
     for bid in [*np.geomspace(0.01, 1e4, 25), case.bids[bidder]]:
         winner, least = aggregation.race_winner(case.bidding(bidder, bid), qualities, case.race)
         assert 0 <= least <= case.bidding(bidder, bid)[winner]
+        drawn.append((bid, winner, int((case.log_p[winner] + case.noise).argmax())))
         if winner == bidder:
             prices.add(round(least, 9))
+    (_, rival, before), (_, last, after) = min(drawn), max(drawn)
+    if last == bidder != rival:  # its model's token, of the same noise, is the one that it finds likelier
+        gain = case.log_p[bidder] - case.log_p[rival]
+        assert gain[after] >= gain[before]
+        assert {token for _, _, token in drawn} == {before, after}
     if prices:
         (price,) = prices  # its own bid does not change it
         for share, wins in ((1.001, True), (0.999, False)):
