@@ -80,7 +80,7 @@ class Joined:
         assert self._rng is not None
         noise = self._rng.gumbel(size=joining.vocabulary) * (joining.sampling.temperature > 0)
         if self.owner is not None or self.request.rule == "linear":
-            ids, log_p = sampled(*listed[0], joining.sampling)
+            ids, log_p = as_sampled(*listed[0], joining.sampling)
             token = int(ids[(log_p + noise[ids]).argmax()])
             drawn = race_winner(self.request.bids, np.ones(len(self._race)), self._race)
         else:
@@ -132,7 +132,7 @@ def joined(request: Aggregate, prompts: Sequence[list[int]], texts: Sequence[Joi
     return Aggregated(request.id, lengths, tuple(one.told() for one in texts))
 
 
-def sampled(ids: NDArray[np.int64], logprobs: Array, sampling: Sampling) -> Listed:
+def as_sampled(ids: NDArray[np.int64], logprobs: Array, sampling: Sampling) -> Listed:
     """A list's tokens that ``sampling`` leaves, with the logs of the probabilities that it gives them."""
     order = np.argsort(-logprobs, kind="stable")
     if sampling.temperature == 0:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raylla.auction import aggregation, parse
 from raylla.auction.checks import Array
 from raylla.config import Sampling
-from raylla.engines.aggregating import Joined, Joining, Listed, joined, sampled, union, write_jointly
+from raylla.engines.aggregating import Joined, Joining, Listed, as_sampled, joined, union, write_jointly
 from raylla.engines.protocol import Aggregate, JointText
 from raylla.records import Ad
 
@@ -230,13 +230,13 @@ def test_a_bid_buys_its_own_markup_at_the_least_bid_for_it() -> None:
 
 def test_a_list_is_cut_as_its_model_is_sampled() -> None:
     ids, logs = np.array([7, 3, 5, 9]), np.log([0.1, 0.4, 0.3, 0.05])
-    kept, log_p = sampled(ids, logs, Sampling(top_k=3, temperature=1.0))
+    kept, log_p = as_sampled(ids, logs, Sampling(top_k=3, temperature=1.0))
     assert kept.tolist() == [3, 5, 7]
     assert np.exp(log_p) == pytest.approx([0.5, 0.375, 0.125])
-    assert sampled(ids, logs, Sampling(top_k=3, top_p=0.6))[0].tolist() == [3, 5]
-    cold = sampled(ids, logs, Sampling(temperature=0.5))
+    assert as_sampled(ids, logs, Sampling(top_k=3, top_p=0.6))[0].tolist() == [3, 5]
+    cold = as_sampled(ids, logs, Sampling(temperature=0.5))
     assert np.exp(cold[1][0] - cold[1][1]) == pytest.approx((0.4 / 0.3) ** 2)
-    assert sampled(ids, logs, Sampling(temperature=0))[0].tolist() == [3]
+    assert as_sampled(ids, logs, Sampling(temperature=0))[0].tolist() == [3]
 
 
 def test_a_token_that_a_list_lacks_has_its_lowest_chance() -> None:
