@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from raylla.auction.aggregation import Aggregation
 from raylla.config import Sampling
 from raylla.errors import ConfigError
 
@@ -89,6 +90,52 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Aggregate:
+    """``n`` texts that bidders' models write together, token by token: the engine's weights behind each of
+    ``prompts``, aggregated by ``rule`` with ``bids`` as weights [bidders], of which one is above 0. The
+    random numbers of draw d follow from ``seed + d`` alone. ``turns`` as in a `Request`, of each prompt."""
+
+    id: str
+    prompts: tuple[list[dict[str, str]], ...]
+    bids: tuple[float, ...]
+    rule: Aggregation
+    n: int
+    seed: int
+    turns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A markup that begins at character ``start`` of a text, opened and finished by one bidder's model (its
+    place), and the least bid at which that would have opened it here, the text before it as it is."""
+
+    bidder: int
+    start: int
+    least: float
+
+
+@dataclass(frozen=True, slots=True)
+class JointText:
+    """One text of an `Aggregate`, of ``tokens`` tokens; ``finished`` as in a `Completion`."""
+
+    text: str
+    tokens: int
+    finished: bool
+    openings: tuple[Opening, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """All texts of an `Aggregate`, in order of draw, or ``error`` where the engine refused it; and how many
+    tokens each prompt has, 0 for who bids nothing."""
+
+    id: str
+    prompt_tokens: tuple[int, ...]
+    texts: tuple[JointText, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """A text and the trainer's log-probability of each of its answer tokens: what an engine
     that holds the same weights must reproduce."""
@@ -126,6 +173,9 @@ class Engine(Protocol):
         Raises:
             ValueError: an answer is empty, or does not fit behind its prompt.
         """
+
+    def aggregate(self, requests: Sequence[Aggregate], sampling: Sampling) -> Iterator[Aggregated]:
+        """Texts that several prompts' models write together; yields each request's as they are done."""
 
     def load(self, weights: Weights, probe: Probe | None) -> float:
         """Take over ``weights`` and drop every cache.

@@ -18,12 +18,12 @@ from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import Pool
 from raylla.auction import parse, penalty
 from raylla.config import Config
-from raylla.engines.protocol import Generated, Given, Request, Scored
+from raylla.engines.protocol import Aggregate, Aggregated, Generated, Given, Request, Scored
 from raylla.errors import BudgetError
-from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
+from raylla.evaluation.kept import ANSWERS, JOINT_ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
 from raylla.irpo.crew import Crew
 from raylla.irpo.dispatch import dealt
-from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
+from raylla.mechanisms.protocol import BASE, TRAINED, Joint, Prompt
 from raylla.progress import Steps
 from raylla.records import Planned, Prediction
 from raylla.reward.rows import ClickRow, click_rows
@@ -31,10 +31,10 @@ from raylla.runs.state import Run
 from raylla.runs.versions import committed, named, untouched
 from raylla.terms.protocol import known_terms, named_terms, term_values, weighted
 from raylla.world import World, prompts
-from raylla.world.bids import seed_of
+from raylla.world.bids import highest_bid, seed_of
 from raylla.world.fit import Fit
 
-DONE_BY = {"generate": "prompts", "score": "scores", "judge": "judgements"}
+DONE_BY = {"generate": "prompts", "aggregate": "prompts", "score": "scores", "judge": "judgements"}
 """What workers' methods do, as progress counts it."""
 _Value = TypeVar("_Value")
 _SLACK = 10
@@ -78,6 +78,11 @@ class EvaluationBackend:
         self._lost: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
 
+    @property
+    def highest_bid(self) -> float:
+        """The most that the run's bids may be and its prompts can say."""
+        return highest_bid(self.config)
+
     def write(self, version: str, wanted: Sequence[Prompt]) -> list[Generated]:
         """Answers under a weight version, by its name or `BASE` or `TRAINED`, in the order asked."""
         name = self.aliases.get(version, version)
@@ -95,6 +100,27 @@ class EvaluationBackend:
             for generated in self._ask(self._crew.rollouts, "generate", missing, name):
                 self._kept.put(ANSWERS, [name, generated.request_id], generated)
         return [self._kept.get(ANSWERS, [name, id]) for id in ids]
+
+    def write_jointly(self, version: str, wanted: Sequence[Joint]) -> list[Aggregated]:
+        """Answers that the models of an auction's ads write together, in the order asked."""
+        name = self.aliases.get(version, version)
+        requests: dict[str, Aggregate] = {}
+        ids = []
+        for one in wanted:
+            planned = one.planned
+            alone = [Prompt(planned, (ad,), (None,), one.n) for ad in planned.ads]
+            messages = tuple(self._messages(prompt) for prompt in alone)
+            id = f"{planned.auction.id}/{one.name}/{one.n}/{one.rule}/{one.bids}/{messages}"
+            seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{one.name}")
+            turns = len(planned.query.turns)
+            requests[id] = Aggregate(id, messages, one.bids, one.rule, one.n, seed, turns)
+            ids.append(id)
+        missing = [one for id, one in requests.items() if not self._kept.holds(JOINT_ANSWERS, [name, id])]
+        if missing:
+            self._load(name)
+            for found in self._ask(self._crew.rollouts, "aggregate", missing, name):
+                self._kept.put(JOINT_ANSWERS, [name, found.id], found)
+        return [self._kept.get(JOINT_ANSWERS, [name, id]) for id in ids]
 
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
         """Summed log-probability (nats) of each answer's token ids after its prompt, under a weight
@@ -303,4 +329,6 @@ class EvaluationBackend:
 
 def _tokens(item: object) -> int:
     """What was sampled for it."""
+    if isinstance(item, Aggregated):
+        return sum(one.tokens for one in item.texts)
     return sum(len(one.token_ids) for one in item.completions) if isinstance(item, Generated) else 0
