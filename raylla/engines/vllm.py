@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from raylla import precision
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
@@ -26,6 +28,7 @@ from raylla.engines.protocol import (
     Weights,
     choice_ids,
 )
+from raylla.engines.sampled import MOST_TOP_K, likeliest, sampling_logprobs
 from raylla.errors import ConfigError, WeightError
 from raylla.models import HEAD, local, renamed, shapes, tied
 from raylla.records import Ids
@@ -76,6 +79,7 @@ class VllmEngine:
         self._engine = self._llm.llm_engine
         self._tokenizer = self._llm.get_tokenizer()
         chat_format(self._tokenizer)  # says now if there is none
+        self._ends = _ends(self._tokenizer, self._llm.llm_engine.model_config)
         self._ids = itertools.count()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
@@ -89,8 +93,7 @@ class VllmEngine:
         try:
             for request in requests:
                 longest = 1 if request.choices else sampling.max_tokens
-                room = self._settings.max_model_len - longest
-                prompt = prompt_ids(self._tokenizer, request.messages, request.turns, room)
+                prompt = self._prompt(request, self._settings.max_model_len - longest)
                 error = self._refusal(len(prompt), longest)
                 if error is not None:
                     yield Generated(request.id, Ids(prompt), (), error)
@@ -109,12 +112,13 @@ class VllmEngine:
 
         Raises:
             ValueError: an answer is empty, or does not fit behind its prompt.
+            ConfigError: its sampling's probabilities cannot be told.
         """
         self._refuse_if_busy("score")
         running: dict[str, tuple[Given, list[int], int]] = {}
         try:
             for one in given:
-                prompt = prompt_ids(self._tokenizer, one.messages, one.turns, one.room)
+                prompt = self._prompt(one, one.room)
                 answer = one.token_ids or self._tokenizer.encode(one.text, add_special_tokens=False)
                 ids = [*prompt, *answer]
                 if not answer or len(ids) >= self._settings.max_model_len:
@@ -123,11 +127,11 @@ class VllmEngine:
                         f"give 1 or more, and less than engine.max_model_len="
                         f"{self._settings.max_model_len} together"
                     )
-                running[self._submit(ids, _reading())] = one, ids, len(prompt)
+                reading = _reading(likeliest(one.sampling) if one.sampling else 0)
+                running[self._submit(ids, reading)] = one, ids, len(prompt)
             while running:
                 for output in self._engine.step():
-                    one, ids, first = running.pop(output.request_id)
-                    yield Scored(one.id, sum(_read(output, ids, first)), len(ids) - first)
+                    yield self._scored(output, *running.pop(output.request_id))
         finally:
             self._engine.abort_request(list(running))
 
@@ -190,6 +194,21 @@ class VllmEngine:
             f"{self._settings.max_model_len} less sampling.max_tokens={longest}; raise the "
             "first or lower the second"
         )
+
+    def _prompt(self, asked: Request | Given, room: int) -> list[int]:
+        """The prompt's token ids, as they are given or of at most ``room`` tokens where turns may be cut."""
+        if asked.prompt_token_ids:
+            return list(asked.prompt_token_ids)
+        return prompt_ids(self._tokenizer, asked.messages, asked.turns, room)
+
+    def _scored(self, output: Any, one: Given, ids: Sequence[int], first: int) -> Scored:
+        own, outside = np.array(_read(output, ids, first)), 0
+        if one.sampling is not None:
+            told = [[place.logprob for place in output.prompt_logprobs[at].values()] for at in range(first, len(ids))]
+            count = likeliest(one.sampling)
+            best = [sorted(some, reverse=True)[:count] for some in told]
+            own, outside = sampling_logprobs(own, best, one.sampling)
+        return Scored(one.id, float(own.sum()), len(own), outside, ids[-1] in self._ends)
 
     def _choices(self, request: Request) -> tuple[int, ...]:
         return choice_ids(self._tokenizer, request.choices)
@@ -268,6 +287,7 @@ def engine_arguments(model_path: str, settings: Settings, seed: int) -> dict[str
         # be rewound), so that no prompt may ever need two steps.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(settings.max_model_len, BATCHED_TOKENS),
+        "max_logprobs": MOST_TOP_K,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
@@ -311,11 +331,21 @@ def _choosing(choices: Sequence[int]) -> Any:
     )
 
 
-def _reading() -> Any:
-    """Parameters of a request that is only read, not answered."""
+def _reading(others: int = 0) -> Any:
+    """Parameters of a request that is only read, not answered; with the log-probabilities of so many of the
+    likeliest ``others`` at each place."""
     from vllm import SamplingParams
 
-    return SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    return SamplingParams(
+        temperature=0, max_tokens=1, prompt_logprobs=others, detokenize=False, flat_logprobs=True
+    )
+
+
+def _ends(tokenizer: Any, settings: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those that the model's generation config names."""
+    named = settings.try_get_generation_config().get("eos_token_id")
+    more = named if isinstance(named, list) else [named]
+    return frozenset(one for one in (tokenizer.eos_token_id, *more) if one is not None)
 
 
 def _read(output: Any, ids: Sequence[int], first: int) -> list[float]:
