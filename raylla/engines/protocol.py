@@ -68,9 +68,10 @@ class Generated:
 @dataclass(frozen=True, slots=True)
 class Given:
     """A prompt and an answer to it whose probability is asked for: by its tokens, or where there are none
-    as ``text``, which is tokenized by itself. ``turns`` and ``prompt_token_ids`` as in a `Request`, the turns
-    cut to a prompt of ``room`` tokens: those that the answer was written with. ``sampling``: it is asked how
-    probable that made the answer (`raylla.engines.sampled`); none: the model at temperature 1, without cuts."""
+    as ``text``, which is tokenized by itself. ``turns`` and ``prompt_token_ids`` as in a `Request`, the
+    turns cut to a prompt of ``room`` tokens: those that the answer was written with. ``sampling``: it is
+    asked how probable that makes the answer (`raylla.engines.sampled`); none: at temperature 1, without
+    cuts."""
 
     id: str
     messages: list[dict[str, str]]
@@ -85,8 +86,8 @@ class Given:
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Summed log-probability (nats) of the ``tokens`` tokens of the answer of a `Given`, before temperature
-    and cuts, or under its sampling. ``outside`` counts tokens that the cuts of that sampling leave out, which
-    these weights never draw; ``ended`` says whether the last token is one that ends answers."""
+    and cuts, or under its sampling. ``outside`` counts tokens that the cuts of that sampling leave out,
+    which these weights never draw; ``ended`` says whether the last token is one that ends answers."""
 
     id: str
     logprob: float

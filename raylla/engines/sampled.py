@@ -33,18 +33,18 @@ def likeliest(sampling: Sampling) -> int:
         return 0
     if not 1 <= sampling.top_k <= MOST_TOP_K:
         raise ConfigError(
-            f"ad_llm.sampling.top_k={sampling.top_k}: the probability of a sampled token rests on that many "
-            f"others; give 1 to {MOST_TOP_K}, or 0 at temperature 1 and top_p 1"
+            f"ad_llm.sampling.top_k={sampling.top_k}: the probability of a sampled token rests on that "
+            f"many others; give 1 to {MOST_TOP_K}, or 0 at temperature 1 and top_p 1"
         )
     return sampling.top_k
 
 
 def sampling_logprobs(own: ArrayLike, best: ArrayLike, sampling: Sampling) -> tuple[Array, int]:
-    """Log-probability [t] with which sampling draws each of t tokens, in nats, and how many of them the cuts
-    (top-k, then top-p, as vLLM applies them) leave out.
+    """Log-probability [t] with which sampling draws each of t tokens, in nats, and how many of them the
+    cuts (top-k, then top-p, as vLLM applies them) leave out.
 
-    ``own`` [t] are the tokens' log-probabilities at temperature 1 without cuts, ``best`` [t, k] those of the
-    k = `likeliest` tokens at each place, in any order.  A token that is left out is given what it would
+    ``own`` [t] are the tokens' log-probabilities at temperature 1 without cuts, ``best`` [t, k] those of
+    the k = `likeliest` tokens at each place, in any order.  A token that is left out is given what it would
     have, were it alone added to those that are not: rounding may push what was drawn over the edge.
     """
     own = np.asarray(own, np.float64)

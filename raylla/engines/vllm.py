@@ -196,7 +196,7 @@ class VllmEngine:
         )
 
     def _prompt(self, asked: Request | Given, room: int) -> list[int]:
-        """The prompt's token ids, as they are given or of at most ``room`` tokens where turns may be cut."""
+        """The prompt's token ids: those given, or of at most ``room`` tokens where turns may be cut."""
         if asked.prompt_token_ids:
             return list(asked.prompt_token_ids)
         return prompt_ids(self._tokenizer, asked.messages, asked.turns, room)
@@ -204,9 +204,11 @@ class VllmEngine:
     def _scored(self, output: Any, one: Given, ids: Sequence[int], first: int) -> Scored:
         own, outside = np.array(_read(output, ids, first)), 0
         if one.sampling is not None:
-            told = [[place.logprob for place in output.prompt_logprobs[at].values()] for at in range(first, len(ids))]
-            count = likeliest(one.sampling)
-            best = [sorted(some, reverse=True)[:count] for some in told]
+            count, told = likeliest(one.sampling), output.prompt_logprobs
+            best = [
+                sorted((other.logprob for other in told[at].values()), reverse=True)[:count]
+                for at in range(first, len(ids))
+            ]
             own, outside = sampling_logprobs(own, best, one.sampling)
         return Scored(one.id, float(own.sum()), len(own), outside, ids[-1] in self._ends)
 

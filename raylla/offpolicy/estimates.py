@@ -8,7 +8,7 @@ written it w_i times as often:
 
     naive           mean r_i                            the new version earns what this one does
     direct          mean rho m(new answers of x_i)      as if the pCTR model knew
-    ips             mean w_i r_i                        importance weights alone; unbiased, and rarely of use
+    ips             mean w_i r_i                        importance weights alone: unbiased, and wide
     snips           sum w_i r_i / sum w_i               the same, self-normalised
     doubly_robust   mean rho m(new answers of x_i) + mean min(w_i, c) (r_i - rho m(y_i))
 
@@ -23,7 +23,7 @@ version's answers of which the log says nothing.  For that share the pCTR model'
 
 is added to the interval's ends.  c is the one that makes least of variance + slack^2 (as the threshold of
 SWITCH is chosen, Wang, Agarwal, Dudik 2017).  With versions alike the slack is 0 and the clicks decide;
-with versions that have nothing in common the estimate is `direct`, with the pCTR model's interval around it.
+with versions that have nothing in common the estimate is `direct`, and its interval the pCTR model's.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Predicted:
     high: Array
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[Sequence[float], Sequence[float], Sequence[float]]]) -> Predicted:
-        """From (mean, low, high) of each auction, [k] each."""
-        return cls(*(np.array(part, float) for part in zip(*rows, strict=True)))
+    def of(cls, rows: ArrayLike) -> Predicted:
+        """From [n, 3, k]: mean, low and high of each auction's gains."""
+        return cls(*np.swapaxes(np.asarray(rows, float), 0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,13 @@ class Log:
             tables |= {f"{name}.{end}": getattr(getattr(self, name), end) for end in Predicted.__slots__}
         for name, table in tables.items():
             if numbers(name, table).shape != shape or len(shape) != 2 or shape[0] < 2:
-                raise ValueError(f"{name} has shape {np.shape(table)}; give [n, k] alike, two auctions or more")
+                raise ValueError(
+                    f"{name} has shape {np.shape(table)}; give [n, k] alike, two auctions or more"
+                )
         if np.shape(self.log_weights) != shape[:1] or not (np.asarray(self.log_weights) < np.inf).all():
-            raise ValueError("log_weights: give one below +inf for each auction; -inf: it cannot write that")
+            raise ValueError(
+                "log_weights: give one below +inf for each auction; -inf: it cannot write that"
+            )
         if self.groups is not None and len(self.groups) != shape[0]:
             raise ValueError(f"groups: give one for each of {shape[0]} auctions, not {len(self.groups)}")
 
@@ -99,7 +103,8 @@ class Log:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Of one measure: the new version's ``value`` per auction and its ``difference`` to the log's, whose
-    intervals hold the ``slack`` (below, above) already. ``clip`` is where weights were cut, ``scale`` rho."""
+    intervals hold the ``slack`` (below, above) already. ``clip`` is where weights were cut, ``scale`` is
+    rho."""
 
     value: Figure
     difference: Figure
@@ -118,7 +123,8 @@ def log_ratios(new: ArrayLike, logged: ArrayLike) -> Array:
     new, logged = np.asarray(new, float), np.asarray(logged, float)
     if not np.isfinite(logged).all() or np.isnan(new).any() or (new == np.inf).any():
         raise ValueError("logged answers have a probability above 0 under the version that wrote them")
-    return new - logged
+    result: Array = new - logged
+    return result
 
 
 def overlap(log: Log) -> dict[str, float]:
@@ -147,20 +153,18 @@ def estimates(
     """For each of `ESTIMATORS`, an estimate of each of the k measures, with intervals of ``level`` over the
     groups of auctions."""
     outcomes, weights = log.gains + log.known, _weights(log)[:, None]
-    found = {
-        "naive": _plain(log, outcomes, outcomes, resamples, rng, level),
-        "ips": _plain(log, weights * outcomes, outcomes, resamples, rng, level),
-        "snips": _plain(log, _normalised(weights, outcomes), outcomes, resamples, rng, level),
-    }
+    simple = {"naive": outcomes, "ips": weights * outcomes, "snips": _normalised(weights, outcomes)}
+    found = {name: _plain(log, some, outcomes, resamples, rng, level) for name, some in simple.items()}
     for name, clips in (("direct", CLIPS[:1]), ("doubly_robust", CLIPS)):
         chosen = [_chosen(log, clips, measure) for measure in range(outcomes.shape[1])]
         shares = np.stack([one.shares for one in chosen], axis=1)
-        figures = zip(
-            *(_figures(log, some, resamples, rng, level) for some in (shares, shares - outcomes)), strict=True
-        )
         found[name] = [
-            Estimate(_widened(value, one.slack), _widened(difference, one.slack), one.slack, one.clip, one.scale)
-            for one, (value, difference) in zip(chosen, figures, strict=True)
+            Estimate(
+                _widened(plain.value, one.slack),
+                _widened(plain.difference, one.slack),
+                *(one.slack, one.clip, one.scale),
+            )
+            for one, plain in zip(chosen, _plain(log, shares, outcomes, resamples, rng, level), strict=True)
         ]
     return {name: found[name] for name in ESTIMATORS}
 
@@ -174,7 +178,7 @@ def held_against(estimated: Figure, slack: tuple[float, float], shown: Figure) -
     error = estimated["mean"] - shown["mean"]
     below = estimated["mean"] - estimated["low"] - slack[0], shown["high"] - shown["mean"]
     above = estimated["high"] - slack[1] - estimated["mean"], shown["mean"] - shown["low"]
-    low, high = (float(np.hypot(*(max(0.0, one) for one in ends))) for ends in (below, above))
+    low, high = (float(np.hypot(max(0.0, ends[0]), ends[1])) for ends in (below, above))
     return {"mean": error, "low": error - low - slack[0], "high": error + high + slack[1]}
 
 
@@ -199,19 +203,21 @@ def _cut(log: Log, clip: float, measure: int) -> _Cut:
     gains, own, said = log.gains[:, measure], log.own, log.predicted
     told, ours = said.mean[:, measure], own.mean[:, measure]
     weights = np.minimum(_weights(log), clip)
-    scaled = np.count_nonzero(gains) >= LEAST_GAINS and (told >= 0).all() and told.sum() > 0
+    scaled = np.count_nonzero(gains) >= LEAST_GAINS and min(gains.min(), told.min()) >= 0 < told.sum()
     scale = float(gains.sum() / told.sum()) if scaled else 1.0
     # d estimate / d rho, in units of the logged prediction: what rho's own error adds to each share.
     lever = (ours.mean() - (weights * told).mean()) / told.mean() if scaled else 0.0
     shares = scale * ours + (weights + lever) * (gains - scale * told) + log.own_known[:, measure]
-    slack = _uncovered(ours - own.low[:, measure], weights * (told - said.low[:, measure]), scale)
-    slack += _uncovered(own.high[:, measure] - ours, weights * (said.high[:, measure] - told), scale)
-    return _Cut(clip, shares, slack, scale, _variance(log, shares) + max(slack) ** 2)  # type: ignore[arg-type]
+    slack = (
+        scale * _uncovered(ours - own.low[:, measure], weights * (told - said.low[:, measure])),
+        scale * _uncovered(own.high[:, measure] - ours, weights * (said.high[:, measure] - told)),
+    )
+    return _Cut(clip, shares, slack, scale, _variance(log, shares) + max(slack) ** 2)
 
 
-def _uncovered(whole: Array, covered: Array, scale: float) -> tuple[float]:
+def _uncovered(whole: Array, covered: Array) -> float:
     """What of the pCTR model's uncertainty about the new answers the logged ones do not stand for."""
-    return (max(0.0, abs(scale) * float(whole.mean() - covered.mean())),)
+    return max(0.0, float(whole.mean() - covered.mean()))
 
 
 def _plain(
@@ -224,7 +230,7 @@ def _plain(
 
 def _normalised(weights: Array, outcomes: Array) -> Array:
     """Shares [n, k] of the self-normalised estimate, whose mean it is: linear in the weights about it.
-    Where there is no weight at all it is not defined, and the outcomes stand."""
+    Where there is no weight at all it is not defined, and as good as the naive one."""
     total = weights.mean()
     if not total:
         return outcomes
