@@ -13,7 +13,7 @@ from raylla.errors import ConfigError
 
 
 def drawn_from(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """The distribution that vLLM draws a token from: temperature, then top-k, then top-p, over all tokens."""
+    """What vLLM draws a token from: temperature, then top-k, then top-p, over all tokens."""
     scaled = logits / sampling.temperature
     order = np.argsort(-scaled)[: sampling.top_k or None]
     shares = np.exp(scaled[order] - scaled[order[0]])

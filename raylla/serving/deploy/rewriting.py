@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+import numpy as np
+
 from raylla import models
 from raylla.auction import parse, penalty
 from raylla.config import Config
@@ -87,23 +89,20 @@ def outcome(
         punished: its penalty, lambda s_resp.
         broken: its broken placements.
     """
-    ends = {"mean": [0.0, 0.0], "low": [0.0, 0.0], "high": [0.0, 0.0]}
-    charged = offered = entered = 0.0
+    gains = np.zeros((3, 5))
+    offered = entered = 0.0
     for candidate, rate in shown:
         bid, resampled = candidate.listing.bid_micros, candidate.resampled
-        click = to_units(pricing.per_click(rule, bid, resampled=resampled, mu=share), unit)
-        if pricing.charged_at(rule) == "impression":
-            charged += to_units(
-                pricing.price(rule, bid, pctr=rate.mean, resampled=resampled, mu=share), unit
-            )
+        price = to_units(pricing.price(rule, bid, pctr=rate.mean, resampled=resampled, mu=share), unit)
+        worth = to_units(candidate.bid_micros, unit)
+        chances = np.array([rate.mean, rate.low, rate.high])
+        at_once = pricing.charged_at(rule) == "impression"  # a gain even so: budgets may not hold it
+        paid = price * (np.ones(3) if at_once else chances)
+        gains[:, 0] += paid if price >= 0 else paid[[0, 2, 1]]  # the low end of a rebate is its largest
+        gains[:, 3] += worth * chances
         offered += to_units(bid, unit) * rate.mean
-        entered += to_units(candidate.bid_micros, unit) * rate.mean
-        for place, worth in enumerate((click, to_units(candidate.bid_micros, unit))):
-            low, high = sorted((worth * rate.low, worth * rate.high))
-            for end, value in (("mean", worth * rate.mean), ("low", low), ("high", high)):
-                ends[end][place] += value
-    gains = [[revenue, 0.0, 0.0, reward, 0.0] for revenue, reward in ends.values()]
-    return gains, [charged, offered, entered - punished, -punished, float(broken)]
+        entered += worth * rate.mean
+    return gains.tolist(), [0.0, offered, entered - punished, -punished, float(broken)]
 
 
 def rewrite(pipe: Connection, job: Rewriting) -> None:
