@@ -21,7 +21,7 @@ import numpy as np
 from raylla.config import Config
 from raylla.engines.sampled import likeliest
 from raylla.errors import EndpointError, RayllaError
-from raylla.offpolicy.estimates import Log, Predicted, estimates, log_ratios, overlap
+from raylla.offpolicy.estimates import LEVEL, Log, Predicted, estimates, log_ratios, overlap
 from raylla.progress import Steps
 from raylla.records import Prediction
 from raylla.serving.deploy.cluster import Dashboard
@@ -31,7 +31,6 @@ from raylla.serving.deploy.versions import Target, pctr_of, weights
 from raylla.serving.money.records import Served
 from raylla.serving.store import open_store
 
-LEVEL = 0.9
 LEAST_AUCTIONS = 20
 """Fewer make no estimate."""
 OF_ANOTHER_PCTR = "under another pCTR model"

@@ -144,8 +144,8 @@ def test_each_auction_is_read_by_both_versions_and_written_by_the_new_one(
     engine = Scripted(f"Take {markup(cup)} and @Nobody@[Ad-9].", short=[found[3].id], outside=[found[5].id])
     long = replace(found[0], id="long", prompt_token_ids=(1,) * 10_000)
     first, *parts = rewriting.rewritten_parts(engine, job(*found, long))
-    assert first == RewrittenPart((), {rewriting.UNREADABLE: 1, rewriting.CUT_SHORT: 1})
-    assert [len(part.rewritten) for part in parts] == [rewriting.PART, 39 - rewriting.PART]
+    assert first == RewrittenPart((), {rewriting.TOO_LONG: 1, rewriting.CUT_SHORT: 1})
+    assert [len(part.rewritten) for part in parts] == [rewriting.TOGETHER, 39 - rewriting.TOGETHER]
     anew = {one.auction_id: one for part in parts for one in part.rewritten}
     assert anew.keys() == {one.id for one in found} - {found[3].id}
     assert (anew[found[0].id].old_logprob, anew[found[0].id].new_logprob) == (-30, -60)
