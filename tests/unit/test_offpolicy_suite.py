@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from raylla.engines.protocol import Completion, Generated, Given, Request, Scored
-from raylla.offpolicy.console import show_estimate, show_offpolicy
-from raylla.offpolicy.estimates import ESTIMATORS
-from raylla.offpolicy.suite import SUITE_MEASURES, Written, answered, hold_pairs, logged, summed
+from raylla.evaluation.offpolicy.console import show_offpolicy
+from raylla.evaluation.offpolicy.suite import SUITE_MEASURES, Written, answered, hold_pairs, logged, summed
+from raylla.figures.offpolicy import ESTIMATORS
 from raylla.terminal import plain_console
 from tests.unit.test_backend import LINE, Writer, make
 
@@ -147,5 +147,3 @@ def test_the_console_has_every_pair_and_estimator(measured: dict[str, Written]) 
         assert f"{one['log']} -> {one['new']}" in text
     for name in ESTIMATORS:
         assert name.replace("_", " ") in text
-    show_estimate(console, {"absent": "3 logged auctions"})
-    assert "no estimate: 3 logged auctions" in said.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from raylla.serving.deploy.deploy import MEASURES, measured
 from raylla.serving.deploy.rewriting import Rewriting, Rewritten, RewrittenPart
 from raylla.serving.deploy.versions import Target
 from raylla.serving.money.records import Candidate, PriceRule, Served, ServedAuction
+from raylla.terminal import plain_console
 from tests.unit.serving.market import MU, UNIT, Market
 from tests.unit.serving.test_rollout import ADDRESS, Serve, at, run, serve
 
@@ -216,6 +218,12 @@ def test_measures_are_those_of_the_canary(market: Market) -> None:
     shown = np.mean([measured(one, UNIT) for one in log], axis=0)
     assert list(naive.values()) == pytest.approx(shown.tolist())
     json.dumps(found, allow_nan=False)
+    said = io.StringIO()
+    about = {"log": "v1 of run", "new": "v2 of run", "level": 0.9, "left_out": {}}
+    estimate.show_estimate(plain_console(width=160, file=said), found | about)
+    for name in MEASURES:
+        assert name.replace("_", " ") in said.getvalue()
+    assert "effective sample size 40.0" in said.getvalue()
 
 
 def test_where_the_new_version_has_nothing_in_common_its_own_answers_decide(market: Market) -> None:

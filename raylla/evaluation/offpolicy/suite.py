@@ -2,7 +2,7 @@
 
 Every weight version of a run answers the same test auctions, and the User-LLM clicks.  For each ordered
 pair of versions half of the queries is the log: answers of the one and their clicks, from which
-`raylla.offpolicy.estimates` says what the other will earn.  The other half is what is then shown: both
+`raylla.figures.offpolicy` says what the other will earn.  The other half is what is then shown: both
 versions' own answers, and their clicks.  The pCTR model is the one that there was when the later of the two
 versions was made.  Which queries are the log is drawn `SPLITS` times; no split asks an engine anything.
 """
@@ -24,9 +24,7 @@ from raylla.evaluation import efficiency, history
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.setup import check_runs, engines, with_settings
 from raylla.figures.intervals import Figure, means
-from raylla.judging import about
-from raylla.mechanisms.protocol import Prompt
-from raylla.offpolicy.estimates import (
+from raylla.figures.offpolicy import (
     ESTIMATORS,
     LEVEL,
     Estimate,
@@ -37,6 +35,8 @@ from raylla.offpolicy.estimates import (
     log_ratios,
     overlap,
 )
+from raylla.judging import about
+from raylla.mechanisms.protocol import Prompt
 from raylla.records import Planned
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
