@@ -95,12 +95,13 @@ def evaluate(
         typer.Option(help="where a config's runs are or are made; default: runs/NAME-evaluation"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="default: evaluation.json, or conflict.json, in the first run")
+        Path | None, typer.Option(help="default: evaluation.json, or SUITE.json, in the first run")
     ] = None,
     suite: Annotated[
-        Literal["auctions", "conflict"],
+        Literal["auctions", "conflict", "offpolicy"],
         typer.Option(
-            help="auctions: revenue, reward, curves, prices; conflict: advice against higher bids"
+            help="auctions: revenue, reward, curves, prices; conflict: advice against higher bids; "
+            "offpolicy: estimates before a version serves against what it then shows"
         ),
     ] = "auctions",
     set_: Overrides = [],  # noqa: B006
@@ -114,6 +115,8 @@ def evaluate(
         from raylla.evaluation import training
         from raylla.evaluation.conflict import conflict_runs
         from raylla.evaluation.evaluate import evaluate_runs
+        from raylla.evaluation.offpolicy.console import show_offpolicy
+        from raylla.evaluation.offpolicy.suite import offpolicy_runs
         from raylla.evaluation.page.console import show_conflict, show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
@@ -136,6 +139,7 @@ def evaluate(
             measure, name, show = {
                 "auctions": (evaluate_runs, "evaluation.json", show_evaluation),
                 "conflict": (conflict_runs, "conflict.json", show_conflict),
+                "offpolicy": (offpolicy_runs, "offpolicy.json", show_offpolicy),
             }[suite]
             found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
             write_json(out or opened[0].path / name, found)

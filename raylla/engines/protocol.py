@@ -31,7 +31,7 @@ class Request:
     the draws' log-probabilities, too. ``choices``, each one token long, ask how probable each is as the
     answer's first token, in place of an answer: one greedy token is generated, whatever the sampling.
     ``turns`` messages before the last are earlier turns: the oldest are cut where all are too many for the
-    context."""
+    context. ``prompt_token_ids``, where there are any, are the prompt in the place of ``messages``."""
 
     id: str
     messages: list[dict[str, str]]
@@ -40,6 +40,7 @@ class Request:
     logprobs: bool = False
     choices: tuple[str, ...] = ()
     turns: int = 0
+    prompt_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,10 @@ class Generated:
 @dataclass(frozen=True, slots=True)
 class Given:
     """A prompt and an answer to it whose probability is asked for: by its tokens, or where there are none
-    as ``text``, which is tokenized by itself. ``turns`` as in a `Request`, cut to a prompt of
-    ``room`` tokens: those that the answer was written with."""
+    as ``text``, which is tokenized by itself. ``turns`` and ``prompt_token_ids`` as in a `Request`, the
+    turns cut to a prompt of ``room`` tokens: those that the answer was written with. ``sampling``: it is
+    asked how probable that makes the answer (`raylla.engines.sampled`); none: at temperature 1, without
+    cuts."""
 
     id: str
     messages: list[dict[str, str]]
@@ -77,16 +80,21 @@ class Given:
     text: str = ""
     turns: int = 0
     room: int = 0
+    prompt_token_ids: Sequence[int] = ()
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Summed log-probability (nats) of the ``tokens`` tokens of the answer of a `Given`, before temperature
-    and cuts."""
+    and cuts, or under its sampling. ``outside`` counts tokens that the cuts of that sampling leave out,
+    which these weights never draw; ``ended`` says whether the last token is one that ends answers."""
 
     id: str
     logprob: float
     tokens: int
+    outside: int = 0
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +180,7 @@ class Engine(Protocol):
 
         Raises:
             ValueError: an answer is empty, or does not fit behind its prompt.
+            ConfigError: its sampling's probabilities cannot be told (`raylla.engines.sampled`).
         """
 
     def aggregate(self, requests: Sequence[Aggregate], sampling: Sampling) -> Iterator[Aggregated]:

@@ -30,6 +30,7 @@ from raylla.engines.protocol import (
     Weights,
     choice_ids,
 )
+from raylla.engines.sampled import likeliest, sampling_logprobs
 from raylla.engines.vllmparams import choosing, engine_arguments, looking, reading, sampling_params
 from raylla.errors import ConfigError, WeightError
 from raylla.models import HEAD, local, renamed, shapes, tied
@@ -74,6 +75,7 @@ class VllmEngine:
         self._block = settings.block_size
         self._tokenizer = self._llm.get_tokenizer()
         chat_format(self._tokenizer)  # says now if there is none
+        self._ends = _ends(self._tokenizer, self._llm.llm_engine.model_config)
         self._ids = itertools.count()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
@@ -87,8 +89,7 @@ class VllmEngine:
         try:
             for request in requests:
                 longest = 1 if request.choices else sampling.max_tokens
-                room = self._settings.max_model_len - longest
-                prompt = prompt_ids(self._tokenizer, request.messages, request.turns, room)
+                prompt = self._prompt(request, self._settings.max_model_len - longest)
                 error = self._refusal(len(prompt), longest)
                 if error is not None:
                     yield Generated(request.id, Ids(prompt), (), error)
@@ -107,12 +108,13 @@ class VllmEngine:
 
         Raises:
             ValueError: an answer is empty, or does not fit behind its prompt.
+            ConfigError: its sampling's probabilities cannot be told.
         """
         self._refuse_if_busy("score")
         running: dict[str, tuple[Given, list[int], int]] = {}
         try:
             for one in given:
-                prompt = prompt_ids(self._tokenizer, one.messages, one.turns, one.room)
+                prompt = self._prompt(one, one.room)
                 answer = one.token_ids or self._tokenizer.encode(one.text, add_special_tokens=False)
                 ids = [*prompt, *answer]
                 if not answer or len(ids) >= self._settings.max_model_len:
@@ -121,11 +123,11 @@ class VllmEngine:
                         f"give 1 or more, and less than engine.max_model_len="
                         f"{self._settings.max_model_len} together"
                     )
-                running[self._submit(ids, reading())] = one, ids, len(prompt)
+                asked = reading(likeliest(one.sampling) if one.sampling else 0)
+                running[self._submit(ids, asked)] = one, ids, len(prompt)
             while running:
                 for output in self._engine.step():
-                    one, ids, first = running.pop(output.request_id)
-                    yield Scored(one.id, sum(_read(output, ids, first)), len(ids) - first)
+                    yield self._scored(output, *running.pop(output.request_id))
         finally:
             self._engine.abort_request(list(running))
 
@@ -136,7 +138,7 @@ class VllmEngine:
         all contexts.  Of these vLLM computes what the cache lacks: less than a block and what others wrote.
         """
         self._refuse_if_busy("aggregate")
-        joining = Joining(self._ahead, self._text, self._ends(), self._vocabulary, sampling)
+        joining = Joining(self._ahead, self._text, self._ends, self._vocabulary, sampling)
         together: list[tuple[Aggregate, list[list[int]], list[Joined]]] = []
         used = 0
         for request in requests:
@@ -214,6 +216,23 @@ class VllmEngine:
             "first or lower the second"
         )
 
+    def _prompt(self, asked: Request | Given, room: int) -> list[int]:
+        """The prompt's token ids: those given, or of at most ``room`` tokens where turns may be cut."""
+        if asked.prompt_token_ids:
+            return list(asked.prompt_token_ids)
+        return prompt_ids(self._tokenizer, asked.messages, asked.turns, room)
+
+    def _scored(self, output: Any, one: Given, ids: Sequence[int], first: int) -> Scored:
+        own, outside = np.array(_read(output, ids, first)), 0
+        if one.sampling is not None:
+            count, told = likeliest(one.sampling), output.prompt_logprobs
+            best = [
+                sorted((other.logprob for other in told[at].values()), reverse=True)[:count]
+                for at in range(first, len(ids))
+            ]
+            own, outside = sampling_logprobs(own, best, one.sampling)
+        return Scored(one.id, float(own.sum()), len(own), outside, ids[-1] in self._ends)
+
     def _choices(self, request: Request) -> tuple[int, ...]:
         return choice_ids(self._tokenizer, request.choices)
 
@@ -256,12 +275,6 @@ class VllmEngine:
     def _cache_tokens(self) -> int:
         """Tokens that the prefix cache holds."""
         return int(self._engine.vllm_config.cache_config.num_gpu_blocks or 0) * self._block
-
-    def _ends(self) -> set[int]:
-        """Tokens that end an answer: the tokenizer's and the model's own."""
-        told = self._llm.model_config.try_get_generation_config().get("eos_token_id")
-        own = told if isinstance(told, list) else [told]
-        return {int(id) for id in (self._tokenizer.eos_token_id, *own) if id is not None}
 
     def _text(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -307,6 +320,13 @@ def _written(
     write_jointly([text for _, _, texts in together for text in texts], joining)
     for request, prompts, texts in together:
         yield joined(request, prompts, texts)
+
+
+def _ends(tokenizer: Any, settings: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those that the model's generation config names."""
+    named = settings.try_get_generation_config().get("eos_token_id")
+    more = named if isinstance(named, list) else [named]
+    return frozenset(one for one in (tokenizer.eos_token_id, *more) if one is not None)
 
 
 def _read(output: Any, ids: Sequence[int], first: int) -> list[float]:

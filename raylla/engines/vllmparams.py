@@ -11,6 +11,7 @@ from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines.aggregating import LISTED
 from raylla.engines.protocol import Request
+from raylla.engines.sampled import MOST_TOP_K
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process costs 20 s of start and a hop per step
@@ -53,6 +54,7 @@ def engine_arguments(model_path: str, settings: Settings, seed: int) -> dict[str
         # be rewound), so that no prompt may ever need two steps.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(settings.max_model_len, BATCHED_TOKENS),
+        "max_logprobs": MOST_TOP_K,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
@@ -110,8 +112,11 @@ def looking() -> Any:
     )
 
 
-def reading() -> Any:
-    """Parameters of a request that is only read, not answered."""
+def reading(others: int = 0) -> Any:
+    """Parameters of a request that is only read, not answered; with the log-probabilities of so many of the
+    likeliest ``others`` at each place."""
     from vllm import SamplingParams
 
-    return SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    return SamplingParams(
+        temperature=0, max_tokens=1, prompt_logprobs=others, detokenize=False, flat_logprobs=True
+    )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import Pool
 from raylla.auction import parse, penalty
-from raylla.config import Config
+from raylla.config import Config, Sampling
 from raylla.engines.protocol import Aggregate, Aggregated, Generated, Given, Request, Scored
 from raylla.errors import BudgetError
 from raylla.evaluation.kept import ANSWERS, JOINT_ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
@@ -125,14 +125,29 @@ class EvaluationBackend:
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
         """Summed log-probability (nats) of each answer's token ids after its prompt, under a weight
         version and before temperature and cuts."""
+        return [one.logprob for one in self._scored(version, wanted, None)]
+
+    def score_sampled(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[Scored]:
+        """`score` after temperature and cuts: how probable sampling under a version makes each answer.
+
+        Raises:
+            ConfigError: as `raylla.engines.sampled.likeliest`.
+        """
+        return self._scored(version, wanted, self.config.ad_llm.sampling)
+
+    def _scored(
+        self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]], sampling: Sampling | None
+    ) -> list[Scored]:
         name = self.aliases.get(version, version)
+        how = "" if sampling is None else f"/{sampling.model_dump_json()}"
         given = [
             Given(
-                f"{self._messages(prompt)}/{list(token_ids)}",
+                f"{self._messages(prompt)}/{list(token_ids)}{how}",
                 self._messages(prompt),
                 tuple(token_ids),
                 turns=len(prompt.planned.query.turns),
                 room=self.config.prompt_room,
+                sampling=sampling,
             )
             for prompt, token_ids in wanted
         ]
@@ -141,7 +156,7 @@ class EvaluationBackend:
             self._load(name)
             for scored in self._ask(self._crew.rollouts, "score", list(missing.values()), name):
                 self._kept.put(SCORES, [name, scored.id], scored)
-        return [self._kept.get(SCORES, [name, one.id]).logprob for one in given]
+        return [self._kept.get(SCORES, [name, one.id]) for one in given]
 
     def judge(self, answers: Sequence[tuple[Planned, str]]) -> list[dict[str, bool] | None]:
         """The User-LLM's clicks by ad id on each answer; none where it could not be read."""
