@@ -95,12 +95,14 @@ def evaluate(
         typer.Option(help="where a config's runs are or are made; default: runs/NAME-evaluation"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="default: evaluation.json, or conflict.json, in the first run")
+        Path | None,
+        typer.Option(help="default: evaluation.json, conflict.json or day.json, in the first run"),
     ] = None,
     suite: Annotated[
-        Literal["auctions", "conflict"],
+        Literal["auctions", "conflict", "day"],
         typer.Option(
-            help="auctions: revenue, reward, curves, prices; conflict: advice against higher bids"
+            help="auctions: revenue, reward, curves, prices; conflict: advice against higher bids; "
+            "day: bidders with budgets"
         ),
     ] = "auctions",
     set_: Overrides = [],  # noqa: B006
@@ -113,8 +115,9 @@ def evaluate(
     with loading():
         from raylla.evaluation import training
         from raylla.evaluation.conflict import conflict_runs
+        from raylla.evaluation.day.suite import day_runs
         from raylla.evaluation.evaluate import evaluate_runs
-        from raylla.evaluation.page.console import show_conflict, show_evaluation
+        from raylla.evaluation.page.console import show_conflict, show_day, show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
         from raylla.stop import heeded, listen
@@ -136,6 +139,7 @@ def evaluate(
             measure, name, show = {
                 "auctions": (evaluate_runs, "evaluation.json", show_evaluation),
                 "conflict": (conflict_runs, "conflict.json", show_conflict),
+                "day": (day_runs, "day.json", show_day),
             }[suite]
             found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
             write_json(out or opened[0].path / name, found)

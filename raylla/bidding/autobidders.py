@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raylla.auction.checks import Array, ending, numbers, positive
 
-LEAST, MOST = 0.02, 4.0
+LEAST_MULTIPLE, MOST_MULTIPLE = 0.02, 4.0
 """Bounds of a multiple; only value maximizers go above 1."""
 
 
@@ -77,7 +77,7 @@ class Truthful:
         """Nothing is learnt."""
 
 
-class Pacing:
+class AdaptivePacing:
     """Adaptive pacing (Balseiro and Gur 2019): bids v / (1 + mu), mu >= 0 the budget's dual.
 
     mu moves by stochastic subgradient: up by ``step`` times what was spent beyond plan, in plans.  Whose
@@ -154,10 +154,10 @@ class SpendPid:
         self._spent = self._spent + won.paid
         error = self._gone - self._spent / self._budgets
         proportional, integral, derivative = self._gains
-        bound = -np.log(LEAST) / integral if integral else 0.0
+        bound = -np.log(LEAST_MULTIPLE) / integral if integral else 0.0
         self._sum = np.clip(self._sum + error, -bound, bound)
         moved = proportional * error + integral * self._sum + derivative * (error - self._last)
-        self._log = np.clip(self._base + moved, np.log(LEAST), 0)
+        self._log = np.clip(self._base + moved, np.log(LEAST_MULTIPLE), 0)
         self._last = error
         self._day.append(self._log)
 
@@ -167,8 +167,9 @@ class ValueMaximizer:
 
     Bids v (1 + lambda) / (target lambda + mu): the best response to the duals of the return and of the
     budget.  lambda moves by mirror descent in its logarithm, down with the slack V - target P, in units of
-    the mean V + target P of periods with clicks (Feng, Padmanabhan and Wang 2023); mu as in `Pacing`.  It
-    begins near the multiple 1 / target, which keeps to the return under any prices that bids bound.
+    the mean V + target P of periods with clicks (Feng, Padmanabhan and Wang 2023); mu as in
+    `AdaptivePacing`.  It begins near the multiple 1 / target, which keeps to the return under any prices
+    that bids bound.
     """
 
     pacing: Literal["even", "asap"] = "asap"
@@ -188,7 +189,9 @@ class ValueMaximizer:
     @property
     def multiples(self) -> Array:
         """(1 + lambda) / (target lambda + mu), within bounds."""
-        result: Array = np.clip((1 + self._care) / (self._target * self._care + self.dual), LEAST, MOST)
+        result: Array = np.clip(
+            (1 + self._care) / (self._target * self._care + self.dual), LEAST_MULTIPLE, MOST_MULTIPLE
+        )
         return result
 
     @property
@@ -215,9 +218,9 @@ class Learned:
     """Learns which multiple of `GRID` earns most, from the outcomes of its own bids alone.
 
     EXP3-IX (Neu 2015) over the multiples, with rates for any horizon; a period's gain is the Lagrangian
-    V - (1 + mu) P per share of traffic, in units of the largest seen, where mu is the budget's dual (bandits
-    with knapsacks: Immorlica et al. 2019).  Without a binding budget it
-    maximizes value less payment, so that under first price it learns to shade its bids.
+    V - (1 + mu) P per share of traffic, in units of the largest seen, where mu is the budget's dual
+    (bandits with knapsacks: Immorlica et al. 2019).  Without a binding budget it maximizes value less
+    payment, so that under first price it learns to shade its bids.
     """
 
     pacing: Literal["even", "asap"] = "asap"
@@ -326,11 +329,12 @@ class Population:
 
 KINDS: Mapping[str, Callable[[Array, float, np.random.Generator], Autobidders]] = {
     "truthful": lambda budgets, _, __: Truthful(budgets),
-    "pacing": lambda budgets, _, __: Pacing(budgets),
+    "pacing": lambda budgets, _, __: AdaptivePacing(budgets),
     "pid": lambda budgets, _, __: SpendPid(budgets),
     "value": lambda budgets, target, _: ValueMaximizer(budgets, target),
     "learned": lambda budgets, _, rng: Learned(budgets, rng),
 }
+AUTOBIDDERS = tuple(kind for kind in KINDS if kind != "truthful")
 
 
 def _budgets(given: ArrayLike) -> Array:
@@ -341,8 +345,8 @@ def _budgets(given: ArrayLike) -> Array:
 
 
 def _dual(dual: Array, step: float, won: Won, budgets: Array) -> Array:
-    """The budget's dual after a subgradient step, within 0 and 1 / `LEAST`."""
+    """The budget's dual after a subgradient step, within 0 and 1 / `LEAST_MULTIPLE`."""
     planned = budgets * won.share
     beyond = np.divide(won.paid - planned, planned, out=np.zeros_like(planned), where=planned > 0)
-    result: Array = np.clip(dual + step * np.where(won.active, beyond, 0), 0, 1 / LEAST)
+    result: Array = np.clip(dual + step * np.where(won.active, beyond, 0), 0, 1 / LEAST_MULTIPLE)
     return result

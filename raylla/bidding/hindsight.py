@@ -31,11 +31,11 @@ def offline_optimum(
 ) -> float:
     """The most liquid welfare of any mix of the answers.
 
-    ``worth`` [a, n] is the value of the clicks that one user's reading of an answer brings each advertiser,
-    ``question`` [a] which of the questions it answers, ``users`` [q] how many ask each.  The linear program:
-    maximize sum_i w_i subject to w_i <= budget_i, target_i w_i <= sum_a x_a worth_ai, and for each
-    question sum x_a <= users, where x_a >= 0 users get answer a.  Whoever chooses answers user by user, by
-    whatever rule, has at most this.
+    ``worth`` [a, n] is the value of the clicks that one user's reading of an answer brings each
+    advertiser, ``question`` [a] which of the questions it answers, ``users`` [q] how many ask each.  The
+    linear program: maximize sum_i w_i subject to w_i <= budget_i, target_i w_i <= sum_a x_a worth_ai, and
+    for each question sum x_a <= users, where x_a >= 0 users get answer a.  Whoever chooses answers user by
+    user, by whatever rule, has at most this.
 
     Raises:
         ValueError: a number is negative, a target is 0, a question is none of the q, or shapes do not fit.

@@ -10,10 +10,10 @@ import pytest
 from raylla.auction.checks import Array
 from raylla.bidding.autobidders import (
     KINDS,
-    MOST,
+    MOST_MULTIPLE,
+    AdaptivePacing,
     Autobidders,
     Learned,
-    Pacing,
     Population,
     SpendPid,
     Truthful,
@@ -55,12 +55,12 @@ class Market:
 
     def best(self, budget: float, day: int, target: float = 0.0) -> float:
         """The most value of any multiple that stays within budget and gives the return, with hindsight."""
-        tried = np.linspace(0.02, MOST, 400)
+        tried = np.linspace(0.02, MOST_MULTIPLE, 400)
         value, paid = np.sum([self.outcome(tried, day, period) for period in range(PERIODS)], axis=0)
         return float(value[(paid <= budget) & (value >= target * paid)].max())
 
     def play(self, bidders: Autobidders, budgets: Array) -> tuple[Array, Array, Array]:
-        """Value, payment and mean multiples, all [days, periods, n]; who has no budget left wins nothing."""
+        """Value, payment and mean multiples, [days, periods, n]; without budget nothing is won."""
         days = len(self.values)
         value, paid, means = (np.zeros((days, PERIODS, len(budgets))) for _ in range(3))
         for day in range(days):
@@ -193,7 +193,11 @@ def test_a_population_is_its_parts() -> None:
     kinds = ["pacing", "value", "truthful", "pid", "pacing"]
     budgets = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
     one = Population(kinds, budgets, 1.5, np.random.default_rng(0))
-    pacing, value, pid = Pacing(budgets[[0, 4]]), ValueMaximizer(budgets[[1]], 1.5), SpendPid(budgets[[3]])
+    pacing, value, pid = (
+        AdaptivePacing(budgets[[0, 4]]),
+        ValueMaximizer(budgets[[1]], 1.5),
+        SpendPid(budgets[[3]]),
+    )
     assert one.pacings == ["asap", "asap", "even", "asap", "asap"]
     assert one.targets.tolist() == [1, 1.5, 1, 1, 1]
     for part in (one, pid):

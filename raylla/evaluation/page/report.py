@@ -15,12 +15,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
+from raylla.evaluation.page.days import day_bidders, day_figures, day_totals
 from raylla.evaluation.page.figures import FIGURES, Found, frontiers, png
 from raylla.figures.quality import READER
 from raylla.figures.table import terms_of
 from raylla.judging.about import caption as whose
 from raylla.strictjson import dumps
 
+SUITES = {
+    "conflict": {"mechanisms", "ratios", "pairs", "runs", "tuned_under"},
+    "day": {"mechanisms", "periods", "traffic", "settings", "clicks", "runs"},
+}
+"""What else `raylla evaluate --suite` may have measured of the same runs, and what its file holds."""
 _Table = tuple[str, list[str], list[list[Any]]]
 """Caption, headings, rows; a figure is a dict of mean, low and high."""
 
@@ -46,18 +52,20 @@ def write_report(evaluation: Path, out: Path) -> Path:
         "runs",
     }
     _whole(evaluation, found, wanted)
-    conflict = _of_the_same_runs(evaluation.with_name("conflict.json"), found)
+    also = {
+        suite: _of_the_same_runs(evaluation.with_name(f"{suite}.json"), suite, found) for suite in SUITES
+    }
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
-    found["conflict"] = conflict
+    found |= also
     drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
-    drawn |= frontiers(found)
+    drawn |= frontiers(found) | day_figures(found)
     pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
-    if not found["conflict"]:
-        del tables["conflict"]
-        for name in ("conflict.png", "conflict.csv"):  # of a report before
-            (out / name).unlink(missing_ok=True)
+    for suite in [one for one in SUITES if not found[one]]:
+        tables = {name: one for name, one in tables.items() if name.split("-")[0] != suite}
+        for old in (*out.glob(f"{suite}*.png"), *out.glob(f"{suite}*.csv")):  # of a report before
+            old.unlink()
     for name, picture in pictures.items():
         (out / f"{name}.png").write_bytes(picture)
     for name, (_, headings, rows) in tables.items():
@@ -101,17 +109,17 @@ def _whole(path: Path, found: Found, wanted: set[str], command: str = "raylla ev
         raise RunError(f"{path} lacks {', '.join(sorted(missing))}; write it with `{command}`")
 
 
-def _of_the_same_runs(path: Path, evaluation: Found) -> Found | None:
-    """What `raylla evaluate --suite conflict` found, where it did.
+def _of_the_same_runs(path: Path, suite: str, evaluation: Found) -> Found | None:
+    """What another of `SUITES` found, where it was asked.
 
     Raises:
         RunError: the file is not whole, or its first run is not the evaluation's.
     """
     if not path.is_file():
         return None
-    command = "raylla evaluate RUN --suite conflict"
+    command = f"raylla evaluate RUN --suite {suite}"
     found = _read(path, command)
-    _whole(path, found, {"mechanisms", "ratios", "pairs", "runs", "tuned_under"}, command)
+    _whole(path, found, SUITES[suite], command)
     for name in ("name", "seed", "digest", "weights"):
         if found["runs"][0][name] != evaluation["runs"][0][name]:
             raise RunError(
@@ -142,6 +150,8 @@ def _tables(found: Found) -> dict[str, _Table]:
         "truthful": _truthful(found),
         "equilibrium": _equilibrium(found),
         "conflict": _conflict(found),
+        "day": day_totals(found),
+        "day-bidders": day_bidders(found),
         "pctr": _pctr(found),
         "shift": _shift(found),
         "runs": _runs(found),
@@ -326,6 +336,8 @@ def _counted(found: Found) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, dict) and value["mean"] is not None and value["low"] is None:
+        return _cell(value["mean"])
     if isinstance(value, dict) and value["mean"] is not None:
         return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
     if isinstance(value, float):
