@@ -125,10 +125,10 @@ def test_books_are_read_as_the_store_is(tmp_path: Path) -> None:
     assert [row.daily_budget_micros for row in catalogue.campaigns] == [15_000, 20_000, 30_000]
     assert not books.changes(1).ads
     day, ad = dt.date(2026, 1, 1), market.ads[0]
-    assert books.charge({ad: 9_000}, day) == {ad: 9_000}
-    assert books.charge({ad: 9_000}, day) == {ad: 6_000}
-    assert books.charge({ad: 1}, day) == {ad: 0}
-    assert books.spending(day) == {ad: 15_000}
+    assert books.charge(ad, 4_000, 2.5, day) == 10_000
+    assert books.charge(ad, 4_000, 2.5, day) == 4_000  # the budget holds one more
+    assert books.charge(ad, 4_000, 1, day) == books.charge(ad, 0, 5, day) == 0
+    assert books.spending(day) == {ad: 14_000}
     assert books.spending(dt.date(2026, 1, 2)) == {}
     noon = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
     books.show("u", [ad], noon)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from raylla.config import Config
 from raylla.errors import RunError
 from raylla.irpo.schedule import plan_auctions, some
 from raylla.records import Planned
-from raylla.serving.money.money import Micros, from_units
+from raylla.serving.money.money import Micros, from_units, times
 from raylla.serving.store.snapshot import AdRow, CampaignRow, Changes
 from raylla.world import World
 
@@ -133,14 +133,13 @@ class Books:
         unit: Micros,
         cap: int | None,
     ) -> None:
-        self.unit = unit
         known = {ad.id: ad for one in market.auctions for ad in one.ads}
-        self.budgets = {
+        self._budgets = {
             ad: from_units(budget, unit) for ad, (budget, _) in zip(market.ads, limits, strict=True)
         }
         hours = 24 if cap else None
         self._campaigns = [
-            CampaignRow(ad, ad, f"{ad}.example", self.budgets[ad], pacing, cap, hours, False)
+            CampaignRow(ad, ad, f"{ad}.example", self._budgets[ad], pacing, cap, hours, False)
             for ad, (_, pacing) in zip(market.ads, limits, strict=True)
         ]
         self._ads = [
@@ -166,11 +165,11 @@ class Books:
         """Note impressions."""
         self._seen[user_id] += [(ad, at) for ad in ads]
 
-    def charge(self, owed: Mapping[str, Micros], day: dt.date) -> dict[str, Micros]:
-        """Book what clicks cost, and return it: as in the endpoint's store, no click that the day's budget
-        does not hold is charged (of many small ones, all but the last that fit)."""
-        spent, charged = self._spent[day], {}
-        for ad, micros in owed.items():
-            charged[ad] = min(micros, self.budgets[ad] - spent.get(ad, 0))
-            spent[ad] = spent.get(ad, 0) + charged[ad]
+    def charge(self, ad: str, price: Micros, clicks: float, day: dt.date) -> Micros:
+        """Book clicks at a price each, and return what they cost: as in the endpoint's store, a click that
+        the day's budget does not hold is not charged."""
+        spent = self._spent[day]
+        left = self._budgets[ad] - spent.get(ad, 0)
+        charged = times(price, min(clicks, left // price) if price else 0)
+        spent[ad] = spent.get(ad, 0) + charged
         return charged

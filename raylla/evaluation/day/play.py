@@ -23,9 +23,9 @@ from raylla.evaluation.day.market import COHORTS, HALF_HOUR, MIDNIGHT, PERIODS, 
 from raylla.mechanisms.protocol import Choice, Mechanism, Offer
 from raylla.records import Planned
 from raylla.serving.auction.eligibility import Eligibility
-from raylla.serving.money.money import from_units, to_units
+from raylla.serving.money.money import from_units, times, to_units
 from raylla.serving.money.records import Filters
-from raylla.world import clicks
+from raylla.world.clicks import click_probabilities
 
 Answered = dict[tuple[int, str], Array]
 """A query's number and a text -> the value of the clicks that one user's reading brings each ad [n]."""
@@ -116,9 +116,7 @@ def click_chances(
         return [None if one.clicks is None else one.probabilities or {} for one in found]
     ads = backend.world.ad_by_id
     return [
-        clicks.click_probabilities(
-            planned.query, planned.profile, text, parse(text, planned.ads).placements, ads
-        )
+        click_probabilities(planned.query, planned.profile, text, parse(text, planned.ads).placements, ads)
         for planned, text in answers
     ]
 
@@ -192,13 +190,11 @@ class _Days:
             worth = _worth(market, query, chances)
             self.played.answers[query, offer.text] = worth
             value[query] = users * worth
-            owed = {
-                ad: from_units(offer.prices.get(ad, 0.0) * p * users, self._unit)
-                for ad, p in chances.items()
-            }
-            for ad, micros in self._books.charge(owed, now.date()).items():
-                paid[query, market.ads.index(ad)] = to_units(micros, self._unit)
-                self.played.unpaid[day] += to_units(owed[ad] - micros, self._unit)
+            for ad, chance in chances.items():
+                price, clicks = from_units(offer.prices.get(ad, 0.0), self._unit), chance * users
+                charged = self._books.charge(ad, price, clicks, now.date())
+                paid[query, market.ads.index(ad)] = to_units(charged, self._unit)
+                self.played.unpaid[day] += to_units(times(price, clicks) - charged, self._unit)
         self.played.value[day] += value
         self.played.paid[day] += paid
         self.played.spent[day, period] = paid.sum(axis=0)
