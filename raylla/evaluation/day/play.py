@@ -108,11 +108,15 @@ def click_chances(
     backend: EvaluationBackend, answers: Sequence[tuple[Planned, str]]
 ) -> list[Mapping[str, float] | None]:
     """Chance of a click on each ad placed in each answer: the judge's where it says how sure it is, else
-    the click model's, as in the tables' expected figures; none where the judge could not be read."""
+    the click model's, as in the tables' expected figures; none where the judge could not be read.
+
+    The judge reads an answer to a query once, as far as it places the same ads.
+    """
     if backend.config.user_llm.reading == "token":
-        once = {(planned.auction.id, text): (planned, text) for planned, text in answers}
+        named = [(_judged(planned, text), text) for planned, text in answers]
+        once = {(planned.auction.id, text): (planned, text) for planned, text in named}
         judged = dict(zip(once, backend.judgements(list(once.values())), strict=True))
-        found = [judged[planned.auction.id, text] for planned, text in answers]
+        found = [judged[planned.auction.id, text] for planned, text in named]
         return [None if one.clicks is None else one.probabilities or {} for one in found]
     ads = backend.world.ad_by_id
     return [
@@ -213,6 +217,12 @@ def _worth(market: Market, query: int, chances: Mapping[str, float]) -> Array:
         place = market.ads.index(ad)
         found[place] = chance * market.values[query, place]
     return found
+
+
+def _judged(planned: Planned, text: str) -> Planned:
+    """The auction as an answer's judgement is kept: by the query and the ads placed."""
+    name = "/".join(["day", planned.query.id, *parse(text, planned.ads).ad_ids])
+    return replace(planned, auction=replace(planned.auction, id=name))
 
 
 def _among(planned: Planned, kept: Sequence[int], bids: Sequence[float], name: str = "") -> Planned:
