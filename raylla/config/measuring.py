@@ -21,7 +21,7 @@ class BiddingDay(Section):
     )
     users: Positive = Field(100, description="mean number of users whom an auction stands for")
     markets: tuple[Literal["truthful", "pacing", "pid", "value", "learned", "mixed"], ...] = Field(
-        ("truthful", "pacing", "pid", "value", "learned", "mixed"),
+        ("truthful", "mixed"),
         min_length=1,
         description="who bids: all advertisers of one kind, or the four autobidders in turn (mixed)",
     )
