@@ -26,7 +26,7 @@ class BiddingDay(Section):
         description="who bids: all advertisers of one kind, or the four autobidders in turn (mixed)",
     )
     budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        1.0, description="budgets, as a multiple of the advertisers' shares of what could be earned"
+        0.5, description="budgets, as a multiple of the advertisers' shares of what could be earned"
     )
     cap: Positive | None = Field(4, description="impressions per user and campaign in a day; none: any")
     target: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(

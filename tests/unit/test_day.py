@@ -146,10 +146,11 @@ def test_budgets_bind_for_some(tmp_path: Path) -> None:
     budgets = budgets_of(market, rates, one.config)
     worth = market.users.sum(axis=1).mean(axis=0)[:, None] * market.values * rates
     share = worth.max(axis=1).sum() / worth.sum()
-    off = np.log(budgets / (share * worth.sum(axis=0))) / np.log(SPREAD)
+    shares = one.config.evaluation.day.budget * share * worth.sum(axis=0)
+    off = np.log(budgets / shares) / np.log(SPREAD)
     assert (np.abs(off) <= 1 + 1e-9).all()
     tree = one.config.model_dump(mode="json")
-    tree["evaluation"]["day"]["budget"] = 2.0
+    tree["evaluation"]["day"]["budget"] *= 2
     assert budgets_of(market, rates, parse_config(tree, "t")) == pytest.approx(2 * budgets)
     with pytest.raises(RunError, match="no answer with one candidate alone is clicked"):
         budgets_of(market, np.zeros_like(rates), one.config)
