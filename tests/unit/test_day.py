@@ -13,10 +13,10 @@ import pytest
 
 from raylla import config
 from raylla.auction.checks import Array
-from raylla.bidding.autobidders import AUTOBIDDERS, Population
+from raylla.bidding.autobidders import AUTOBIDDERS, KINDS, Population
 from raylla.config import parse_config
 from raylla.errors import ConfigError, RunError
-from raylla.evaluation.day.accounts import row
+from raylla.evaluation.day.accounts import DayAccount, market_row
 from raylla.evaluation.day.market import (
     COHORTS,
     PERIODS,
@@ -200,12 +200,12 @@ def account(path: Path, kind: str, **day: Any) -> tuple[Any, dict[str, Any]]:
 
 def test_the_optimum_is_no_less_than_what_was_had(tmp_path: Path) -> None:
     one, found = account(tmp_path, "mixed", queries=6, days=2)
-    for account_ in found.values():
-        assert (account_.own >= account_.liquid - 1e-6).all()
-        assert (account_.any >= account_.own - 1e-6).all()
-        assert (account_.liquid > 0).all()
+    for each in found.values():
+        assert (each.own >= each.liquid - 1e-6).all()
+        assert (each.any >= each.own - 1e-6).all()
+        assert (each.liquid > 0).all()
     assert (found["llm-auction"].any == found["card"].any).all()  # the same users, budgets and answers
-    told = row([found["llm-auction"]], one.config)
+    told = market_row([found["llm-auction"]], one.config)
     assert told["price_of_anarchy"]["mean"] >= 1
     assert math.isnan(told["price_of_anarchy"]["low"])
     assert told["return"]["mean"] >= 1 - 1e-9  # nobody pays more than its value under first price
@@ -223,13 +223,11 @@ def test_the_optimum_is_no_less_than_what_was_had(tmp_path: Path) -> None:
 def test_the_row_over_seeds(tmp_path: Path) -> None:
     one, first = account(tmp_path / "a", "truthful")
     tree = one.config.model_dump(mode="json") | {"seed": 1}
-    second_backend = backend(tmp_path / "b", lambda bid: bid / 100, markets=["truthful"])
-    second_backend.config = parse_config(tree, "test")
-    second = played_days(second_backend, [LlmAuction()], Steps(plain_console()))["llm-auction"][1][
-        "truthful"
-    ]
-    told = row([first["llm-auction"], second], one.config)
-    each = [row([account_], one.config)["revenue"]["mean"] for account_ in (first["llm-auction"], second)]
+    other = backend(tmp_path / "b", lambda bid: bid / 100, markets=["truthful"])
+    other.config = parse_config(tree, "test")
+    second = played_days(other, [LlmAuction()], Steps(plain_console()))["llm-auction"][1]["truthful"]
+    told = market_row([first["llm-auction"], second], one.config)
+    each = [market_row([lone], one.config)["revenue"]["mean"] for lone in (first["llm-auction"], second)]
     assert told["seeds"] == 2
     assert min(each) <= told["revenue"]["mean"] <= max(each)
     assert told["price_of_anarchy"]["low"] <= told["price_of_anarchy"]["mean"]
@@ -246,8 +244,6 @@ def test_a_mixed_market_has_as_many_of_each_kind() -> None:
 
 
 def test_how_far_multiples_still_move() -> None:
-    from raylla.evaluation.day.accounts import DayAccount
-
     flat: Array = np.full((2, PERIODS, 2), 0.5)
     flat[0, 36:, 0] = 0.9
     flat[0, :24] = 7.0  # the morning is not looked at
@@ -266,6 +262,15 @@ def test_how_far_multiples_still_move() -> None:
 def test_settings_that_make_no_day_are_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"evaluation.day.{field}"):
         parse_config({"evaluation": {"day": {field: value}}}, "test")
+
+
+def test_every_kind_of_bidder_is_a_market() -> None:
+    kinds = [*KINDS, "mixed"]
+    assert parse_config(
+        {"evaluation": {"day": {"markets": kinds}}}, "test"
+    ).evaluation.day.markets == tuple(kinds)
+    with pytest.raises(ConfigError, match="'truthful', 'pacing', 'pid', 'value', 'learned' or 'mixed'"):
+        parse_config({"evaluation": {"day": {"markets": ["none"]}}}, "test")
 
 
 def test_more_queries_than_there_are_is_an_error_before_anything_loads(tmp_path: Path) -> None:

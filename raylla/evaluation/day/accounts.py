@@ -54,7 +54,7 @@ class DayAccount:
         return result
 
 
-def row(seeds: Sequence[DayAccount], config: Config) -> dict[str, Any]:
+def market_row(seeds: Sequence[DayAccount], config: Config) -> dict[str, Any]:
     """A mechanism's row in one market: figures of the last day with their intervals, the same by kind of
     bidder, each day's course, and the curves of the plots.
 

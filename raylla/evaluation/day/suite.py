@@ -18,7 +18,7 @@ from raylla.bidding.hindsight import liquid_welfare, offline_optimum
 from raylla.config import Evaluation
 from raylla.evaluation import efficiency, history
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.evaluation.day.accounts import DayAccount, row
+from raylla.evaluation.day.accounts import DayAccount, market_row
 from raylla.evaluation.day.market import PERIODS, Market, budgets_of, day_market, traffic
 from raylla.evaluation.day.play import Answered, Played, alone, play
 from raylla.evaluation.setup import MAIN, check_runs, engines, with_settings
@@ -67,7 +67,7 @@ def day_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
         "mechanisms": {
             name: {
                 "choices": choices[name],
-                "markets": {kind: row(accounts, main) for kind, accounts in markets.items()},
+                "markets": {kind: market_row(accounts, main) for kind, accounts in markets.items()},
             }
             for name, markets in rows.items()
         },
