@@ -56,7 +56,8 @@ def played(one: Any, kind: str, budget: float, mechanism: Mechanism | None = Non
     market = day_market(one.config, one.world)
     budgets = np.full(len(market.ads), budget)
     bidders = Population([kind] * len(market.ads), budgets, 1.25, np.random.default_rng(0))
-    return market, play(one, mechanism or Pretrained(), {}, market, bidders, budgets)
+    (found,) = play(one, mechanism or Pretrained(), {}, market, [bidders], budgets)
+    return market, found
 
 
 def test_traffic_is_a_day_of_one_wave() -> None:
@@ -218,6 +219,23 @@ def test_the_optimum_is_no_less_than_what_was_had(tmp_path: Path) -> None:
         assert len(multiples) == 2 * PERIODS
         assert spent == sorted(spent)
         assert spent[-1] == pytest.approx(told["bidders"][kind]["budget_use"]["mean"], abs=1e-3)
+
+
+def test_markets_side_by_side_are_as_they_are_alone(tmp_path: Path) -> None:
+    one = backend(tmp_path, lambda bid: bid / 100, queries=4, days=2, cap=2)
+    market = day_market(one.config, one.world)
+    budgets = np.full(3, 0.1 * float((market.users[0].sum(axis=0) @ market.values).mean()))
+    kinds = ["truthful", "mixed", "learned"]
+
+    def many(names: list[str]) -> list[Played]:
+        bidders = [population(name, budgets, 1.25, 0) for name in names]
+        return play(one, LlmAuction(), {}, market, bidders, budgets)
+
+    for together, (alone_,) in zip(many(kinds), [many([kind]) for kind in kinds], strict=True):
+        for name in ("value", "paid", "spent", "multiples", "unpaid"):
+            assert getattr(together, name) == pytest.approx(getattr(alone_, name))
+        assert together.kept_out == alone_.kept_out
+        assert together.answers.keys() == alone_.answers.keys()
 
 
 def test_the_row_over_seeds(tmp_path: Path) -> None:

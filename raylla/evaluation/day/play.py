@@ -69,22 +69,26 @@ def play(
     mechanism: Mechanism,
     choice: Choice,
     market: Market,
-    population: Population,
+    populations: Sequence[Population],
     budgets: Array,
-) -> Played:
-    """Hold the days' auctions of ``market`` under ``mechanism``, the ads' bids by ``population``.
+) -> list[Played]:
+    """Hold the days' auctions of ``market`` under ``mechanism``, once for each of ``populations``, whose
+    bids they are; side by side, so that models answer a period of all of them at once.
 
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the auctions or judgements were lost.
     """
-    days = _Days(backend, market, population, budgets)
+    played = [_Days(backend, market, one, budgets) for one in populations]
     for day in range(len(market.users)):
-        population.begin()
+        for population in populations:
+            population.begin()
         for period in range(PERIODS):
-            entered, active = days.enter(day, period)
-            offers = _offers(backend, mechanism, choice, [planned for _, _, planned in entered])
-            days.settle(day, period, entered, offers, active)
-    return days.played
+            entered = [one.enter(day, period) for one in played]
+            asked = [planned for held, _ in entered for _, _, planned in held]
+            offers = iter(_offers(backend, mechanism, choice, asked))
+            for one, (held, active) in zip(played, entered, strict=True):
+                one.settle(day, period, held, [next(offers) for _ in held], active)
+    return [one.played for one in played]
 
 
 def alone(backend: EvaluationBackend, mechanism: Mechanism, market: Market) -> tuple[Array, Answered]:

@@ -92,13 +92,13 @@ def played_days(
     for mechanism in mechanisms:
         with watch.stage(f"{where}: {mechanism.name}: tune"):
             choice, _ = efficiency.tune_mechanism(backend, mechanism, mechanism.choices(config.irpo.epochs))
-        held[mechanism.name] = dict(choice), {}
-        for kind in dict.fromkeys(day.markets):
-            bidders = population(kind, budgets, day.target, config.seed)
-            with watch.stage(f"{where}: {mechanism.name}: {kind}"):
-                played = play(backend, mechanism, choice, market, bidders, budgets)
-            held[mechanism.name][1][kind] = bidders, played
-            seen |= played.answers
+        bidders = {kind: population(kind, budgets, day.target, config.seed) for kind in day.markets}
+        with watch.stage(f"{where}: {mechanism.name}: {day.days} days"):
+            played = play(backend, mechanism, choice, market, list(bidders.values()), budgets)
+        both = zip(bidders.values(), played, strict=True)
+        held[mechanism.name] = dict(choice), dict(zip(bidders, both, strict=True))
+        for one in played:
+            seen |= one.answers
     return {
         name: (choice, {kind: _account(market, budgets, seen, *one) for kind, one in markets.items()})
         for name, (choice, markets) in held.items()
