@@ -98,10 +98,11 @@ def evaluate(
         Path | None, typer.Option(help="default: evaluation.json, or SUITE.json, in the first run")
     ] = None,
     suite: Annotated[
-        Literal["auctions", "conflict", "offpolicy"],
+        Literal["auctions", "conflict", "day", "offpolicy"],
         typer.Option(
             help="auctions: revenue, reward, curves, prices; conflict: advice against higher bids; "
-            "offpolicy: estimates before a version serves against what it then shows"
+            "day: bidders with budgets; offpolicy: estimates before a version serves against what it then "
+            "shows"
         ),
     ] = "auctions",
     set_: Overrides = [],  # noqa: B006
@@ -114,10 +115,11 @@ def evaluate(
     with loading():
         from raylla.evaluation import training
         from raylla.evaluation.conflict import conflict_runs
+        from raylla.evaluation.day.suite import day_runs
         from raylla.evaluation.evaluate import evaluate_runs
         from raylla.evaluation.offpolicy.console import show_offpolicy
         from raylla.evaluation.offpolicy.suite import offpolicy_runs
-        from raylla.evaluation.page.console import show_conflict, show_evaluation
+        from raylla.evaluation.page.console import show_conflict, show_day, show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
         from raylla.stop import heeded, listen
@@ -140,6 +142,7 @@ def evaluate(
                 "auctions": (evaluate_runs, "evaluation.json", show_evaluation),
                 "conflict": (conflict_runs, "conflict.json", show_conflict),
                 "offpolicy": (offpolicy_runs, "offpolicy.json", show_offpolicy),
+                "day": (day_runs, "day.json", show_day),
             }[suite]
             found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
             write_json(out or opened[0].path / name, found)

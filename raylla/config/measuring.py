@@ -11,6 +11,29 @@ from pydantic import Field, field_validator
 from raylla.config.sections import NonNegative, Positive, Section, Seed
 
 
+class BiddingDay(Section):
+    """`raylla evaluate --suite day`: bidders with budgets, over days of 48 periods."""
+
+    queries: Annotated[int, Field(ge=2)] = Field(8, description="test queries, each asked in every period")
+    days: Positive = Field(3, description="days in a row, the bidders keeping what they learn")
+    draws: Positive = Field(
+        4, description="seeds that periods take in turn: answers to a query and bids that differ by chance"
+    )
+    users: Positive = Field(100, description="mean number of users whom an auction stands for")
+    markets: tuple[Literal["truthful", "pacing", "pid", "value", "learned", "mixed"], ...] = Field(
+        ("truthful", "mixed"),
+        min_length=1,
+        description="who bids: all advertisers of one kind, or the four autobidders in turn (mixed)",
+    )
+    budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        0.5, description="budgets, as a multiple of the advertisers' shares of what could be earned"
+    )
+    cap: Positive | None = Field(4, description="impressions per user and campaign in a day; none: any")
+    target: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        1.25, description="value that a value maximizer wants per unit that it spends"
+    )
+
+
 class Evaluation(Section):
     """The table at the end of a run, and `raylla evaluate`."""
 
@@ -58,6 +81,8 @@ class Evaluation(Section):
         description="published answers with and without native ads (JSON lines), which teach what an ad "
         "reads like; none: detectability is not measured",
     )
+
+    day: BiddingDay = BiddingDay()
 
     @field_validator("bids", "equilibrium_bids")
     @classmethod

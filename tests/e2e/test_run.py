@@ -254,10 +254,22 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     for row in advice["mechanisms"].values():
         for shares in zip(*(row[name] for name in ("against", "for", "both", "neither")), strict=True):
             assert sum(one["mean"] for one in shares) == pytest.approx(1)
+    days = {"queries": 2, "days": 1, "draws": 1, "markets": "[mixed]"}
+    short = [part for name, value in days.items() for part in ("--set", f"evaluation.day.{name}={value}")]
+    short += ["--set", "evaluation.mechanisms=[llm-auction,rag-auction]"]
+    _finish(["evaluate", str(tmp_path / "seed-0"), "--suite", "day", *quick, *short], tmp_path / "day.log")
+    played = json.loads((tmp_path / "seed-0" / "day.json").read_text())
+    assert set(played["mechanisms"]) == {"llm-auction", "rag-auction"}
+    for one in played["mechanisms"].values():
+        mixed = one["markets"]["mixed"]
+        assert mixed["price_of_anarchy_any"]["mean"] >= mixed["price_of_anarchy"]["mean"] >= 1 - 1e-6
+        assert 0 < mixed["budget_use"]["mean"] <= 1
+        assert set(mixed["bidders"]) == {"pacing", "pid", "value", "learned"}
     _finish(["report", str(tmp_path / "seed-0")], tmp_path / "report.log")
     page = (tmp_path / "seed-0" / "report" / "index.html").read_text()
     assert all(f"<td>{name}</td>" in page for name in rows)
     assert "What money does to advice" in page
+    assert "A day of bidders" in page
     assert "Revenue against user-welfare" in page
     assert "<mark>@" in page
 

@@ -229,6 +229,72 @@ def test_estimates_before_a_version_serves_are_on_it_where_they_were_held(
     assert not list((tmp_path / "report").glob("offpolicy.*"))
 
 
+def days() -> dict[str, Any]:
+    lone = {"mean": 1.25, "low": None, "high": None}
+    bidder = dict.fromkeys(("budget_use", "used_up", "return"), figure(0.5)) | {"moved": lone}
+    bidder |= {"advertisers": 7}
+    keys = ("revenue", "welfare", "budget_use", "used_up", "return")
+    market = dict.fromkeys(keys, figure(2)) | {"kept_out": {"pacing": 0.125}, "seeds": 1}
+    market |= dict.fromkeys(("price_of_anarchy", "price_of_anarchy_any", "moved"), lone)
+    market |= {"bidders": {"pid": bidder, "value": bidder}}
+    curve = {"spent": [0.25, 0.5], "multiples": [1.0, 0.75, 0.5, 0.25]}
+    market["curves"] = {"pid": curve, "value": curve}
+    markets = {"truthful": market | {"curves": {"truthful": curve}}, "mixed": market}
+    return {
+        "mechanisms": {
+            "card": {"choices": [{"reserve": 25.0}], "markets": markets},
+            "llm-auction: masked": {"choices": [{}], "markets": {"mixed": market}},
+        },
+        "periods": 2,
+        "traffic": [0.5, 0.5],
+        "settings": {"days": 2, "queries": 8},
+        "clicks": f"click model {HOSTILE}",
+        "runs": evaluation()["runs"],
+    }
+
+
+def test_a_day_of_bidders_is_on_it_where_it_was_measured(page: Path, tmp_path: Path) -> None:
+    assert "A day of bidders" not in page.read_text()
+    (tmp_path / "day.json").write_text(json.dumps(days()))
+    html = write_report(tmp_path / "evaluation.json", tmp_path / "report").read_text()
+    assert "A day of bidders" in html
+    assert "<script" not in html
+    drawn = {path.stem for path in (tmp_path / "report").glob("day*.png")}
+    kinds = ("day-spend", "day-multiples")
+    assert drawn == {
+        "day",
+        *(f"{kind}-{name}" for kind in kinds for name in ("card", "llm-auction-masked")),
+    }
+    assert html.count("data:image/png;base64,") == len(FIGURES) + len(drawn)
+    rows = list(csv.DictReader((tmp_path / "report" / "day.csv").open()))
+    told = [(one["mechanism"], one["bidders"], one["revenue"], one["price_of_anarchy"]) for one in rows]
+    assert told == [
+        ("card", "truthful", "2", "1.25"),
+        ("card", "mixed", "2", "1.25"),
+        ("llm-auction: masked", "mixed", "2", "1.25"),
+    ]
+    assert "<td>1.25</td>" in html
+    assert "<td>pacing 0.12</td>" in html
+    bidders = list(csv.DictReader((tmp_path / "report" / "day-bidders.csv").open()))
+    assert [(one["market"], one["bidder"]) for one in bidders[:4]] == [
+        ("truthful", "pid"),
+        ("truthful", "value"),
+        ("mixed", "pid"),
+        ("mixed", "value"),
+    ]
+    assert "day" not in json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    (tmp_path / "day.json").unlink()
+    write_report(tmp_path / "evaluation.json", tmp_path / "report")
+    assert not list((tmp_path / "report").glob("day*"))
+
+
+def test_half_a_day_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    (tmp_path / "day.json").write_text('{"mechanisms": {}}')
+    with pytest.raises(RunError, match=r"day\.json lacks clicks, periods, .*--suite day`"):
+        write_report(tmp_path / "evaluation.json", tmp_path / "report")
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -129,6 +129,21 @@ def show_conflict(console: Console, found: dict[str, Any]) -> None:
     console.print(table)
 
 
+def show_day(console: Console, found: dict[str, Any]) -> None:
+    """Print `day.json`."""
+    title = f"{found['name']}: the last of {found['settings']['days']} days of {found['periods']} periods"
+    caption = f"95 % intervals; clicks as expected by {found['clicks']}; bid units per user"
+    table = Table(title=Text(title), caption=Text(caption))
+    headings = ("revenue", "welfare", "budget use", "return", "price of anarchy", "moved")
+    for heading in ("mechanism", "bidders", *headings, "seeds"):
+        table.add_column(heading, justify="right")
+    for name, one in found["mechanisms"].items():
+        for market, row in one["markets"].items():
+            figures = [_precise(row[heading.replace(" ", "_")]) for heading in headings]
+            table.add_row(name, market, *figures, str(row["seeds"]))
+    console.print(table)
+
+
 def _show_quality(console: Console, found: dict[str, Any]) -> None:
     """Print what the reader of the answers gets."""
     table = Table(title="what the reader gets")
@@ -150,6 +165,8 @@ def _precise(value: dict[str, float] | None) -> str:
     if value is None or math.isnan(value["mean"]):
         return "-"
     mean, low, high = (f"{value[end]:.3g}" for end in ("mean", "low", "high"))
+    if math.isnan(value["low"]):
+        return mean
     return f"{mean} [{low}, {high}]"
 
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
+from raylla.evaluation.page.days import day_bidders, day_figures, day_totals
 from raylla.evaluation.page.figures import FIGURES, Found, frontiers, png
 from raylla.figures.quality import READER
 from raylla.figures.table import terms_of
@@ -23,9 +24,10 @@ from raylla.strictjson import dumps
 
 SUITES = {
     "conflict": {"mechanisms", "ratios", "pairs", "runs", "tuned_under"},
+    "day": {"mechanisms", "periods", "traffic", "settings", "clicks", "runs"},
     "offpolicy": {"pairs", "summary", "measures", "runs", "level", "splits"},
 }
-"""What the files of other suites hold that are on the page, where they are there."""
+"""What else `raylla evaluate --suite` may have measured of the same runs, and what its file holds."""
 _Table = tuple[str, list[str], list[list[Any]]]
 """Caption, headings, rows; a figure is a dict of mean, low and high."""
 
@@ -56,13 +58,13 @@ def write_report(evaluation: Path, out: Path) -> Path:
     (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
     found |= suites
     drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
-    drawn |= frontiers(found)
+    drawn |= frontiers(found) | day_figures(found)
     pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
-    for name in (name for name, suite in suites.items() if not suite):
-        del tables[name]
-        for kind in ("png", "csv"):  # of a report before
-            (out / f"{name}.{kind}").unlink(missing_ok=True)
+    for suite in (name for name, one in suites.items() if not one):
+        tables = {name: one for name, one in tables.items() if name.split("-")[0] != suite}
+        for old in (*out.glob(f"{suite}*.png"), *out.glob(f"{suite}*.csv")):  # of a report before
+            old.unlink()
     for name, picture in pictures.items():
         (out / f"{name}.png").write_bytes(picture)
     for name, (_, headings, rows) in tables.items():
@@ -148,6 +150,8 @@ def _tables(found: Found) -> dict[str, _Table]:
         "equilibrium": _equilibrium(found),
         "conflict": _conflict(found),
         "offpolicy": _offpolicy(found),
+        "day": day_totals(found),
+        "day-bidders": day_bidders(found),
         "pctr": _pctr(found),
         "shift": _shift(found),
         "runs": _runs(found),
@@ -357,6 +361,8 @@ def _counted(found: Found) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, dict) and value["mean"] is not None and value["low"] is None:
+        return _cell(value["mean"])
     if isinstance(value, dict) and value["mean"] is not None:
         return f"{_cell(value['mean'])} [{_cell(value['low'])}, {_cell(value['high'])}]"
     if isinstance(value, float):

@@ -1,0 +1,257 @@
+"""A mechanism's days: who enters an auction, what comes of it, what is charged and learnt.
+
+All auctions of a period are one batch: they are held under the budgets, bids and caps that the period
+begins with.  Who may compete is said by the endpoint's own `Eligibility`.  Clicks are expected ones: an
+auction stands for its users, of whom each ad's share clicks.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylla.auction import parse
+from raylla.auction.checks import Array
+from raylla.bidding.autobidders import Population, Won
+from raylla.evaluation.backend import EvaluationBackend
+from raylla.evaluation.day.market import COHORTS, HALF_HOUR, MIDNIGHT, PERIODS, Books, Market, traffic
+from raylla.mechanisms.protocol import Choice, Mechanism, Offer
+from raylla.records import Planned
+from raylla.serving.auction.eligibility import Eligibility
+from raylla.serving.money.money import from_units, times, to_units
+from raylla.serving.money.records import Filters
+from raylla.world.clicks import click_probabilities
+
+Answered = dict[tuple[int, str], Array]
+"""A query's number and a text -> the value of the clicks that one user's reading brings each ad [n]."""
+_Entered = tuple[int, str, Planned]
+"""A query's number, its users' name, and its auction among those that may compete."""
+
+_Answer = tuple[Offer | None, Mapping[str, float]]
+"""What the users of an auction get, and the chances of clicks by ad; none where it was lost."""
+
+
+@dataclass(slots=True)
+class Played:
+    """What came of the days of one mechanism and one market, in bid units.
+
+    ``value`` of clicks and what was ``paid`` [days, q, n]; ``spent`` and the bidders' mean ``multiples``
+    [days, periods, n]; ``unpaid`` [days] is what clicks beyond budgets would have cost.  Of the auctions'
+    candidates ``entered`` competed; ``kept_out`` counts the others by the reason.
+    """
+
+    value: Array
+    paid: Array
+    spent: Array
+    multiples: Array
+    unpaid: Array
+    answers: Answered = field(default_factory=dict)
+    kept_out: Counter[str] = field(default_factory=Counter)
+    entered: int = 0
+
+    @classmethod
+    def nothing(cls, market: Market) -> Played:
+        """Before the first day."""
+        days, _, queries = market.users.shape
+        by_query, by_period = (days, queries, len(market.ads)), (days, PERIODS, len(market.ads))
+        value, paid = np.zeros((2, *by_query))
+        spent, multiples = np.zeros((2, *by_period))
+        return cls(value, paid, spent, multiples, np.zeros(days))
+
+
+def play(
+    backend: EvaluationBackend,
+    mechanism: Mechanism,
+    choice: Choice,
+    market: Market,
+    populations: Sequence[Population],
+    budgets: Array,
+) -> list[Played]:
+    """Hold the days' auctions of ``market`` under ``mechanism``, once for each of ``populations``, whose
+    bids they are; side by side, so that models answer a period of all of them at once.
+
+    Raises:
+        BudgetError: more than ``irpo.max_drop_share`` of the auctions or judgements were lost.
+    """
+    played = [_Days(backend, market, one, budgets) for one in populations]
+    for day in range(len(market.users)):
+        for population in populations:
+            population.begin()
+        for period in range(PERIODS):
+            entered = [one.enter(day, period) for one in played]
+            asked = [planned for held, _ in entered for _, _, planned in held]
+            offers = iter(_offers(backend, mechanism, choice, asked))
+            for one, (held, active) in zip(played, entered, strict=True):
+                one.settle(day, period, held, [next(offers) for _ in held], active)
+    return [one.played for one in played]
+
+
+def alone(backend: EvaluationBackend, mechanism: Mechanism, market: Market) -> tuple[Array, Answered]:
+    """Chances of a click [q, n] on each candidate in an auction without rivals, and those answers."""
+    choice = mechanism.choices(backend.config.irpo.epochs)[0]
+    asked = [
+        (query, place, _among(planned, [at], [planned.auction.bids[at]], f"/alone/{ad}"))
+        for query, planned in enumerate(market.auctions)
+        for at, (place, ad) in enumerate(zip(market.places[query], planned.auction.ad_ids, strict=True))
+    ]
+    offers = _offers(backend, mechanism, choice, [planned for _, _, planned in asked])
+    rates, answers = np.zeros(market.values.shape), Answered()
+    for (query, place, planned), (offer, chances) in zip(asked, offers, strict=True):
+        if offer is not None:
+            rates[query, place] = chances.get(planned.auction.ad_ids[0], 0.0)
+            answers[query, offer.text] = _worth(market, query, chances)
+    return rates, answers
+
+
+def click_chances(
+    backend: EvaluationBackend, answers: Sequence[tuple[Planned, str]]
+) -> list[Mapping[str, float] | None]:
+    """Chance of a click on each ad placed in each answer: the judge's where it says how sure it is, else
+    the click model's, as in the tables' expected figures; none where the judge could not be read.
+
+    The judge reads an answer to a query once, as far as it places the same ads.
+    """
+    if backend.config.user_llm.reading == "token":
+        named = [(_judged(planned, text), text) for planned, text in answers]
+        once = {(planned.auction.id, text): (planned, text) for planned, text in named}
+        judged = dict(zip(once, backend.judgements(list(once.values())), strict=True))
+        found = [judged[planned.auction.id, text] for planned, text in named]
+        return [None if one.clicks is None else one.probabilities or {} for one in found]
+    ads = backend.world.ad_by_id
+    return [
+        click_probabilities(planned.query, planned.profile, text, parse(text, planned.ads).placements, ads)
+        for planned, text in answers
+    ]
+
+
+class _Days:
+    """The state of the market while it is played: the books, the bidders, and what came of it."""
+
+    def __init__(
+        self, backend: EvaluationBackend, market: Market, population: Population, budgets: Array
+    ) -> None:
+        serving, day = backend.config.serving, backend.config.evaluation.day
+        self._unit, self._most, self._draws = (
+            serving.micros_per_unit,
+            backend.config.world.max_bid,
+            day.draws,
+        )
+        limits = list(zip(budgets.tolist(), population.pacings, strict=True))
+        self._books = Books(market, limits, self._unit, day.cap)
+        self._eligibility = Eligibility(self._books, serving, self._most)
+        self._market, self._population, self._shares = market, population, traffic()
+        self.played = Played.nothing(market)
+
+    def enter(self, day: int, period: int) -> tuple[list[_Entered], NDArray[np.bool_]]:
+        """The period's auctions among the candidates that may compete, and which ads are in one [n]."""
+        now, market = _time(day, period), self._market
+        self._eligibility.refresh(now)
+        self.played.multiples[day, period] = self._population.means
+        multiples, active = self._population.multiples, np.zeros(len(market.ads), np.bool_)
+        found: list[_Entered] = []
+        for query, places in enumerate(map(list, market.places)):
+            planned = market.drawn(query, period, self._draws)
+            user = f"{planned.profile.id}/{period % COHORTS}"
+            bids = np.clip(
+                np.rint(multiples[places] * market.values[query, places]), 1, self._most
+            ).tolist()
+            kept = self._eligible(user, now, dict(zip(planned.auction.ad_ids, bids, strict=True)))
+            active[[places[at] for at in kept]] = True
+            if kept:
+                found.append((query, user, _among(planned, kept, [bids[at] for at in kept])))
+        return found, active
+
+    def _eligible(self, user: str, now: dt.datetime, bids: Mapping[str, float]) -> list[int]:
+        """Which of the candidates, by place, the endpoint lets compete at these bids."""
+        micros = {ad: from_units(bid, self._unit) for ad, bid in bids.items()}
+        selection = self._eligibility.select(Filters(user_id=user), now, micros)
+        rows = [selection.catalogue.row_by_id[ad] for ad in bids]
+        mask, gone = selection.without(selection.mask, [row for row in rows if selection.mask[row]])
+        left_out = [one.reason for one in selection.filtered(len(self._market.ads)) if one.ad_id in bids]
+        self.played.kept_out += Counter(reason.value for reason in left_out)
+        self.played.kept_out += Counter({reason.value: count for reason, count in gone.items()})
+        kept = [at for at, row in enumerate(rows) if mask[row]]
+        self.played.entered += len(kept)
+        return kept
+
+    def settle(
+        self,
+        day: int,
+        period: int,
+        entered: Sequence[_Entered],
+        offers: Sequence[_Answer],
+        active: NDArray[np.bool_],
+    ) -> None:
+        """Book impressions and clicks, and tell the bidders."""
+        market, now = self._market, _time(day, period)
+        value, paid = np.zeros((2, *market.values.shape))
+        for (query, user, planned), (offer, chances) in zip(entered, offers, strict=True):
+            if offer is None:
+                continue
+            users = int(market.users[day, period, query])
+            self._books.show(user, parse(offer.text, planned.ads).ad_ids, now)
+            worth = _worth(market, query, chances)
+            self.played.answers[query, offer.text] = worth
+            value[query] = users * worth
+            for ad, chance in chances.items():
+                price, clicks = from_units(offer.prices.get(ad, 0.0), self._unit), chance * users
+                charged = self._books.charge(ad, price, clicks, now.date())
+                paid[query, market.ads.index(ad)] = to_units(charged, self._unit)
+                self.played.unpaid[day] += to_units(times(price, clicks) - charged, self._unit)
+        self.played.value[day] += value
+        self.played.paid[day] += paid
+        self.played.spent[day, period] = paid.sum(axis=0)
+        won = Won(float(self._shares[period]), value.sum(axis=0), paid.sum(axis=0), active)
+        self._population.learn(won)
+
+
+def _time(day: int, period: int) -> dt.datetime:
+    return MIDNIGHT + (day * PERIODS + period) * HALF_HOUR
+
+
+def _worth(market: Market, query: int, chances: Mapping[str, float]) -> Array:
+    """The value of the clicks that one user's reading of an answer brings each ad [n]."""
+    found = np.zeros(len(market.ads))
+    for ad, chance in chances.items():
+        place = market.ads.index(ad)
+        found[place] = chance * market.values[query, place]
+    return found
+
+
+def _judged(planned: Planned, text: str) -> Planned:
+    """The auction as an answer's judgement is kept: by the query and the ads placed."""
+    name = "/".join(["day", planned.query.id, *parse(text, planned.ads).ad_ids])
+    return replace(planned, auction=replace(planned.auction, id=name))
+
+
+def _among(planned: Planned, kept: Sequence[int], bids: Sequence[float], name: str = "") -> Planned:
+    """The auction among some of its candidates, by their places in it, at these bids."""
+    auction = planned.auction
+    ids = tuple(auction.ad_ids[at] for at in kept)
+    changed = replace(auction, id=f"{auction.id}{name}", ad_ids=ids, bids=tuple(bids))
+    return replace(planned, auction=changed, ads=tuple(planned.ads[at] for at in kept))
+
+
+def _offers(
+    backend: EvaluationBackend, mechanism: Mechanism, choice: Choice, auctions: Sequence[Planned]
+) -> list[_Answer]:
+    """What came of each auction; of those lost, nothing."""
+    ran = mechanism.run(backend, auctions, choice) if auctions else []
+    offers = [one.offers[0] if one.offers else None for one in ran]
+    backend.bound(f"auctions of {mechanism.name}", sum(one is None for one in offers), len(offers))
+    answered = [
+        (planned, offer.text) for planned, offer in zip(auctions, offers, strict=True) if offer is not None
+    ]
+    judged = click_chances(backend, answered)
+    backend.bound(f"judgements of {mechanism.name}", sum(one is None for one in judged), len(judged))
+    chances = iter(judged)
+    found: list[_Answer] = []
+    for offer in offers:
+        told = None if offer is None else next(chances)
+        found.append((None, {}) if told is None else (offer, told))
+    return found
