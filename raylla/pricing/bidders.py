@@ -115,7 +115,7 @@ def shade(curve: AllocationCurve, values: Contests, clicks: Array) -> tuple[Arra
             bids = shaded(values.bids, other)
             shares = np.take_along_axis(along, np.searchsorted(grid, bids)[..., None], axis=2)[..., 0]
             earned.append(float((worth * shares * (values.bids - bids)).sum()))
-        gains.append(max(earned) - earned[int(np.flatnonzero(FACTORS == factor)[0])])
+        gains.append(max(earned) - earned[int(np.flatnonzero(factor == FACTORS)[0])])
     chosen = float(FACTORS[int(np.argmin(gains))])
     return shaded(values.bids, chosen), chosen
 

@@ -5,10 +5,10 @@ auction's candidates and "no ad" (McFadden 1974): ad i has the utility
 
     u_i(z) = constant + traits_i . w + c log z + d z / largest + sum over k >= rank_i(z) of gain_k
 
-at the bid z, no ad has 0, and the share of i is exp(u_i) / (1 + sum_j exp(u_j)).  rank_i(z) is the place of
-z among the bids of the auction, equal ones as listed.  Fitted with c, d and every gain at least 0, the share
-of an ad never falls in its own bid, and no rival's share rises in it: u_i rises, and a rival's rank only gets
-worse.  Traits say how an ad suits question and user; none of them reads a bid.
+at the bid z, no ad has 0, and the share of i is exp(u_i) / (1 + sum_j exp(u_j)).  rank_i(z) is the place
+of z among the bids of the auction, equal ones as listed.  Fitted with c, d and every gain at least 0, the
+share of an ad never falls in its own bid: u_i rises, and its rivals' ranks only get worse.  Traits say how
+an ad suits question and user; none of them reads a bid.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Mask = NDArray[np.bool_]
 
 def traits_of(query: Query, profile: Profile, ad: Ad) -> tuple[int, ...]:
     """`TRAITS` of an ad: of the question's category, of its theme at least, of the user's interests."""
-    near, interested = relation(query, profile, ad)
-    return (int(near == "2"), int(near in "12"), int(interested))
+    near, interested = map(int, relation(query, profile, ad))
+    return (int(near == 2), int(near >= 1), interested)
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ class Contests:
     there: Mask
 
     @classmethod
-    def of(
-        cls, bids: Sequence[Sequence[float]], traits: Sequence[Sequence[Sequence[int]]]
-    ) -> Contests:
+    def of(cls, bids: Sequence[Sequence[float]], traits: Sequence[Sequence[Sequence[int]]]) -> Contests:
         """Of lists of different lengths."""
         width = max(map(len, bids), default=0)
         shape = (len(bids), width)
@@ -98,7 +96,9 @@ class AllocationCurve:
         result: Array = weight / (1 + weight.sum(axis=1, keepdims=True))
         return result
 
-    def along(self, contests: Contests, entered: Mask, grid: Array, places: Sequence[int] | None = None) -> Array:
+    def along(
+        self, contests: Contests, entered: Mask, grid: Array, places: Sequence[int] | None = None
+    ) -> Array:
         """The share [a, n, g] of each ad, or of those at ``places``, at every bid of ``grid`` [g], the
         bids of those ``entered`` beside it as they are; its own counts as entered."""
         ladder, fixed = self._ladder(), self._fixed(contests)

@@ -7,8 +7,8 @@
 
 Bounds: the regret of bidding the truth (`most_regret`; none: that of first price), and the advertisers'
 surplus as a share of what first price leaves to bidders who maximize utility (`least_surplus`).  No one
-loses: prices are never above the bid.  Each auction counts as it was logged and with fewer of its candidates,
-for in thin markets reserves matter most.
+loses: prices are never above the bid.  Each auction counts as it was logged and with fewer of its
+candidates, for in thin markets reserves matter most.
 """
 
 from __future__ import annotations
@@ -53,7 +53,13 @@ class _Held:
 
 
 def learn_sheet(
-    log: Log, largest: float, folds: int, bidders: Sequence[int], bounds: Bounds, seed: int, about: dict[str, Any]
+    log: Log,
+    largest: float,
+    folds: int,
+    bidders: Sequence[int],
+    bounds: Bounds,
+    seed: int,
+    about: dict[str, Any],
 ) -> PriceSheet:
     """The sheet that a log teaches; its report has what was found on the way and ``about``.
 
@@ -61,7 +67,9 @@ def learn_sheet(
         DataError: fewer than `LEAST_AUCTIONS` auctions, or a fold without an answer.
     """
     if len(log) < LEAST_AUCTIONS:
-        raise DataError(f"{len(log)} logged auctions are too few to learn prices from; give {LEAST_AUCTIONS}")
+        raise DataError(
+            f"{len(log)} logged auctions are too few to learn prices from; give {LEAST_AUCTIONS}"
+        )
     held: dict[str, list[_Held]] = {}
     calibrated = []
     for fold in range(folds):
@@ -95,7 +103,7 @@ def learn_sheet(
 def _fold(
     curve: AllocationCurve, inside: Log, outside: Log, bidders: Sequence[int], bounds: Bounds, seed: int
 ) -> dict[str, _Held]:
-    """What first price and every depth learned ``inside`` come to ``outside``, where its own curve rules."""
+    """What first price and every depth learned ``inside`` come to ``outside``, by its own curve."""
     rates, real = click_rates(inside), click_rates(outside)
     true = fit_curve(outside.contests, outside.placed, outside.answers, curve.largest)
     markets = _markets(_some(inside, seed), bidders, seed)
@@ -228,8 +236,8 @@ def _predicted(curve: AllocationCurve, log: Log) -> tuple[Array, Array, Array, A
 
 
 def _calibration(parts: Sequence[tuple[Array, Array, Array, Array]]) -> dict[str, Any]:
-    """How the shares of held-out auctions were predicted: by tenths of the candidates, the mean predicted and
-    the mean found; their mean distance; nats per answer, beside equal shares for all and for no ad."""
+    """How the shares of held-out auctions were predicted: by tenths of the candidates, the mean predicted
+    and the mean found; their mean distance; nats per answer, beside equal shares for all and for no ad."""
     wanted, placed, answers = (np.concatenate([part[at] for part in parts]) for at in range(3))
     order = np.argsort(wanted / answers)
     bins = [

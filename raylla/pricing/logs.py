@@ -53,8 +53,16 @@ class Log:
 
     def rows(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Log:
         """Some of the auctions."""
-        parts = (one[chosen] for one in (self.answers, self.placed, self.judged, self.clicks, self.folds))
-        return Log(self.contests.rows(chosen), *parts, self.cells[chosen], self.names)
+        return Log(
+            self.contests.rows(chosen),
+            self.answers[chosen],
+            self.placed[chosen],
+            self.judged[chosen],
+            self.clicks[chosen],
+            self.folds[chosen],
+            self.cells[chosen],
+            self.names,
+        )
 
     def thinned(self, bidders: int, seed: int) -> Log:
         """The auctions with ``bidders`` of their candidates each, drawn; what was answered no longer

@@ -1,9 +1,10 @@
 """Personalised reserves: a least bid for what an ad is to a question, learned by simulated revenue.
 
-A reserve is looked up by the ad's category and its traits, else by its theme and traits, else by its traits,
-else there is one for all.  What is learned at one depth begins at what was learned above it, so that a cell
-with few auctions keeps its parent's.  No auction price and no reserve of the log is read, only bids, which
-count as values: under first price bidders may shade theirs, and then the reserves are too low, not too high.
+A reserve is looked up by the ad's category and its traits, else by its theme and traits, else by its
+traits, else there is one for all.  What is learned at one depth begins at what was learned above it, so
+that a cell with few auctions keeps its parent's.  No auction price and no reserve of the log is read, only
+bids, which count as values: under first price bidders may shade theirs, and then the reserves are too low,
+not too high.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction.checks import Array
-from raylla.pricing.curve import AllocationCurve
+from raylla.pricing.curve import AllocationCurve, Mask
 from raylla.pricing.logs import Log, rates_at
 from raylla.pricing.rule import quote
 
@@ -75,9 +76,7 @@ def simulate_truth(curve: AllocationCurve, rates: dict[str, float], log: Log, re
     """What auctions come to at Myerson's prices above ``reserves`` [a, n] where all bid their values."""
     quoted = quote(curve, log.contests, reserves)
     clicks = quoted.shares * rates_at(rates, log.contests.traits)
-    return Simulated(
-        (clicks * quoted.prices).sum(axis=1), (clicks * log.contests.bids).sum(axis=1)
-    )
+    return Simulated((clicks * quoted.prices).sum(axis=1), (clicks * log.contests.bids).sum(axis=1))
 
 
 @dataclass(slots=True)
@@ -90,7 +89,9 @@ class _Market:
 
     def cells(self, depth: str) -> NDArray[np.object_]:
         """The cell [a, n] of each candidate at a depth; None where there is none."""
-        return np.array([*(key(depth, *name) for name in self.log.names), None], dtype=object)[self.log.cells]
+        return np.array([*(key(depth, *name) for name in self.log.names), None], dtype=object)[
+            self.log.cells
+        ]
 
 
 def learn_reserves(
@@ -125,13 +126,13 @@ def _best(
     curve: AllocationCurve,
     rates: dict[str, float],
     markets: Sequence[_Market],
-    members: Sequence[NDArray[np.bool_]],
+    members: Sequence[Mask],
     tried: Array,
     floor: float,
 ) -> float | None:
-    """The reserve of ``tried`` that earns most where the candidates ``members`` [a, n] of each market have it,
-    which they then do; None where theirs are as good."""
-    rows = [member.any(axis=1) for member in members]
+    """The reserve of ``tried`` that earns most where the candidates ``members`` [a, n] of each market have
+    it, which they then do; None where theirs are as good."""
+    rows: list[Mask] = [np.asarray(member.any(axis=1)) for member in members]
     best = sum(float(one.now.revenue.sum()) for one in markets)
     kept = sum(float(one.now.revenue[~here].sum()) for one, here in zip(markets, rows, strict=True))
     left = sum(float(one.now.surplus[~here].sum()) for one, here in zip(markets, rows, strict=True))

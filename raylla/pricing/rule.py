@@ -1,14 +1,14 @@
-"""The price rule `reserve`: Myerson's price on an allocation curve, above a reserve; per click, in bid units.
+"""The price rule `reserve`: Myerson's price above a reserve on an allocation curve, in bid units per click.
 
-With x the share of an ad at each bid it could make (`raylla.pricing.curve`), r its reserve, and nobody below
-it in the auction, a click costs
+With x the share of an ad at each bid it could make (`raylla.pricing.curve`), r its reserve, and nobody
+below it in the auction, a click costs
 
     p(b) = b - (integral of x from r to b) / x(b)        for b >= r
 
 (Myerson 1981; the integral by trapezoids over whole bids, as `raylla.auction.optimum.myerson`).  For x that
-does not fall: r <= p(b) <= b, so nobody pays more than it bids; p rises with b; and x(b) p(b) is the payment
-that makes the truth a best response, as far as x is right.  How often an ad is clicked once it is placed
-cancels out where its own bid does not change it.  The reserve may depend on anything but the ad's own bid.
+does not fall: r <= p(b) <= b, so nobody pays more than it bids; p rises with b; and x(b) p(b) is the
+payment that makes the truth a best response, as far as x is right.  How often an ad is clicked once it is
+placed cancels out where its own bid does not change it.  The reserve may depend on anything but the bid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from raylla.pricing.curve import AllocationCurve, Contests, Mask
 
 def bid_grid(largest: float) -> Array:
     """All bids [g] of the grid that models are trained on: whole units from 1."""
-    return np.arange(1.0, round(largest) + 1)
+    result: Array = np.arange(1, round(largest) + 1).astype(float)
+    return result
 
 
 def click_prices(shares: Array, grid: Array, reserves: Array) -> Array:

@@ -114,14 +114,15 @@ def parse_sheet(text: str, where: str) -> PriceSheet:
             float(given["largest"]),
         )
         reserves = Reserves(
-            float(tree["reserves"]["all"]), {name: float(one) for name, one in tree["reserves"]["by"].items()}
+            float(tree["reserves"]["all"]),
+            {name: float(one) for name, one in tree["reserves"]["by"].items()},
         )
         rates = {name: float(one) for name, one in tree["rates"].items()}
         _check(curve, reserves, rates)
         return PriceSheet(curve, reserves, rates, tree["report"], text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{where} is no price sheet ({type(error).__name__}: {error}); write one with `raylla prices learn`"
+            f"{where} is no price sheet ({type(error).__name__}: {error}); `raylla prices learn` writes one"
         ) from None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter
 
 from raylla import config as settings
 from raylla.errors import DataError
@@ -50,7 +51,11 @@ def log_prices(
                 found = log_auctions(begun(opened), [None, *bidders], queries, answers)
         finally:
             opened.home.save()
-    tree = {"form": FORM, "largest": opened.config.world.max_bid, "auctions": [asdict(one) for one in found]}
+    tree = {
+        "form": FORM,
+        "largest": opened.config.world.max_bid,
+        "auctions": [asdict(one) for one in found],
+    }
     write_text(out, dumps(tree) + "\n")
     say(f"{out}: {len(found)} auctions")
 
@@ -86,7 +91,9 @@ def learn(
         from raylla.pricing.logs import as_log
         from raylla.runs.state import write_text
 
-    chosen = settings.load_config(config, set_) if config else settings.changed(settings.Config(), None, set_)
+    chosen = (
+        settings.load_config(config, set_) if config else settings.changed(settings.Config(), None, set_)
+    )
     found, largest = _logged(source, version, chosen)
     bounds = Bounds(most_regret, least_surplus)
     about = {"version": found[-1].version if found else "", "seed": seed}
@@ -104,10 +111,12 @@ def evaluate_prices(
     prices: Annotated[Path, typer.Option(help="the price sheet")],
     out: Annotated[Path | None, typer.Option(help="default: prices.json in the run")] = None,
     bidders: _Bidders = [2, 3],  # noqa: B006
-    draws: Annotated[int, typer.Option(min=1, help="auctions of each question, with bids of their own")] = 3,
+    draws: Annotated[
+        int, typer.Option(min=1, help="auctions of each question, with bids of their own")
+    ] = 3,
     set_: _Settings = [],  # noqa: B006
 ) -> None:
-    """Hold a sheet against first price and Myerson's price on a run's test questions, by its own answers."""
+    """Hold a sheet against first price, and Myerson's price, on a run's test questions, by its answers."""
     with loading():
         from raylla.evaluation import setup
         from raylla.evaluation.prices.holdout import hold_market, summary, test_markets
@@ -165,18 +174,7 @@ def _logged(source: str, version: str | None, config: settings.Config) -> tuple[
         tree = json.loads(Path(source).read_text())
         if tree["form"] != FORM:
             raise ValueError(f"its form is {tree['form']!r}")
-        found = [
-            LoggedAuction(
-                one["asked"],
-                tuple(map(float, one["bids"])),
-                tuple(tuple(map(int, each)) for each in one["traits"]),
-                tuple((str(a), str(b)) for a, b in one["kinds"]),
-                int(one["answers"]),
-                *(tuple(map(float, one[name])) for name in ("placed", "judged", "clicks")),
-                str(one["version"]),
-            )
-            for one in tree["auctions"]
-        ]
+        found = TypeAdapter(list[LoggedAuction]).validate_python(tree["auctions"])
         return found, float(tree["largest"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise DataError(
@@ -220,7 +218,7 @@ def _show_held(found: dict[str, Any]) -> None:
                     name,
                     rule,
                     kind,
-                    f"{one['revenue']['mean']:.2f} [{one['revenue']['low']:.2f}, {one['revenue']['high']:.2f}]",
+                    "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**one["revenue"]),
                     f"{one['surplus']['mean']:.2f}",
                     "" if gain is None else _percent(gain["revenue"]),
                     f"{one['on_curve']['mean']:.2f}",

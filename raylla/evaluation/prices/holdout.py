@@ -1,11 +1,12 @@
 """Learned prices on questions that they were not learned from, by the model's own answers.
 
-Every test question's auction is held under three rules (`RULES`): first price; Myerson's price on the sheet's
-curve, without reserves; and that above the sheet's reserves.  Bidders' values are the auction's bids.  They bid
-them, or settle (`raylla.pricing.bidders`) for their utility or their value.  What they know of the allocation
-is not the sheet's curve but one fitted to the model's own answers to these very auctions, so that an error of
-the sheet's is theirs to use.  The curves say where they settle and what a click costs; what is placed and
-clicked at those bids is the model's and the judge's word, and what the sheet's curve expected stands beside it.
+Every test question's auction is held under three rules (`RULES`): first price; Myerson's price on the
+sheet's curve, without reserves; and that above the sheet's reserves.  Bidders' values are the auction's
+bids.  They bid them, or settle (`raylla.pricing.bidders`) for their utility or their value.  What they know
+of the allocation is not the sheet's curve but one fitted to the model's own answers to these very auctions,
+so that an error of the sheet's is theirs to use.  The curves say where they settle and what a click costs;
+what is placed and clicked at those bids is the model's and the judge's word, and what the sheet's curve
+expected stands beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from raylla.figures.intervals import Figure, means, quotients
 from raylla.irpo.schedule import plan_auctions, some
 from raylla.mechanisms.protocol import TRAINED, Prompt
 from raylla.pricing.bidders import settle, shade
-from raylla.pricing.curve import AllocationCurve, Contests, fit_curve, traits_of
+from raylla.pricing.curve import AllocationCurve, Contests, Mask, fit_curve, traits_of
 from raylla.pricing.logs import LoggedAuction, as_log, rates_at
 from raylla.pricing.rule import click_prices, quote
 from raylla.pricing.sheet import PriceSheet
@@ -62,7 +63,7 @@ def _thinned(backend: EvaluationBackend, planned: Planned, bidders: int | None) 
     return _among(planned, np.array(planned.auction.bids), kept)
 
 
-def _among(planned: Planned, bids: Array, entered: Array | Sequence[bool]) -> Planned:
+def _among(planned: Planned, bids: Array, entered: Mask) -> Planned:
     """The auction with these bids, of those of its ads that ``entered``."""
     kept = [place for place in range(len(planned.ads)) if entered[place]]
     auction = replace(
@@ -94,7 +95,7 @@ def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[d
     chances: dict[tuple[object, ...], Mapping[str, float] | None] = {}
     for (name, one), judgement in zip(texts.items(), judged, strict=True):
         placed = parse(name[2], one.ads, backend.world.ad_ids).placements
-        expected = judgement.probabilities or clicks.click_probabilities(
+        expected: Mapping[str, float] = judgement.probabilities or clicks.click_probabilities(
             one.query, one.profile, name[2], placed, backend.world.ad_by_id
         )
         chances[name] = None if judgement.clicks is None else expected
@@ -102,7 +103,7 @@ def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[d
     found: dict[int, dict[str, float]] = {}
     for one, wrote in zip(asked, written, strict=True):
         names = [(one.auction.id, one.ads, draw.text) for draw in wrote.completions]
-        read = [expected for name in names if (expected := chances[name]) is not None]
+        read = [each for each in map(chances.__getitem__, names) if each is not None]
         found[id(one)] = {
             ad: sum(each.get(ad, 0.0) for each in read) / max(1, len(read)) for ad in one.auction.ad_ids
         }
@@ -116,7 +117,7 @@ class Answers:
         self._backend, self.auctions = backend, auctions
         self._known: dict[tuple[object, ...], dict[str, float]] = {}
 
-    def clicks(self, profiles: Sequence[tuple[Array, Array]]) -> list[Array]:
+    def clicks(self, profiles: Sequence[tuple[Array, Mask]]) -> list[Array]:
         """Mean clicks [a, n] at each profile: bids [a, n] and who entered [a, n]."""
         held = [
             [_among(one, bids[row], entered[row]) for row, one in enumerate(self.auctions)]
@@ -185,9 +186,13 @@ def hold_market(
 
 
 def seen_curve(
-    backend: EvaluationBackend, auctions: Sequence[Planned], values: Contests, table: Array, sheet: PriceSheet
+    backend: EvaluationBackend,
+    auctions: Sequence[Planned],
+    values: Contests,
+    table: Array,
+    sheet: PriceSheet,
 ) -> AllocationCurve:
-    """What bidders know: the curve of the model's own answers to these auctions, with reserves and without."""
+    """What bidders know: the curve of the model's own answers to these auctions, reserves or none."""
     logged: list[LoggedAuction] = []
     for entered in (values.there, values.there & (values.bids >= table)):
         held = [_among(one, values.bids[row], entered[row]) for row, one in enumerate(auctions)]
@@ -240,7 +245,9 @@ def _responses(
     the others bidding their values."""
     count = min(len(answers.auctions), backend.config.evaluation.incentive_queries)
     some = np.arange(count)
-    asked = [replace(one, n=backend.config.evaluation.incentive_answers) for one in answers.auctions[:count]]
+    asked = [
+        replace(one, n=backend.config.evaluation.incentive_answers) for one in answers.auctions[:count]
+    ]
     few, held = values.rows(some), Answers(backend, asked)
     places = np.array(random_places(backend, asked))
     least = None if reserves is None else reserves[:count]
@@ -274,7 +281,9 @@ def summary(held: HeldMarket, resamples: int, seed: int) -> dict[str, Any]:
     for (rule, kind), table in held.tables.items():
         columns = dict(zip(_COLUMNS, means([table], resamples, rng), strict=True))
         settled = held.settled.get((rule, kind))
-        found["rules"].setdefault(rule, {})[kind] = columns | ({} if settled is None else {"settled": settled})
+        found["rules"].setdefault(rule, {})[kind] = columns | (
+            {} if settled is None else {"settled": settled}
+        )
     for rule in RULES[1:]:
         for kind in KINDS:
             base = held.tables["first_price", kind]

@@ -85,7 +85,13 @@ def of_store(
 def _served(one: Served, unit: int) -> LoggedAuction:
     auction = one.auction
     query = Query(
-        auction.id, auction.user_id or "", auction.query, auction.category, auction.theme, "train", auction.turns
+        auction.id,
+        auction.user_id or "",
+        auction.query,
+        auction.category,
+        auction.theme,
+        "train",
+        auction.turns,
     )
     profile = Profile(query.profile_id, auction.basics, auction.interests)
     worth = auction.micros_per_unit or unit
