@@ -18,7 +18,7 @@ from raylla.auction.incentives import Goal
 from raylla.pricing.curve import AllocationCurve, Contests
 from raylla.pricing.rule import bid_grid, click_prices
 
-ROUNDS, KEPT = 12, 4
+ROUNDS, KEPT = 12, 2
 """Rounds of best responses, and the last of them that count."""
 FACTORS = np.round(np.arange(0.2, 1.001, 0.05), 2)
 """Shares of their values that shading bidders choose from."""
