@@ -18,7 +18,7 @@ from raylla.auction.incentives import Goal
 from raylla.pricing.curve import AllocationCurve, Contests
 from raylla.pricing.rule import bid_grid, click_prices
 
-ROUNDS, KEPT = 12, 2
+ROUNDS, _KEPT = 12, 2
 """Rounds of best responses, and the last of them that count."""
 FACTORS = np.round(np.arange(0.2, 1.001, 0.05), 2)
 """Shares of their values that shading bidders choose from."""
@@ -34,7 +34,7 @@ class Settling:
     settled: float
 
 
-def settle(
+def best_respond(
     curve: AllocationCurve,
     values: Contests,
     reserves: Array | None,
@@ -66,7 +66,7 @@ def settle(
         rounds.append(bids.copy())
         if not moved.any():
             break
-    kept = rounds[-1:] if not moved.any() else rounds[-KEPT:]
+    kept = rounds[-1:] if not moved.any() else rounds[-_KEPT:]
     return Settling(tuple(kept), float(1 - moved.mean()))
 
 

@@ -26,12 +26,12 @@ from raylla.world.prompts import relation
 
 TRAITS = ("same_category", "same_theme", "interested")
 """What an ad is to question and user, 0 or 1 each; `traits_of`."""
-PLACES = 3
+RANKS = 3
 """Ranks whose gain is fitted; beyond them all are alike."""
 RIDGE = 1.0
 """Weight of the squared coefficients in the fit, in answers."""
 _MOST = 20.0
-Mask = NDArray[np.bool_]
+Flags = NDArray[np.bool_]
 
 
 def traits_of(query: Query, profile: Profile, ad: Ad) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ class Contests:
 
     bids: Array
     traits: Array
-    there: Mask
+    there: Flags
 
     @classmethod
     def of(cls, bids: Sequence[Sequence[float]], traits: Sequence[Sequence[Sequence[int]]]) -> Contests:
@@ -72,7 +72,7 @@ class Contests:
         """The same with other bids [a, n]."""
         return replace(self, bids=bids)
 
-    def rows(self, chosen: NDArray[np.int64] | Mask) -> Contests:
+    def rows(self, chosen: NDArray[np.int64] | Flags) -> Contests:
         """Some of the auctions."""
         return Contests(self.bids[chosen], self.traits[chosen], self.there[chosen])
 
@@ -88,7 +88,7 @@ class AllocationCurve:
     gains: tuple[float, ...]
     largest: float
 
-    def shares(self, contests: Contests, entered: Mask) -> Array:
+    def shares(self, contests: Contests, entered: Flags) -> Array:
         """The probability [a, n] that the answer is each ad's, among those ``entered``; 0 for others."""
         utility = self._fixed(contests) + self._of_bid(contests.bids)
         utility += self._ladder()[np.minimum(_ranks(contests.bids, entered), len(self.gains))]
@@ -97,7 +97,7 @@ class AllocationCurve:
         return result
 
     def along(
-        self, contests: Contests, entered: Mask, grid: Array, places: Sequence[int] | None = None
+        self, contests: Contests, entered: Flags, grid: Array, places: Sequence[int] | None = None
     ) -> Array:
         """The share [a, n, g] of each ad, or of those at ``places``, at every bid of ``grid`` [g], the
         bids of those ``entered`` beside it as they are; its own counts as entered."""
@@ -146,7 +146,7 @@ def fit_curve(contests: Contests, placed: Array, answers: Array, largest: float)
     ranks = _ranks(contests.bids, contests.there)
     columns = [np.ones_like(contests.bids), *np.moveaxis(contests.traits, 2, 0)]
     columns += [np.log(contests.bids), contests.bids / largest]
-    columns += [(ranks <= k).astype(float) for k in range(PLACES)]
+    columns += [(ranks <= k).astype(float) for k in range(RANKS)]
     features = np.where(contests.there[..., None], np.stack(columns, axis=2), 0.0)
     free = 1 + contests.traits.shape[2]
 
@@ -164,14 +164,14 @@ def fit_curve(contests: Contests, placed: Array, answers: Array, largest: float)
         gradient[1:] += RIDGE * weights[1:]
         return value + penalty, gradient
 
-    bounds = [(-_MOST, _MOST)] * free + [(0.0, _MOST)] * (2 + PLACES)
+    bounds = [(-_MOST, _MOST)] * free + [(0.0, _MOST)] * (2 + RANKS)
     found = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
     return AllocationCurve(
         found[0], tuple(found[1:free]), found[free], found[free + 1], tuple(found[free + 2 :]), largest
     )
 
 
-def _ranks(bids: Array, entered: Mask) -> NDArray[np.int64]:
+def _ranks(bids: Array, entered: Flags) -> NDArray[np.int64]:
     """How many of those ``entered`` bid more than each ad, or as much and are listed before it, [a, n]."""
     places = np.arange(bids.shape[1])
     more = bids[:, None, :] > bids[:, :, None]

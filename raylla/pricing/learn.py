@@ -21,7 +21,7 @@ import numpy as np
 
 from raylla.auction.checks import Array
 from raylla.errors import DataError
-from raylla.pricing.bidders import settle, shade
+from raylla.pricing.bidders import best_respond, shade
 from raylla.pricing.curve import AllocationCurve, fit_curve
 from raylla.pricing.logs import Log, click_rates, rates_at
 from raylla.pricing.reserves import DEPTHS, Reserves, learn_reserves, simulate_truth
@@ -129,7 +129,7 @@ class _Tested(_Held):
 def _first(curve: AllocationCurve, rates: dict[str, float], log: Log, seed: int) -> _Tested:
     """First price where utility maximizers settle; the regret is that of the truth."""
     contests, clicks = log.contests, rates_at(rates, log.contests.traits)
-    settled = settle(curve, contests, None, "utility", np.random.default_rng(seed))
+    settled = best_respond(curve, contests, None, "utility", np.random.default_rng(seed))
     revenue, welfare = [], []
     for bids in settled.rounds:
         got = clicks * curve.shares(contests.at(bids), contests.there)

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction.checks import Array
-from raylla.pricing.curve import AllocationCurve, Mask
+from raylla.pricing.curve import AllocationCurve, Flags
 from raylla.pricing.logs import Log, rates_at
 from raylla.pricing.rule import quote
 
 DEPTHS = ("none", "one", "traits", "theme", "category")
 """How far reserves are personal, from not at all."""
-STEPS = 20
+_STEPS = 20
 """Reserves tried for each cell, evenly over the bids."""
 LEAST_ADS = 40
 """Candidates that a cell needs in the log for a reserve of its own."""
@@ -106,7 +106,7 @@ def learn_reserves(
     for log in logs:
         reserves = np.ones_like(log.contests.bids)
         markets.append(_Market(log, reserves, simulate_truth(curve, rates, log, reserves)))
-    tried = np.unique(np.round(np.linspace(1, curve.largest, STEPS)))
+    tried = np.unique(np.round(np.linspace(1, curve.largest, _STEPS)))
     values: dict[str, float] = {}
     for level in DEPTHS[1 : DEPTHS.index(depth) + 1]:
         tables = [one.cells(level) for one in markets]
@@ -126,13 +126,13 @@ def _best(
     curve: AllocationCurve,
     rates: dict[str, float],
     markets: Sequence[_Market],
-    members: Sequence[Mask],
+    members: Sequence[Flags],
     tried: Array,
     floor: float,
 ) -> float | None:
     """The reserve of ``tried`` that earns most where the candidates ``members`` [a, n] of each market have
     it, which they then do; None where theirs are as good."""
-    rows: list[Mask] = [np.asarray(member.any(axis=1)) for member in members]
+    rows: list[Flags] = [np.asarray(member.any(axis=1)) for member in members]
     best = sum(float(one.now.revenue.sum()) for one in markets)
     kept = sum(float(one.now.revenue[~here].sum()) for one, here in zip(markets, rows, strict=True))
     left = sum(float(one.now.surplus[~here].sum()) for one, here in zip(markets, rows, strict=True))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raylla.auction.checks import Array
-from raylla.pricing.curve import AllocationCurve, Contests, Mask
+from raylla.pricing.curve import AllocationCurve, Contests, Flags
 
 
 def bid_grid(largest: float) -> Array:
@@ -47,7 +47,7 @@ class Quotes:
     """What auctions come to on a curve: who entered [a, n], the shares and prices of a click [a, n], 0
     for those who did not."""
 
-    entered: Mask
+    entered: Flags
     shares: Array
     prices: Array
 

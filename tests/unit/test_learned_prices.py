@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from raylla.auction import incentives, optimum
 from raylla.errors import ConfigError, DataError
-from raylla.pricing.bidders import settle, shade
+from raylla.pricing.bidders import best_respond, shade
 from raylla.pricing.curve import TRAITS, AllocationCurve, Contests, fit_curve
 from raylla.pricing.learn import Bounds, learn_sheet
 from raylla.pricing.logs import Log, LoggedAuction, as_log, click_rates, rates_at
@@ -155,7 +155,7 @@ def test_bidders_settle_at_the_truth_under_the_rule(
     curve: AllocationCurve, held: Contests, seed: int, reserve: float
 ) -> None:
     reserves = np.full(held.bids.shape, reserve)
-    found = settle(curve, held, reserves, "utility", np.random.default_rng(seed))
+    found = best_respond(curve, held, reserves, "utility", np.random.default_rng(seed))
     assert found.settled == 1
     (bids,) = found.rounds
     truthful, got = quote(curve, held, reserves), quote(curve, held.at(bids), reserves)
@@ -166,12 +166,12 @@ def test_bidders_settle_at_the_truth_under_the_rule(
 def test_bidders_shade_under_first_price_and_value_maximizers_do_not() -> None:
     held = Contests.of([[90, 70, 20]] * 3, [[(0, 0, 0)] * 3] * 3)
     rng = np.random.default_rng(0)
-    for bids in settle(STEEP, held, None, "utility", rng).rounds:
+    for bids in best_respond(STEEP, held, None, "utility", rng).rounds:
         assert (bids[:, 0] < 90).all()
-    (bids,) = settle(STEEP, held, None, "value", rng).rounds
+    (bids,) = best_respond(STEEP, held, None, "value", rng).rounds
     assert (bids == held.bids).all()
     calm = held.at(np.array([[90.0, 30.0, 2.0]] * 3))
-    found = settle(STEEP, calm, np.ones_like(held.bids), "value", rng)
+    found = best_respond(STEEP, calm, np.ones_like(held.bids), "value", rng)
     (over,) = found.rounds
     got = quote(STEEP, calm.at(over), np.ones_like(held.bids))
     assert found.settled == 1

@@ -88,7 +88,7 @@ def test_what_is_held_is_what_the_model_does(known: Any) -> None:
     assert {len(one.ads) for one in auctions} == {3}
     assert len({one.auction.id for one in auctions}) == len(auctions) == 24
     held = holdout.hold_market(known, SHEET, auctions, 0)
-    found = holdout.summary(held, 200, 0)
+    found = holdout.market_figures(held, 200, 0)
     values = holdout.contests_of(auctions)
     table = np.full_like(values.bids, 30.0)
     for rule, reserves in (("first_price", None), ("myerson", np.ones_like(table)), ("reserve", table)):
@@ -119,7 +119,7 @@ def test_what_is_held_is_what_the_model_does(known: Any) -> None:
 def test_who_bids_below_the_reserve_is_not_in_the_prompt(known: Any) -> None:
     known.asked.clear()
     auctions = holdout.test_markets(known, None, 1)
-    answers = holdout.Answers(known, auctions)
+    answers = holdout.ModelClicks(known, auctions)
     values = holdout.contests_of(auctions)
     entered = values.there & (values.bids >= 30)
     (got,) = answers.clicks([(values.bids, entered)])

@@ -16,7 +16,7 @@ from raylla.strictjson import dumps
 from raylla.terminal import Overrides, RunPath, console, loading, say, steps, told
 
 app = typer.Typer(help="Reserves and prices learned from logged auctions.", no_args_is_help=True)
-FORM = "raylla-log-1"
+_FORM = "raylla-log-1"
 _Bidders = Annotated[
     list[int], typer.Option(min=1, help="also with so many of the candidates; repeatable, 0: not")
 ]
@@ -52,7 +52,7 @@ def log_prices(
         finally:
             opened.home.save()
     tree = {
-        "form": FORM,
+        "form": _FORM,
         "largest": opened.config.world.max_bid,
         "auctions": [asdict(one) for one in found],
     }
@@ -60,9 +60,9 @@ def log_prices(
     say(f"{out}: {len(found)} auctions")
 
 
-@app.command()
+@app.command("learn")
 @told
-def learn(
+def learn_prices(
     source: Annotated[
         str, typer.Argument(help="a log, a finished run, or the SQLAlchemy URL of an endpoint's store")
     ],
@@ -119,7 +119,7 @@ def evaluate_prices(
     """Hold a sheet against first price, and Myerson's price, on a run's test questions, by its answers."""
     with loading():
         from raylla.evaluation import setup
-        from raylla.evaluation.prices.holdout import hold_market, summary, test_markets
+        from raylla.evaluation.prices.holdout import hold_market, market_figures, test_markets
         from raylla.judging import about
         from raylla.pricing.sheet import read_sheet
         from raylla.runs.observe import Observer
@@ -151,7 +151,7 @@ def evaluate_prices(
                     with watch.stage(f"auctions of {name} bidders"):
                         held = hold_market(backend, sheet, auctions, seed)
                     questions = len({one.query.id for one in auctions})
-                    market = summary(held, chosen.bootstrap, seed)
+                    market = market_figures(held, chosen.bootstrap, seed)
                     found["markets"][name] = {"questions": questions, "auctions": len(auctions), **market}
             write_json(out or opened.path / "prices.json", found)
         finally:
@@ -172,7 +172,7 @@ def _logged(source: str, version: str | None, config: settings.Config) -> tuple[
         return sources.of_run(Run.open(source))
     try:
         tree = json.loads(Path(source).read_text())
-        if tree["form"] != FORM:
+        if tree["form"] != _FORM:
             raise ValueError(f"its form is {tree['form']!r}")
         found = TypeAdapter(list[LoggedAuction]).validate_python(tree["auctions"])
         return found, float(tree["largest"])

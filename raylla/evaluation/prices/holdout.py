@@ -1,6 +1,6 @@
 """Learned prices on questions that they were not learned from, by the model's own answers.
 
-Every test question's auction is held under three rules (`RULES`): first price; Myerson's price on the
+Every test question's auction is held under three rules (`HELD_RULES`): first price; Myerson's price on the
 sheet's curve, without reserves; and that above the sheet's reserves.  Bidders' values are the auction's
 bids.  They bid them, or settle (`raylla.pricing.bidders`) for their utility or their value.  What they know
 of the allocation is not the sheet's curve but one fitted to the model's own answers to these very auctions,
@@ -27,15 +27,15 @@ from raylla.evaluation.properties import random_places
 from raylla.figures.intervals import Figure, means, quotients
 from raylla.irpo.schedule import plan_auctions, some
 from raylla.mechanisms.protocol import TRAINED, Prompt
-from raylla.pricing.bidders import settle, shade
-from raylla.pricing.curve import AllocationCurve, Contests, Mask, fit_curve, traits_of
+from raylla.pricing.bidders import best_respond, shade
+from raylla.pricing.curve import AllocationCurve, Contests, Flags, fit_curve, traits_of
 from raylla.pricing.logs import LoggedAuction, as_log, rates_at
 from raylla.pricing.rule import click_prices, quote
 from raylla.pricing.sheet import PriceSheet
 from raylla.records import Planned
 from raylla.world import clicks
 
-RULES = ("first_price", "myerson", "reserve")
+HELD_RULES = ("first_price", "myerson", "reserve")
 KINDS = ("truthful", "utility", "value", "shading")
 """How bidders bid; `shading` only under first price, for the others make the truth the best share."""
 _GOALS: tuple[Goal, ...] = ("utility", "value")
@@ -63,7 +63,7 @@ def _thinned(backend: EvaluationBackend, planned: Planned, bidders: int | None) 
     return _among(planned, np.array(planned.auction.bids), kept)
 
 
-def _among(planned: Planned, bids: Array, entered: Mask) -> Planned:
+def _among(planned: Planned, bids: Array, entered: Flags) -> Planned:
     """The auction with these bids, of those of its ads that ``entered``."""
     kept = [place for place in range(len(planned.ads)) if entered[place]]
     auction = replace(
@@ -110,14 +110,14 @@ def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[d
     return [found.get(id(one), {}) for one in auctions]
 
 
-class Answers:
+class ModelClicks:
     """The model's clicks at bid profiles of some auctions; the same auction and bids are asked for once."""
 
     def __init__(self, backend: EvaluationBackend, auctions: Sequence[Planned]) -> None:
         self._backend, self.auctions = backend, auctions
         self._known: dict[tuple[object, ...], dict[str, float]] = {}
 
-    def clicks(self, profiles: Sequence[tuple[Array, Mask]]) -> list[Array]:
+    def clicks(self, profiles: Sequence[tuple[Array, Flags]]) -> list[Array]:
         """Mean clicks [a, n] at each profile: bids [a, n] and who entered [a, n]."""
         held = [
             [_among(one, bids[row], entered[row]) for row, one in enumerate(self.auctions)]
@@ -160,7 +160,7 @@ def hold_market(
     backend: EvaluationBackend, sheet: PriceSheet, auctions: Sequence[Planned], seed: int
 ) -> HeldMarket:
     """Hold ``auctions`` under all rules, for all kinds of bidders."""
-    values, answers = contests_of(auctions), Answers(backend, auctions)
+    values, answers = contests_of(auctions), ModelClicks(backend, auctions)
     table = np.ones_like(values.bids)
     for row, one in enumerate(auctions):
         table[row, : len(one.ads)] = [sheet.reserve(one.query, one.profile, ad) for ad in one.ads]
@@ -173,7 +173,7 @@ def hold_market(
         profiles[rule, "truthful"] = (values.bids,)
         for goal in _GOALS:
             rng = np.random.default_rng(seed)
-            found = settle(known, values, least, goal, rng, sheet.curve)
+            found = best_respond(known, values, least, goal, rng, sheet.curve)
             profiles[rule, goal], settled[rule, goal] = found.rounds, found.settled
     bids, shading = shade(known, values, rates)
     profiles["first_price", "shading"] = (bids,)
@@ -207,7 +207,7 @@ def seen_curve(
 
 
 def _came_to(
-    answers: Answers,
+    answers: ModelClicks,
     sheet: PriceSheet,
     values: Contests,
     reserves: Mapping[str, Array | None],
@@ -235,7 +235,7 @@ def _by_question(table: Array, asked: Sequence[str]) -> Array:
 
 def _responses(
     backend: EvaluationBackend,
-    answers: Answers,
+    answers: ModelClicks,
     sheet: PriceSheet,
     values: Contests,
     reserves: Array | None,
@@ -248,7 +248,7 @@ def _responses(
     asked = [
         replace(one, n=backend.config.evaluation.incentive_answers) for one in answers.auctions[:count]
     ]
-    few, held = values.rows(some), Answers(backend, asked)
+    few, held = values.rows(some), ModelClicks(backend, asked)
     places = np.array(random_places(backend, asked))
     least = None if reserves is None else reserves[:count]
     profiles = []
@@ -273,7 +273,7 @@ def _responses(
     return clicked, clicked * prices
 
 
-def summary(held: HeldMarket, resamples: int, seed: int) -> dict[str, Any]:
+def market_figures(held: HeldMarket, resamples: int, seed: int) -> dict[str, Any]:
     """A market's figures with intervals over questions: each rule and kind, the gains of the others over
     first price on the same questions, and the regret of bidding the truth."""
     rng = np.random.default_rng(seed)
@@ -284,7 +284,7 @@ def summary(held: HeldMarket, resamples: int, seed: int) -> dict[str, Any]:
         found["rules"].setdefault(rule, {})[kind] = columns | (
             {} if settled is None else {"settled": settled}
         )
-    for rule in RULES[1:]:
+    for rule in HELD_RULES[1:]:
         for kind in KINDS:
             base = held.tables["first_price", kind]
             table = held.tables[rule, "utility" if kind == "shading" else kind]

@@ -20,7 +20,7 @@ from raylla.serving.store import open_store
 from raylla.world import clicks, store
 from raylla.world.world import World
 
-Read = tuple[tuple[str, ...], Mapping[str, float] | None]
+_Read = tuple[tuple[str, ...], Mapping[str, float] | None]
 """The ads that an answer placed, and their clicks or probabilities where it was judged."""
 
 
@@ -37,7 +37,7 @@ def of_run(run: Run) -> tuple[list[LoggedAuction], float]:
     stage = f"epoch-{epoch}/sample"
     planned = [one for one in auctions(run.config, world, epoch) if one.phase != "test"]
     sampled = read_sampled(run, stage, planned)
-    answered: dict[str, list[Read]] = defaultdict(list)
+    answered: dict[str, list[_Read]] = defaultdict(list)
     for answer in sampled.answers:
         one = sampled.plan[answer.auction_id]
         parsed = parse(answer.text, one.ads)
@@ -106,7 +106,7 @@ def _logged(
     profile: Profile,
     ads: Sequence[Ad],
     bids: Sequence[float],
-    answers: Iterable[Read],
+    answers: Iterable[_Read],
     version: str,
 ) -> LoggedAuction:
     at = {ad.id: place for place, ad in enumerate(ads)}
@@ -134,5 +134,5 @@ def _logged(
 
 def of_answers(planned: Planned, texts: Sequence[str], world: World, version: str) -> LoggedAuction:
     """An auction with these answers, not judged."""
-    read: list[Read] = [(parse(text, planned.ads, world.ad_ids).ad_ids, None) for text in texts]
+    read: list[_Read] = [(parse(text, planned.ads, world.ad_ids).ad_ids, None) for text in texts]
     return _logged(planned.query, planned.profile, planned.ads, planned.auction.bids, read, version)

@@ -10,7 +10,7 @@ from raylla.errors import ConfigError
 from raylla.pricing.sheet import PriceSheet, parse_sheet
 from raylla.serving.billing.findings import Audit
 from raylla.serving.money.records import ServedAuction
-from raylla.serving.money.sheets import asked_of, quoted_micros, reserve_micros
+from raylla.serving.money.sheets import question_of, quoted_micros, reserve_micros
 from raylla.serving.store import models
 
 
@@ -28,7 +28,7 @@ class QuotedPrices:
         if sheet is None or unit is None:
             self._found.expect(subject, "prices", auction.prices, "the digest of a sheet in the store")
             return
-        query, profile = asked_of(auction)
+        query, profile = question_of(auction)
         entered = [(one.listing.ad, one.bid_micros) for one in auction.candidates]
         wanted = quoted_micros(sheet, query, profile, entered, unit)
         for one, price in zip(auction.candidates, wanted, strict=True):

@@ -60,7 +60,7 @@ def quoted_micros(
     ]
 
 
-def asked_of(auction: ServedAuction) -> tuple[Query, Profile]:
+def question_of(auction: ServedAuction) -> tuple[Query, Profile]:
     """Question and user of a recorded auction, as prices read them."""
     user = auction.user_id or ""
     query = Query(auction.id, user, auction.query, auction.category, auction.theme, "test", auction.turns)

@@ -72,7 +72,7 @@ def test_the_price_is_the_sheets_and_who_bids_too_little_stays_out(market: Marke
     assert [(each.ad_id, each.reason) for each in record.filtered] == [(poor.ad.id, Reason.FLOOR)]
     assert {each.listing.ad.id for each in record.candidates} == {cup.ad.id, rival.ad.id}
     assert record.prices == SHEET.digest
-    asked = sheets.asked_of(record)
+    asked = sheets.question_of(record)
     entered = [(each.listing.ad, each.bid_micros) for each in record.candidates]
     wanted = sheets.quoted_micros(SHEET, *asked, entered, UNIT)
     price = detail["ads"][0]["price_micros"]
