@@ -29,6 +29,12 @@ class QuotedPrices:
             self._found.expect(subject, "prices", auction.prices, "the digest of a sheet in the store")
             return
         query, profile = question_of(auction)
+        for one in auction.candidates:
+            units, rest = divmod(one.bid_micros, unit)
+            if rest or not 1 <= units <= sheet.curve.largest:
+                of = f"{subject} candidate {one.listing.ad.id}"
+                self._found.expect(of, "bid_micros", one.bid_micros, f"a bid of the sheet, times {unit}")
+                return
         entered = [(one.listing.ad, one.bid_micros) for one in auction.candidates]
         wanted = quoted_micros(sheet, query, profile, entered, unit)
         for one, price in zip(auction.candidates, wanted, strict=True):

@@ -19,10 +19,12 @@ KEYS = {"k2": b"2" * 32, "k1": b"1" * 32}
 ADMIN_KEY = "an-admin-key-for-tests"
 UNIT = 10_000
 MU = 0.1
+PLAIN = tuple(rule for rule in PriceRule if rule is not PriceRule.RESERVE)
+"""The rules that need no price sheet: those of stores from before there were any."""
 SHEET = written(
-    AllocationCurve(-1.0, (0.5, 0.2, 0.1), 0.3, 1.0, (2.0, 0.5, 0.2), 100.0), Reserves(5.0), {"": 0.3}, {}
+    AllocationCurve(-1.0, (0.5, 0.2, 0.1), 0.3, 1.0, (2.0, 0.5, 0.2), 100.0), Reserves(1.0), {"": 0.3}, {}
 )
-"""Prices of the rule `reserve`: no ad enters below 5 units."""
+"""Prices of the rule `reserve`, whose least bid is everyone's reserve."""
 
 
 @dataclass

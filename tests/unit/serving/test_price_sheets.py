@@ -15,18 +15,23 @@ from pydantic import ValidationError
 from raylla.config import Config, Serving
 from raylla.errors import ConfigError, StoreError
 from raylla.evaluation.prices.sources import of_store
+from raylla.pricing.reserves import Reserves
+from raylla.pricing.sheet import written
 from raylla.records import Ad, Profile, Query
 from raylla.serving.billing.audit import audit
 from raylla.serving.money import sheets
 from raylla.serving.money.records import Listing, PriceRule, Reason
 from raylla.serving.store import open_store
-from tests.unit.serving.market import SHEET, UNIT, Market
+from tests.unit.serving import market as markets
+from tests.unit.serving.market import UNIT, Market
 from tests.unit.serving.scripted import Endpoint, endpoint
 from tests.unit.serving.test_auctioneer import ask, client, logged, placing
 from tests.unit.serving.test_audit import tamper
 
+SHEET = written(markets.SHEET.curve, Reserves(5.0), {"": 0.3}, {})
 ADS = [Ad(str(number), f"Cup {number}", "cups", "kitchen") for number in range(6)]
 ASKED = Query("q", "p", "which cup?", "cups", "kitchen", "test"), Profile("p", "", ())
+RECORD = "UPDATE auctions SET record = json_set(record, '$.{}', 123456)"
 
 
 @pytest.fixture
@@ -85,16 +90,26 @@ def test_the_price_is_the_sheets_and_who_bids_too_little_stays_out(market: Marke
 
 
 @pytest.mark.parametrize(
-    ("path", "field"),
+    ("statement", "field"),
     [
-        ("$.candidates[0].price_micros", "price_micros"),
-        ("$.candidates[0].reserve_micros", "reserve_micros"),
+        (RECORD.format("candidates[0].price_micros"), "price_micros"),
+        (RECORD.format("candidates[0].reserve_micros"), "reserve_micros"),
+        (RECORD.format("candidates[0].bid_micros"), "bid_micros"),
+        (RECORD.format("micros_per_unit"), "bid_micros"),
+        (RECORD.format("prices").replace("123456", "'none'"), "prices"),
+        ("UPDATE impressions SET price_micros = price_micros + 1", "impressions"),
+        ("DELETE FROM price_sheets", "prices"),
+        ("UPDATE price_sheets SET text = text || ' '", "digest"),
+        ("UPDATE price_sheets SET text = replace(text, '\"all\": 5', '\"all\": 6')", "reserve_micros"),
+        ("UPDATE price_sheets SET text = '{}'", "text"),
     ],
 )
-def test_a_changed_quote_is_found(market: Market, prices: Path, path: str, field: str) -> None:
+def test_a_change_to_quotes_or_sheet_is_found(
+    market: Market, prices: Path, statement: str, field: str
+) -> None:
     cup = market.listing(market.seat(), bid=64, title="Lumo Floral Cup")
     ask(opened(market, prices, cup))
-    tamper(market.store, f"UPDATE auctions SET record = json_set(record, '{path}', 123456)")
+    tamper(market.store, statement)
     assert field in {one.field for one in audit(market.store).discrepancies}
 
 
