@@ -13,7 +13,7 @@ candidates, for in thin markets reserves matter most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ from raylla.errors import DataError
 from raylla.pricing.bidders import best_respond, shade
 from raylla.pricing.curve import AllocationCurve, fit_curve
 from raylla.pricing.logs import Log, click_rates, rates_at
-from raylla.pricing.reserves import DEPTHS, Reserves, learn_reserves, simulate_truth
-from raylla.pricing.rule import bid_grid, click_prices, quote
+from raylla.pricing.reserves import DEPTHS, Reserves, learn_reserves
+from raylla.pricing.rule import bid_grid, click_prices
 from raylla.pricing.sheet import PriceSheet, written
 
 LEAST_AUCTIONS = 50
@@ -45,11 +45,25 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What one fold said of a depth, per auction [a]: revenue, welfare, regret of the truth."""
+    """What came of some auctions, [a]: revenue, welfare, and the regret of the truth."""
 
     revenue: Array
     welfare: Array
     regret: Array
+
+    @property
+    def surplus(self) -> Array:
+        """Welfare that the advertisers keep."""
+        return self.welfare - self.revenue
+
+    @classmethod
+    def made(cls, parts: Sequence[_Held], how: Callable[[list[Array]], Array]) -> _Held:
+        """``how`` of each of the parts' figures."""
+        return cls(
+            how([one.revenue for one in parts]),
+            how([one.welfare for one in parts]),
+            how([one.regret for one in parts]),
+        )
 
 
 def learn_sheet(
@@ -117,16 +131,7 @@ def _fold(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Tested(_Held):
-    """`_Held` of one market."""
-
-    @property
-    def surplus(self) -> Array:
-        return self.welfare - self.revenue
-
-
-def _first(curve: AllocationCurve, rates: dict[str, float], log: Log, seed: int) -> _Tested:
+def _first(curve: AllocationCurve, rates: dict[str, float], log: Log, seed: int) -> _Held:
     """First price where utility maximizers settle; the regret is that of the truth."""
     contests, clicks = log.contests, rates_at(rates, log.contests.traits)
     settled = best_respond(curve, contests, None, "utility", np.random.default_rng(seed))
@@ -138,20 +143,20 @@ def _first(curve: AllocationCurve, rates: dict[str, float], log: Log, seed: int)
     grid = bid_grid(curve.largest)
     along = curve.along(contests, contests.there, grid)
     gain = (along * (contests.bids[..., None] - grid)).max(axis=2) * clicks
-    return _Tested(np.mean(revenue, axis=0), np.mean(welfare, axis=0), _each(gain, log))
+    return _Held(np.mean(revenue, axis=0), np.mean(welfare, axis=0), _each(gain, log))
 
 
-def _shaded(curve: AllocationCurve, rates: dict[str, float], log: Log) -> _Tested:
+def _shaded(curve: AllocationCurve, rates: dict[str, float], log: Log) -> _Held:
     contests, clicks = log.contests, rates_at(rates, log.contests.traits)
     bids, _ = shade(curve, contests, clicks)
     got = clicks * curve.shares(contests.at(bids), contests.there)
     nothing = np.zeros(len(log))
-    return _Tested((got * bids).sum(axis=1), (got * contests.bids).sum(axis=1), nothing)
+    return _Held((got * bids).sum(axis=1), (got * contests.bids).sum(axis=1), nothing)
 
 
 def _priced(
     curve: AllocationCurve, reserves: Reserves, true: AllocationCurve, rates: dict[str, float], log: Log
-) -> _Tested:
+) -> _Held:
     """Truthful bids at the prices of ``curve`` where ``true`` allocates; the regret of that truth."""
     contests, clicks = log.contests, rates_at(rates, log.contests.traits)
     table, grid = reserves.table(log), bid_grid(curve.largest)
@@ -164,7 +169,7 @@ def _priced(
     regret = (utility.max(axis=2) - np.take_along_axis(utility, at, axis=2)[..., 0]) * clicks
     got = np.where(entered, np.take_along_axis(shares, at, axis=2)[..., 0], 0.0) * clicks
     paid = np.take_along_axis(prices, at, axis=2)[..., 0]
-    return _Tested((got * paid).sum(axis=1), (got * contests.bids).sum(axis=1), _each(regret, log))
+    return _Held((got * paid).sum(axis=1), (got * contests.bids).sum(axis=1), _each(regret, log))
 
 
 def _each(regret: Array, log: Log) -> Array:
@@ -184,18 +189,16 @@ def _some(log: Log, seed: int) -> Log:
     return log.rows(np.sort(np.random.default_rng(seed).permutation(len(log))[:MOST_AUCTIONS]))
 
 
-def _mean(markets: Sequence[_Tested]) -> _Held:
-    names = ("revenue", "welfare", "regret")
-    return _Held(*(np.mean([getattr(one, name) for one in markets], axis=0) for name in names))
+def _mean(markets: Sequence[_Held]) -> _Held:
+    return _Held.made(markets, lambda found: np.mean(found, axis=0))
 
 
 def _joined(parts: Sequence[_Held]) -> _Held:
-    names = ("revenue", "welfare", "regret")
-    return _Held(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
+    return _Held.made(parts, np.concatenate)
 
 
 def _summary(one: _Held) -> dict[str, float]:
-    found = {"revenue": one.revenue, "surplus": one.welfare - one.revenue, "regret": one.regret}
+    found = {"revenue": one.revenue, "surplus": one.surplus, "regret": one.regret}
     return {name: float(value.mean()) for name, value in found.items()}
 
 
@@ -204,12 +207,11 @@ def _chosen(table: dict[str, _Held], bounds: Bounds) -> str:
     none does."""
     first = table["first_price"]
     regret = first.regret.mean() if bounds.most_regret is None else bounds.most_regret
-    floor = bounds.least_surplus * (first.welfare - first.revenue).mean()
+    floor = bounds.least_surplus * first.surplus.mean()
     kept = [
         depth
         for depth in DEPTHS
-        if table[depth].regret.mean() <= regret
-        and (table[depth].welfare - table[depth].revenue).mean() >= floor
+        if table[depth].regret.mean() <= regret and table[depth].surplus.mean() >= floor
     ]
     if not kept:
         return "none"
@@ -252,6 +254,3 @@ def _calibration(parts: Sequence[tuple[Array, Array, Array, Array]]) -> dict[str
         "log_loss": loss / asked,
         "log_loss_of_equal_shares": even / asked,
     }
-
-
-__all__ = ["Bounds", "PriceSheet", "learn_sheet", "quote", "simulate_truth"]

@@ -15,7 +15,7 @@ from raylla.pricing.logs import LoggedAuction
 from raylla.records import Ad, Planned, Profile, Query
 from raylla.runs.state import Run
 from raylla.serving.money import money
-from raylla.serving.money.records import Served
+from raylla.serving.money.records import PriceRule, Served
 from raylla.serving.store import open_store
 from raylla.world import clicks, store
 from raylla.world.world import World
@@ -58,8 +58,10 @@ def of_run(run: Run) -> tuple[list[LoggedAuction], float]:
 def of_store(
     database: str, version: str | None, since: dt.datetime | None, until: dt.datetime | None, unit: int
 ) -> list[LoggedAuction]:
-    """What an endpoint served under one weight ``version`` (None: the last one that it served), canaries
-    and tests left out.  ``unit`` is what a bid unit was worth where an auction does not say.
+    """What an endpoint served under one weight ``version`` (None: the last one that it served).
+
+    Canaries and tests are left out, and auctions under `reserve`, whose records lack the bids below
+    it.  ``unit`` is what a bid unit was worth where an auction does not say.
 
     Raises:
         StoreError: the database cannot be opened.
@@ -68,7 +70,7 @@ def of_store(
     opened = open_store(database)
     try:
         first, last = since or dt.datetime.min.replace(tzinfo=dt.UTC), until or dt.datetime.now(dt.UTC)
-        served = [one for one in opened.auctions(first, last) if not one.auction.canary]
+        served = [one for one in opened.auctions(first, last) if _counts(one)]
     finally:
         opened.close()
     wanted = version or (served[-1].auction.weight_version if served else None)
@@ -80,6 +82,10 @@ def of_store(
             "--version, or serve some first"
         )
     return found
+
+
+def _counts(one: Served) -> bool:
+    return not one.auction.canary and one.auction.price_rule is not PriceRule.RESERVE
 
 
 def _served(one: Served, unit: int) -> LoggedAuction:

@@ -195,6 +195,7 @@ def test_an_endpoints_auctions_are_a_log(tmp_path: Path, market: Market, prices:
     books.click(own.claims(clicked), own.now)
     own.served(lost=(rival, cup))
     own.served(cup, test=True)
+    own.served(cup, rule=PriceRule.RESERVE)
     books.close()
     first, second = of_store(url, None, None, None, UNIT)
     assert (first.bids, first.placed, first.clicks) == ((64.0, 40.0), (1.0, 0.0), (1.0, 0.0))
