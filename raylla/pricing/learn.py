@@ -99,7 +99,7 @@ def learn_sheet(
     curve = fit_curve(log.contests, log.placed, log.answers, largest)
     rates, markets = click_rates(log), _markets(_some(log, seed), bidders, seed)
     floor = bounds.least_surplus * sum(_first(curve, rates, one, seed).surplus.sum() for one in markets)
-    reserves = learn_reserves(curve, markets, rates, depth, floor)
+    reserves = learn_reserves(curve, markets, rates, floor)[depth]
     report = {
         **about,
         "auctions": len(log),
@@ -125,8 +125,7 @@ def _fold(
     tested = _markets(outside, bidders, seed)
     found = {"first_price": _mean([_first(true, real, one, seed) for one in tested])}
     found["first_price_shading"] = _mean([_shaded(true, real, one) for one in tested])
-    for depth in DEPTHS:
-        reserves = learn_reserves(curve, markets, rates, depth, floor)
+    for depth, reserves in learn_reserves(curve, markets, rates, floor).items():
         found[depth] = _mean([_priced(curve, reserves, true, real, one) for one in tested])
     return found
 

@@ -95,9 +95,9 @@ class _Market:
 
 
 def learn_reserves(
-    curve: AllocationCurve, logs: Sequence[Log], rates: dict[str, float], depth: str, least_surplus: float
-) -> Reserves:
-    """The reserves of a ``depth`` that earn most over ``logs``, whose names are the same.
+    curve: AllocationCurve, logs: Sequence[Log], rates: dict[str, float], least_surplus: float
+) -> dict[str, Reserves]:
+    """The reserves of each of `DEPTHS` that earn most over ``logs``, whose names are the same.
 
     Coordinate ascent over the cells, from the widest.  In total the advertisers' surplus is never brought
     below ``least_surplus`` (bid units); where it is there without reserves, there are none.
@@ -107,19 +107,17 @@ def learn_reserves(
         reserves = np.ones_like(log.contests.bids)
         markets.append(_Market(log, reserves, simulate_truth(curve, rates, log, reserves)))
     tried = np.unique(np.round(np.linspace(1, curve.largest, _STEPS)))
-    values: dict[str, float] = {}
-    for level in DEPTHS[1 : DEPTHS.index(depth) + 1]:
-        tables = [one.cells(level) for one in markets]
-        counts = {
-            cell: sum(int((table == cell).sum()) for table in tables)
-            for cell in sorted({key(level, *name) for name in logs[0].names})
-        }
-        for cell, count in counts.items():
-            if count >= LEAST_ADS:
-                members = [table == cell for table in tables]
-                found = _best(curve, rates, markets, members, tried, least_surplus)
-                values |= {} if found is None else {cell: found}
-    return Reserves(values.pop("", 1.0), values)
+    found, values = {DEPTHS[0]: Reserves()}, dict[str, float]()
+    for depth in DEPTHS[1:]:
+        tables = [one.cells(depth) for one in markets]
+        for cell in sorted({key(depth, *name) for name in logs[0].names}):
+            members = [table == cell for table in tables]
+            if sum(int(one.sum()) for one in members) >= LEAST_ADS:
+                best = _best(curve, rates, markets, members, tried, least_surplus)
+                values |= {} if best is None else {cell: best}
+        own = dict(values)
+        found[depth] = Reserves(own.pop("", 1.0), own)
+    return found
 
 
 def _best(
