@@ -14,6 +14,7 @@ import typer
 from raylla import __version__
 from raylla import config as settings
 from raylla.errors import ConfigError
+from raylla.evaluation.prices import commands as prices_commands
 from raylla.judging import commands as judging_commands
 from raylla.models import commands as models_commands
 from raylla.online.commands import simulate
@@ -37,6 +38,7 @@ app.add_typer(world_app, name="world")
 app.add_typer(pocket_commands.app, name="pocket")
 app.add_typer(models_commands.app, name="models")
 app.add_typer(judging_commands.app, name="judge")
+app.add_typer(prices_commands.app, name="prices")
 
 
 def _version(wanted: bool) -> None:

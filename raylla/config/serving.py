@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -52,9 +53,16 @@ class Serving(Section):
     micros_per_unit: Annotated[int, Field(ge=1, le=10**9)] = Field(
         10_000, description="what one unit of the model's bids is worth; bids are whole multiples of it"
     )
-    price_rule: Literal["first_price", "expected", "resampled"] = Field(
+    price_rule: Literal["first_price", "expected", "resampled", "reserve"] = Field(
         "first_price",
-        description="the bid per click; bid x pCTR per impression; or the truthful price, settled in sums",
+        description="the bid per click; bid x pCTR per impression; the truthful price, settled in sums; or "
+        "learned prices above learned reserves, per click",
+    )
+    prices: Path | None = Field(
+        None, description="price sheet of `raylla prices learn`, which the rule `reserve` charges by"
+    )
+    prices_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="SHA-256 that the sheet must have; none: whatever it has when it is served"
     )
     resample_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="mu: share of bids that the rule `resampled` replaces"
@@ -120,6 +128,14 @@ class Serving(Section):
     ingress: Replicas = Replicas()
     engine: Replicas = Replicas()
     predictor: Replicas = Replicas()
+
+    @model_validator(mode="after")
+    def _priced(self) -> Serving:
+        if self.price_rule == "reserve" and self.prices is None:
+            raise ValueError(
+                "price_rule: reserve charges by a price sheet; set prices to one of `raylla prices learn`"
+            )
+        return self
 
     @field_validator("disclosure")
     @classmethod

@@ -12,7 +12,6 @@ answered by the same model, whose prompt then lists none; it is logged, and is n
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -33,6 +32,7 @@ from raylla.records import Ad, Query, Turn
 from raylla.reward.rows import click_rows
 from raylla.serving.auction.draft import Draft, Field
 from raylla.serving.auction.eligibility import Eligibility, Selection
+from raylla.serving.auction.entry import Entry
 from raylla.serving.auction.exchange import Answered, Asked, Shown, Stopwatch, Traffic
 from raylla.serving.auction.repair import Repaired
 from raylla.serving.auction.tickets import Tickets
@@ -43,11 +43,11 @@ from raylla.serving.money.money import check_bid, to_units
 from raylla.serving.money.records import (
     Candidate,
     Impression,
-    Listing,
     PriceRule,
     Reason,
     ServedAuction,
 )
+from raylla.serving.money.sheets import served_sheet
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
 from raylla.world import prompts
@@ -94,6 +94,10 @@ class Auctioneer:
         self._chat = chat_format(tokenizer)
         self._chat.literal()  # no request waits for it
         self._rule = PriceRule(self._serving.price_rule)
+        self._sheet = served_sheet(config)
+        if self._sheet is not None:
+            store.keep_sheet(self._sheet.digest, self._sheet.text, datetime.now(UTC))
+        self._entry = Entry(config, self._sheet)
         self._ongoing = 0
 
     @property
@@ -198,20 +202,13 @@ class Auctioneer:
             said = in_context(asked.about())
             vector = (await clock.within("the query's vector", self._oracle.encode([said])))[0]
             found = self._relevant(self.retrieval, vector, selection, left_out)
-        candidates = []
-        for row in found:
-            candidate = self._enter(selection.catalogue.listing(row), auction_id)
-            # A floor acts on the bid that enters, not on the advertiser's own
-            # (`raylla.serving.money.pricing`).
-            if candidate.bid_micros < selection.floor(row):
-                left_out[Reason.FLOOR] += 1
-            else:
-                candidates.append(candidate)
         category, theme = _about(asked.about(), selection.catalogue.ads[found[0]] if found else None)
-        # Training prompts list their ads in no order: an order would be read as a signal.
-        random.Random(auction_id).shuffle(candidates)
+        query = asked.about(category, theme)
+        listed = [(selection.catalogue.listing(row), selection.floor(row)) for row in found]
+        candidates, below = self._entry.candidates(listed, auction_id, query, asked.profile)
+        left_out[Reason.FLOOR] += len(below)
         clock.mark("candidates")
-        return Field(auction_id, now, asked.about(category, theme), tuple(candidates), selection, +left_out)
+        return Field(auction_id, now, query, tuple(candidates), selection, +left_out, tuple(below))
 
     def _relevant(
         self, retrieval: Retrieval, vector: Vectors, selection: Selection, left_out: Counter[Reason]
@@ -226,19 +223,6 @@ class Auctioneer:
             if not gone:
                 left_out[Reason.NOT_RETRIEVED] += int(np.count_nonzero(mask)) - len(found)
                 return found
-
-    def _enter(self, listing: Listing, auction_id: str) -> Candidate:
-        """``listing`` with the bid that the model reads."""
-        entry = pricing.enter(
-            self._rule,
-            listing.bid_micros,
-            self._serving.micros_per_unit,
-            self._serving.resample_share,
-            self._config.seed,
-            auction_id,
-            listing.ad.id,
-        )
-        return Candidate(listing, entry.bid_micros, entry.resampled)
 
     def _prompt(self, field: Field, asked: Asked, room: int) -> tuple[list[int], list[Turn]]:
         """The prompt's token ids, at most ``room`` of them, and the turns that it holds.
@@ -283,7 +267,6 @@ class Auctioneer:
         bids = {one.listing.ad.id: self._units(one.bid_micros) for one in field.candidates}
         pctr = {one.ad_id: one.pctr for one in impressions}
         found = reward(repaired.parsed, bids, pctr, self._config.penalty)
-        assert field.selection is not None
         return ServedAuction(
             id=field.auction_id,
             request_id=asked.request_id,
@@ -306,7 +289,7 @@ class Auctioneer:
             reward_value=found.value,
             reward_penalty=found.penalty,
             impressions=impressions,
-            filtered=field.selection.filtered(self._serving.filtered_logged),
+            filtered=field.filtered(self._serving.filtered_logged),
             filtered_counts=dict(field.left_out),
             violations=dict(Counter(str(one) for one in repaired.parsed.violations)),
             latency_ms=clock.total(),
@@ -319,6 +302,7 @@ class Auctioneer:
             turns=draft.turns,
             turns_cut=draft.turns_cut,
             metadata=dict(asked.metadata),
+            prices=self._sheet.digest if self._sheet is not None else None,
         )
 
     def _impressions(
@@ -339,6 +323,7 @@ class Auctioneer:
                 pctr=rate.mean,
                 resampled=candidate.resampled,
                 mu=self._serving.resample_share,
+                quoted=candidate.price_micros,
             )
             found.append(
                 Impression(

@@ -15,12 +15,13 @@ from raylla.serving.auction.repair import Repair, Repaired, Titles, Verbatim
 from raylla.serving.auction.spelling import Spelling
 from raylla.serving.auction.stops import Stops
 from raylla.serving.engine.wire import Piece
-from raylla.serving.money.records import Candidate, Reason, ServedAuction
+from raylla.serving.money.records import Candidate, Filtered, Reason, ServedAuction
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Candidates in the order of the prompt, what the query was taken to be about, who was left out."""
+    """Candidates in the order of the prompt, what the query was taken to be about, who was left out;
+    ``below`` names those whose bid a floor or reserve kept out."""
 
     auction_id: str
     created: datetime
@@ -28,6 +29,7 @@ class Field:
     candidates: tuple[Candidate, ...]
     selection: Selection | None
     left_out: Counter[Reason]
+    below: tuple[Filtered, ...] = ()
 
     @classmethod
     def empty(cls, asked: Asked) -> Field:
@@ -38,6 +40,11 @@ class Field:
     def ads(self) -> list[Ad]:
         """The candidates' ads."""
         return [one.listing.ad for one in self.candidates]
+
+    def filtered(self, limit: int) -> tuple[Filtered, ...]:
+        """``limit`` of the ads kept out, those nearest to competing first."""
+        others = self.selection.filtered(limit) if self.selection is not None else ()
+        return (*self.below, *others)[:limit]
 
 
 class Draft:

@@ -67,6 +67,7 @@ class Tickets:
                 listing.bid_micros,
                 resampled=candidate.resampled,
                 mu=serving.resample_share,
+                quoted=candidate.price_micros,
             ),
             serving.currency,
             self._field.created,

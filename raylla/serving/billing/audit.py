@@ -21,11 +21,13 @@ from sqlalchemy.orm import Session, defer
 
 from raylla.serving.billing.chain import Chain
 from raylla.serving.billing.findings import Audit
+from raylla.serving.billing.quoted import QuotedPrices
 from raylla.serving.billing.tallied import tallied
 from raylla.serving.money import pricing
 from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Outcome, PriceRule
 from raylla.serving.store import Store, models
+from raylla.serving.store.auctions import RECORD
 from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.ledger import Account
 
@@ -150,6 +152,9 @@ def _charge(
         pctr=impression.pctr,
         resampled=impression.resampled,
         mu=auction.resample_share or 0.0,
+        quoted=max(
+            0, min(impression.price_micros, impression.bid_micros)
+        ),  # as its auction's sheet said: below
     )
     found.expect(subject, "amount_micros", line.amount_micros, price)
     found.expect(subject, "price_rule", line.price_rule, auction.price_rule)
@@ -311,6 +316,7 @@ def _impressions(session: Session, found: Audit, books: _Books) -> None:
 def _auctions(session: Session, found: Audit, currency: str) -> None:
     """Every auction's record agrees with the rows made from it."""
     shown: dict[str, dict[str, tuple[object, ...]]] = {}
+    quoted = QuotedPrices(session, found)
     query = select(models.StoredAuction).order_by(models.StoredAuction.id)
     for page in session.scalars(query.execution_options(yield_per=_BATCH)).partitions():
         ids = [auction.id for auction in page]
@@ -327,6 +333,8 @@ def _auctions(session: Session, found: Audit, currency: str) -> None:
                 found.expect(subject, name, getattr(auction, name), record[name])
             written = {one["id"]: tuple(one[name] for name in _TERMS) for one in record["impressions"]}
             found.expect(subject, "impressions", shown[auction.id], written)
+            if auction.price_rule == PriceRule.RESERVE:
+                quoted.check(RECORD.validate_python(record))
 
 
 _TERMS = ("ad_id", "campaign_id", "advertiser_id", "bid_micros", "price_micros", "pctr", "resampled")

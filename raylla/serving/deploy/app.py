@@ -18,6 +18,7 @@ from raylla.errors import ConfigError
 from raylla.models import roles
 from raylla.runs.state import Run
 from raylla.serving.deploy.versions import Target, find
+from raylla.serving.money.sheets import served_sheet
 
 NAME = "raylla"
 IMPORT_PATH = "raylla.serving.deploy.app:build"
@@ -32,7 +33,7 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
     """The run's config with sections ``serving``, ``engine`` and ``ray`` of ``config``; what to serve.
 
     Raises:
-        ConfigError: no run was named, or its Ad-LLM cannot chat.
+        ConfigError: no run was named, its Ad-LLM cannot chat, or there is no such price sheet.
         RunError: there is no such run or version.
     """
     run = run or config.serving.run
@@ -49,7 +50,13 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
         "version": target.version,
         "database": _absolute(config.serving.database),
     }
+    if config.serving.prices is not None:
+        tree["serving"]["prices"] = str(config.serving.prices.resolve())
     served = parse_config(tree, "serving")
+    sheet = served_sheet(served)
+    if sheet is not None:  # replicas that start later charge by this very sheet
+        tree["serving"]["prices_digest"] = sheet.digest
+        served = parse_config(tree, "serving")
     roles.check_chat(models.resolve(served.ad_llm.path, "ad_llm.path"), "ad_llm.path")
     return served, target
 

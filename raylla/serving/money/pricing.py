@@ -3,6 +3,8 @@
     first_price   the bid, for each click.
     expected      bid * pCTR, for each shown impression, clicked or not.
     resampled     the bid for each click, or bid * (1 - 1/mu), a rebate, where the bid was resampled.
+    reserve       for each click what a price sheet says of who competes, at least the ad's reserve and
+                  at most its bid (`raylla.pricing.rule`, `raylla.serving.money.sheets`).
 
 All money is whole micros of the account's currency and every result is a pure function of its
 arguments, so that the response, the ledger and the audit compute the same number.
@@ -88,17 +90,34 @@ def charged_at(rule: PriceRule) -> Event:
     return "impression" if rule is PriceRule.EXPECTED else "click"
 
 
-def price(rule: PriceRule, bid_micros: Micros, *, pctr: float, resampled: bool, mu: float) -> Micros:
+def price(
+    rule: PriceRule,
+    bid_micros: Micros,
+    *,
+    pctr: float,
+    resampled: bool,
+    mu: float,
+    quoted: Micros | None = None,
+) -> Micros:
     """What one event (`charged_at`) of an impression costs; negative for a rebate.
 
     ``bid_micros`` is the advertiser's own bid, whatever bid the model read.  Exact arithmetic,
-    rounded once, half to even: ``mu`` counts as the decimal number that it is written as.
+    rounded once, half to even: ``mu`` counts as the decimal number that it is written as.  ``quoted``
+    is what the price sheet of `reserve` says of the auction.
 
     Raises:
-        ValueError: the bid is negative, or ``pctr`` or ``mu`` is out of its range.
+        ValueError: the bid is negative, ``pctr`` or ``mu`` is out of its range, or ``quoted`` is missing
+            under `reserve`, negative or above the bid.
     """
     if bid_micros < 0:
         raise ValueError(f"bid_micros={bid_micros}: a bid is at least 0")
+    if rule is PriceRule.RESERVE:
+        if quoted is None or not 0 <= quoted <= bid_micros:
+            raise ValueError(
+                f"price_micros={quoted} of its candidate: under `reserve` it is at most the bid, "
+                f"{bid_micros}, and at least 0"
+            )
+        return quoted
     if rule is PriceRule.EXPECTED:
         if not 0 <= pctr <= 1:
             raise ValueError(f"pctr={pctr!r} is no probability; give a number in [0, 1]")
@@ -110,11 +129,13 @@ def price(rule: PriceRule, bid_micros: Micros, *, pctr: float, resampled: bool, 
     return bid_micros
 
 
-def per_click(rule: PriceRule, bid_micros: Micros, *, resampled: bool, mu: float) -> Micros:
+def per_click(
+    rule: PriceRule, bid_micros: Micros, *, resampled: bool, mu: float, quoted: Micros | None = None
+) -> Micros:
     """What a click itself costs: `price`, or 0 where the impression is what is billed."""
     if charged_at(rule) == "impression":
         return 0
-    return price(rule, bid_micros, pctr=0.0, resampled=resampled, mu=mu)
+    return price(rule, bid_micros, pctr=0.0, resampled=resampled, mu=mu, quoted=quoted)
 
 
 def settle_period(accrued_micros: Micros) -> PeriodBill:

@@ -21,11 +21,13 @@ class PriceRule(StrEnum):
     FIRST_PRICE = "first_price"
     EXPECTED = "expected"
     RESAMPLED = "resampled"
+    RESERVE = "reserve"
 
     @property
     def at(self) -> int:
         """OpenRTB auction type: 1 is first price, rules of our own count from 500."""
-        return {PriceRule.FIRST_PRICE: 1, PriceRule.EXPECTED: 500, PriceRule.RESAMPLED: 501}[self]
+        numbers = {PriceRule.FIRST_PRICE: 1, PriceRule.EXPECTED: 500, PriceRule.RESAMPLED: 501}
+        return numbers.get(self, 502)
 
 
 class Reason(StrEnum):
@@ -100,20 +102,23 @@ class Filtered:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An ad in the prompt. ``bid_micros`` is the bid that the model reads; it differs from the
-    listing's only where the `resampled` rule has replaced it."""
+    listing's only where the `resampled` rule has replaced it. Under `reserve`, ``reserve_micros`` is the
+    least bid with which it could enter, and ``price_micros`` what a click on it costs."""
 
     listing: Listing
     bid_micros: Micros
     resampled: bool = False
+    reserve_micros: Micros | None = None
+    price_micros: Micros | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Impression:
     """An ad in the text that the user got: ``start`` and ``end`` are its title's characters there.
 
-    ``price_micros`` is what the price rule charges: per click under `first_price` and `resampled`
-    (there below 0, a rebate, where the bid was resampled), at once under `expected`. ``seen`` is when its
-    text was released; None: not noted yet, when it was served.
+    ``price_micros`` is what the price rule charges: per click under `first_price`, `reserve`
+    and `resampled` (there below 0, a rebate, where the bid was resampled), at once under `expected`.
+    ``seen`` is when its text was released; None: not noted yet, when it was served.
     """
 
     id: str
@@ -140,7 +145,7 @@ class ServedAuction:
     `resampled` rule, None under the others. ``latency_ms`` is by part. A ``test`` auction is never
     charged. ``category`` and ``theme`` are what the prompt took the query to be about. ``turns`` are the
     earlier ones that the prompt held, ``turns_cut`` counts those before them that found no room.
-    ``metadata`` is the application's.
+    ``metadata`` is the application's. ``prices`` is the digest of the price sheet of the rule `reserve`.
     """
 
     id: str
@@ -178,6 +183,7 @@ class ServedAuction:
     turns: tuple[Turn, ...] = ()
     turns_cut: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    prices: str | None = None
 
 
 class Outcome(StrEnum):

@@ -51,6 +51,11 @@ def check_auction(auction: ServedAuction) -> None:
             f"auction {auction.id}: resample_share={auction.resample_share} under {auction.price_rule}: "
             "it belongs to the rule `resampled`, and to no other"
         )
+    if (auction.price_rule is PriceRule.RESERVE) != (auction.prices is not None):
+        raise StoreError(
+            f"auction {auction.id}: prices={auction.prices} under {auction.price_rule}: a price "
+            "sheet's digest belongs to the rule `reserve`, and to no other"
+        )
     if auction.created.tzinfo is None:
         raise StoreError(
             f"auction {auction.id}: created={auction.created} has no time zone; give it in UTC"
@@ -82,6 +87,7 @@ def check_auction(auction: ServedAuction) -> None:
                 pctr=shown.pctr,
                 resampled=shown.resampled,
                 mu=auction.resample_share or 0.0,
+                quoted=candidate.price_micros,
             )
         except ValueError as error:
             raise StoreError(f"{where}: {error}") from None

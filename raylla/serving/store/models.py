@@ -345,6 +345,15 @@ class StoredNotice(Base):
     destination: Mapped[str]
 
 
+class StoredSheet(Base):
+    """A price sheet that auctions were charged by, as the file was; ``digest`` is its SHA-256."""
+
+    __tablename__ = "price_sheets"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    since: Mapped[dt.datetime]
+
+
 class StoredResponse(Base):
     """A response of the Responses API, deleted when its client says so.
 

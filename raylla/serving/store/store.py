@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, insert, or_, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from raylla.errors import ClashError, StoreError, UnknownError
@@ -52,6 +52,18 @@ class Store:
             StoreError: the store is in another.
         """
         ledger.denominate(self.database, currency)
+
+    def keep_sheet(self, digest: str, text: str, now: dt.datetime) -> None:
+        """Keep a price sheet for the audit, under its digest; one that is there stays."""
+        row = {"digest": digest, "text": text, "since": now}
+        with self.database.writing() as session:
+            if session.get(models.StoredSheet, digest) is not None:
+                return
+            try:
+                with session.begin_nested():
+                    session.execute(insert(models.StoredSheet), row)
+            except IntegrityError:  # another replica's, of this moment
+                return
 
     def record(self, auction: ServedAuction) -> None:
         """Write an auction and its impressions in one transaction; the same auction again changes nothing.

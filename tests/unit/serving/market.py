@@ -6,8 +6,11 @@ import datetime as dt
 from dataclasses import dataclass, field
 from itertools import count
 
-from raylla.records import Ad
-from raylla.serving.money import pricing
+from raylla.pricing.curve import AllocationCurve
+from raylla.pricing.reserves import Reserves
+from raylla.pricing.sheet import written
+from raylla.records import Ad, Profile, Query
+from raylla.serving.money import pricing, sheets
 from raylla.serving.money.records import Candidate, Impression, Listing, PriceRule, ServedAuction
 from raylla.serving.security.tokens import Claims, new_claims
 from raylla.serving.store import AdTerms, CampaignTerms, Store
@@ -16,6 +19,12 @@ KEYS = {"k2": b"2" * 32, "k1": b"1" * 32}
 ADMIN_KEY = "an-admin-key-for-tests"
 UNIT = 10_000
 MU = 0.1
+PLAIN = tuple(rule for rule in PriceRule if rule is not PriceRule.RESERVE)
+"""The rules that need no price sheet: those of stores from before there were any."""
+SHEET = written(
+    AllocationCurve(-1.0, (0.5, 0.2, 0.1), 0.3, 1.0, (2.0, 0.5, 0.2), 100.0), Reserves(1.0), {"": 0.3}, {}
+)
+"""Prices of the rule `reserve`, whose least bid is everyone's reserve."""
 
 
 @dataclass
@@ -56,6 +65,10 @@ class Market:
     ) -> ServedAuction:
         """An auction whose answer placed ``listings`` and lost ``lost``; not yet recorded."""
         number = next(self.numbers)
+        reserve = rule is PriceRule.RESERVE
+        if reserve:
+            self.store.keep_sheet(SHEET.digest, SHEET.text, self.now)
+        competed = self.competed(*listings, *lost) if reserve else {}
         share = MU if rule is PriceRule.RESAMPLED else None
         shown = tuple(
             Impression(
@@ -66,7 +79,14 @@ class Market:
                 10 * index,
                 10 * index + 5,
                 one.bid_micros,
-                pricing.price(rule, one.bid_micros, pctr=pctr, resampled=resampled, mu=MU),
+                pricing.price(
+                    rule,
+                    one.bid_micros,
+                    pctr=pctr,
+                    resampled=resampled,
+                    mu=MU,
+                    quoted=competed[one.ad.id].price_micros if reserve else None,
+                ),
                 pctr,
                 pctr / 2,
                 pctr,
@@ -89,9 +109,10 @@ class Market:
             price_rule=rule,
             currency="USD",
             candidates=tuple(
-                Candidate(one, UNIT if resampled else one.bid_micros, resampled) for one in listings
+                competed.get(one.ad.id) or Candidate(one, UNIT if resampled else one.bid_micros, resampled)
+                for one in listings
             )
-            + tuple(Candidate(one, one.bid_micros) for one in lost),
+            + tuple(competed.get(one.ad.id) or Candidate(one, one.bid_micros) for one in lost),
             raw_text="raw",
             text="text",
             prompt_token_ids=(1, 2),
@@ -101,7 +122,20 @@ class Market:
             impressions=shown,
             resample_share=share,
             test=test,
+            micros_per_unit=UNIT,
+            prices=SHEET.digest if reserve else None,
         )
+
+    def competed(self, *listings: Listing) -> dict[str, Candidate]:
+        """Candidates under `reserve` by ad id, of the question that `auction` asks."""
+        asked = Query("", "u1", "which cup?", "", "", "test"), Profile("u1", "", ())
+        entered = [(one.ad, one.bid_micros) for one in listings]
+        prices = sheets.quoted_micros(SHEET, *asked, entered, UNIT)
+        reserves = [sheets.reserve_micros(SHEET, *asked, one.ad, UNIT) for one in listings]
+        return {
+            one.ad.id: Candidate(one, one.bid_micros, False, reserve, price)
+            for one, reserve, price in zip(listings, reserves, prices, strict=True)
+        }
 
     def served(self, *listings: Listing, **how: object) -> ServedAuction:
         """A recorded auction."""

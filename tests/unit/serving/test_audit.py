@@ -11,7 +11,7 @@ from raylla.cli import app
 from raylla.serving.billing.audit import audit
 from raylla.serving.money.records import PriceRule
 from raylla.serving.store import Store, models
-from tests.unit.serving.market import Market
+from tests.unit.serving.market import PLAIN, Market
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def busy(market: Market, store: Store) -> Store:
     """A store in which everything has happened once."""
     seat = market.seat()
     listing = market.listing(seat, bid=40, budget=100 * 40 * 10_000)
-    for rule in PriceRule:
+    for rule in PLAIN:
         auction = market.served(listing, rule=rule)
         for _ in range(2):
             store.click(market.claims(auction), market.now)

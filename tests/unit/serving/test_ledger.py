@@ -18,7 +18,7 @@ from raylla.serving.billing.audit import audit
 from raylla.serving.money.records import PriceRule
 from raylla.serving.store import Store, database, models, open_store
 from raylla.serving.store.ledger import Account, legs
-from tests.unit.serving.market import ADMIN_KEY, MU, UNIT, Market
+from tests.unit.serving.market import ADMIN_KEY, MU, PLAIN, UNIT, Market
 from tests.unit.serving.test_audit import busy, tamper
 
 __all__ = ["busy"]
@@ -37,7 +37,7 @@ def named(store: Store, known: dict[int, str] | None = None) -> set[tuple[str, s
 def test_every_event_moves_one_amount_between_two_accounts(market: Market, store: Store) -> None:
     seat = market.seat()
     listing = market.listing(seat, bid=10)
-    for rule in PriceRule:
+    for rule in PLAIN:
         auction = market.served(listing, rule=rule, pctr=0.5)
         store.click(market.claims(auction), market.now)
     store.settle(market.now)

@@ -133,7 +133,7 @@ def test_prices_by_hand() -> None:
     assert pricing.price(PriceRule.EXPECTED, 450_000, pctr=0.25, resampled=False, mu=0.1) == 112_500
     assert pricing.price(PriceRule.EXPECTED, 3, pctr=0.5, resampled=False, mu=0.1) == 2  # half to even
     assert pricing.price(PriceRule.RESAMPLED, 450_000, pctr=0.25, resampled=True, mu=0.1) == -4_050_000
-    assert [pricing.charged_at(rule) for rule in PriceRule] == ["click", "impression", "click"]
+    assert [pricing.charged_at(rule) for rule in PriceRule] == ["click", "impression", "click", "click"]
 
 
 @given(st.lists(st.integers(-(10**9), 10**9), max_size=12))

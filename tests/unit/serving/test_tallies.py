@@ -16,7 +16,7 @@ from raylla.serving.money.records import Filtered, PriceRule, Reason, ServedAuct
 from raylla.serving.store import Store, models, open_store
 from raylla.serving.store.ledger import earned
 from raylla.serving.store.tallies import COUNTS, Group, Line, StoredTally, Wanted
-from tests.unit.serving.market import UNIT, Market
+from tests.unit.serving.market import PLAIN, UNIT, Market
 from tests.unit.serving.test_ledger import upgrade
 
 DAY = dt.timedelta(days=1)
@@ -41,7 +41,7 @@ def traded(store: Store, market: Market, seed: int, events: int = 80) -> None:
         market.now += dt.timedelta(minutes=rng.randint(0, 180))
         act = rng.choices(["auction", "click", "convert", "void", "settle"], [4, 6, 2, 1, 1])[0]
         if act == "auction" or not held:
-            rule = rng.choice(list(PriceRule))
+            rule = rng.choice(PLAIN)
             shown = rng.sample(listings, rng.randint(0, 3))
             lost = tuple(one for one in listings if one not in shown and rng.random() < 0.5)
             held.append(

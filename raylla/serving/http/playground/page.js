@@ -52,7 +52,7 @@ async function open(key) {
   if (users().length) select.value = "0";
   const rules = {
     first_price: "the bid, per click", expected: "bid × click rate, per impression",
-    resampled: "truthful, settled in sums",
+    resampled: "truthful, settled in sums", reserve: "learned, at most the bid, per click",
   };
   byId("about").textContent = `Price: ${rules[state.start.price_rule] ?? state.start.price_rule}.`;
   explain();

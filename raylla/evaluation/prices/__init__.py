@@ -1,0 +1,1 @@
+"""`raylla prices`: learned from logs, and held on new questions."""

@@ -1,0 +1,326 @@
+"""Learned prices on questions that they were not learned from, by the model's own answers.
+
+Every test question's auction is held under three rules (`HELD_RULES`): first price; Myerson's price on the
+sheet's curve, without reserves; and that above the sheet's reserves.  Bidders' values are the auction's
+bids.  They bid them, or settle (`raylla.pricing.bidders`) for their utility or their value.  What they know
+of the allocation is not the sheet's curve but one fitted to the model's own answers to these very auctions,
+so that an error of the sheet's is theirs to use.  The curves say where they settle and what a click costs;
+what is placed and clicked at those bids is the model's and the judge's word, and what the sheet's curve
+expected stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raylla.auction import parse
+from raylla.auction.checks import Array
+from raylla.auction.incentives import Goal
+from raylla.evaluation.backend import EvaluationBackend
+from raylla.evaluation.incentives import regret_table
+from raylla.evaluation.prices.sources import of_answers
+from raylla.evaluation.properties import random_places
+from raylla.figures.intervals import Figure, means, quotients
+from raylla.irpo.schedule import plan_auctions, some
+from raylla.mechanisms.protocol import TRAINED, Prompt
+from raylla.pricing.bidders import best_respond, shade
+from raylla.pricing.curve import AllocationCurve, Contests, Flags, fit_curve, traits_of
+from raylla.pricing.logs import LoggedAuction, as_log, rates_at
+from raylla.pricing.rule import click_prices, quote
+from raylla.pricing.sheet import PriceSheet
+from raylla.records import Planned
+from raylla.world import clicks
+
+HELD_RULES = ("first_price", "myerson", "reserve")
+KINDS = ("truthful", "utility", "value", "shading")
+"""How bidders bid; `shading` only under first price, for the others make the truth the best share."""
+_GOALS: tuple[Goal, ...] = ("utility", "value")
+_COLUMNS = ("revenue", "welfare", "surplus", "clicks", "on_curve")
+
+
+def test_markets(backend: EvaluationBackend, bidders: int | None, draws: int) -> list[Planned]:
+    """``draws`` auctions of every test question, with bids of their own, and of their candidates
+    ``bidders`` drawn (None: all)."""
+    config, world = backend.config, backend.world
+    queries = some(world.of("test"), config.evaluation.queries, f"{config.seed}/test")
+    found = []
+    for draw in range(draws):
+        planned = plan_auctions(config, world, draw, "validation", queries, config.evaluation.answers)
+        found += [_thinned(backend, one, bidders) for one in planned]
+    return found
+
+
+def _thinned(backend: EvaluationBackend, planned: Planned, bidders: int | None) -> Planned:
+    if bidders is None or bidders >= len(planned.ads):
+        return planned
+    drawn = backend.generator(planned, "bidders").permutation(len(planned.ads))[:bidders]
+    kept = np.zeros(len(planned.ads), np.bool_)
+    kept[drawn] = True
+    return _among(planned, np.array(planned.auction.bids), kept)
+
+
+def _among(planned: Planned, bids: Array, entered: Flags) -> Planned:
+    """The auction with these bids, of those of its ads that ``entered``."""
+    kept = [place for place in range(len(planned.ads)) if entered[place]]
+    auction = replace(
+        planned.auction,
+        ad_ids=tuple(planned.auction.ad_ids[place] for place in kept),
+        bids=tuple(float(bids[place]) for place in kept),
+    )
+    return replace(planned, auction=auction, ads=tuple(planned.ads[place] for place in kept))
+
+
+def contests_of(auctions: Sequence[Planned]) -> Contests:
+    """The auctions as arrays."""
+    traits = [[traits_of(one.query, one.profile, ad) for ad in one.ads] for one in auctions]
+    return Contests.of([one.auction.bids for one in auctions], traits)
+
+
+def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[dict[str, float]]:
+    """The mean clicks of each ad over the answers to each auction, as the judge expects them; where nobody
+    bids there are none."""
+    asked = [one for one in auctions if one.ads]
+    prompts = [Prompt(one, one.ads, one.auction.bids, one.n) for one in asked]
+    written = backend.write(TRAINED, prompts)
+    texts = {
+        (one.auction.id, one.ads, draw.text): one
+        for one, wrote in zip(asked, written, strict=True)
+        for draw in wrote.completions
+    }
+    judged = backend.judgements([(one, text) for (_, _, text), one in texts.items()])
+    chances: dict[tuple[object, ...], Mapping[str, float] | None] = {}
+    for (name, one), judgement in zip(texts.items(), judged, strict=True):
+        placed = parse(name[2], one.ads, backend.world.ad_ids).placements
+        expected: Mapping[str, float] = judgement.probabilities or clicks.click_probabilities(
+            one.query, one.profile, name[2], placed, backend.world.ad_by_id
+        )
+        chances[name] = None if judgement.clicks is None else expected
+    backend.bound("judgements of prices", sum(one is None for one in chances.values()), len(chances))
+    found: dict[int, dict[str, float]] = {}
+    for one, wrote in zip(asked, written, strict=True):
+        names = [(one.auction.id, one.ads, draw.text) for draw in wrote.completions]
+        read = [each for each in map(chances.__getitem__, names) if each is not None]
+        found[id(one)] = {
+            ad: sum(each.get(ad, 0.0) for each in read) / max(1, len(read)) for ad in one.auction.ad_ids
+        }
+    return [found.get(id(one), {}) for one in auctions]
+
+
+class ModelClicks:
+    """The model's clicks at bid profiles of some auctions; the same auction and bids are asked for once."""
+
+    def __init__(self, backend: EvaluationBackend, auctions: Sequence[Planned]) -> None:
+        self._backend, self.auctions = backend, auctions
+        self._known: dict[tuple[object, ...], dict[str, float]] = {}
+
+    def clicks(self, profiles: Sequence[tuple[Array, Flags]]) -> list[Array]:
+        """Mean clicks [a, n] at each profile: bids [a, n] and who entered [a, n]."""
+        held = [
+            [_among(one, bids[row], entered[row]) for row, one in enumerate(self.auctions)]
+            for bids, entered in profiles
+        ]
+        wanted: dict[tuple[object, ...], Planned] = {}
+        for one in (each for profile in held for each in profile):
+            if _key(one) not in self._known:
+                wanted.setdefault(_key(one), one)
+        for key, found in zip(wanted, clicks_of(self._backend, list(wanted.values())), strict=True):
+            self._known[key] = found
+        width = profiles[0][0].shape[1] if profiles else 0
+        tables = []
+        for profile in held:
+            table = np.zeros((len(profile), width))
+            for row, (one, whole) in enumerate(zip(profile, self.auctions, strict=True)):
+                found = self._known[_key(one)]
+                table[row, : len(whole.ads)] = [found.get(ad, 0.0) for ad in whole.auction.ad_ids]
+            tables.append(table)
+        return tables
+
+
+def _key(one: Planned) -> tuple[object, ...]:
+    return one.auction.id, one.auction.ad_ids, one.auction.bids, one.n
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMarket:
+    """What auctions of one number of bidders came to: `_COLUMNS` by rule and kind, [questions, columns], in
+    bid units per auction; the share of auctions whose bids settled; responses for `regret_table`."""
+
+    tables: Mapping[tuple[str, str], Array]
+    settled: Mapping[tuple[str, str], float]
+    shading: float
+    responses: Mapping[str, tuple[Array, Array]]
+    bids: Sequence[float]
+
+
+def hold_market(
+    backend: EvaluationBackend, sheet: PriceSheet, auctions: Sequence[Planned], seed: int
+) -> HeldMarket:
+    """Hold ``auctions`` under all rules, for all kinds of bidders."""
+    values, answers = contests_of(auctions), ModelClicks(backend, auctions)
+    table = np.ones_like(values.bids)
+    for row, one in enumerate(auctions):
+        table[row, : len(one.ads)] = [sheet.reserve(one.query, one.profile, ad) for ad in one.ads]
+    reserves = {"first_price": None, "myerson": np.ones_like(table), "reserve": table}
+    known = seen_curve(backend, auctions, values, table, sheet)
+    rates = rates_at(dict(sheet.rates), values.traits)
+    profiles: dict[tuple[str, str], Sequence[Array]] = {}
+    settled: dict[tuple[str, str], float] = {}
+    for rule, least in reserves.items():
+        profiles[rule, "truthful"] = (values.bids,)
+        for goal in _GOALS:
+            rng = np.random.default_rng(seed)
+            found = best_respond(known, values, least, goal, rng, sheet.curve)
+            profiles[rule, goal], settled[rule, goal] = found.rounds, found.settled
+    bids, shading = shade(known, values, rates)
+    profiles["first_price", "shading"] = (bids,)
+    tables = _came_to(answers, sheet, values, reserves, profiles, rates)
+    grid = [bid for bid in backend.config.evaluation.bids if bid <= sheet.curve.largest]
+    responses = {
+        rule: _responses(backend, answers, sheet, values, least, grid) for rule, least in reserves.items()
+    }
+    return HeldMarket(tables, settled, shading, responses, grid)
+
+
+def seen_curve(
+    backend: EvaluationBackend,
+    auctions: Sequence[Planned],
+    values: Contests,
+    table: Array,
+    sheet: PriceSheet,
+) -> AllocationCurve:
+    """What bidders know: the curve of the model's own answers to these auctions, reserves or none."""
+    logged: list[LoggedAuction] = []
+    for entered in (values.there, values.there & (values.bids >= table)):
+        held = [_among(one, values.bids[row], entered[row]) for row, one in enumerate(auctions)]
+        held = [one for one in held if one.ads]
+        written = backend.write(TRAINED, [Prompt(one, one.ads, one.auction.bids, one.n) for one in held])
+        logged += [
+            of_answers(one, [draw.text for draw in wrote.completions], backend.world, TRAINED)
+            for one, wrote in zip(held, written, strict=True)
+        ]
+    log = as_log(logged, 1)
+    return fit_curve(log.contests, log.placed, log.answers, sheet.curve.largest)
+
+
+def _came_to(
+    answers: ModelClicks,
+    sheet: PriceSheet,
+    values: Contests,
+    reserves: Mapping[str, Array | None],
+    profiles: Mapping[tuple[str, str], Sequence[Array]],
+    rates: Array,
+) -> dict[tuple[str, str], Array]:
+    """`_COLUMNS` of each rule and kind, a row per question: means over its auctions and over the rounds."""
+    flat = [(name, bids) for name, rounds in profiles.items() for bids in rounds]
+    quoted = [quote(sheet.curve, values.at(bids), reserves[rule]) for (rule, _), bids in flat]
+    clicked = answers.clicks([(bids, one.entered) for (_, bids), one in zip(flat, quoted, strict=True)])
+    sums: dict[tuple[str, str], list[Array]] = {}
+    for (name, _), one, got in zip(flat, quoted, clicked, strict=True):
+        revenue, welfare = (got * one.prices).sum(axis=1), (got * values.bids).sum(axis=1)
+        expected = (one.shares * rates * one.prices).sum(axis=1)
+        columns = (revenue, welfare, welfare - revenue, got.sum(axis=1), expected)
+        sums.setdefault(name, []).append(np.stack(columns, axis=1))
+    asked = [one.query.id for one in answers.auctions]
+    return {name: _by_question(np.mean(found, axis=0), asked) for name, found in sums.items()}
+
+
+def _by_question(table: Array, asked: Sequence[str]) -> Array:
+    names = np.array(asked)
+    return np.array([table[names == one].mean(axis=0) for one in dict.fromkeys(asked)])
+
+
+def _responses(
+    backend: EvaluationBackend,
+    answers: ModelClicks,
+    sheet: PriceSheet,
+    values: Contests,
+    reserves: Array | None,
+    grid: Sequence[float],
+) -> tuple[Array, Array]:
+    """Clicks and payments [a, g] of one random ad of each of the first auctions at every bid of ``grid``,
+    the others bidding their values."""
+    count = min(len(answers.auctions), backend.config.evaluation.incentive_queries)
+    some = np.arange(count)
+    asked = [
+        replace(one, n=backend.config.evaluation.incentive_answers) for one in answers.auctions[:count]
+    ]
+    few, held = values.rows(some), ModelClicks(backend, asked)
+    places = np.array(random_places(backend, asked))
+    least = None if reserves is None else reserves[:count]
+    profiles = []
+    for bid in grid:
+        bids = few.bids.copy()
+        bids[some, places] = max(bid, 1.0)
+        entered = few.there & (bids >= (1.0 if least is None else least))
+        entered[some, places] &= bid > 0
+        profiles.append((bids, entered))
+    clicked = np.stack([got[some, places] for got in held.clicks(profiles)], axis=1)
+    prices = np.zeros_like(clicked)
+    for column, (bids, entered) in enumerate(profiles):
+        if least is None:
+            prices[:, column] = grid[column]
+            continue
+        at = np.array([max(grid[column], 1.0)])
+        whole = np.arange(1.0, max(at[0], 2.0) + 1)
+        along = sheet.curve.along(few.at(bids), entered, whole)[some, places]
+        own = np.minimum(least[some, places], whole[-1])
+        found = click_prices(along, whole, own)[:, int(at[0]) - 1]
+        prices[:, column] = np.where(entered[some, places], np.nan_to_num(found), 0.0)
+    return clicked, clicked * prices
+
+
+def market_figures(held: HeldMarket, resamples: int, seed: int) -> dict[str, Any]:
+    """A market's figures with intervals over questions: each rule and kind, the gains of the others over
+    first price on the same questions, and the regret of bidding the truth."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, Any] = {"shading": held.shading, "rules": {}, "gains": {}}
+    for (rule, kind), table in held.tables.items():
+        columns = dict(zip(_COLUMNS, means([table], resamples, rng), strict=True))
+        settled = held.settled.get((rule, kind))
+        found["rules"].setdefault(rule, {})[kind] = columns | (
+            {} if settled is None else {"settled": settled}
+        )
+    for rule in HELD_RULES[1:]:
+        for kind in KINDS:
+            base = held.tables["first_price", kind]
+            table = held.tables[rule, "utility" if kind == "shading" else kind]
+            found["gains"].setdefault(rule, {})[kind] = _gains(table, base, resamples, rng)
+    found["regret"] = {
+        rule: regret_table([one], held.bids, resamples, seed)["rules"]["own"]
+        for rule, one in held.responses.items()
+    }
+    return found
+
+
+def _gains(table: Array, base: Array, resamples: int, rng: np.random.Generator) -> dict[str, Figure]:
+    """Quotients less 1 of revenue, welfare and surplus."""
+    ratios = quotients([table[:, :3]], [base[:, :3]], resamples, rng)
+    return {
+        name: {end: value - 1 for end, value in one.items()}
+        for name, one in zip(_COLUMNS[:3], ratios, strict=True)
+    }
+
+
+def log_auctions(
+    backend: EvaluationBackend, bidders: Iterable[int | None], queries: int | None, answers: int
+) -> list[LoggedAuction]:
+    """Auctions of ``queries`` training questions (None: all) under the run's last weights, with each number
+    of ``bidders`` (None: all candidates) and bids of their own, judged: the log that an endpoint would
+    have, ahead of it."""
+    config, world, found = backend.config, backend.world, []
+    asked = some(world.of("train"), queries, f"{config.seed}/prices")
+    for place, count in enumerate(bidders):
+        epoch = config.irpo.epochs + 1 + place
+        planned = plan_auctions(config, world, epoch, "validation", asked, answers)
+        held = [_thinned(backend, one, count) for one in planned]
+        for one, clicked in zip(held, clicks_of(backend, held), strict=True):
+            (wrote,) = backend.write(TRAINED, [Prompt(one, one.ads, one.auction.bids, one.n)])
+            texts = [draw.text for draw in wrote.completions]
+            logged = of_answers(one, texts, world, str(backend.aliases[TRAINED]))
+            sums = tuple(clicked[ad] * len(texts) for ad in one.auction.ad_ids)
+            found.append(replace(logged, judged=logged.placed, clicks=sums))
+    return found
