@@ -95,13 +95,13 @@ def evaluate(
         typer.Option(help="where a config's runs are or are made; default: runs/NAME-evaluation"),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="default: evaluation.json, conflict.json or day.json, in the first run"),
+        Path | None, typer.Option(help="default: evaluation.json, or SUITE.json, in the first run")
     ] = None,
     suite: Annotated[
-        Literal["auctions", "conflict", "day"],
+        Literal["auctions", "conflict", "offpolicy", "day"],
         typer.Option(
             help="auctions: revenue, reward, curves, prices; conflict: advice against higher bids; "
+            "offpolicy: estimates before a version serves against what it then shows; "
             "day: bidders with budgets"
         ),
     ] = "auctions",
@@ -117,6 +117,8 @@ def evaluate(
         from raylla.evaluation.conflict import conflict_runs
         from raylla.evaluation.day.suite import day_runs
         from raylla.evaluation.evaluate import evaluate_runs
+        from raylla.evaluation.offpolicy.console import show_offpolicy
+        from raylla.evaluation.offpolicy.suite import offpolicy_runs
         from raylla.evaluation.page.console import show_conflict, show_day, show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
@@ -139,6 +141,7 @@ def evaluate(
             measure, name, show = {
                 "auctions": (evaluate_runs, "evaluation.json", show_evaluation),
                 "conflict": (conflict_runs, "conflict.json", show_conflict),
+                "offpolicy": (offpolicy_runs, "offpolicy.json", show_offpolicy),
                 "day": (day_runs, "day.json", show_day),
             }[suite]
             found = measure(opened, chosen.evaluation, Observer(chosen, None, console))

@@ -7,7 +7,18 @@ from collections.abc import Callable, Iterator
 from raylla.actors.usage import Meter, WorkerUsage
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines import Engine, Generated, Given, Probe, Request, Scored, Weights, open_engine
+from raylla.engines import (
+    Aggregate,
+    Aggregated,
+    Engine,
+    Generated,
+    Given,
+    Probe,
+    Request,
+    Scored,
+    Weights,
+    open_engine,
+)
 from raylla.errors import WeightError
 
 OpenEngine = Callable[[str, Settings, int], Engine]
@@ -60,6 +71,15 @@ class RolloutWorker:
         """
         self._hold(version)
         yield from self._engine.score(given)
+
+    def aggregate(self, requests: list[Aggregate], version: str) -> Iterator[Aggregated]:
+        """Texts that bidders' models write together, all of weight version ``version``.
+
+        Raises:
+            WeightError: the engine holds another version.
+        """
+        self._hold(version)
+        yield from self._engine.aggregate(requests, self._sampling)
 
     def load(self, weights: Weights, probe: Probe | None, version: str) -> float:
         """Take over ``weights`` under the name ``version``; the measured difference (nats).

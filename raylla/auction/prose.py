@@ -52,6 +52,11 @@ def stripped(text: str, candidates: Sequence[Ad]) -> str:
     return _SPACES.sub(" ", "".join([*pieces, text[cursor:]])).strip()
 
 
+def bare(text: str, candidates: Sequence[Ad]) -> str:
+    """An organic answer: one that names an ad by its markup all the same is `stripped`."""
+    return stripped(text, candidates) if attempts(text, candidates) else text
+
+
 def without_ads(text: str, candidates: Sequence[Ad]) -> str:
     """``text`` without the sentences that hold an ad's markup, well-formed or not; empty where all do.
 

@@ -52,7 +52,7 @@ class Evaluation(Section):
     answers: Positive = Field(4, description="answers per test query")
     bootstrap: Positive = 2000
     mechanisms: tuple[str, ...] = Field(
-        ("pretrained", "rag-auction", "mosaic", "llm-auction"),
+        ("pretrained", "rag-auction", "mosaic", "range-vcg", "screened-vcg", "llm-auction"),
         description="rows of `raylla evaluate`, by entry point",
     )
     bids: tuple[NonNegative, ...] = Field(

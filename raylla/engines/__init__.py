@@ -1,9 +1,22 @@
 """Text generation behind one protocol; importing this imports neither vllm nor torch."""
 
 from raylla.config import Engine as Settings
-from raylla.engines.protocol import Completion, Engine, Generated, Given, Probe, Request, Scored, Weights
+from raylla.engines.protocol import (
+    Aggregate,
+    Aggregated,
+    Completion,
+    Engine,
+    Generated,
+    Given,
+    Probe,
+    Request,
+    Scored,
+    Weights,
+)
 
 __all__ = [
+    "Aggregate",
+    "Aggregated",
     "Completion",
     "Engine",
     "Generated",

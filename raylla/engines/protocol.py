@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from raylla.auction.aggregation import Aggregation
 from raylla.config import Sampling
 from raylla.errors import ConfigError
 
@@ -30,7 +31,7 @@ class Request:
     the draws' log-probabilities, too. ``choices``, each one token long, ask how probable each is as the
     answer's first token, in place of an answer: one greedy token is generated, whatever the sampling.
     ``turns`` messages before the last are earlier turns: the oldest are cut where all are too many for the
-    context."""
+    context. ``prompt_token_ids``, where there are any, are the prompt in the place of ``messages``."""
 
     id: str
     messages: list[dict[str, str]]
@@ -39,6 +40,7 @@ class Request:
     logprobs: bool = False
     choices: tuple[str, ...] = ()
     turns: int = 0
+    prompt_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,10 @@ class Generated:
 @dataclass(frozen=True, slots=True)
 class Given:
     """A prompt and an answer to it whose probability is asked for: by its tokens, or where there are none
-    as ``text``, which is tokenized by itself. ``turns`` as in a `Request`, cut to a prompt of
-    ``room`` tokens: those that the answer was written with."""
+    as ``text``, which is tokenized by itself. ``turns`` and ``prompt_token_ids`` as in a `Request`, the
+    turns cut to a prompt of ``room`` tokens: those that the answer was written with. ``sampling``: it is
+    asked how probable that makes the answer (`raylla.engines.sampled`); none: at temperature 1, without
+    cuts."""
 
     id: str
     messages: list[dict[str, str]]
@@ -76,16 +80,67 @@ class Given:
     text: str = ""
     turns: int = 0
     room: int = 0
+    prompt_token_ids: Sequence[int] = ()
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Summed log-probability (nats) of the ``tokens`` tokens of the answer of a `Given`, before temperature
-    and cuts."""
+    and cuts, or under its sampling. ``outside`` counts tokens that the cuts of that sampling leave out,
+    which these weights never draw; ``ended`` says whether the last token is one that ends answers."""
 
     id: str
     logprob: float
     tokens: int
+    outside: int = 0
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """``n`` texts that bidders' models write together, token by token: the engine's weights behind each of
+    ``prompts``, aggregated by ``rule`` with ``bids`` as weights [bidders], of which one is above 0. The
+    random numbers of draw d follow from ``seed + d`` alone. ``turns`` as in a `Request`, of each prompt."""
+
+    id: str
+    prompts: tuple[list[dict[str, str]], ...]
+    bids: tuple[float, ...]
+    rule: Aggregation
+    n: int
+    seed: int
+    turns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A markup that begins at character ``start`` of a text, opened and finished by one bidder's model (its
+    place), and the least bid at which that would have opened it here, the text before it as it is."""
+
+    bidder: int
+    start: int
+    least: float
+
+
+@dataclass(frozen=True, slots=True)
+class JointText:
+    """One text of an `Aggregate`, of ``tokens`` tokens; ``finished`` as in a `Completion`."""
+
+    text: str
+    tokens: int
+    finished: bool
+    openings: tuple[Opening, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """All texts of an `Aggregate`, in order of draw, or ``error`` where the engine refused it; and how many
+    tokens each prompt has, 0 for who bids nothing."""
+
+    id: str
+    prompt_tokens: tuple[int, ...]
+    texts: tuple[JointText, ...]
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +180,11 @@ class Engine(Protocol):
 
         Raises:
             ValueError: an answer is empty, or does not fit behind its prompt.
+            ConfigError: its sampling's probabilities cannot be told (`raylla.engines.sampled`).
         """
+
+    def aggregate(self, requests: Sequence[Aggregate], sampling: Sampling) -> Iterator[Aggregated]:
+        """Texts that several prompts' models write together; yields each request's as they are done."""
 
     def load(self, weights: Weights, probe: Probe | None) -> float:
         """Take over ``weights`` and drop every cache.

@@ -1,22 +1,26 @@
 """vLLM in this process: one engine, stepped by whoever asks it for texts.
 
-The only file that imports vllm, and only inside the constructor: its environment must be set
+This, `vllmparams` and `live` alone import vllm, and only inside functions: its environment must be set
 first, and the driver must be able to import everything else without it.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from raylla import precision
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
+from raylla.engines.aggregating import Joined, Joining, Listed, joined, write_jointly
 from raylla.engines.chat import chat_format, prompt_ids
 from raylla.engines.protocol import (
+    Aggregate,
+    Aggregated,
     Completion,
     Generated,
     Given,
@@ -26,17 +30,11 @@ from raylla.engines.protocol import (
     Weights,
     choice_ids,
 )
+from raylla.engines.sampled import likeliest, sampling_logprobs
+from raylla.engines.vllmparams import choosing, engine_arguments, looking, reading, sampling_params
 from raylla.errors import ConfigError, WeightError
 from raylla.models import HEAD, local, renamed, shapes, tied
 from raylla.records import Ids
-
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process costs 20 s of start and a hop per step
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share one machine's cores
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-BATCHED_TOKENS = 8192
 
 
 class VllmEngine:
@@ -74,8 +72,10 @@ class VllmEngine:
                 ) from error
         self._headless = head_tied and not all(self._llm.collective_rpc(_has_head))
         self._engine = self._llm.llm_engine
+        self._block = settings.block_size
         self._tokenizer = self._llm.get_tokenizer()
         chat_format(self._tokenizer)  # says now if there is none
+        self._ends = _ends(self._tokenizer, self._llm.llm_engine.model_config)
         self._ids = itertools.count()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
@@ -89,14 +89,13 @@ class VllmEngine:
         try:
             for request in requests:
                 longest = 1 if request.choices else sampling.max_tokens
-                room = self._settings.max_model_len - longest
-                prompt = prompt_ids(self._tokenizer, request.messages, request.turns, room)
+                prompt = self._prompt(request, self._settings.max_model_len - longest)
                 error = self._refusal(len(prompt), longest)
                 if error is not None:
                     yield Generated(request.id, Ids(prompt), (), error)
                     continue
                 choices = self._choices(request)
-                params = _choosing(choices) if choices else sampling_params(request, sampling)
+                params = choosing(choices) if choices else sampling_params(request, sampling)
                 running[self._submit(prompt, params)] = request
             while running:
                 for output in self._engine.step():
@@ -109,12 +108,13 @@ class VllmEngine:
 
         Raises:
             ValueError: an answer is empty, or does not fit behind its prompt.
+            ConfigError: its sampling's probabilities cannot be told.
         """
         self._refuse_if_busy("score")
         running: dict[str, tuple[Given, list[int], int]] = {}
         try:
             for one in given:
-                prompt = prompt_ids(self._tokenizer, one.messages, one.turns, one.room)
+                prompt = self._prompt(one, one.room)
                 answer = one.token_ids or self._tokenizer.encode(one.text, add_special_tokens=False)
                 ids = [*prompt, *answer]
                 if not answer or len(ids) >= self._settings.max_model_len:
@@ -123,13 +123,38 @@ class VllmEngine:
                         f"give 1 or more, and less than engine.max_model_len="
                         f"{self._settings.max_model_len} together"
                     )
-                running[self._submit(ids, _reading())] = one, ids, len(prompt)
+                asked = reading(likeliest(one.sampling) if one.sampling else 0)
+                running[self._submit(ids, asked)] = one, ids, len(prompt)
             while running:
                 for output in self._engine.step():
-                    one, ids, first = running.pop(output.request_id)
-                    yield Scored(one.id, sum(_read(output, ids, first)), len(ids) - first)
+                    yield self._scored(output, *running.pop(output.request_id))
         finally:
             self._engine.abort_request(list(running))
+
+    def aggregate(self, requests: Sequence[Aggregate], sampling: Sampling) -> Iterator[Aggregated]:
+        """Texts that several prompts' models write together; yields each request's as they are done.
+
+        As many are written side by side as the cache holds whole, for every token asks anew for the ends of
+        all contexts.  Of these vLLM computes what the cache lacks: less than a block and what others wrote.
+        """
+        self._refuse_if_busy("aggregate")
+        joining = Joining(self._ahead, self._text, self._ends, self._vocabulary, sampling)
+        together: list[tuple[Aggregate, list[list[int]], list[Joined]]] = []
+        used = 0
+        for request in requests:
+            prompts = self._bidders(request, sampling)
+            error = self._refusal(max(map(len, prompts)), sampling.max_tokens)
+            if error is not None:
+                yield Aggregated(request.id, tuple(map(len, prompts)), (), error)
+                continue
+            bidding = sum(bid > 0 for bid in request.bids)
+            room = sum(map(len, prompts)) + request.n * bidding * (sampling.max_tokens + self._block)
+            if together and used + room > self._cache_tokens:
+                yield from _written(together, joining)
+                together, used = [], 0
+            together.append((request, prompts, [Joined(request, d, prompts) for d in range(request.n)]))
+            used += room
+        yield from _written(together, joining)
 
     def load(self, weights: Weights, probe: Probe | None) -> float:
         """Take over ``weights`` in place, drop the prefix cache and measure against ``probe``.
@@ -191,6 +216,23 @@ class VllmEngine:
             "first or lower the second"
         )
 
+    def _prompt(self, asked: Request | Given, room: int) -> list[int]:
+        """The prompt's token ids: those given, or of at most ``room`` tokens where turns may be cut."""
+        if asked.prompt_token_ids:
+            return list(asked.prompt_token_ids)
+        return prompt_ids(self._tokenizer, asked.messages, asked.turns, room)
+
+    def _scored(self, output: Any, one: Given, ids: Sequence[int], first: int) -> Scored:
+        own, outside = np.array(_read(output, ids, first)), 0
+        if one.sampling is not None:
+            count, told = likeliest(one.sampling), output.prompt_logprobs
+            best = [
+                sorted((other.logprob for other in told[at].values()), reverse=True)[:count]
+                for at in range(first, len(ids))
+            ]
+            own, outside = sampling_logprobs(own, best, one.sampling)
+        return Scored(one.id, float(own.sum()), len(own), outside, ids[-1] in self._ends)
+
     def _choices(self, request: Request) -> tuple[int, ...]:
         return choice_ids(self._tokenizer, request.choices)
 
@@ -203,7 +245,7 @@ class VllmEngine:
                 f"the probe's prompt has {first} tokens and leaves none of its answer within "
                 f"engine.max_model_len={self._settings.max_model_len}; give a shorter, non-empty prompt"
             )
-        self._submit(ids, _reading())
+        self._submit(ids, reading())
         outputs: list[Any] = []
         while not outputs:
             outputs = self._engine.step()
@@ -225,6 +267,41 @@ class VllmEngine:
         # Greedy draws are all the same, and vLLM refuses to make more than one.
         return Generated(request.id, Ids(output.prompt_token_ids), draws * (request.n // len(draws)))
 
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._llm.model_config.get_vocab_size())
+
+    @property
+    def _cache_tokens(self) -> int:
+        """Tokens that the prefix cache holds."""
+        return int(self._engine.vllm_config.cache_config.num_gpu_blocks or 0) * self._block
+
+    def _text(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _bidders(self, request: Aggregate, sampling: Sampling) -> list[list[int]]:
+        """Token ids of each bidder's prompt, none for who bids nothing."""
+        room = self._settings.max_model_len - sampling.max_tokens
+        return [
+            prompt_ids(self._tokenizer, messages, request.turns, room) if bid > 0 else []
+            for messages, bid in zip(request.prompts, request.bids, strict=True)
+        ]
+
+    def _ahead(self, contexts: Sequence[list[int]]) -> list[Listed]:
+        """The likeliest next tokens after each of ``contexts``."""
+        names = [self._submit(context, looking()) for context in contexts]
+        found: dict[str, Listed] = {}
+        try:
+            while len(found) < len(names):
+                for output in self._engine.step():
+                    told = output.outputs[0].logprobs[0]
+                    ids = np.array(list(told), dtype=np.int64)
+                    found[output.request_id] = ids, np.array([float(one.logprob) for one in told.values()])
+        finally:
+            self._engine.abort_request([name for name in names if name not in found])
+        return [found[name] for name in names]
+
     def _submit(self, prompt: list[int], params: Any) -> str:
         name = str(next(self._ids))
         self._engine.add_request(name, {"prompt_token_ids": prompt}, params)
@@ -236,86 +313,20 @@ class VllmEngine:
             raise RuntimeError(f"{what} was called while {count} requests are unfinished")
 
 
-def engine_arguments(model_path: str, settings: Settings, seed: int) -> dict[str, Any]:
-    """vLLM's own arguments for ``settings``; sets the environment that vllm must be imported in."""
-    for name, value in list(os.environ.items()):
-        # Kubernetes puts the address of a service named vllm (tcp://10.0.0.1:80) where vLLM reads a port.
-        if name.startswith("VLLM_") and name.endswith("_PORT") and not value.isdecimal():
-            del os.environ[name]
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from vllm.platforms import current_platform
-
-    memory: dict[str, Any] = (
-        {"kv_cache_memory_bytes": settings.kv_cache_mib * 2**20}
-        if current_platform.is_cpu()
-        else {"gpu_memory_utilization": settings.gpu_memory_utilization}
-    )
-    return memory | {
-        "model": model_path,
-        "dtype": precision.chosen(settings.dtype, not current_platform.is_cpu()),
-        "seed": seed,
-        "load_format": "safetensors",
-        "trust_remote_code": False,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_num_seqs,
-        "block_size": settings.block_size,
-        "enable_prefix_caching": True,
-        "enforce_eager": settings.enforce_eager,
-        # A seeded request whose prefill is cut crashes the CPU sampler (a CPU generator cannot
-        # be rewound), so that no prompt may ever need two steps.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(settings.max_model_len, BATCHED_TOKENS),
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-    }
+def _written(
+    together: Sequence[tuple[Aggregate, list[list[int]], list[Joined]]], joining: Joining
+) -> Iterator[Aggregated]:
+    """What the texts of these requests become, written side by side."""
+    write_jointly([text for _, _, texts in together for text in texts], joining)
+    for request, prompts, texts in together:
+        yield joined(request, prompts, texts)
 
 
-def sampling_params(request: Request, sampling: Sampling) -> Any:
-    """One request for all draws, so that the prompt is computed once; vLLM seeds draw d by seed + d."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=request.n if sampling.temperature > 0 else 1,
-        seed=request.seed,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        detokenize=False,  # once at the end, not at each token
-        # The sampled tokens' own, of which only the sum is kept; flat: no object for every token.
-        logprobs=0 if request.logprobs else None,
-        flat_logprobs=True,
-    )
-
-
-def _choosing(choices: Sequence[int]) -> Any:
-    """Parameters of a request that asks how probable each of ``choices`` (token ids) is.
-
-    vLLM gives the log-probabilities of just these tokens, of the whole vocabulary's softmax and before
-    temperature and cuts (its ``raw_logprobs``); which token it generates is no matter.
-    """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        temperature=0,
-        max_tokens=1,
-        logprob_token_ids=list(choices),
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        detokenize=False,
-    )
-
-
-def _reading() -> Any:
-    """Parameters of a request that is only read, not answered."""
-    from vllm import SamplingParams
-
-    return SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+def _ends(tokenizer: Any, settings: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those that the model's generation config names."""
+    named = settings.try_get_generation_config().get("eos_token_id")
+    more = named if isinstance(named, list) else [named]
+    return frozenset(one for one in (tokenizer.eos_token_id, *more) if one is not None)
 
 
 def _read(output: Any, ids: Sequence[int], first: int) -> list[float]:

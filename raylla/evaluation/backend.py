@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import Pool
 from raylla.auction import parse, penalty
-from raylla.config import Config
-from raylla.engines.protocol import Generated, Given, Request, Scored
+from raylla.config import Config, Sampling
+from raylla.engines.protocol import Aggregate, Aggregated, Generated, Given, Request, Scored
 from raylla.errors import BudgetError
-from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
+from raylla.evaluation.kept import ANSWERS, JOINT_ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
 from raylla.irpo.crew import Crew
 from raylla.irpo.dispatch import dealt
-from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
+from raylla.mechanisms.protocol import BASE, TRAINED, Joint, Prompt
 from raylla.progress import Steps
 from raylla.records import Planned, Prediction
 from raylla.reward.rows import ClickRow, click_rows
@@ -31,10 +31,10 @@ from raylla.runs.state import Run
 from raylla.runs.versions import committed, named, untouched
 from raylla.terms.protocol import known_terms, named_terms, term_values, weighted
 from raylla.world import World, prompts
-from raylla.world.bids import seed_of
+from raylla.world.bids import highest_bid, seed_of
 from raylla.world.fit import Fit
 
-DONE_BY = {"generate": "prompts", "score": "scores", "judge": "judgements"}
+DONE_BY = {"generate": "prompts", "aggregate": "prompts", "score": "scores", "judge": "judgements"}
 """What workers' methods do, as progress counts it."""
 _Value = TypeVar("_Value")
 _SLACK = 10
@@ -78,6 +78,11 @@ class EvaluationBackend:
         self._lost: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
 
+    @property
+    def highest_bid(self) -> float:
+        """The most that the run's bids may be and its prompts can say."""
+        return highest_bid(self.config)
+
     def write(self, version: str, wanted: Sequence[Prompt]) -> list[Generated]:
         """Answers under a weight version, by its name or `BASE` or `TRAINED`, in the order asked."""
         name = self.aliases.get(version, version)
@@ -96,17 +101,53 @@ class EvaluationBackend:
                 self._kept.put(ANSWERS, [name, generated.request_id], generated)
         return [self._kept.get(ANSWERS, [name, id]) for id in ids]
 
+    def write_jointly(self, version: str, wanted: Sequence[Joint]) -> list[Aggregated]:
+        """Answers that the models of an auction's ads write together, in the order asked."""
+        name = self.aliases.get(version, version)
+        requests: dict[str, Aggregate] = {}
+        ids = []
+        for one in wanted:
+            planned = one.planned
+            alone = [Prompt(planned, (ad,), (None,), one.n) for ad in planned.ads]
+            messages = tuple(self._messages(prompt) for prompt in alone)
+            id = f"{planned.auction.id}/{one.name}/{one.n}/{one.rule}/{one.bids}/{messages}"
+            seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{one.name}")
+            turns = len(planned.query.turns)
+            requests[id] = Aggregate(id, messages, one.bids, one.rule, one.n, seed, turns)
+            ids.append(id)
+        missing = [one for id, one in requests.items() if not self._kept.holds(JOINT_ANSWERS, [name, id])]
+        if missing:
+            self._load(name)
+            for found in self._ask(self._crew.rollouts, "aggregate", missing, name):
+                self._kept.put(JOINT_ANSWERS, [name, found.id], found)
+        return [self._kept.get(JOINT_ANSWERS, [name, id]) for id in ids]
+
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
         """Summed log-probability (nats) of each answer's token ids after its prompt, under a weight
         version and before temperature and cuts."""
+        return [one.logprob for one in self._scored(version, wanted, None)]
+
+    def score_sampled(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[Scored]:
+        """`score` after temperature and cuts: how probable sampling under a version makes each answer.
+
+        Raises:
+            ConfigError: as `raylla.engines.sampled.likeliest`.
+        """
+        return self._scored(version, wanted, self.config.ad_llm.sampling)
+
+    def _scored(
+        self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]], sampling: Sampling | None
+    ) -> list[Scored]:
         name = self.aliases.get(version, version)
+        how = "" if sampling is None else f"/{sampling.model_dump_json()}"
         given = [
             Given(
-                f"{self._messages(prompt)}/{list(token_ids)}",
+                f"{self._messages(prompt)}/{list(token_ids)}{how}",
                 self._messages(prompt),
                 tuple(token_ids),
                 turns=len(prompt.planned.query.turns),
                 room=self.config.prompt_room,
+                sampling=sampling,
             )
             for prompt, token_ids in wanted
         ]
@@ -115,7 +156,7 @@ class EvaluationBackend:
             self._load(name)
             for scored in self._ask(self._crew.rollouts, "score", list(missing.values()), name):
                 self._kept.put(SCORES, [name, scored.id], scored)
-        return [self._kept.get(SCORES, [name, one.id]).logprob for one in given]
+        return [self._kept.get(SCORES, [name, one.id]) for one in given]
 
     def judge(self, answers: Sequence[tuple[Planned, str]]) -> list[dict[str, bool] | None]:
         """The User-LLM's clicks by ad id on each answer; none where it could not be read."""
@@ -303,4 +344,6 @@ class EvaluationBackend:
 
 def _tokens(item: object) -> int:
     """What was sampled for it."""
+    if isinstance(item, Aggregated):
+        return sum(one.tokens for one in item.texts)
     return sum(len(one.token_ids) for one in item.completions) if isinstance(item, Generated) else 0

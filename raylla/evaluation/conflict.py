@@ -32,7 +32,7 @@ from raylla.records import Ad, Planned
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
 from raylla.world import World
-from raylla.world.prompts import LARGEST_COMPACT_BID
+from raylla.world.bids import highest_bid
 from raylla.world.texts import ad_text, shown
 
 RATIOS = (1, 2, 4, 10, 25, 100)
@@ -111,12 +111,6 @@ def conflict_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
         "wall_seconds": dict(watch.wall),
         "versions": package_versions(),
     }
-
-
-def highest_bid(config: Config) -> float:
-    """What the ad that fits less bids: the most that the model is trained on and its prompt can say."""
-    most = config.world.max_bid
-    return float(min(most, LARGEST_COMPACT_BID) if config.ad_llm.prompt == "compact" else most)
 
 
 def ratios(config: Config) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """What an evaluation was told by engines and judges, kept in its run, so that one that is stopped, or asked
 for more, pays for what is new alone.
 
-    RUN/evaluation/DIGEST.jsonl    a line for each answer, judgement, score and measured time
+    RUN/evaluation/DIGEST.jsonl    a line for each answer, joint answer, judgement, score and measured time
 
 The digest covers what they depend on beside the run itself: the models, how they are sampled, and the
 packages' versions.  Whatever has another digest is never read.  A judgement is its judge's: under another
@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from raylla.actors.judge import Judgement
 from raylla.config import Config
-from raylla.engines.protocol import Generated, Scored
+from raylla.engines.protocol import Aggregated, Generated, Scored
 from raylla.runs.state import Run, package_versions
 from raylla.storage import writing
 from raylla.strictjson import dumps
@@ -39,6 +39,7 @@ class Kind(Generic[_Value]):
 
 
 ANSWERS = Kind("answers", TypeAdapter(Generated))
+JOINT_ANSWERS = Kind("joint-answers", TypeAdapter(Aggregated))
 JUDGEMENTS = Kind("judgements", TypeAdapter(Judgement))
 SCORES = Kind("scores", TypeAdapter(Scored))
 SECONDS = Kind("seconds", TypeAdapter(float))

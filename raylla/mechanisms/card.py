@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raylla.auction import markup, parse
+from raylla.auction import markup
 from raylla.auction.checks import ending, numbers
-from raylla.auction.prose import stripped
+from raylla.auction.prose import bare
 from raylla.mechanisms.protocol import Backend, Choice, Offer, Ran, ran
 from raylla.records import Ad, Planned
 from raylla.world.texts import shown
@@ -62,7 +62,7 @@ class Card:
         """One generation for each offer; each ad's rate is that of its card below this very answer."""
         written = backend.organic(auctions, self.name)
         texts = [
-            [_bare(draw.text, planned.ads) for draw in generated.completions]
+            [bare(draw.text, planned.ads) for draw in generated.completions]
             for planned, generated in zip(auctions, written, strict=True)
         ]
         carded = [
@@ -85,12 +85,6 @@ class Card:
                     offers.append(Offer(_carded(text, ad), {ad.id: won[1]}))
             found.append(ran(offers, [generated], len(offers)))
         return found
-
-
-def _bare(text: str, ads: Sequence[Ad]) -> str:
-    """An organic answer that names an ad by its markup all the same places none."""
-    read = parse(text, ads)
-    return stripped(text, ads) if read.placements or read.violations else text
 
 
 def _carded(text: str, ad: Ad) -> str:

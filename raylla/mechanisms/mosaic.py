@@ -10,7 +10,7 @@ many candidates the log ratios, or the returned log-probabilities, are worth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -137,13 +137,9 @@ class Mosaic:
                 found.append(ran((), [], 0))
                 continue
             shown = [next(predicted) for _ in texts]
-            rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in planned.auction.ad_ids])
-            rewards = np.array(planned.auction.bids)[:, None] * rates
-            costs = np.array([next(spent) for _ in texts])
-            ratio, tau = np.array([next(ratios) for _ in texts]), float(choice["tau"])
-            log_p = log_probabilities(rewards, ratio, costs, tau)
-            owed = price_per_click(payments(rewards, ratio, costs, tau), rates, log_p)
-            prices = dict(zip(planned.auction.ad_ids, owed.tolist(), strict=True))
+            costs = [next(spent) for _ in texts]
+            ratio = [next(ratios) for _ in texts]
+            log_p, prices = priced(planned, shown, costs, ratio, float(choice["tau"]))
             drawn = backend.generator(planned, self.name).choice(len(texts), planned.n, p=np.exp(log_p))
             notes = {
                 "effective_sample_size": float(optimum.effective_sample_size(log_p)),
@@ -152,6 +148,24 @@ class Mosaic:
             offers = [Offer(texts[j], prices) for j in drawn]
             found.append(ran(offers, [generated], 1, notes))
         return found
+
+
+def priced(
+    planned: Planned,
+    shown: Sequence[Mapping[str, float]],
+    costs: ArrayLike,
+    log_ratio: ArrayLike,
+    tau: float,
+) -> tuple[Array, dict[str, float]]:
+    """log p [M] of returning each candidate, of which ``shown`` are the click probabilities by ad id, and
+    each ad's price per click, at most its bid; ``costs`` and ``log_ratio`` are [M]."""
+    ids, bids = planned.auction.ad_ids, np.array(planned.auction.bids)
+    rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in ids])
+    rewards = bids[:, None] * rates
+    log_p = log_probabilities(rewards, log_ratio, costs, tau)
+    owed = price_per_click(payments(rewards, log_ratio, costs, tau), rates, log_p)
+    owed = np.minimum(owed, bids)  # rounding, where next to no clicks are to be paid for
+    return log_p, dict(zip(ids, owed.tolist(), strict=True))
 
 
 def _log_ratios(

@@ -14,8 +14,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from raylla.auction.aggregation import Aggregation
 from raylla.config.plugins import named_plugins
-from raylla.engines.protocol import Generated
+from raylla.engines.protocol import Aggregated, Generated
 from raylla.records import Ad, Planned
 
 _GROUP = "raylla.mechanisms"
@@ -36,6 +37,22 @@ class Prompt:
     planned: Planned
     ads: tuple[Ad, ...]
     bids: tuple[float | None, ...]
+    n: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """``n`` answers that one model for each of an auction's ads writes together (`engines.aggregating`).
+
+    Each model is prompted with its own ad alone, at no bid; ``bids`` [ads] are their weights, one above 0.
+
+    ``name`` tells the joint answers of one auction apart; sampling seeds follow from it.
+    """
+
+    planned: Planned
+    bids: tuple[float, ...]
+    rule: Aggregation
     n: int
     name: str = ""
 
@@ -68,8 +85,15 @@ class Ran:
 class Backend(Protocol):
     """What a mechanism works with."""
 
+    @property
+    def highest_bid(self) -> float:
+        """The most that a bid may be and a prompt can say, in bid units."""
+
     def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
         """Answers of the Ad-LLM under `BASE` or `TRAINED`, in the order of ``prompts``."""
+
+    def write_jointly(self, version: str, wanted: Sequence[Joint]) -> list[Aggregated]:
+        """Joint answers of the Ad-LLM's models under `BASE` or `TRAINED`, in the order of ``wanted``."""
 
     def organic(self, auctions: Sequence[Planned], what: str) -> list[Generated]:
         """``planned.n`` answers to each auction's question of the model that no training for ads has
@@ -87,6 +111,9 @@ class Backend(Protocol):
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         """Cosine of the text encoder between each auction's query and each of its ads [n]."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of the pCTR's text encoder [texts, dim]."""
 
     def generator(self, planned: Planned, what: str) -> np.random.Generator:
         """Random numbers that depend on the run's seed, the auction and ``what`` alone."""

@@ -21,7 +21,7 @@ LOGITS = 1 << 24
 """Logits that the trainer computes at once (`raylla.policy.logprobs.CHUNK`)."""
 
 BATCHED = 8192
-"""Tokens that an engine computes at once, at most (`raylla.engines.vllm.BATCHED_TOKENS`)."""
+"""Tokens that an engine computes at once, at most (`raylla.engines.vllmparams.BATCHED_TOKENS`)."""
 
 ENGINE_PROCESS, TRAINER_PROCESS, REWARD_PROCESS = 1.0e9, 0.75e9, 0.45e9
 """Bytes of a worker's process without what it holds: Python with vLLM; with torch, DeepSpeed and TRL; with

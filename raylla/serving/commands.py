@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 
 from raylla import config as settings
-from raylla.errors import ConfigError
+from raylla.errors import ConfigError, RayllaError
 from raylla.terminal import ColumnOptions, ConfigPath, Overrides, console, say, steps, tell, told
+
+if TYPE_CHECKING:
+    from raylla.serving.deploy.cluster import Dashboard
 
 app = typer.Typer()
 campaigns_app = typer.Typer(help="Campaigns of the endpoint's store.", no_args_is_help=True)
@@ -62,14 +65,30 @@ def deploy(
     rollback: Annotated[bool, typer.Option("--rollback", help="the canary answers none")] = False,
     status: Annotated[bool, typer.Option("--status", help="compare, change nothing")] = False,
     address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
+    estimate: Annotated[
+        bool, typer.Option(help="say first what it will show, from what the stable version has served")
+    ] = True,
+    estimate_only: Annotated[
+        bool, typer.Option("--estimate-only", help="say that, and deploy nothing")
+    ] = False,
+    auctions: Annotated[int, typer.Option(min=20, help="newest auctions that the estimate reads")] = 200,
+    seconds: Annotated[float, typer.Option(min=1, help="longest time that it reads them")] = 300,
+    json_: Annotated[Path | None, typer.Option("--json", help="write the estimate here, too")] = None,
 ) -> None:
-    """Bring a weight version in beside the one that serves, compare them, then promote or roll back."""
+    """Estimate what a weight version will show, bring it in beside the one that serves, compare them, then
+    promote or roll back."""
     from raylla.serving.deploy import deploy as deployment
     from raylla.serving.deploy.cluster import Dashboard
 
     at = Dashboard(address)
     if sum((run is not None, promote, rollback, status)) != 1:
         raise ConfigError("deploy: give a run directory, or one of --promote, --rollback and --status")
+    if run is None and (estimate_only or json_ is not None):
+        raise ConfigError("deploy: --estimate-only and --json go with a run directory")
+    if run is not None and (estimate or estimate_only):
+        _estimate(at, run, version, (auctions, seconds), json_, estimate_only)
+    if estimate_only:
+        return
     if run is not None:
         with steps().stage("start the canary"):
             deployment.canary(at, run, version, share)
@@ -78,6 +97,30 @@ def deploy(
     elif rollback:
         deployment.roll_back(at)
     deployment.show_comparison(console, deployment.status(at))
+
+
+def _estimate(
+    at: Dashboard,
+    run: str,
+    version: str | None,
+    bounds: tuple[int, float],
+    file: Path | None,
+    alone: bool,
+) -> None:
+    """Say what a version will show; where that cannot be had, the reason, which is an error if it was asked
+    for ``alone``."""
+    from raylla.runs.state import write_json
+    from raylla.serving.deploy.estimate import estimate, show_estimate
+
+    try:
+        found = estimate(at, run, version, *bounds, steps())
+    except RayllaError as error:
+        if alone:
+            raise
+        found = {"absent": str(error)}
+    show_estimate(console, found)
+    if file is not None:
+        write_json(file, found)
 
 
 @campaigns_app.command("import")

@@ -11,8 +11,10 @@ import math
 import random
 from collections.abc import Sequence
 
+from raylla.config import Config
 from raylla.errors import WorldError
 from raylla.records import Phase
+from raylla.world.prompts import LARGEST_COMPACT_BID
 
 
 def auction_id(epoch: int, phase: Phase, query_id: str) -> str:
@@ -34,6 +36,12 @@ def draw(seed: int, auction: str, count: int, max_bid: int) -> tuple[float, ...]
     """``count`` bids of U{1..max_bid}, in bid units per click, fixed by (seed, auction id)."""
     rng = random.Random(f"{seed}/bids/{auction}")
     return tuple(float(rng.randint(1, max_bid)) for _ in range(count))
+
+
+def highest_bid(config: Config) -> float:
+    """The most that a run's model is trained on and its prompt can say, in bid units per click."""
+    most = config.world.max_bid
+    return float(min(most, LARGEST_COMPACT_BID) if config.ad_llm.prompt == "compact" else most)
 
 
 def check_bids(bids: Sequence[float]) -> None:

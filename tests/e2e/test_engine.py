@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,8 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 from raylla.actors import Pool, RolloutWorker, WeightStore, next_item, read_weights, roll_out
 from raylla.config import Actors, Sampling
 from raylla.config import Engine as Settings
-from raylla.engines import Generated, Given, Probe, Request, open_engine
+from raylla.engines import Aggregate, Generated, Given, Probe, Request, open_engine
+from raylla.engines.chat import prompt_ids
 from raylla.errors import ConfigError, WeightError
 from raylla.models import local
 from raylla.records import WeightVersion
@@ -110,6 +112,49 @@ def test_the_same_request_gives_the_same_texts_in_any_company(engine: Any) -> No
     assert run(engine, [asked[7]]) == {"q7": together["q7"]}
 
 
+def test_a_bidder_alone_writes_what_its_model_does(engine: Any) -> None:
+    asked = requests(8, 1)
+    plain = run(engine, asked, GREEDY)
+    bids = (0.0, 7.0)
+    joint = [
+        Aggregate(one.id, (asked[0].messages, one.messages), bids, rule, 2, 5)
+        for one, rule in zip(asked, ["linear", "log-linear"] * 4, strict=True)
+    ]
+    told = {one.id: one for one in engine.aggregate(joint, GREEDY)}  # more than the cache holds at once
+    for one in asked:
+        (answer,) = plain[one.id].completions
+        for text in told[one.id].texts:
+            assert (text.text, text.tokens) == (answer.text, len(answer.token_ids))
+            assert text.finished == answer.finished
+            assert all((opened.bidder, opened.least) == (1, 0.0) for opened in text.openings)
+        assert told[one.id].prompt_tokens == (0, len(plain[one.id].prompt_token_ids))
+
+
+def test_models_together_follow_their_aggregate(engine: Any, tiny_model: Path) -> None:
+    first, second = requests(2, 1)
+    bids = (3.0, 1.0)
+    prompts = [list(run(engine, [one], GREEDY)[one.id].prompt_token_ids) for one in (first, second)]
+    asked = Aggregate("a", (first.messages, second.messages), bids, "log-linear", 1, 0)
+    (told,) = engine.aggregate([asked], Sampling(temperature=0, max_tokens=1))
+    reference = Qwen3ForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        logs = [reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1) for ids in prompts]
+    both = set(logs[0].topk(20).indices.tolist()) | set(logs[1].topk(20).indices.tolist())
+    floored = [torch.maximum(one, one.topk(20).values[-1]) for one in logs]
+    score = 3 * floored[0] + floored[1]
+    best = max(both, key=lambda id: float(score[id]))
+    assert told.texts[0].text == engine._tokenizer.decode([best], skip_special_tokens=True)
+    mixed = replace(asked, rule="linear", n=16)
+    (drawn,) = engine.aggregate([mixed], SAMPLING)
+    assert len({one.text for one in drawn.texts}) > 8
+    (again,) = engine.aggregate([replace(mixed, n=4)], SAMPLING)
+    assert again.texts == drawn.texts[:4]
+    long = replace(asked, prompts=([{"role": "user", "content": "tea " * 600}], second.messages))
+    (refused,) = engine.aggregate([long], SAMPLING)
+    assert "raise the" in str(refused.error)
+    assert not refused.texts
+
+
 def test_choices_have_the_models_own_log_probabilities(
     engine: Any, tokenizer: Any, tiny_model: Path
 ) -> None:
@@ -197,6 +242,48 @@ def test_greedy_draws_are_repeated(engine: Any, tiny_model: Path) -> None:
     assert [list(draw.token_ids) for draw in found.completions] == 3 * [
         greedy(tiny_model, found.prompt_token_ids)
     ]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7, top_k=8, max_tokens=40),
+        Sampling(temperature=0.9, top_k=20, top_p=0.8, max_tokens=40),
+    ],
+)
+def test_answers_are_as_likely_as_sampling_made_them(
+    engine: Any, tokenizer: Any, tiny_model: Path, sampling: Sampling
+) -> None:
+    """Prompts by their tokens; against Hugging Face's logits under temperature, top-k and top-p."""
+    messages = requests(6, 3)
+    prompts = {one.id: tuple(prompt_ids(tokenizer, one.messages)) for one in messages}
+    asked = [replace(one, messages=[], prompt_token_ids=prompts[one.id]) for one in messages]
+    found = run(engine, asked, sampling)
+    assert found == run(engine, messages, sampling)
+    draws = [(id, draw) for id, one in found.items() for draw in one.completions]
+    given = [
+        Given(str(at), [], draw.token_ids, prompt_token_ids=prompts[id], sampling=sampling)
+        for at, (id, draw) in enumerate(draws)
+    ]
+    odd = replace(given[0], id="odd", token_ids=tuple(reversed(given[0].token_ids)))
+    scored = {one.id: one for one in engine.score([*given, odd])}
+    model = Qwen3ForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for one, (_, draw) in zip(given, draws, strict=True):
+        ids = torch.tensor([[*one.prompt_token_ids, *one.token_ids]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(one.prompt_token_ids) - 1 : -1] / sampling.temperature
+        best, places = logits.topk(sampling.top_k)
+        shares = best.softmax(-1)
+        cut = torch.full_like(logits, -torch.inf)
+        cut.scatter_(1, places, best.masked_fill(shares.cumsum(-1) - shares >= sampling.top_p, -torch.inf))
+        told = cut.log_softmax(-1).gather(1, ids[0, len(one.prompt_token_ids) :, None]).sum()
+        assert scored[one.id].logprob == pytest.approx(float(told), abs=2e-3)
+        assert (scored[one.id].outside, scored[one.id].tokens) == (0, len(one.token_ids))
+        assert scored[one.id].ended == draw.finished
+        assert scored[one.id].logprob > (draw.logprob or -math.inf)  # cuts leave more for what is drawn
+    assert scored["odd"].outside > 0
+    with pytest.raises(ConfigError, match="top_k=0"):
+        list(engine.score([replace(odd, sampling=Sampling(temperature=0.7))]))
 
 
 def test_given_answers_are_as_likely_as_the_model_finds_them(

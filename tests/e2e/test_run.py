@@ -48,6 +48,16 @@ OTHER = (
     "reward_terms=[{name: user-welfare, weight: 50}]",
 )
 """Overrides of a variant, each of which is another path."""
+HELD = (
+    "pretrained",
+    "rag-auction",
+    "mosaic",
+    "range-vcg",
+    "screened-vcg",
+    "token-auction",
+    "llm-auction",
+)
+"""Mechanisms of the whole evaluation."""
 STAGES = ("world", "epoch-1/sample", "epoch-1/learn", "epoch-1/test", "epoch-1/align", "epoch-2/test")
 ON_RAY = ("epoch-1/sample", "epoch-1/align")
 """Stages that are interrupted on Ray; the others in one process, which starts in half the time."""
@@ -187,6 +197,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
         "equilibrium_queries": 1,
         "equilibrium_bids": "[10,90]",
         "validation_queries": 2,
+        "mechanisms": json.dumps(HELD),
     }
     shutil.copytree(alone, tmp_path / "seed-0")
     ledger = (alone / "ledger.jsonl").read_text()
@@ -203,17 +214,21 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
         assert row["revenue"] == recorded["revenue"]
         assert row["pctr"]["auc"] == recorded["pctr"]["auc"]
     rows = found["efficiency"]
-    assert set(rows) == {"pretrained", "rag-auction", "mosaic", "llm-auction", "llm-auction: judged"}
+    assert set(rows) == {*HELD, "llm-auction: judged"}
     generations = {name: row["cost_per_auction"]["generations"]["mean"] for name, row in rows.items()}
     assert all(
         row["terms"]["user-welfare"]["mean"] < 0 == row["terms"]["fidelity"]["mean"]
         for row in rows.values()
     )
     assert generations.pop("mosaic") == 20
+    assert generations.pop("range-vcg") in (7, 13)  # each of six ads, and the organic answer
+    assert generations.pop("screened-vcg") >= 7
+    assert generations.pop("token-auction") in (1, 2, 3)
     assert set(generations.values()) == {1}
     for name in ("pretrained", "llm-auction"):
         assert rows[name]["revenue"] == rows[name]["welfare"]
-    assert rows["mosaic"]["revenue"]["mean"] <= rows["mosaic"]["welfare"]["mean"]
+    for name in ("mosaic", "range-vcg", "screened-vcg", "token-auction"):
+        assert rows[name]["revenue"]["mean"] <= rows[name]["welfare"]["mean"]
     tried = found["search"]["mosaic"][0]["tried"]
     assert {one["choice"]["reference"] for one in tried} == {"generator", "organic"}
     assert found["ablations"]["judged"]["seeds"] == 1

@@ -21,7 +21,17 @@ from raylla import config
 from raylla.actors.judge import JudgeItem, Judgement
 from raylla.actors.pool import Call, Pool, next_item
 from raylla.config import Actors
-from raylla.engines.protocol import Completion, Generated, Given, Request, Scored
+from raylla.engines.protocol import (
+    Aggregate,
+    Aggregated,
+    Completion,
+    Generated,
+    Given,
+    JointText,
+    Opening,
+    Request,
+    Scored,
+)
 from raylla.errors import BudgetError, WorkerLostError
 from raylla.evaluation import efficiency, incentives, properties
 from raylla.evaluation.backend import EvaluationBackend
@@ -29,7 +39,7 @@ from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, Kept, kept
 from raylla.irpo import dispatch
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
-from raylla.mechanisms.protocol import BASE, Prompt
+from raylla.mechanisms.protocol import BASE, Prompt, named_mechanisms
 from raylla.progress import Steps
 from raylla.records import Ad, Ids, Prediction, Profile, Query
 from raylla.runs.state import Run
@@ -49,6 +59,7 @@ class Writer:
         self._rule = rule
         self.asked: list[Request] = []
         self.read: list[Given] = []
+        self.joint: list[Aggregate] = []
 
     def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
         for request in requests:
@@ -63,6 +74,19 @@ class Writer:
                 ]
                 draws.append(Completion(f"Try {', '.join(shown) or 'nothing'}.", (1, 2), True))
             yield Generated(request.id, (1,) * 5, tuple(draws))
+
+    def aggregate(self, requests: list[Aggregate], version: str) -> Iterator[Aggregated]:
+        """A bidder drawn in proportion to its bid places its ad, for half of it."""
+        for request in requests:
+            self.joint.append(request)
+            marks = [LINE.findall(messages[0]["content"]) for messages in request.prompts]
+            assert all(len(one) == 1 and one[0][0] == "?" for one in marks)  # its own ad, no bid
+            texts = []
+            for draw in range(request.n):
+                (place,) = random.Random(request.seed + draw).choices(range(len(marks)), request.bids)
+                opened = Opening(place, 4, request.bids[place] / 2)
+                texts.append(JointText(f"Try {marks[place][0][1]}.", 3, True, (opened,)))
+            yield Aggregated(request.id, tuple(5 * (bid > 0) for bid in request.bids), tuple(texts))
 
     def score(self, given: list[Given], version: str) -> Iterator[Scored]:
         for one in given:
@@ -147,6 +171,28 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert len(made.reader.read) == 30
     made.backend.judge([answers[0], answers[0]])
     assert len(made.reader.read) == 31
+
+
+@pytest.mark.parametrize("name", ["range-vcg", "screened-vcg", "token-auction"])
+def test_a_mechanism_is_held_priced_and_kept(tmp_path: Path, name: str) -> None:
+    (mechanism,) = named_mechanisms([name])
+    choice = mechanism.choices(3)[-1]
+    rows = []
+    for _ in range(2):
+        made = make(tmp_path, lambda bid: bid / 100)
+        planned = efficiency.test_auctions(made.backend.config, made.backend.world)
+        held = efficiency.hold(made.backend, mechanism, planned, choice)
+        row = efficiency.mechanism_row([held], 200, 0)
+        assert 0 < row["revenue"]["mean"] <= row["welfare"]["mean"]
+        assert row["cost_per_auction"]["generations"]["mean"] > 1
+        assert row["cost_per_auction"]["sampled_tokens"]["mean"] > 2
+        found = incentives.responses(made.backend, mechanism, choice, planned[:4], (0, 50, 100))
+        assert found[1][:, 0].max() == 0  # who bids 0 pays nothing
+        rows.append((row["revenue"], held.answers, [one.tolist() for one in found]))
+    assert rows[0] == rows[1]
+    assert not made.writer.asked
+    assert not made.writer.joint  # nothing is asked for twice
+    assert not made.reader.read
 
 
 def test_an_evaluation_that_was_stopped_goes_on_with_what_it_was_told(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ LIGHT = (
     "raylla.bidding.hindsight",
     "raylla.mechanisms",
     "raylla.figures.intervals",
+    "raylla.figures.offpolicy",
     "raylla.plan.console",
     "raylla.terms.fidelity",
     "raylla.terms.welfare",
@@ -57,9 +58,12 @@ DRIVER = (
     "raylla.evaluation.conflict",
     "raylla.evaluation.day.suite",
     "raylla.evaluation.evaluate",
+    "raylla.evaluation.offpolicy.suite",
     "raylla.serving.deploy.app",
     "raylla.serving.deploy.cluster",
     "raylla.serving.deploy.deploy",
+    "raylla.serving.deploy.estimate",
+    "raylla.serving.deploy.rewriting",
 )
 
 

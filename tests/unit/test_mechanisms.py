@@ -13,12 +13,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raylla.auction import markup, parse
-from raylla.engines.protocol import Completion, Generated
+from raylla.engines.protocol import Aggregated, Completion, Generated, JointText, Opening
 from raylla.errors import ConfigError
 from raylla.mechanisms.card import Card, second_price
 from raylla.mechanisms.llm import LlmAuction, Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
-from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Offer, Prompt, named_mechanisms
+from raylla.mechanisms.protocol import (
+    BASE,
+    TRAINED,
+    Joint,
+    Mechanism,
+    Offer,
+    Prompt,
+    named_mechanisms,
+)
 from raylla.mechanisms.rag import RagAuction
 from raylla.records import Ad, Auction, Planned, Profile, Query
 
@@ -31,6 +39,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Prompt]] = []
+        self.joint: list[tuple[str, Joint]] = []
         self.named = ""
 
     def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
@@ -43,6 +52,29 @@ class Backend:
             ]
             found.append(Generated("", (1,) * 10, tuple(draws)))
         return found
+
+    highest_bid = 90.0
+
+    def write_jointly(self, version: str, wanted: Sequence[Joint]) -> list[Aggregated]:
+        """Entrant d mod their number opens draw d at a tenth of its bid and places its ad; then its model
+        names the last ad of the auction."""
+        self.joint.extend((version, one) for one in wanted)
+        found = []
+        for one in wanted:
+            entered = [place for place, bid in enumerate(one.bids) if bid > 0]
+            texts = []
+            for d in range(one.n):
+                place = entered[d % len(entered)]
+                text = f"Try {markup(one.planned.ads[place])} or {markup(one.planned.ads[-1])}."
+                opening = Opening(place, 4, one.bids[place] / 10)
+                texts.append(JointText(text, 7, True, (opening,)))
+            lengths = tuple(5 * (bid > 0) for bid in one.bids)
+            found.append(Aggregated("", lengths, tuple(texts)))
+        return found
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The more like an organic answer, the less it is of ad 3."""
+        return np.array([[1.0, 1.0 if ADS[3].title in text else 0.0] for text in texts], np.float32)
 
     def organic(self, auctions: Sequence[Planned], what: str) -> list[Generated]:
         draws = [

@@ -318,7 +318,7 @@ def test_the_constants_of_other_rooms_are_theirs() -> None:
     rooms = CONFIGS.parent / "raylla"
     assert LOGITS == 1 << 24
     assert "\nCHUNK = 1 << 24\n" in (rooms / "policy" / "logprobs.py").read_text()
-    assert f"\nBATCHED_TOKENS = {BATCHED}\n" in (rooms / "engines" / "vllm.py").read_text()
+    assert f"\nBATCHED_TOKENS = {BATCHED}\n" in (rooms / "engines" / "vllmparams.py").read_text()
 
 
 def test_cores_do_not_matter_where_there_are_gpus() -> None:

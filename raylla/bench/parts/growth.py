@@ -17,7 +17,7 @@ from raylla.bench.measure import Row, Spread
 from raylla.bench.parts.dpo import make_model
 from raylla.bench.run import Bench
 from raylla.config import Config, Engine, Sampling, World
-from raylla.engines.vllm import engine_arguments, sampling_params
+from raylla.engines.vllmparams import engine_arguments, sampling_params
 
 _QUERIES = (32, 64, 128, 256)
 """The least of them fill the engine's batch: below, more work fills what is empty."""

@@ -13,7 +13,7 @@ from raylla.bench.run import Bench
 from raylla.config import Actors
 from raylla.engines import Request
 from raylla.engines.chat import prompt_ids
-from raylla.engines.vllm import engine_arguments, sampling_params
+from raylla.engines.vllmparams import engine_arguments, sampling_params
 from raylla.errors import ConfigError
 from raylla.models import local, resolve
 

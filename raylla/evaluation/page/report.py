@@ -24,9 +24,10 @@ from raylla.strictjson import dumps
 
 SUITES = {
     "conflict": {"mechanisms", "ratios", "pairs", "runs", "tuned_under"},
+    "offpolicy": {"pairs", "summary", "measures", "runs", "level", "splits"},
     "day": {"mechanisms", "periods", "traffic", "settings", "clicks", "runs"},
 }
-"""What else `raylla evaluate --suite` may have measured of the same runs, and what its file holds."""
+"""What the files of other suites hold that are on the page, where they are there."""
 _Table = tuple[str, list[str], list[list[Any]]]
 """Caption, headings, rows; a figure is a dict of mean, low and high."""
 
@@ -52,17 +53,15 @@ def write_report(evaluation: Path, out: Path) -> Path:
         "runs",
     }
     _whole(evaluation, found, wanted)
-    also = {
-        suite: _of_the_same_runs(evaluation.with_name(f"{suite}.json"), suite, found) for suite in SUITES
-    }
+    suites = {name: _of_the_same_runs(evaluation.with_name(f"{name}.json"), found) for name in SUITES}
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
-    found |= also
+    found |= suites
     drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
     drawn |= frontiers(found) | day_figures(found)
     pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
-    for suite in [one for one in SUITES if not found[one]]:
+    for suite in (name for name, one in suites.items() if not one):
         tables = {name: one for name, one in tables.items() if name.split("-")[0] != suite}
         for old in (*out.glob(f"{suite}*.png"), *out.glob(f"{suite}*.csv")):  # of a report before
             old.unlink()
@@ -109,17 +108,17 @@ def _whole(path: Path, found: Found, wanted: set[str], command: str = "raylla ev
         raise RunError(f"{path} lacks {', '.join(sorted(missing))}; write it with `{command}`")
 
 
-def _of_the_same_runs(path: Path, suite: str, evaluation: Found) -> Found | None:
-    """What another of `SUITES` found, where it was asked.
+def _of_the_same_runs(path: Path, evaluation: Found) -> Found | None:
+    """What `raylla evaluate --suite` found, where it did, in a file of the suite's name.
 
     Raises:
         RunError: the file is not whole, or its first run is not the evaluation's.
     """
     if not path.is_file():
         return None
-    command = f"raylla evaluate RUN --suite {suite}"
+    command = f"raylla evaluate RUN --suite {path.stem}"
     found = _read(path, command)
-    _whole(path, found, SUITES[suite], command)
+    _whole(path, found, SUITES[path.stem], command)
     for name in ("name", "seed", "digest", "weights"):
         if found["runs"][0][name] != evaluation["runs"][0][name]:
             raise RunError(
@@ -150,6 +149,7 @@ def _tables(found: Found) -> dict[str, _Table]:
         "truthful": _truthful(found),
         "equilibrium": _equilibrium(found),
         "conflict": _conflict(found),
+        "offpolicy": _offpolicy(found),
         "day": day_totals(found),
         "day-bidders": day_bidders(found),
         "pctr": _pctr(found),
@@ -297,6 +297,31 @@ def _conflict(found: Found) -> _Table:
     caption = (
         f"Advice where the ad that fits less bids more, shares of answers; {conflict['pairs']} pairs; "
         f"settings under clicks of {conflict['tuned_under']}"
+    )
+    return caption, headings, rows
+
+
+def _offpolicy(found: Found) -> _Table:
+    suite = found["offpolicy"] or {"pairs": [], "summary": {}, "measures": [], "level": 0.9, "splits": 0}
+    rows = []
+    for pair in suite["pairs"]:
+        row = [f"{pair['run']}: {pair['log']} to {pair['new']}"]
+        row += [pair["overlap"][key] for key in ("effective_sample_size", "mean_weight")]
+        for measure in suite["measures"]:
+            told = pair["measures"][measure]
+            made = told["estimates"]["doubly_robust"]
+            row += [made["difference"], told["difference_shown"], str(made["holds"]["difference"]).lower()]
+        rows.append(row)
+    headings = ["log to new version", "effective sample size", "mean weight"]
+    for measure in suite["measures"]:
+        headings += [f"{measure}, estimated", f"{measure}, shown", f"{measure} holds"]
+    held = (
+        f"{measure} {suite['summary'][measure]['doubly_robust']['coverage']:.2f}"
+        for measure in suite["measures"]
+    )
+    caption = (
+        f"What a version changes per auction, estimated from another's log (doubly robust) and then shown, "
+        f"intervals of {suite['level']:.0%}; share held over {suite['splits']} splits: {', '.join(held)}"
     )
     return caption, headings, rows
 

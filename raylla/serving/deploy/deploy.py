@@ -31,8 +31,9 @@ from raylla.serving.money.money import to_units
 from raylla.serving.money.records import Served
 from raylla.serving.store import open_store
 
-MEASURES = ("revenue", "expected_revenue", "reward", "format_errors")
-"""Per auction: what the ledger holds for it, bid x pCTR (both in bid units), R(y), broken placements."""
+MEASURES = ("revenue", "expected_revenue", "reward", "clicked_reward", "format_errors")
+"""Per auction: what the ledger holds for it, bid x pCTR, R(y) with the pCTR model's rates and with the
+clicks that came (all in bid units), broken placements."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,8 @@ def canary(at: Dashboard, run: str, version: str | None, share: float) -> None:
         RunError: no such run or version, or one of another model.
         WeightError: the canary's engine refuses the weights; the stable version goes on alone.
     """
-    target = find(run, version)
     deployed = at.deployed()
-    config = _config(deployed)
-    model = Run.open(run).config.ad_llm
-    if (model.path, model.prompt) != (config.ad_llm.path, config.ad_llm.prompt):
-        raise RunError(
-            f"{run} trained {model.path} with prompt {model.prompt}, the endpoint serves "
-            f"{config.ad_llm.path} with prompt {config.ad_llm.prompt}; start another endpoint for it"
-        )
+    config, _, target = compatible(deployed, run, version)
     since = datetime.now(UTC).isoformat()
     _set(deployed, "Canary", {"version": target.plain()}, canary_scale(config.serving, 1))
     wish = {"canary": target.plain(), "share": share, "since": since}
@@ -74,6 +68,23 @@ def canary(at: Dashboard, run: str, version: str | None, share: float) -> None:
     except WeightError:
         roll_back(at)
         raise
+
+
+def compatible(deployed: dict[str, Any], run: str, version: str | None) -> tuple[Config, Target, Target]:
+    """The config of a deployed endpoint, what it serves, and the version of ``run`` that may serve there.
+
+    Raises:
+        RunError: no such run or version, or one of another model.
+    """
+    target = find(run, version)
+    config = _config(deployed)
+    model = Run.open(run).config.ad_llm
+    if (model.path, model.prompt) != (config.ad_llm.path, config.ad_llm.prompt):
+        raise RunError(
+            f"{run} trained {model.path} with prompt {model.prompt}, the endpoint serves "
+            f"{config.ad_llm.path} with prompt {config.ad_llm.prompt}; start another endpoint for it"
+        )
+    return config, Target(**_told(deployed, "Ingress")["stable"]), target
 
 
 def promote(at: Dashboard) -> None:
@@ -142,7 +153,7 @@ def compare_canary(
     rows: dict[str, list[list[float]]] = {"stable": [], "canary": []}
     for one in served:
         side = "canary" if one.auction.canary and one.auction.weight_version == version else "stable"
-        rows[side].append(_measures(one, unit))
+        rows[side].append(measured(one, unit))
     counts = {side: len(found) for side, found in rows.items()}
     if min(counts.values()) < 2:
         return counts, {}
@@ -177,12 +188,16 @@ def show_comparison(console: Console, found: Comparison) -> None:
     console.print(table)
 
 
-def _measures(one: Served, unit: int) -> list[float]:
+def measured(one: Served, unit: int) -> list[float]:
+    """`MEASURES` of a served auction; ``unit`` is what a unit of bids is worth, in micros."""
     auction = one.auction
+    entered = {candidate.listing.ad.id: candidate.bid_micros for candidate in auction.candidates}
+    clicked = sum(entered[shown.ad_id] for shown in auction.impressions if shown.id in one.clicked)
     return [
         to_units(one.charged_micros, unit),
         to_units(1, unit) * sum(shown.bid_micros * shown.pctr for shown in auction.impressions),
         auction.reward_value - auction.reward_penalty,
+        to_units(clicked, unit) - auction.reward_penalty,
         float(sum(auction.violations.values())),
     ]
 
@@ -246,4 +261,15 @@ def _set(
         one["autoscaling_config"] = scale
 
 
-__all__ = ["Comparison", "canary", "compare_canary", "promote", "roll_back", "show_comparison", "status"]
+__all__ = [
+    "MEASURES",
+    "Comparison",
+    "canary",
+    "compare_canary",
+    "compatible",
+    "measured",
+    "promote",
+    "roll_back",
+    "show_comparison",
+    "status",
+]

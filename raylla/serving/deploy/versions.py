@@ -74,15 +74,24 @@ def newest_pctr(run: Run) -> int:
     return next((one for one in epochs if run.home.holds(f"reward/epoch-{one}")), 0)
 
 
+def pctr_of(target: Target) -> tuple[str, str]:
+    """Where the newest pCTR model of the target's run is, and the name that auctions know it by.
+
+    Raises:
+        RunError: the run is not there.
+    """
+    run = Run.open(target.run)
+    epoch = newest_pctr(run)
+    return run.reward(epoch), f"{run.path.name}/epoch-{epoch}"
+
+
 def load_pctr(predictor: Predictor, target: Target) -> None:
     """Predict clicks with the newest pCTR model of the target's run.
 
     Raises:
         RunError: there is none, or it cannot be read.
     """
-    run = Run.open(target.run)
-    epoch = newest_pctr(run)
-    predictor.load(run.reward(epoch), f"{run.path.name}/epoch-{epoch}")
+    predictor.load(*pctr_of(target))
 
 
 class Holding:

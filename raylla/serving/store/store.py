@@ -217,6 +217,24 @@ class Store:
                 return
             last = (page[-1].created, page[-1].id)
 
+    def newest(self, version: str) -> Iterator[Served]:
+        """Auctions that weight version ``version`` wrote, neither as a canary nor as a test, with their
+        clicks, newest first."""
+        row, last = models.StoredAuction, None
+        while True:
+            query = select(row).where(row.weight_version == version, ~row.canary, ~row.test)
+            if last is not None:
+                query = query.where(
+                    or_(row.created < last[0], and_(row.created == last[0], row.id < last[1]))
+                )
+            with self.database.reading() as session:
+                page = session.scalars(query.order_by(row.created.desc(), row.id.desc()).limit(_PAGE)).all()
+                found = read_auctions(session, page)
+            yield from found
+            if len(page) < _PAGE:
+                return
+            last = (page[-1].created, page[-1].id)
+
     def auction(self, id: str) -> Served:
         """One auction with its clicks.
 

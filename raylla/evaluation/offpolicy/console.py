@@ -1,0 +1,53 @@
+"""How well estimates held, on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raylla.judging.about import caption
+
+
+def show_offpolicy(console: Console, found: Mapping[str, Any]) -> None:
+    """Print `offpolicy.json`."""
+    level = f"{found['level']:.0%}"
+    for measure in found["measures"]:
+        table = Table(
+            title=Text(
+                f"{found['name']}: {measure} per auction, new version less the log's, {level} intervals"
+            ),
+            caption=Text(caption(found["clicks"])),
+        )
+        for heading in ("log -> new", "ESS of", "mean weight", "cut at", "shown", "estimated", "holds"):
+            table.add_column(heading, justify="right")
+        for pair in found["pairs"]:
+            one, over = pair["measures"][measure], pair["overlap"]
+            made = one["estimates"]["doubly_robust"]
+            table.add_row(
+                f"{pair['run']}: {pair['log']} -> {pair['new']}",
+                f"{over['effective_sample_size']:.1f} of {over['auctions']:.0f}",
+                f"{over['mean_weight']:.2f}",
+                "-" if made["clip"] is None else f"{made['clip']:g}",
+                _interval(one["difference_shown"]),
+                _interval(made["difference"]),
+                "yes" if made["holds"]["difference"] else "no",
+            )
+        console.print(table)
+    table = Table(title=Text(f"differences held within {level} intervals, {found['splits']} splits a pair"))
+    for heading in ("measure", "estimate", "pairs held", "coverage", "mean width", "mean error"):
+        table.add_column(heading, justify="right")
+    summary = found["summary"]
+    for measure in found["measures"]:
+        for name, row in summary[measure].items():
+            held = f"{row['pairs_held']} of {summary['pairs']}"
+            numbers = (f"{row['coverage']:.3f}", f"{row['width']:.1f}", f"{row['error']:.1f}")
+            table.add_row(measure, name.replace("_", " "), held, *numbers)
+    console.print(table)
+
+
+def _interval(one: Mapping[str, float]) -> str:
+    return f"{one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"

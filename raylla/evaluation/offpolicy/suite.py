@@ -1,0 +1,332 @@
+"""`raylla evaluate --suite offpolicy`: do estimates made before a version serves hold once it does?
+
+Every weight version of a run answers the same test auctions, and the User-LLM clicks.  For each ordered
+pair of versions half of the queries is the log: answers of the one and their clicks, from which
+`raylla.figures.offpolicy` says what the other will earn.  The other half is what is then shown: both
+versions' own answers, and their clicks.  The pCTR model is the one that there was when the later of the two
+versions was made.  Which queries are the log is drawn `SPLITS` times; no split asks an engine anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from raylla.auction import parse
+from raylla.auction.checks import Array
+from raylla.config import Evaluation
+from raylla.engines.sampled import likeliest
+from raylla.errors import RunError
+from raylla.evaluation import efficiency, history
+from raylla.evaluation.backend import EvaluationBackend
+from raylla.evaluation.setup import check_runs, engines, with_settings
+from raylla.figures.intervals import Figure, means
+from raylla.figures.offpolicy import (
+    ESTIMATORS,
+    LEVEL,
+    Estimate,
+    Log,
+    Predicted,
+    estimates,
+    held_against,
+    log_ratios,
+    overlap,
+)
+from raylla.judging import about
+from raylla.mechanisms.protocol import Prompt
+from raylla.records import Planned
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run, package_versions
+from raylla.runs.versions import committed
+from raylla.world.bids import seed_of
+
+SUITE_MEASURES = ("revenue", "reward")
+"""Per auction, in bid units: bid x click, and that less the penalty and with the config's terms."""
+SPLITS = 50
+"""Times that the queries are parted into a log and what is then shown."""
+RESAMPLES = 500
+"""Of each interval at most: there are thousands of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the version after ``epoch`` wrote, n answers: their queries; gains and what is known without
+    clicks [n, k]; the predictions of the pCTR model after each epoch; the log-probability [n] of each under
+    every version, as sampled, -inf where that one cannot write it; and the share of them with a token that
+    rounding pushed over the edge of the version's own cuts."""
+
+    epoch: int
+    queries: Sequence[str]
+    gains: Array
+    known: Array
+    predicted: Mapping[int, Predicted]
+    logprobs: Mapping[str, Array]
+    on_the_edge: float = 0.0
+
+
+def offpolicy_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
+    """Everything that `offpolicy.json` holds, of all ordered pairs of weight versions of each run.
+
+    Raises:
+        RunError: as `setup.check_runs`, or a run has kept fewer than two versions.
+        ConfigError: a model does not exist or do, or sampling's probabilities cannot be told.
+    """
+    check_runs(runs, settings)
+    main = with_settings(runs[0], settings)
+    likeliest(main.ad_llm.sampling)
+    for run in runs:
+        if len(committed(run)) < 2:
+            raise RunError(f"run {run.place} has kept one weight version; a pair needs two")
+    pairs: list[dict[str, Any]] = []
+    with engines(runs, settings, watch) as opened:
+        for run in runs:
+            backend = opened(run)
+            with watch.stage(f"{run.path.name}: answers, clicks and scores"):
+                written = answered(backend)
+            with watch.stage(f"{run.path.name}: estimates"):
+                pairs += hold_pairs(written, run.path.name, settings.bootstrap, backend.config.seed)
+    return {
+        "name": main.name,
+        "suite": "offpolicy",
+        "clicks": about.sources(main.user_llm),
+        "runs": [history.provenance(run) for run in runs],
+        "measures": list(SUITE_MEASURES),
+        "level": LEVEL,
+        "splits": SPLITS,
+        "pairs": pairs,
+        "summary": summed(pairs),
+        "config": main.model_dump(mode="json"),
+        "wall_seconds": dict(watch.wall),
+        "versions": package_versions(),
+    }
+
+
+def answered(backend: EvaluationBackend) -> dict[str, Written]:
+    """Every version's answers to the test auctions, in the versions' order, each scored under all."""
+    asked = efficiency.test_auctions(backend.config, backend.world)
+    prompts = [Prompt(one, one.ads, one.auction.bids, one.n) for one in asked]
+    names, epochs = list(backend.versions), range(1, backend.config.irpo.epochs + 1)
+    drawn: dict[str, list[tuple[Prompt, Sequence[int], str]]] = {}
+    for name in names:
+        found = backend.write(name, prompts)
+        backend.bound(f"auctions of {name}", sum(one.error is not None for one in found), len(found))
+        drawn[name] = [
+            (prompt, draw.token_ids, draw.text)
+            for prompt, one in zip(prompts, found, strict=True)
+            for draw in one.completions
+        ]
+    scored = {name: _scores(backend, name, drawn) for name in names}  # each version is loaded once more
+    return {
+        name: _written(
+            backend,
+            name,
+            [(one.planned, text) for one, _, text in drawn[name]],
+            epochs,
+            {other: scored[other][name] for other in names},
+        )
+        for name in names
+    }
+
+
+def _scores(
+    backend: EvaluationBackend,
+    version: str,
+    drawn: Mapping[str, Sequence[tuple[Prompt, Sequence[int], str]]],
+) -> dict[str, tuple[Array, float]]:
+    """Whose answers -> their log-probabilities under ``version``, and the share that its cuts leave out; of
+    its own that is rounding's."""
+    found = {}
+    for writer, answers in drawn.items():
+        scores = backend.score_sampled(version, [(prompt, ids) for prompt, ids, _ in answers])
+        outside = np.array([one.outside > 0 for one in scores])
+        logprobs = np.array([one.logprob for one in scores])
+        found[writer] = (
+            logprobs if writer == version else np.where(outside, -np.inf, logprobs),
+            float(outside.mean()),
+        )
+    return found
+
+
+def _written(
+    backend: EvaluationBackend,
+    name: str,
+    answers: Sequence[tuple[Planned, str]],
+    epochs: Sequence[int],
+    scored: Mapping[str, tuple[Array, float]],
+) -> Written:
+    """Outcomes and predictions of the answers of one version whose clicks could be read."""
+    judged = backend.judgements(answers)
+    read = [place for place, one in enumerate(judged) if one.clicks is not None]
+    backend.bound(f"judgements of {name}", len(judged) - len(read), len(judged))
+    kept = [answers[place] for place in read]
+    clicked = [judged[place].clicks or {} for place in read]
+    gained = [
+        [sum(planned.bids[ad] for ad, hit in clicks.items() if hit)] * len(SUITE_MEASURES)
+        for (planned, _), clicks in zip(kept, clicked, strict=True)
+    ]
+    return Written(
+        backend.versions[name][0].epoch,
+        [planned.query.id for planned, _ in kept],
+        np.array(gained, float),
+        np.array([[0.0, -cost] for cost in backend.costs(kept)]),
+        {epoch: _predicted(backend, kept, epoch) for epoch in epochs},
+        {version: logprobs[read] for version, (logprobs, _) in scored.items()},
+        scored[name][1],
+    )
+
+
+def _predicted(backend: EvaluationBackend, answers: Sequence[tuple[Planned, str]], epoch: int) -> Predicted:
+    """Gains that the pCTR model after ``epoch`` predicts; each measure has the same."""
+    rows = []
+    for (planned, text), chances in zip(answers, backend.predict_intervals(answers, epoch), strict=True):
+        bids = [(planned.bids[ad], chances[ad]) for ad in parse(text, planned.ads).ad_ids]
+        ends = [sum(bid * getattr(one, end) for bid, one in bids) for end in Predicted.__slots__]
+        rows.append([[end] * len(SUITE_MEASURES) for end in ends])
+    return Predicted.of(rows)
+
+
+def hold_pairs(
+    written: Mapping[str, Written], run: str, resamples: int, seed: int, splits: int = SPLITS
+) -> list[dict[str, Any]]:
+    """Each ordered pair of versions, a row of `offpolicy.json`: the figures of the first split, and how the
+    estimators did in all of them."""
+    queries = sorted(set.intersection(*(set(one.queries) for one in written.values())))
+    halves = []
+    for split in range(splits):
+        order = _generator(seed, f"split/{split}").permutation(len(queries))
+        halves.append({queries[place] for place in order[: len(queries) // 2]})
+    names, found = list(written), []
+    for old in names:
+        for new in (one for one in names if one != old):
+            sides = written[old], written[new]
+            epoch = max(1, *(side.epoch for side in sides))
+            rng = _generator(seed, f"{old}/{new}")
+            held = [
+                _held(*sides, (old, new, epoch), half, min(resamples, RESAMPLES), rng) for half in halves
+            ]
+            found.append(
+                {
+                    "run": run,
+                    "log": old,
+                    "new": new,
+                    "pctr_epoch": epoch,
+                    "on_the_edge": sides[0].on_the_edge,
+                    **held[0],
+                    "over_splits": _over_splits([one["measures"] for one in held]),
+                }
+            )
+    return found
+
+
+def logged(old: Written, new: Written, names: tuple[str, str, int], queries: set[str]) -> Log:
+    """The log of ``queries`` that ``old`` wrote, with what is known of ``new`` without its clicks;
+    ``names`` are those of both and the epoch of the pCTR model."""
+    rows = np.array([query in queries for query in old.queries])
+    places = [at for at, kept in enumerate(rows) if kept]
+    groups = [old.queries[at] for at in places]
+    theirs: dict[str, list[int]] = {}
+    for at, query in enumerate(new.queries):
+        theirs.setdefault(query, []).append(at)
+
+    def own(table: Array) -> Array:
+        return np.array([table[theirs[query]].mean(axis=0) for query in groups])
+
+    said, ours = old.predicted[names[2]], new.predicted[names[2]]
+    return Log(
+        log_ratios(old.logprobs[names[1]][rows], old.logprobs[names[0]][rows]),
+        old.gains[rows],
+        old.known[rows],
+        Predicted(said.mean[rows], said.low[rows], said.high[rows]),
+        Predicted(own(ours.mean), own(ours.low), own(ours.high)),
+        own(new.known),
+        groups,
+    )
+
+
+def _held(
+    old: Written,
+    new: Written,
+    names: tuple[str, str, int],
+    half: set[str],
+    resamples: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Estimates from the queries of ``half``, and what the others then show."""
+    log = logged(old, new, names, half)
+    made = estimates(log, resamples, rng, LEVEL)
+    theirs, ours = _by_query(new, half), _by_query(old, half)
+    table = np.array(
+        [[*theirs[query], *(theirs[query] - ours[query])] for query in theirs if query in ours]
+    )
+    shown = means([table], resamples, rng, LEVEL)
+    count = len(SUITE_MEASURES)
+    return {
+        "overlap": overlap(log),
+        "measures": {
+            measure: {
+                "value_shown": shown[at],
+                "difference_shown": shown[count + at],
+                "estimates": {
+                    name: _compared(made[name][at], shown[at], shown[count + at]) for name in ESTIMATORS
+                },
+            }
+            for at, measure in enumerate(SUITE_MEASURES)
+        },
+    }
+
+
+def _generator(seed: int, what: str) -> np.random.Generator:
+    return np.random.default_rng(seed_of(seed, f"offpolicy/{what}"))
+
+
+def _by_query(written: Written, without: set[str]) -> dict[str, Array]:
+    """Query -> mean outcome [k] of its answers, of the queries that are not ``without``."""
+    rows: dict[str, list[Array]] = {}
+    for query, outcome in zip(written.queries, written.gains + written.known, strict=True):
+        if query not in without:
+            rows.setdefault(query, []).append(outcome)
+    return {query: np.mean(some, axis=0) for query, some in rows.items()}
+
+
+def _compared(made: Estimate, value: Figure, difference: Figure) -> dict[str, Any]:
+    """An estimate beside what was shown: ``off`` is the difference's, with both sides' noise."""
+    off = {
+        "value": held_against(made.value, made.slack, value),
+        "difference": held_against(made.difference, made.slack, difference),
+    }
+    holds = {name: one["low"] <= 0 <= one["high"] for name, one in off.items()}
+    return asdict(made) | {"off": off["difference"], "holds": holds}
+
+
+def _over_splits(held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For each measure and estimator: the share of splits in which its interval of the difference held
+    what was shown, its mean width and its mean error, which has the noise of what was shown, too."""
+
+    def column(measure: str, name: str) -> dict[str, float]:
+        rows = [one[measure]["estimates"][name] for one in held]
+        return {
+            "coverage": float(np.mean([one["holds"]["difference"] for one in rows])),
+            "value_coverage": float(np.mean([one["holds"]["value"] for one in rows])),
+            "width": float(np.mean([one["difference"]["high"] - one["difference"]["low"] for one in rows])),
+            "error": float(np.mean([abs(one["off"]["mean"]) for one in rows])),
+        }
+
+    return {measure: {name: column(measure, name) for name in ESTIMATORS} for measure in SUITE_MEASURES}
+
+
+def summed(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For each measure and estimator: ``pairs_held`` of ``pairs`` in the first split, and the means over
+    pairs of what was found over splits."""
+    found: dict[str, Any] = {"pairs": len(pairs)}
+    for measure in SUITE_MEASURES:
+        found[measure] = {}
+        for name in ESTIMATORS:
+            first = [one["measures"][measure]["estimates"][name]["holds"]["difference"] for one in pairs]
+            over = [one["over_splits"][measure][name] for one in pairs]
+            found[measure][name] = {"pairs_held": sum(first)} | {
+                key: float(np.mean([one[key] for one in over])) for key in over[0]
+            }
+    return found
