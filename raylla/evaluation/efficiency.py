@@ -132,9 +132,8 @@ def tune_mechanism(
     auctions = validation_auctions(backend.config, backend.world)
     tried: list[dict[str, Any]] = []
     for choice in choices:
-        table = np.array(list(hold(backend, mechanism, auctions, choice, 1, False).table.values())).mean(
-            axis=0
-        )
+        held = hold(backend, mechanism, auctions, choice, 1, False)
+        table = np.array(list(held.table.values())).mean(axis=0)
         means = dict(zip(COLUMNS, table[: len(COLUMNS)].tolist(), strict=True))
         tried.append({"choice": dict(choice), "reward": means["reward"], "revenue": means["revenue"]})
     best = max(range(len(tried)), key=lambda place: tried[place]["reward"])

@@ -1,5 +1,5 @@
-"""What the untouched model answers to a run's questions when it is told of no ads: written once a run, where
-a reward term compares answers with it."""
+"""What the untouched model answers to a run's questions when it is told of no ads: written once a run,
+where a reward term compares answers with it."""
 
 from __future__ import annotations
 
@@ -58,9 +58,8 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
         )
         for one in found:
             if one.request_id not in texts:
-                watch.advance(
-                    "organic", len(one.completions), sum(len(c.token_ids) for c in one.completions)
-                )
+                tokens = sum(len(completion.token_ids) for completion in one.completions)
+                watch.advance("organic", len(one.completions), tokens)
             texts[one.request_id] = [completion.text for completion in one.completions]
         if live != model:
             crew.refresh(live, None)

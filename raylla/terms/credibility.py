@@ -1,7 +1,7 @@
-"""Credibility: whether an answer says what the model without ads says, and of an ad what its advertiser says.
+"""Credibility: whether an answer says what the model without ads says, and of its ads what these say.
 
-No entailment model is at hand, so the frozen text encoder stands in for one, sentence by sentence: a claim is
-borne out as far as its best-matching sentence of a source is near to it.  The sources are the answers of the
+No entailment model is at hand, so the frozen text encoder stands in for one, sentence by sentence: a claim
+is borne out as far as the nearest sentence of a source is near to it.  The sources are the answers of the
 untouched model to the question alone and, for what is said of a placed ad, the ad's own description.
 """
 
@@ -20,6 +20,8 @@ from raylla.records import Ad, Planned
 from raylla.terms.descriptions import content
 from raylla.terms.protocol import Answered, Texts
 
+LEAST_WORDS = 2
+"""Words with a meaning that a claim has at least, beside names of ads: "Try it." claims nothing."""
 _Unit = Mapping[str, NDArray[np.float32]]
 """Vectors of length 1 by text."""
 
@@ -27,7 +29,7 @@ _Unit = Mapping[str, NDArray[np.float32]]
 @dataclass(frozen=True, slots=True)
 class _Claims:
     """The sentences of one answer that say something, without their ads' names; whether each holds an ad;
-    and the sentences that can bear them out: of the organic answers, and of the placed ads' descriptions."""
+    and what can bear them out: sentences of the organic answers, and of the placed ads' descriptions."""
 
     said: tuple[str, ...]
     of_ad: tuple[bool, ...]
@@ -78,7 +80,7 @@ def _claims(planned: Planned, text: str, organic: Sequence[str]) -> _Claims | No
     said, of_ad = [], []
     for start, end in sentences(text, attempts(text, planned.ads)) if placed else ():
         claim = " ".join(MARKUP.sub(" ", text[start:end]).split())
-        if content(claim):
+        if len(content(claim)) >= LEAST_WORDS:
             said.append(claim)
             of_ad.append(any(start <= one.start < end for one in placed))
     if not said:
@@ -95,4 +97,4 @@ def _described(ad: Ad) -> list[str]:
 
 def _nearest(unit: _Unit, text: str, sources: Sequence[str]) -> float:
     """The highest cosine of ``text`` to one of ``sources``; 0 where there is none."""
-    return max((float(unit[text] @ unit[one]) for one in sources), default=0.0)
+    return min(max((float(unit[text] @ unit[one]) for one in sources), default=0.0), 1.0)

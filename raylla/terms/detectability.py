@@ -8,8 +8,8 @@ from raylla.terms.protocol import Answered, Texts
 
 
 class Detectability:
-    """Minus the probability that the answer, with bare titles in place of markup, has an ad hidden in it, by
-    the detector of native ads: from -1 to 0."""
+    """Minus the probability that the answer, bare titles in place of markup, has an ad hidden in it, by the
+    detector of native ads: from -1 to 0."""
 
     name = "detectability"
     needs = ("detector",)

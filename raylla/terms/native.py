@@ -152,8 +152,8 @@ class Detector:
 
 @lru_cache(maxsize=1)
 def taught(path: Path) -> tuple[Detector, tuple[Outcomes, ...]]:
-    """The detector that learned from all answers in the file ``path``, and how the answers of each fold were
-    scored by one that saw none of their queries and brands.
+    """The detector that learned from all answers in the file ``path``, and how the answers of each fold
+    were scored by one that saw none of their queries and brands.
 
     In each of `FOLDS` folds of queries and of brands both are held out.  Threshold and curve are those that
     are best on all that were held out.
@@ -168,8 +168,8 @@ def taught(path: Path) -> tuple[Detector, tuple[Outcomes, ...]]:
 
 
 def outcomes(tested: Sequence[Outcomes]) -> Array:
-    """Hits, false alarms and misses of each answer [n, 3], each fold under the threshold that is best on the
-    others."""
+    """Hits, false alarms and misses of each answer [n, 3], each fold under the threshold that is best on
+    the others."""
     counts = []
     for fold, (scores, labels) in enumerate(tested):
         others = [one for place, one in enumerate(tested) if place != fold]

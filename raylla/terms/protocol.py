@@ -51,7 +51,8 @@ class Texts(Protocol):
 
     def organic(self, auctions: Sequence[Planned]) -> list[tuple[str, ...]]:
         """What the untouched model, told of no ads, answers to each auction's question: up to
-        `ORGANIC_ANSWERS` texts, none where the engine lost them. A term that asks has "organic" in ``needs``."""
+        `ORGANIC_ANSWERS` texts, none where the engine lost them. A term that asks has "organic" in
+        ``needs``."""
 
     def detected(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The probability that each text has an ad hidden in it [len(texts)], by the detector that
@@ -103,16 +104,12 @@ def weighed_terms(config: Config) -> list[RewardTerm]:
     found = named_terms(list(config.term_weights))
     path = config.evaluation.native_answers
     for term in found:
-        if "detector" in needs_of(term) and path is None:
+        if "detector" in needs_of(term) and not (path and path.is_file()):
+            named = f"{str(path)!r} is no file" if path else "names no published answers"
             raise ConfigError(
                 f"reward_terms: {term.name} reads answers with the detector of native ads, and "
-                "evaluation.native_answers names no published answers to teach it; give the file, or leave "
-                "the term out"
-            )
-        if "detector" in needs_of(term) and path is not None and not path.is_file():
-            raise ConfigError(
-                f"reward_terms: {term.name}: evaluation.native_answers={str(path)!r}: no such file; give it, "
-                "or leave the term out"
+                f"evaluation.native_answers, which teaches it, {named}; give the file, or leave the term "
+                "out"
             )
     return found
 

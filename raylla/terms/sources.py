@@ -62,7 +62,7 @@ class Sources:
 
 
 def detector_for(terms: Sequence[RewardTerm], config: Config) -> Detector | None:
-    """The detector that one of ``terms`` needs, taught by `evaluation.native_answers`; none where none does.
+    """The detector that one of ``terms`` needs, taught by `evaluation.native_answers`; none: no need.
 
     Raises:
         ConfigError: it cannot be taught, or is not good enough on what it has not seen.

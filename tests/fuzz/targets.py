@@ -28,6 +28,7 @@ from raylla.serving.http.openai.bodies import Message
 from raylla.serving.http.openai.history import conversation
 from raylla.serving.http.web import HttpError
 from raylla.serving.security.tokens import TokenKeys, new_claims
+from raylla.terms import native
 from raylla.warmstart import rows
 from raylla.world import prompts
 from raylla.world.imports import catalogue, tables, webis
