@@ -24,8 +24,7 @@ from raylla.errors import BudgetError
 from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
 from raylla.irpo.crew import Crew
 from raylla.irpo.dispatch import dealt
-from raylla.irpo.organic import STAGE as ORGANIC
-from raylla.irpo.organic import organic_request
+from raylla.irpo.organic import ORGANIC, organic_request
 from raylla.mechanisms.protocol import BASE, TRAINED, Prompt
 from raylla.progress import Steps
 from raylla.records import Planned, Prediction

@@ -22,7 +22,7 @@ from raylla.terms.protocol import ORGANIC_ANSWERS, needs_of, weighed_terms
 from raylla.world import World, prompts
 from raylla.world.bids import seed_of
 
-STAGE = "organic"
+ORGANIC = "organic"
 _FILE = "answers.json"
 
 
@@ -43,13 +43,13 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
     """
     config = run.config
     wanted = any("organic" in needs_of(term) for term in weighed_terms(config))
-    if not wanted or run.committed(STAGE) is not None:
+    if not wanted or run.committed(ORGANIC) is not None:
         return
     every = [one for epoch in range(1, config.irpo.epochs + 2) for one in auctions(config, world, epoch)]
-    asked = {one.query.id: organic_request(config, one, STAGE, ORGANIC_ANSWERS) for one in every}
+    asked = {one.query.id: organic_request(config, one, ORGANIC, ORGANIC_ANSWERS) for one in every}
     live, model = crew.version, untouched(run)
     texts: dict[str, list[str]] = {}
-    with watch.stage("organic answers", organic=ORGANIC_ANSWERS * len(asked)), heeded(STAGE):
+    with watch.stage("organic answers", organic=ORGANIC_ANSWERS * len(asked)), heeded(ORGANIC):
         if live != model:
             crew.refresh(model, None)
         requests, deadline = list(asked.values()), config.deadlines.sample
@@ -69,9 +69,9 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
             f"{lost} of {len(asked)} questions had no answer without ads, more than "
             f"irpo.max_drop_share={share} allows; see the engine's output"
         )
-    directory = run.fresh(run.records(STAGE))
+    directory = run.fresh(run.records(ORGANIC))
     write_text(directory / _FILE, dumps({id: texts[id] for id in asked}))
-    run.commit(STAGE, [], {"wall_seconds": watch.wall["organic answers"], "weight_version": model.name})
+    run.commit(ORGANIC, [], {"wall_seconds": watch.wall["organic answers"], "weight_version": model.name})
 
 
 class OrganicAnswers:
@@ -84,5 +84,5 @@ class OrganicAnswers:
     def __call__(self, asked: Sequence[Planned]) -> list[tuple[str, ...]]:
         """The answers to each auction's question."""
         if self._texts is None:
-            self._texts = json.loads((self._run.part(f"records/{STAGE}") / _FILE).read_text())
+            self._texts = json.loads((self._run.part(f"records/{ORGANIC}") / _FILE).read_text())
         return [tuple(self._texts[one.query.id]) for one in asked]

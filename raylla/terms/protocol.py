@@ -31,7 +31,7 @@ Answered = Sequence[tuple[Planned, str]]
 answers to one that are weighed against each other are in one call."""
 
 
-Need = Literal["organic", "detector"]
+TermNeed = Literal["organic", "detector"]
 """What a term asks of `Texts` that not every run or evaluation has: it names it in its ``needs``."""
 
 
@@ -63,7 +63,7 @@ class Texts(Protocol):
 class RewardTerm(Protocol):
     """A term of the reward.
 
-    It may have two attributes more: ``needs``, a tuple of `Need`, and ``least``, the least value that an
+    It may have two attributes more: ``needs``, a tuple of `TermNeed`, and ``least``, the least value that an
     answer can have, where the intervals of its means end.
     """
 
@@ -87,10 +87,10 @@ def named_terms(names: Sequence[str]) -> list[RewardTerm]:
     """
     found: list[RewardTerm] = named_plugins(_GROUP, names, RewardTerm, "reward term", "name or values")
     for term in found:
-        if strange := sorted(needs_of(term) - set(get_args(Need))):
+        if strange := sorted(needs_of(term) - set(get_args(TermNeed))):
             raise ConfigError(
                 f"the reward term {term.name!r} needs {', '.join(strange)}; a term may need "
-                f"{' and '.join(get_args(Need))}"
+                f"{' and '.join(get_args(TermNeed))}"
             )
     return found
 
