@@ -63,8 +63,8 @@ class Texts(Protocol):
 class RewardTerm(Protocol):
     """A term of the reward.
 
-    It may have two attributes more: ``needs``, a tuple of `TermNeed`, and ``least``, the least value that an
-    answer can have, where the intervals of its means end.
+    It may have two attributes more: ``needs``, a tuple of `TermNeed`, and ``least``, the least value that
+    an answer can have, where the intervals of its means end.
     """
 
     name: str

@@ -91,10 +91,10 @@ class Perturbed:
 
 
 class Auditor:
-    """Asks the endpoint at ``url``; every auction is a test.
+    """Asks an endpoint; every auction is a test.
 
     Args:
-        key: of role application, or admin.
+        client: sends a key of role application, or admin.
         concurrency: requests at once.
         seed: of sampling, the same at each bid, and of which ads are drawn.
     """
