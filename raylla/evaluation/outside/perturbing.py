@@ -156,7 +156,8 @@ class Auditor:
         answer = await self._ask(query, world.profile_by_id[query.profile_id], {}, 0)
         listed = answer["raylla"]["candidates"]
         rng = np.random.default_rng(seed_of(self._seed, f"regret/ad/{query.id}"))
-        places = [at for at, one in enumerate(listed) if ads is None or one["ad_id"] in ads]
+        mine = {one["ad_id"]: at for at, one in enumerate(listed) if ads is None or one["ad_id"] in ads}
+        places = [mine[ad] for ad in sorted(mine)]  # prompts list candidates in another order each time
         if not places:
             return None
         units = tuple(one["bid_micros"] / terms.micros_per_unit for one in listed)
