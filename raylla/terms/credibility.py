@@ -63,7 +63,8 @@ class Credibility:
     least = -2.0
 
     def values(self, texts: Texts, answers: Answered) -> list[float]:
-        """`protocol.RewardTerm.values`; 0 for an answer that says nothing beside its ads' names."""
+        """`protocol.RewardTerm.values`; 0 for an answer that says nothing beside its ads' names, and where
+        the untouched model's answers were lost."""
         organic = texts.organic([planned for planned, _ in answers])
         read = [
             _claims(planned, text, known) for (planned, text), known in zip(answers, organic, strict=True)
@@ -74,7 +75,8 @@ class Credibility:
 
 
 def _claims(planned: Planned, text: str, organic: Sequence[str]) -> _Claims | None:
-    """What an answer claims; none where it places no ad or says nothing."""
+    """What an answer claims; none where it places no ad or says nothing, or where nothing is known of what
+    the untouched model says."""
     placed = parse(text, planned.ads).placements
     ads = {ad.id: ad for ad in planned.ads}
     said, of_ad = [], []
@@ -83,10 +85,10 @@ def _claims(planned: Planned, text: str, organic: Sequence[str]) -> _Claims | No
         if len(content(claim)) >= LEAST_WORDS:
             said.append(claim)
             of_ad.append(any(start <= one.start < end for one in placed))
-    if not said:
+    whole = [one[start:end] for one in organic for start, end in sentences(one)]
+    if not said or not whole:
         return None
     described = [one for placement in placed for one in _described(ads[placement.ad_id])]
-    whole = [one[start:end] for one in organic for start, end in sentences(one)]
     return _Claims(tuple(said), tuple(of_ad), tuple(whole), tuple(described))
 
 

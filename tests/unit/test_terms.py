@@ -160,6 +160,9 @@ def test_credibility_by_hand() -> None:
     )
     found = Credibility().values(Fits(), answered(*texts))
     assert found == pytest.approx([0, 2 / 3 - 1, -1, 0, (1 + 2 / 3) / 2 - 1, 0, 0, 0], abs=1e-6)
+    lost = Fits()
+    lost.organic = lambda auctions: [() for _ in auctions]  # type: ignore[method-assign]
+    assert Credibility().values(lost, answered(texts[2])) == [0]
     # a sentence without markup that is nearer to the ad than to the organic answers is about the ad
     about = f"{markup(BEST)} boils a litre in two minutes. It boils two litres."
     near = len({"boils", "two"}) / np.sqrt(4 * 6)
