@@ -14,6 +14,7 @@ import typer
 from raylla import __version__
 from raylla import config as settings
 from raylla.errors import ConfigError
+from raylla.evaluation.outside.commands import regret_outside
 from raylla.evaluation.prices import commands as prices_commands
 from raylla.judging import commands as judging_commands
 from raylla.models import commands as models_commands
@@ -33,6 +34,7 @@ app = typer.Typer(
 world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
 app.add_typer(serving.app)
 app.command()(simulate)
+app.command("regret")(regret_outside)
 app.command()(warmstart)
 app.add_typer(world_app, name="world")
 app.add_typer(pocket_commands.app, name="pocket")

@@ -79,7 +79,7 @@ class Evaluation(Section):
     native_answers: Path | None = Field(
         None,
         description="published answers with and without native ads (JSON lines), which teach what an ad "
-        "reads like; none: detectability is not measured",
+        "reads like; none: detectability is not measured, and cannot be a reward term",
     )
 
     day: BiddingDay = BiddingDay()

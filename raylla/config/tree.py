@@ -37,6 +37,8 @@ from raylla.config.serving import Serving
 NOT_OF_A_RUN = {"wandb", "deadlines", "storage", "ray", "bench", "serving", "evaluation", "judging"}
 """Sections that decide no result of a run, but for these of the evaluation's fields:"""
 OF_A_RUN = {"queries", "answers", "bootstrap"}
+DETECTABILITY = "detectability"
+"""The reward term that `evaluation.native_answers` teaches: where it is weighed that file decides, too."""
 POOLS = ("rollout", "judge", "reward_trainer")
 """Groups whose number of workers decides nothing: the same request has the same answer on any of them."""
 
@@ -133,7 +135,8 @@ class Config(Section):
     def digest(self) -> str:
         """A short hash of everything that decides the run's results."""
         decisive = self.model_dump(mode="json", exclude=NOT_OF_A_RUN)
-        decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=OF_A_RUN)
+        read = OF_A_RUN | ({"native_answers"} if DETECTABILITY in self.term_weights else set())
+        decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=read)
         for group in POOLS:
             decisive[group] = {name: decisive[group][name] for name in ("cpus", "gpus")}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,13 +24,23 @@ from raylla.errors import BudgetError
 from raylla.evaluation.kept import ANSWERS, JOINT_ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
 from raylla.irpo.crew import Crew
 from raylla.irpo.dispatch import dealt
+from raylla.irpo.organic import ORGANIC, organic_request
 from raylla.mechanisms.protocol import BASE, TRAINED, Joint, Prompt
 from raylla.progress import Steps
 from raylla.records import Planned, Prediction
 from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
 from raylla.runs.versions import committed, named, untouched
-from raylla.terms.protocol import known_terms, named_terms, term_values, weighted
+from raylla.terms.native import Detector
+from raylla.terms.protocol import (
+    ORGANIC_ANSWERS,
+    known_terms,
+    named_terms,
+    needs_of,
+    term_values,
+    weighted,
+)
+from raylla.terms.sources import Sources
 from raylla.world import World, prompts
 from raylla.world.bids import highest_bid, seed_of
 from raylla.world.fit import Fit
@@ -48,6 +59,7 @@ class EvaluationBackend:
         config: the run's own, perhaps with other settings of `evaluation`.
         kept: what is known already; whatever is asked for is added.
         measure: whose penalty and reward terms make the rewards of tables; none: ``config``'s own.
+        detector: of native ads; without one, terms that need it are not measured.
     """
 
     def __init__(
@@ -59,14 +71,17 @@ class EvaluationBackend:
         kept: Kept,
         progress: Steps,
         measure: Config | None = None,
+        detector: Detector | None = None,
     ) -> None:
         versions = committed(run)
         self.run = run
         self.world = world
         self.config = config
         self.measure = measure or config
-        self.terms = named_terms(known_terms())
+        known = named_terms(known_terms())
+        self.terms = [one for one in known if detector is not None or "detector" not in needs_of(one)]
         self.fit = Fit(world, self._encode)
+        self.sources = Sources(self.fit, self._untold, detector, config.serving.disclosure)
         self.versions = {weights.name: (weights, probe) for weights, probe in versions}
         self._untouched = untouched(run)
         self.aliases = {BASE: versions[0][0].name, TRAINED: versions[-1][0].name}
@@ -224,7 +239,7 @@ class EvaluationBackend:
     def costs(self, answers: Sequence[tuple[Planned, str]]) -> list[float]:
         """What each answer costs its reader, in bid units: lambda s_resp, less the weighted terms."""
         settings, weights = self.config.penalty, self.config.term_weights
-        values = term_values([one for one in self.terms if one.name in weights], self.fit, answers)
+        values = term_values([one for one in self.terms if one.name in weights], self.sources, answers)
         return [
             settings.weight * penalty(parse(text, planned.ads), settings) - sum(weighted(one, weights))
             for (planned, text), one in zip(answers, values, strict=True)
@@ -236,7 +251,9 @@ class EvaluationBackend:
         written: dict[tuple[str, int], Generated] = {}
         for n in dict.fromkeys(one.n for one in auctions):
             planned = {one.query.id: one for one in auctions if one.n == n}
-            found = self.untouched_answers([self._organic(one, what) for one in planned.values()])
+            found = self.untouched_answers(
+                [organic_request(self.config, one, what, n) for one in planned.values()]
+            )
             written |= {(id, n): answers for id, answers in zip(planned, found, strict=True)}
         return [written[one.query.id, one.n] for one in auctions]
 
@@ -303,11 +320,10 @@ class EvaluationBackend:
                 "see the engine's and judge's output"
             )
 
-    def _organic(self, planned: Planned, what: str) -> Request:
-        query = planned.query
-        messages = prompts.organic(self.config.ad_llm.prompt, query, planned.profile)
-        seed = seed_of(self.config.seed, f"{what}/{query.id}")
-        return Request(query.id, messages, planned.n, seed, turns=len(query.turns))
+    def _untold(self, auctions: Sequence[Planned]) -> list[tuple[str, ...]]:
+        """The organic answers that terms read; those of `reader.reading`, where it asks for as many."""
+        asked = [replace(one, n=ORGANIC_ANSWERS) for one in auctions]
+        return [tuple(draw.text for draw in one.completions) for one in self.organic(asked, ORGANIC)]
 
     def _messages(self, prompt: Prompt) -> prompts.Messages:
         planned = prompt.planned

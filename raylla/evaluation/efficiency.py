@@ -23,7 +23,7 @@ from raylla.figures.table import COLUMNS, JudgedAnswer, per_query, row_figures
 from raylla.irpo.schedule import plan_auctions, some
 from raylla.mechanisms.protocol import Choice, Mechanism, Ran
 from raylla.records import Planned
-from raylla.terms.protocol import term_values
+from raylla.terms.protocol import least_values, term_values
 from raylla.world import World, clicks
 
 LEAST_QUERIES = 10
@@ -38,15 +38,15 @@ UNTIMED: Figure = {"mean": math.nan, "low": math.nan, "high": math.nan}
 class Held:
     """What came of a mechanism's auctions: `per_query` figures, `COSTS` per auction of each batch
     [batches, 4], with NaN for the seconds where no batch has a wall time of its own, the mechanism's notes,
-    every answer with its auction, and the names of the reward terms whose values end the
-    table's rows."""
+    every answer with its auction, and the reward terms whose values end the table's rows: the least value
+    of each, by name."""
 
     table: Mapping[str, Array]
     costs: Array
     notes: Mapping[str, float]
     unread: int
     answers: Sequence[tuple[Planned, str]]
-    terms: tuple[str, ...]
+    terms: Mapping[str, float]
 
 
 def test_auctions(config: Config, world: World) -> list[Planned]:
@@ -76,8 +76,10 @@ def hold(
     auctions: Sequence[Planned],
     choice: Choice,
     parts: int = _PARTS,
+    all_terms: bool = True,
 ) -> Held:
-    """Hold the auctions, in ``parts`` one after the other, and have every offer judged.
+    """Hold the auctions, in ``parts`` one after the other, and have every offer judged; measure the reward
+    terms that are installed (``all_terms``) or those alone that the reward weighs.
 
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the auctions or judgements were lost.
@@ -100,8 +102,11 @@ def hold(
     backend.bound(f"auctions of {mechanism.name}", failed, len(ran))
     backend.bound(f"judgements of {mechanism.name}", unread, len(judged))
     outcomes = []
-    valued = term_values(backend.terms, backend.fit, [(planned, offer.text) for planned, offer in offers])
-    for (planned, offer), one, terms in zip(offers, judged, valued, strict=True):
+    measure = backend.measure
+    terms = [one for one in backend.terms if all_terms or one.name in measure.term_weights]
+    answers = [(planned, offer.text) for planned, offer in offers]
+    valued = term_values(terms, backend.sources, answers)
+    for (planned, offer), one, values in zip(offers, judged, valued, strict=True):
         if one.clicks is not None:
             parsed = parse(offer.text, planned.ads, backend.world.ad_ids)
             chances = one.probabilities or clicks.click_probabilities(
@@ -109,15 +114,13 @@ def hold(
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
             outcomes.append(
-                JudgedAnswer(planned.query.id, parsed, planned.bids, prices, one.clicks, chances, terms)
+                JudgedAnswer(planned.query.id, parsed, planned.bids, prices, one.clicks, chances, values)
             )
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
-    answers = [(planned, offer.text) for planned, offer in offers]
-    measure = backend.measure
-    weights = dict.fromkeys((one.name for one in backend.terms), 0.0) | measure.term_weights
+    weights = dict.fromkeys((one.name for one in terms), 0.0) | measure.term_weights
     table = per_query(outcomes, measure.penalty, weights)
-    return Held(table, np.array(costs or torn), notes, unread, answers, tuple(weights))
+    return Held(table, np.array(costs or torn), notes, unread, answers, least_values(terms))
 
 
 def tune_mechanism(
@@ -129,7 +132,8 @@ def tune_mechanism(
     auctions = validation_auctions(backend.config, backend.world)
     tried: list[dict[str, Any]] = []
     for choice in choices:
-        table = np.array(list(hold(backend, mechanism, auctions, choice, 1).table.values())).mean(axis=0)
+        held = hold(backend, mechanism, auctions, choice, 1, False)
+        table = np.array(list(held.table.values())).mean(axis=0)
         means = dict(zip(COLUMNS, table[: len(COLUMNS)].tolist(), strict=True))
         tried.append({"choice": dict(choice), "reward": means["reward"], "revenue": means["revenue"]})
     best = max(range(len(tried)), key=lambda place: tried[place]["reward"])

@@ -58,7 +58,7 @@ def evaluate_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
     detector = detect.detector(settings, main.seed)
     seen: list[Seen] = []
     seeds = sum(run.config.name == main.name for run in runs)
-    with engines(runs, settings, watch) as opened:
+    with engines(runs, settings, watch, detector.one) as opened:
         for run in runs:
             backend = opened(run)
             own = run.config.name == main.name

@@ -30,8 +30,8 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
             results.tested(run, world, sampled[epoch])
             for run, world, sampled in zip(runs, worlds, samples, strict=True)
         ]
-        settings = config.evaluation.bootstrap, config.seed, list(config.term_weights)
-        row = results.version_row(tables, *settings)
+        settings = config.evaluation.bootstrap, config.seed
+        row = results.version_row(tables, *settings, results.least_terms(config))
         reports = [run.commits[f"epoch-{epoch + 1}/test"] for run in runs]
         rows.append(
             {"epoch": epoch, "weight_version": f"v{epoch}"}

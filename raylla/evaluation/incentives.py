@@ -53,6 +53,28 @@ def regret_table(
     }
 
 
+def regret_difference(
+    first: tuple[Array, Array],
+    second: tuple[Array, Array],
+    bids: Sequence[float],
+    resamples: int,
+    seed: int,
+) -> dict[str, Figure]:
+    """How much the regret of the responses ``first`` is above that of ``second``, of the same queries in
+    pairs, by goal."""
+
+    def regrets(clicks: Array, paid: Array) -> Array:
+        found = [incentives.regret(bids, clicks, paid, *aim).mean(axis=-1) for aim in TARGETS.items()]
+        return np.stack(found, axis=-1)
+
+    def of(mean: Array) -> Array:
+        parts = np.split(mean, 4, axis=-1)
+        return regrets(parts[0], parts[1]) - regrets(parts[2], parts[3])
+
+    table = np.hstack([*first, *second])
+    return dict(zip(TARGETS, made([table], of, resamples, np.random.default_rng(seed)), strict=True))
+
+
 def _rule(
     groups: Sequence[Array],
     bids: Sequence[float],
@@ -84,10 +106,12 @@ def responses(
     choice: Choice,
     auctions: Sequence[Planned],
     bids: Sequence[float],
+    places: Sequence[int] | None = None,
 ) -> tuple[Array, Array]:
-    """Clicks and payment of one random ad per query at each bid, both [queries, bids]."""
+    """Clicks and payment of one ad per query at each bid, both [queries, bids]: of the ads at ``places``,
+    or of random ones."""
     variants = []
-    places = random_places(backend, auctions)
+    places = random_places(backend, auctions) if places is None else places
     for planned, place in zip(auctions, places, strict=True):
         for bid in bids:
             profile = list(planned.auction.bids)

@@ -21,7 +21,9 @@ from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.runs.versions import committed
 from raylla.terminal import RAY
-from raylla.terms.protocol import known_terms, named_terms
+from raylla.terms.native import Detector
+from raylla.terms.protocol import known_terms, named_terms, weighed_terms
+from raylla.terms.sources import detector_for
 from raylla.world import store
 
 MAIN = "llm-auction"
@@ -38,9 +40,14 @@ def with_settings(run: Run, settings: Evaluation) -> Config:
 
 
 @contextmanager
-def engines(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> Iterator[Opened]:
-    """Engines, judges and pCTR models for all of ``runs``, which are stopped at the end."""
+def engines(
+    runs: Sequence[Run], settings: Evaluation, watch: Observer, detector: Detector | None = None
+) -> Iterator[Opened]:
+    """Engines, judges and pCTR models for all of ``runs``, which are stopped at the end; without a
+    ``detector`` that of the terms that the runs weigh."""
     main = with_settings(runs[0], settings)
+    for config in (with_settings(run, settings) for run in runs):
+        detector = detector or detector_for(weighed_terms(config), config)
     with watch.stage(RAY):
         connect(main)
     crew: Crew | None = None
@@ -53,7 +60,9 @@ def engines(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> Itera
 
         def opened(run: Run) -> EvaluationBackend:
             config, world = with_settings(run, settings), store.load_world(run.part("world"))
-            return EvaluationBackend(run, config, started, world, kept.kept(run, config), watch, main)
+            return EvaluationBackend(
+                run, config, started, world, kept.kept(run, config), watch, main, detector
+            )
 
         yield opened
     finally:
@@ -93,7 +102,7 @@ def check_runs(runs: Sequence[Run], settings: Evaluation) -> None:
                 f"run {run.place} has the name of {first.place}, {first.config.name!r}, but other "
                 "settings; a training seed differs in its seed alone, and a variant has a name of its own"
             )
-        check_terms(run.config)
+        check_terms(with_settings(run, settings))
         efficiency.test_auctions(with_settings(run, settings), store.load_world(run.part("world")))
     if len({(run.config.name, run.config.seed) for run in runs}) != len(runs):
         raise RunError("two of the runs have the same name and seed; give each once")
@@ -102,12 +111,13 @@ def check_runs(runs: Sequence[Run], settings: Evaluation) -> None:
 
 def check_terms(config: Config) -> None:
     """Refuse reward terms that the config weighs, or that are installed and would be measured, where one of
-    them cannot be had.
+    them cannot be had; what needs a detector is measured where there is one.
 
     Raises:
         ConfigError: names it.
     """
-    named_terms(list(dict.fromkeys([*known_terms(), *config.term_weights])))
+    named_terms(known_terms())
+    weighed_terms(config)
 
 
 def check_settings(config: Config) -> None:

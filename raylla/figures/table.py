@@ -70,10 +70,13 @@ def per_query(
 
 
 def row_figures(
-    seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int, terms: Sequence[str] = ()
+    seeds: Sequence[Mapping[str, Array]],
+    resamples: int,
+    seed: int,
+    terms: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The row of one weight version or mechanism, from `per_query` of each training seed, whose weights
-    named ``terms``.
+    named ``terms``: the least value of each, where its interval ends as it does at 0.
 
     Raises:
         ValueError: a seed has no answers.
@@ -92,7 +95,10 @@ def row_figures(
     )
     row |= {name: bounded(one, 0, 1) for name, one in zip(RATES, shares, strict=True)}
     valued = [group[:, len(COLUMNS) :] for group in groups]
-    row["terms"] = dict(zip(terms, means(valued, resamples, rng), strict=True)) if terms else {}
+    values = means(valued, resamples, rng) if terms else []
+    row["terms"] = {
+        name: bounded(one, least, 0) for (name, least), one in zip(terms.items(), values, strict=True)
+    }
     row["queries"] = sum(map(len, groups))
     return row
 

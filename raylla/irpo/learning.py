@@ -128,7 +128,7 @@ class Learner:
 
         self._wait(rest)
         answered = source.part([one for one in self._planned if one.phase == "preference"])
-        self._learned.terms = values_of(self._run.config, self._crew, self._world, answered, "preference")
+        self._learned.terms = values_of(self._run, self._crew, self._world, answered, "preference")
         return self._learned
 
     def settle(self, source: AnswerSource) -> None:

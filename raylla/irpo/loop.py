@@ -1,6 +1,7 @@
 """Iterative Reward-Preference Optimization (paper, Algorithm 1), top to bottom.
 
     before the first:   warm     π_0 learns to place ads, where `warmstart` says from what
+                        organic  the untouched model answers without ads, where a reward term reads that
     for each epoch t:   sample   π_{t-1} answers; the judge clicks or not      (phases 1 and 2)
                         learn    the pCTR model on the clicks; score phase 2; winners and losers
                         align    π_{t-1} -> π_t by DPO (or GRPO) on the preference groups
@@ -18,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.irpo import queries, served, stages, warming
+from raylla.irpo import organic, queries, served, stages
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Stream
@@ -29,7 +30,9 @@ from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.stop import heeded
 from raylla.terminal import RAY
-from raylla.terms.protocol import named_terms
+from raylla.terms.protocol import weighed_terms
+from raylla.terms.sources import detector_for
+from raylla.warmstart.stage import warm
 from raylla.world import World
 
 
@@ -41,19 +44,20 @@ def train_run(run: Run, watch: Observer) -> dict[str, Any]:
     """
     config = run.config
     roles.check_roles(config)
-    named_terms(list(config.term_weights))
+    detector_for(weighed_terms(config), config)
     draft = queries.draft_world(run)
     with watch.stage(RAY):
         connect(config)
     crew = None
     try:
         check_placement(config)
-        warming.warm(run, watch)
+        warm(run, watch)
         version, probe = versions.committed(run)[-1]
         crew = Crew(config, run.path, version, watch)
         with watch.stage("start engines"), heeded("the start of the engines"):
             crew.start()
         world = queries.ask_queries(run, crew, watch, draft)
+        organic.write_organic(run, crew, watch, world)
         if probe is not None:
             with watch.stage("deploy"), heeded(f"the refresh to {version.name}"):
                 crew.refresh(version, probe)

@@ -7,9 +7,11 @@ from typing import Any
 
 from raylla.auction import parse
 from raylla.auction.checks import Array
+from raylla.config import Config
 from raylla.figures.table import JudgedAnswer, per_query, row_figures
 from raylla.irpo.sampling import Sampled
 from raylla.runs.state import Run
+from raylla.terms.protocol import least_values, named_terms
 from raylla.world import World, clicks, prompts
 
 
@@ -26,11 +28,16 @@ def epoch_table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict
 def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
     """The table row of the weights that made ``sampled``, from its judged test answers."""
     settings = run.config.evaluation.bootstrap, run.config.seed
-    return version_row([tested(run, world, sampled)], *settings, list(run.config.term_weights))
+    return version_row([tested(run, world, sampled)], *settings, least_terms(run.config))
+
+
+def least_terms(config: Config) -> dict[str, float]:
+    """The least values of ``reward_terms``, by name."""
+    return least_values(named_terms(list(config.term_weights)))
 
 
 def version_row(
-    seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int, terms: Sequence[str]
+    seeds: Sequence[Mapping[str, Array]], resamples: int, seed: int, terms: Mapping[str, float]
 ) -> dict[str, Any]:
     """The row of one weight version from what `tested` found in each training seed."""
     row = row_figures(seeds, resamples, seed, terms)

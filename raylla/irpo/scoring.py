@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from raylla.auction import parse, reward
-from raylla.config import Config
 from raylla.irpo.crew import Crew
+from raylla.irpo.organic import OrganicAnswers
 from raylla.irpo.sampling import Sampled, readings
 from raylla.records import Answer, Phase, Prediction, PreferenceGroup, Reward
 from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.state import Run
-from raylla.terms.protocol import named_terms, term_values, weighted
+from raylla.terms.protocol import term_values, weighed_terms, weighted
+from raylla.terms.sources import Sources, detector_for
 from raylla.world import World
 from raylla.world.fit import Fit
 from raylla.world.retrieval import Vectors
@@ -80,19 +81,22 @@ def score(
 
 
 def values_of(
-    config: Config, crew: Crew, world: World, sampled: Sampled, phase: Phase
+    run: Run, crew: Crew, world: World, sampled: Sampled, phase: Phase
 ) -> dict[str, dict[str, float]]:
     """Sample id -> name -> value of each of ``reward_terms``, for the answers of one phase; nothing where
     there are no terms."""
+    config = run.config
 
     def encode(texts: list[str]) -> Vectors:
         vectors: Vectors = crew.persistently(lambda: crew.ask_reward("encode", texts))
         return vectors
 
-    terms = named_terms(list(config.term_weights))
+    terms = weighed_terms(config)
     answers = list(sampled.of(phase)) if terms else []
     texts = [(planned, answer.text) for planned, answer in answers]
-    found = term_values(terms, Fit(world, encode), texts)
+    fit, detector = Fit(world, encode), detector_for(terms, config)
+    sources = Sources(fit, OrganicAnswers(run), detector, config.serving.disclosure)
+    found = term_values(terms, sources, texts)
     return {answer.sample_id: one for (_, answer), one in zip(answers, found, strict=True)}
 
 

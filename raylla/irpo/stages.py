@@ -83,7 +83,7 @@ def test(run: Run, crew: Crew, watch: Observer, world: World, epoch: int, stream
         sampled = stream.result("test")
         rows = rows_of(world, sampled, "test")
         predicted = crew.persistently(lambda: _predicted(run, crew, epoch, rows))
-        sampled.terms = values_of(run.config, crew, world, sampled, "test")
+        sampled.terms = values_of(run, crew, world, sampled, "test")
     _commit_sampled(run, watch, epoch, stage, sampled, {"pctr": predicted})
     row = results.tested_row(run, world, sampled)
     watch.metrics(epoch - 1, {f"test/{key}": value for key, value in row.items()})

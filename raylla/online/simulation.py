@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import httpx
@@ -211,27 +212,55 @@ async def converse(
 
 async def _answer(client: httpx.AsyncClient, name: str, query: Query, profile: Profile) -> Got | None:
     """The answer to one question; None where the endpoint stays busy."""
+    got = await ask_endpoint(client, query, profile)
+    if got is None:
+        return None
+    answer, seconds = got
+    text, ads = read_back(answer)
+    cited = [one["url_citation"]["url"] for one in answer["choices"][0]["message"]["annotations"]]
+    return Got(name, query, profile, text, ads, tuple(cited), seconds)
+
+
+async def ask_endpoint(
+    client: httpx.AsyncClient,
+    query: Query,
+    profile: Profile,
+    extras: Mapping[str, Any] = MappingProxyType({}),
+    seed: int | None = None,
+) -> tuple[Any, float] | None:
+    """The endpoint's answer to one question behind the turns before it, and the seconds that it took; None
+    where the endpoint stays busy.
+
+    Args:
+        extras: of the `raylla` object, beside the user.
+        seed: of sampling; none: the endpoint's own.
+
+    Raises:
+        EndpointError: the endpoint refuses it; names what it said.
+    """
     user = {"id": profile.id, "basics": profile.basics, "interests": list(profile.interests)}
-    body = {
-        "messages": [{"role": "user", "content": query.text}],
-        "raylla": {"profile": user, "links": "annotations"},
+    before = [{"role": turn.role, "content": turn.text} for turn in query.turns]
+    body: dict[str, Any] = {
+        "messages": [*before, {"role": "user", "content": query.text}],
+        "raylla": {"profile": user, "links": "annotations", **extras},
     }
+    if seed is not None:
+        body["seed"] = seed
     for _ in range(TRIES):
         started = time.monotonic()
         response = await client.post("/v1/chat/completions", json=body)
-        if response.status_code == 503:
+        if response.status_code in (429, 503):
             await asyncio.sleep(float(response.headers.get("Retry-After", "1")))
             continue
-        answer = _checked(response)
-        return _got(name, query, profile, answer, time.monotonic() - started)
+        return checked_json(response), time.monotonic() - started
     return None
 
 
-def _got(name: str, query: Query, profile: Profile, answer: Any, seconds: float) -> Got:
-    """The answer with its ads put back into the markup that the User-LLM learned to read."""
+def read_back(answer: Any) -> tuple[str, tuple[Ad, ...]]:
+    """The text with its ads put back into the markup that the User-LLM learned to read, and these."""
     message = answer["choices"][0]["message"]
     content, text, at = message["content"], "", 0
-    ads, urls = [], []
+    ads = []
     for annotation, detail in zip(message["annotations"], answer["raylla"]["ads"], strict=True):
         cited, category = annotation["url_citation"], detail["cat"][0]
         ad = Ad(detail["ad_id"], cited["title"], category, lexicon.theme_of(category))
@@ -240,8 +269,7 @@ def _got(name: str, query: Query, profile: Profile, answer: Any, seconds: float)
         label = f" ({detail['disclosure']})"
         at += len(label) if content.startswith(label, at) else 0
         ads.append(ad)
-        urls.append(cited["url"])
-    return Got(name, query, profile, text + content[at:], tuple(ads), tuple(urls), seconds)
+    return text + content[at:], tuple(ads)
 
 
 def _read(reader: Reader, config: Config, got: Sequence[Got], traffic: SimulatedTraffic) -> list[str]:
@@ -273,18 +301,28 @@ def _read(reader: Reader, config: Config, got: Sequence[Got], traffic: Simulated
 async def _click(client: httpx.AsyncClient, url: str, traffic: SimulatedTraffic) -> None:
     response = await client.get(url, follow_redirects=False)
     if response.status_code != 302:
-        _checked(response)
+        checked_json(response)
         raise EndpointError(f"a click was answered with {response.status_code} instead of a redirect")
     traffic.counts["clicked"] += 1
 
 
 async def _json(client: httpx.AsyncClient, method: str, path: str, **how: Any) -> Any:
-    return _checked(await client.request(method, path, **how))
+    return checked_json(await client.request(method, path, **how))
 
 
-def _checked(response: httpx.Response) -> Any:
+def checked_json(response: httpx.Response) -> Any:
+    """What the endpoint answered.
+
+    Raises:
+        EndpointError: it refused, or answered with something else than JSON.
+    """
     if response.is_success:
-        return response.json()
+        try:
+            return response.json()
+        except ValueError:
+            raise EndpointError(
+                f"{response.request.url}: the answer is no JSON; give the URL of an endpoint of raylla"
+            ) from None
     raise EndpointError(
         f"{response.request.method} {response.request.url.path}: the endpoint answered "
         f"{response.status_code}: {response.text[:300]}"

@@ -15,6 +15,7 @@ class Diversity:
     too, taken negative: from -1, where all place the same, to 0, where no other does or there is none."""
 
     name = "diversity"
+    least = -1.0
 
     def values(self, texts: Texts, answers: Answered) -> list[float]:
         """`protocol.RewardTerm.values`; an auction's answers are those that are asked about together."""

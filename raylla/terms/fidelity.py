@@ -13,6 +13,7 @@ class Fidelity:
     description says too, less 1: from -1 to 0, and 0 where it says nothing or no ad is described."""
 
     name = "fidelity"
+    least = -1.0
 
     def values(self, texts: Texts, answers: Answered) -> list[float]:
         """`protocol.RewardTerm.values`."""

@@ -14,6 +14,7 @@ class Nativeness:
     such sentences, less 1: from -2 to 0; -1 where nothing else is said."""
 
     name = "nativeness"
+    least = -2.0
 
     def values(self, texts: Texts, answers: Answered) -> list[float]:
         """`protocol.RewardTerm.values`."""

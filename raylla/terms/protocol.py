@@ -10,36 +10,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction import parse
+from raylla.config import Config
 from raylla.config.plugins import known_plugins, named_plugins
-from raylla.errors import RayllaError, RunError
+from raylla.errors import ConfigError, RayllaError, RunError
 from raylla.records import Planned
 
 _GROUP = "raylla.reward_terms"
+
+ORGANIC_ANSWERS = 2
+"""Answers of the untouched model to a question that a term may read."""
 
 Answered = Sequence[tuple[Planned, str]]
 """Answers to many auctions as they were written, each with its auction (query, profile, ads, bids); all
 answers to one that are weighed against each other are in one call."""
 
 
+TermNeed = Literal["organic", "detector"]
+"""What a term asks of `Texts` that not every run or evaluation has: it names it in its ``needs``."""
+
+
 class Texts(Protocol):
-    """The frozen text encoder that a term may ask."""
+    """What a term may ask of texts: the frozen encoder and, where it `needs` them, the untouched model's
+    answers and the detector of native ads."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [len(texts), dim]."""
 
+    def directions(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors less the mean of the catalogue and the training queries, of length 1
+        [len(texts), dim]: their products are cosines, and those of unrelated texts are near 0."""
+
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         """Cosine between each auction's query and each of its ads [n]."""
+
+    def organic(self, auctions: Sequence[Planned]) -> list[tuple[str, ...]]:
+        """What the untouched model, told of no ads, answers to each auction's question: up to
+        `ORGANIC_ANSWERS` texts, none where the engine lost them. A term that asks has "organic" in
+        ``needs``."""
+
+    def detected(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The probability that each text has an ad hidden in it [len(texts)], by the detector that
+        published native ads taught. A term that asks has "detector" in ``needs``."""
 
 
 @runtime_checkable
 class RewardTerm(Protocol):
-    """A term of the reward."""
+    """A term of the reward.
+
+    It may have two attributes more: ``needs``, a tuple of `TermNeed`, and ``least``, the least value that
+    an answer can have, where the intervals of its means end.
+    """
 
     name: str
 
@@ -57,9 +83,45 @@ def named_terms(names: Sequence[str]) -> list[RewardTerm]:
     """The terms of these names, in this order.
 
     Raises:
-        ConfigError: as `named_plugins`.
+        ConfigError: as `named_plugins`, or one needs what nothing has.
     """
-    return named_plugins(_GROUP, names, RewardTerm, "reward term", "name or values")
+    found: list[RewardTerm] = named_plugins(_GROUP, names, RewardTerm, "reward term", "name or values")
+    for term in found:
+        if strange := sorted(needs_of(term) - set(get_args(TermNeed))):
+            raise ConfigError(
+                f"the reward term {term.name!r} needs {', '.join(strange)}; a term may need "
+                f"{' and '.join(get_args(TermNeed))}"
+            )
+    return found
+
+
+def weighed_terms(config: Config) -> list[RewardTerm]:
+    """The terms of ``reward_terms``, whether or not their weight is 0.
+
+    Raises:
+        ConfigError: as `named_terms`, or what one needs is not configured.
+    """
+    found = named_terms(list(config.term_weights))
+    path = config.evaluation.native_answers
+    for term in found:
+        if "detector" in needs_of(term) and not (path and path.is_file()):
+            named = f"{str(path)!r} is no file" if path else "names no published answers"
+            raise ConfigError(
+                f"reward_terms: {term.name} reads answers with the detector of native ads, and "
+                f"evaluation.native_answers, which teaches it, {named}; give the file, or leave the term "
+                "out"
+            )
+    return found
+
+
+def needs_of(term: RewardTerm) -> frozenset[str]:
+    """What a term asks of `Texts` beside the encoder."""
+    return frozenset(getattr(term, "needs", ()))
+
+
+def least_values(terms: Sequence[RewardTerm]) -> dict[str, float]:
+    """The least value of each term by name, minus infinity where it tells none."""
+    return {term.name: float(getattr(term, "least", -math.inf)) for term in terms}
 
 
 def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ class UserWelfare:
     best: from -2 to 0, and 0 where the best alone, or nothing, is placed."""
 
     name = "user-welfare"
+    least = -2.0
 
     def values(self, texts: Texts, answers: Answered) -> list[float]:
         """`protocol.RewardTerm.values`."""

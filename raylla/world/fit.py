@@ -33,12 +33,20 @@ class Fit:
         ]
         return np.concatenate([self._encode(part) for part in parts or [[]]])
 
+    def directions(self, texts: Sequence[str]) -> Vectors:
+        """The vectors less the mean, of length 1, [len(texts), dim]."""
+        vectors = self.encode(texts)
+        if not len(vectors):
+            return vectors
+        vectors = vectors - self._center()
+        found: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        return found
+
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         """Cosine of query and ad (what it says of itself), [n] for each auction."""
         queries = [in_context(planned.query) for planned in auctions]
         ads = list(dict.fromkeys(ad for planned in auctions for ad in planned.ads))
-        vectors = self.encode([*queries, *map(ad_text, ads)]) - self._center()
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        vectors = self.directions([*queries, *map(ad_text, ads)])
         place = {ad: len(queries) + index for index, ad in enumerate(ads)}
         return [
             vectors[[place[ad] for ad in planned.ads]].astype(np.float64) @ vectors[index]

@@ -45,7 +45,7 @@ OTHER = (
     "pctr.features=[]",
     "irpo.align=grpo",
     "dpo.winner_nll=0",
-    "reward_terms=[{name: user-welfare, weight: 50}]",
+    "reward_terms=[{name: user-welfare, weight: 50}, {name: credibility, weight: 20}]",
 )
 """Overrides of a variant, each of which is another path."""
 HELD = (
@@ -170,6 +170,11 @@ def _other_paths(run: Path) -> None:
     """A term stands in each reward of a run, in its report and its table; GRPO trains on all answers."""
     rewards = pq.read_table(run / "records" / "epoch-1" / "learn" / "rewards.parquet").to_pylist()
     assert any(row["terms"][0] < 0 for row in rewards)
+    assert any(row["terms"][1] < 0 for row in rewards)
+    organic = json.loads((run / "records" / "organic" / "answers.json").read_text())
+    questions = pq.read_table(run / "world" / "queries.parquet")["id"].to_pylist()
+    assert 8 < len(organic) <= len(questions)
+    assert all(len(texts) == 2 and not any("@" in text for text in texts) for texts in organic.values())
     mean = sum(row["terms"][0] for row in rewards) / len(rewards)
     assert _commit(run, "epoch-1/learn")["terms"]["user-welfare"] == pytest.approx(mean / 50)
     groups = json.loads((run / "records" / "epoch-1" / "learn" / "groups.json").read_text())
@@ -217,7 +222,9 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     assert set(rows) == {*HELD, "llm-auction: judged"}
     generations = {name: row["cost_per_auction"]["generations"]["mean"] for name, row in rows.items()}
     assert all(
-        row["terms"]["user-welfare"]["mean"] < 0 == row["terms"]["fidelity"]["mean"]
+        row["terms"].keys() == {"credibility", "diversity", "fidelity", "nativeness", "user-welfare"}
+        and row["terms"]["user-welfare"]["mean"] < 0 == row["terms"]["fidelity"]["mean"]
+        and row["terms"]["credibility"]["mean"] < 0
         for row in rows.values()
     )
     assert generations.pop("mosaic") == 20

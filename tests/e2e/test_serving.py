@@ -184,6 +184,26 @@ def test_the_openai_client_gets_answers_with_ads(running: Running, store: Store)
         assert {"candidates", "generation", "pctr", "first_text"} <= auction.latency_ms.keys()
 
 
+def test_regret_outside_and_inside_agree_and_nothing_is_charged(
+    running: Running, store: Store, tmp_path: Path
+) -> None:
+    before = [one.balance_micros for one in store.parties.advertisers("", 1000)]
+    known = {one.auction.id for one in running.logged(store)}
+    out = tmp_path / "regret.json"
+    how = ["--url", running.url, "--key", running.key, "--questions", "12", "--answers", "2", "--inside"]
+    said = _call("regret", str(running.run), *how, "--bid", "10", "--bid", "90", "--out", str(out))
+    assert "outside less inside" in said
+    found = json.loads(out.read_text())
+    assert found["weight_versions"] == ["v2"]
+    assert found["outside"]["queries"] == found["inside"]["queries"] >= 10
+    for apart in found["difference"].values():
+        assert apart["low"] <= 0 <= apart["high"]
+    fresh = [one for one in running.logged(store) if one.auction.id not in known]
+    assert len(fresh) == 12 + found["outside"]["queries"] * 2 * 2
+    assert all(one.auction.test and not one.charged_micros for one in fresh)
+    assert [one.balance_micros for one in store.parties.advertisers("", 1000)] == before
+
+
 def test_streams_are_the_same_answers(running: Running) -> None:
     for body in _questions(running.world, 8):
         text, last = "", None

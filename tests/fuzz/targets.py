@@ -20,7 +20,6 @@ from raylla.auction import markup, parse
 from raylla.config import Config
 from raylla.errors import ConfigError, DataError, RunError, TokenError, WorldError
 from raylla.evaluation.kept import SECONDS, Kept
-from raylla.evaluation.reader import detect
 from raylla.judging import published
 from raylla.records import Ad, Profile, Query
 from raylla.runs.state import Run
@@ -29,6 +28,7 @@ from raylla.serving.http.openai.bodies import Message
 from raylla.serving.http.openai.history import conversation
 from raylla.serving.http.web import HttpError
 from raylla.serving.security.tokens import TokenKeys, new_claims
+from raylla.terms import native
 from raylla.warmstart import rows
 from raylla.world import prompts
 from raylla.world.imports import catalogue, tables, webis
@@ -117,7 +117,7 @@ def fuzz_tables(data: bytes) -> None:
 def fuzz_published(data: bytes) -> None:
     """Any bytes as published answers: bounded passages of plain text, or an error that names the file."""
     with _file("p.jsonl.gz", data[1:]) if data[:1] == b"z" else _file("p.jsonl", data[1:]) as path:
-        for read in (published.read_impressions, rows.read_published, detect.read_answers):
+        for read in (published.read_impressions, rows.read_published, native.read_answers):
             said, found = "p.jsonl", None
             try:
                 found = read(path)

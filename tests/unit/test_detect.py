@@ -14,6 +14,7 @@ import pytest
 from raylla import config
 from raylla.errors import ConfigError
 from raylla.evaluation.reader import detect
+from raylla.terms import native
 
 PLAIN = "The bus leaves at nine. Bring water. Tickets cost two coins."
 
@@ -39,13 +40,28 @@ def written(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_what_is_easy_is_learned_from_brands_never_seen(tmp_path: Path) -> None:
-    answers = detect.read_answers(written(tmp_path / "a.jsonl.gz", made()))
+    path = written(tmp_path / "a.jsonl.gz", made())
+    answers = native.read_answers(path)
     assert [sum(one.ads) for one in answers[:2]] == [0, 1]
-    found, quality = detect.taught(answers, 100, 0)
+    found, tested = native.taught(path)
+    quality = detect.quality_of(tested, 100, 0)
+    assert native.f1_of(tested) == quality.f1["mean"]
     assert quality.f1["mean"] == pytest.approx(1)
     assert 0 < quality.with_ad < quality.answers < len(answers)
     texts = [PLAIN, PLAIN + " Indulge in the timeless elegance of Nobody here.", ""]
     assert found.suspects(texts).tolist() == [False, True, False]
+    plain, praise, nothing = found.chances(texts)
+    assert nothing == 0 <= plain < 0.2 < 0.8 < praise <= 1
+
+
+def test_chances_are_shares_of_what_was_held_out() -> None:
+    """Scores of 2 with 80 % ads and of -1 with 10 %: the curve goes through both."""
+    scores = np.repeat([2.0, -1.0], 500)
+    labels = np.concatenate([np.arange(500) < 400, np.arange(500) < 50])
+    slope, intercept = native._curve(scores, labels)
+    found = 1 / (1 + np.exp(-(slope * np.array([2.0, -1.0]) + intercept)))
+    assert found == pytest.approx([0.8, 0.1], abs=5e-3)
+    assert native._curve(np.append(scores, -np.inf), np.append(labels, True)) == (slope, intercept)
 
 
 def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path) -> None:
@@ -78,18 +94,18 @@ def test_nothing_to_learn_from_is_said() -> None:
 )
 def test_files_that_cannot_teach_are_refused(tmp_path: Path, rows: list[Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        detect.read_answers(written(tmp_path / "a.jsonl.gz", rows))
+        native.read_answers(written(tmp_path / "a.jsonl.gz", rows))
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_text("no archive")
     with pytest.raises(ConfigError, match="cannot be read"):
-        detect.read_answers(tmp_path / "a.jsonl.gz")
+        native.read_answers(tmp_path / "a.jsonl.gz")
 
 
 def test_ads_of_published_answers_are_found(native_answers: Path) -> None:
     """A third of the published answers teach and another is asked, words alone."""
-    answers = [replace(one, sentences=_words(one)) for one in detect.read_answers(native_answers)]
+    answers = [replace(one, sentences=_words(one)) for one in native.read_answers(native_answers)]
     assert (len(answers), sum(bool(one.brand) for one in answers)) == (3257, 1182)
     assert all(sum(one.ads) >= bool(one.brand) for one in answers)
     brands = sorted({one.brand for one in answers})
@@ -104,10 +120,10 @@ def test_ads_of_published_answers_are_found(native_answers: Path) -> None:
         for part in (0, 1)
     )
     labels = np.array([bool(one.brand) for one in tested])
-    scores = detect.Detector(seen).scores([one.sentences for one in tested])
+    scores = native.Detector(seen).scores([one.sentences for one in tested])
     above = (scores[labels][:, None] > scores[~labels]).mean()
     assert above > 0.9
 
 
-def _words(one: detect.AnswerTerms) -> tuple[detect.Terms, ...]:
+def _words(one: native.AnswerTerms) -> tuple[native.Terms, ...]:
     return tuple(tuple(term for term in terms if " " not in term) for terms in one.sentences)

@@ -168,7 +168,7 @@ def test_a_term_that_nobody_has_is_told_before_anything_loads(
     arguments = [command, CONFIG, "--run", str(tmp_path / "run"), "--set", override]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 2
-    assert "no reward term named 'user-welfar'; there are diversity, fidelity, native" in " ".join(
+    assert "no reward term named 'user-welfar'; there are credibility, detectability, d" in " ".join(
         found.output.split()
     )
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from raylla.errors import ConfigError, DataError, RayllaError, WorldError
-from raylla.evaluation.reader import detect
 from raylla.judging import published
 from raylla.strictjson import objects
+from raylla.terms import native
 from raylla.warmstart import rows
 
 READERS: list[tuple[Callable[[Path], Any], type[RayllaError], str]] = [
     (published.read_impressions, DataError, "judging.data"),
-    (detect.read_answers, ConfigError, "evaluation.native_answers"),
+    (native.read_answers, ConfigError, "evaluation.native_answers"),
     (rows.read_published, WorldError, "warmstart.data"),
 ]
 WHOLE = gzip.compress((json.dumps({"id": "1", "response": "x" * 3000}) + "\n").encode(), mtime=0)

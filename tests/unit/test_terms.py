@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
@@ -11,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raylla import config
@@ -27,10 +31,12 @@ from raylla.records import Ad, Answer, Auction, Planned, Profile, Query, Reward
 from raylla.runs.state import Run, load_records, save_records
 from raylla.storage import home
 from raylla.terms import protocol
+from raylla.terms.credibility import Credibility
+from raylla.terms.detectability import Detectability
 from raylla.terms.diversity import Diversity
 from raylla.terms.fidelity import Fidelity
 from raylla.terms.nativeness import Nativeness
-from raylla.terms.protocol import known_terms, named_terms, term_values, weighted
+from raylla.terms.protocol import known_terms, least_values, named_terms, term_values, weighted
 from raylla.terms.welfare import UserWelfare
 from tests.unit.test_backend import make
 
@@ -53,10 +59,16 @@ TEXTS = (
 )
 
 
+ORGANIC = ("Boil fresh water. Wait four minutes.", "Use boiling water.")
+
+
 class Fits:
     """A question that the kettle suits at 0.6, and the other at 0.2."""
 
     asked = 0
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """A direction of its own for each word of these."""
@@ -67,6 +79,23 @@ class Fits:
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         self.asked += len(auctions)
         return [np.array([{"1": 0.6, "2": 0.2}[ad.id] for ad in one.ads]) for one in auctions]
+
+    def directions(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """A dimension for each word of these texts: those without a common word are at right angles."""
+        if not texts:
+            return np.zeros((0, 1), np.float32)
+        words = [set(re.findall(r"\w+", text.lower())) for text in texts]
+        every = sorted(set().union(*words))
+        vectors = np.array([[word in one for word in every] for one in words], np.float32)
+        found: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return found
+
+    def organic(self, auctions: Sequence[Planned]) -> list[tuple[str, ...]]:
+        return [ORGANIC for _ in auctions]
+
+    def detected(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        self.read += texts
+        return np.array([0.9 if "Uber" in text else 0.2 for text in texts])
 
 
 def answered(*texts: str) -> list[tuple[Planned, str]]:
@@ -117,18 +146,91 @@ def test_diversity_by_hand() -> None:
     assert Diversity().values(Fits(), answered(both, one)) == [-0.5, -1]
 
 
+def test_credibility_by_hand() -> None:
+    half = np.sqrt(0.5)
+    texts = (
+        f"Boil fresh water. {markup(BEST)} boils a litre in two minutes.",  # all of it is borne out
+        f"Boil fresh milk. Try {markup(BEST)}.",  # two words of three; to try it claims nothing
+        f"{markup(BEST)} cures sadness.",
+        f"Boil fresh water. {markup(WORSE)}",  # a name alone claims nothing
+        f"Boil fresh water. {markup(WORSE)} boils fresh water.",  # it is not described: as the model says
+        markup(WORSE),
+        "Boil fresh milk.",
+        f"Go far. {markup(BEST)[:-1]} cures sadness.",
+    )
+    found = Credibility().values(Fits(), answered(*texts))
+    assert found == pytest.approx([0, 2 / 3 - 1, -1, 0, (1 + 2 / 3) / 2 - 1, 0, 0, 0], abs=1e-6)
+    lost = Fits()
+    lost.organic = lambda auctions: [() for _ in auctions]  # type: ignore[method-assign]
+    assert Credibility().values(lost, answered(texts[2])) == [0]
+    # a sentence without markup that is nearer to the ad than to the organic answers is about the ad
+    about = f"{markup(BEST)} boils a litre in two minutes. It boils two litres."
+    near = len({"boils", "two"}) / np.sqrt(4 * 6)
+    assert Credibility().values(Fits(), answered(about)) == pytest.approx([(1 + near) / 2 - 1])
+    assert near < half
+
+
+WORDS = ("boil", "fresh", "water", "milk", "litre", "two", "minutes", "cures", "sadness")
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12), st.booleans())
+def test_credibility_is_never_above_0_and_falls_with_what_nothing_bears_out(
+    words: list[str], placed: bool
+) -> None:
+    ad = markup(BEST) if placed else "Nothing"
+    said = f"Try {ad}. {' '.join(words).capitalize()}."
+    before, after = Credibility().values(Fits(), answered(said, f"{said} Qwertz asdf."))
+    assert -2 <= before <= 0
+    assert before == 0 or placed
+    assert after <= before + 1e-6  # a claim that shares no word with anything
+
+
+def test_credibility_tells_sources_from_those_of_other_questions() -> None:
+    """With descriptions and organic answers dealt to the wrong answers, values are lower on average."""
+    rng = np.random.default_rng(0)
+    words = [f"{one}{two}" for one in string.ascii_lowercase for two in "xyz"]
+    drawn = [[" ".join(rng.choice(words, 6)).capitalize() + "." for _ in range(2)] for _ in range(20)]
+    fits = Fits()
+
+    def mean(shift: int, moved: str) -> float:
+        answers, told = [], []
+        for place, (own, claim) in enumerate(drawn):
+            other = drawn[(place + shift) % len(drawn)]
+            said = other[1] if moved == "description" else claim
+            ad = replace(BEST, description=said.capitalize())
+            answers.append((replace(PLANNED, ads=(ad,)), f"{own} {markup(ad)} {claim}"))
+            told.append((other[0] if moved == "organic" else own,))
+        fits.organic = lambda _: told  # type: ignore[method-assign, assignment]
+        return float(np.mean(Credibility().values(fits, answers)))
+
+    own = mean(0, "")
+    assert own == pytest.approx(0, abs=1e-6)
+    assert mean(7, "description") < -0.2
+    assert mean(7, "organic") < -0.2
+
+
+def test_detectability_by_hand() -> None:
+    fits = Fits()
+    assert Detectability().values(fits, answered(*TEXTS, TEXTS[0])) == [-0.2, -0.9, -0.9, 0, 0, -0.2]
+    assert fits.read == ["Try Lumo Kettle.", "Try Uber.", "Try Uber or Lumo Kettle."]  # once each, bare
+    assert Detectability().values(Fits(), answered("Boil water.")) == [0]
+
+
 def test_every_term_that_is_shipped_keeps_what_terms_promise() -> None:
-    assert known_terms() == ["diversity", "fidelity", "nativeness", "user-welfare"]
+    assert known_terms() == [
+        *("credibility", "detectability", "diversity", "fidelity", "nativeness", "user-welfare")
+    ]
     for term, name in zip(named_terms(known_terms()), known_terms(), strict=True):
         assert term.name == name
         values = term.values(Fits(), answered(*TEXTS))
         assert all(math.isfinite(value) and value <= 0 for value in values)
+        assert least_values([term])[name] in (-1, -2)
         assert values[3] == values[4] == 0  # an answer without ads
         assert list(term.values(Fits(), [])) == []
 
 
 def test_a_name_that_nobody_has() -> None:
-    with pytest.raises(ConfigError, match="no reward term named 'welfare'; there are diversity, fidelity"):
+    with pytest.raises(ConfigError, match="no reward term named 'welfare'; there are credibility, detect"):
         named_terms(["welfare"])
     with pytest.raises(ConfigError, match="occurs twice"):
         config.parse_config({"reward_terms": [{"name": "a", "weight": 1}, {"name": "a", "weight": 2}]}, "x")
@@ -222,8 +324,11 @@ def test_without_terms_nothing_is_asked(tmp_path: Path) -> None:
     sampled = Sampled({asked[0].auction.id: asked[0]}, "v0", [answer])
     crew = made.backend._crew
     settings = made.backend.config
-    assert values_of(settings, crew, made.backend.world, sampled, "test") == {}
-    weighed = config.parse_config({"reward_terms": [{"name": "user-welfare", "weight": 3}]}, "test")
+    assert values_of(Run(home(tmp_path), settings), crew, made.backend.world, sampled, "test") == {}
+    weighed = Run(
+        home(tmp_path),
+        config.parse_config({"reward_terms": [{"name": "user-welfare", "weight": 3}]}, "test"),
+    )
     found = values_of(weighed, crew, made.backend.world, sampled, "test")
     (fits,) = made.backend.relevance(asked)
     assert found == {"a/0": {"user-welfare": pytest.approx(fits[0] - fits.max())}}
@@ -245,9 +350,11 @@ def test_the_table_has_a_column_for_each_and_the_reward_their_weight() -> None:
     assert table["q"][at] == pytest.approx(plain["q"][at] - 0.2 * 50)
     assert table["q"][COLUMNS.index("expected_reward")] == pytest.approx(30 - 10)
     assert table["r"][at] == plain["r"][at] == 0
-    row = row_figures([table], 100, 0, list(weights))
+    row = row_figures([table], 100, 0, {"user-welfare": -0.2, "b": -1})
     assert row["terms"]["user-welfare"]["mean"] == pytest.approx(-0.1)
     assert row["terms"]["b"]["mean"] == 1
+    assert row["terms"]["user-welfare"]["low"] == -0.2
+    assert row["terms"]["user-welfare"]["high"] == 0  # both ends would pass the bounds
     assert terms_of([row, {"revenue": 1}]) == ["user-welfare", "b"]
     assert row_figures([plain], 100, 0)["terms"] == {}
 
@@ -267,7 +374,8 @@ def test_costs_that_mosaic_counts_hold_the_terms(tmp_path: Path) -> None:
     assert backend.costs(answers) == pytest.approx([2 + 7 * (fits.max() - fit) for fit in fits])
     backend.measure = backend.config
     held = efficiency.hold(backend, Pretrained(), asked[:10], {})
-    assert held.terms == ("diversity", "fidelity", "nativeness", "user-welfare")
+    assert list(held.terms) == ["credibility", "diversity", "fidelity", "nativeness", "user-welfare"]
+    assert held.terms["fidelity"] == -1
     row = efficiency.mechanism_row([held], 100, 0)
     assert row["terms"]["fidelity"]["mean"] == 0
     assert row["terms"]["user-welfare"]["mean"] < 0

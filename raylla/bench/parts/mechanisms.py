@@ -19,6 +19,8 @@ from raylla.mechanisms.protocol import named_mechanisms
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.runs.versions import committed
+from raylla.terms.protocol import weighed_terms
+from raylla.terms.sources import detector_for
 from raylla.world import store
 
 _TRAINED = ("irpo.epochs=1", "irpo.queries=48", "evaluation.queries=20")
@@ -31,13 +33,15 @@ def rows(bench: Bench) -> list[Row]:
     watch = Observer(config, run.path, Console(quiet=True))
     train_run(run, watch)
     costs = {}
+    detector = detector_for(weighed_terms(config), config)
     connect(config)
     crew = Crew(config, run.path, committed(run)[0][0], watch)
     try:
         crew.start(trainer=False)
         world = store.load_world(run.path / "world")
         for mechanism in named_mechanisms(config.evaluation.mechanisms):
-            backend = EvaluationBackend(run, config, crew, world, Kept(), watch)  # so that all is paid for
+            # kept anew, so that all is paid for
+            backend = EvaluationBackend(run, config, crew, world, Kept(), watch, detector=detector)
             choice = mechanism.choices(config.irpo.epochs)[0]
             held = hold(backend, mechanism, test_auctions(config, world), choice)
             costs[mechanism.name] = dict(zip(COSTS, held.costs.mean(0).tolist(), strict=True))

@@ -144,6 +144,22 @@ def show_day(console: Console, found: dict[str, Any]) -> None:
     console.print(table)
 
 
+def show_regret(console: Console, found: dict[str, Any]) -> None:
+    """Print what `raylla regret` found."""
+    sides = {name: found[name]["rules"]["own"] for name in ("outside", "inside") if name in found}
+    title = f"{found['url']}: {found['price_rule']}, weights {', '.join(found['weight_versions'])}"
+    caption = f"bid units per auction, of {found['outside']['queries']} questions; 95 % intervals"
+    table = Table(title=Text(title), caption=Text(caption))
+    for heading in ("measured", "payment", "least utility", "regret: utility", "regret: value"):
+        table.add_column(heading, justify="right")
+    for name, one in sides.items():
+        figures = (one["payment"], one["least_utility"], *one["regret"].values())
+        table.add_row(name, *map(_precise, figures))
+    if "difference" in found:
+        table.add_row("outside less inside", "", "", *map(_precise, found["difference"].values()))
+    console.print(table)
+
+
 def _show_quality(console: Console, found: dict[str, Any]) -> None:
     """Print what the reader of the answers gets."""
     table = Table(title="what the reader gets")

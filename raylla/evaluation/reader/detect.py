@@ -1,57 +1,16 @@
-"""Whether an answer reads as holding an ad: a classifier of sentences, taught by published answers.
-
-The published answers (Webis Generated Native Ads 2024) come in pairs, with and without a native ad, and the
-sentence with the ad is marked.  A sentence is its words and pairs of neighbouring words, names masked, so
-that tone is learned and not brands, weighted by tf-idf; a logistic regression says how much like an ad it
-is, and an answer is as much like one as its most suspicious sentence.  The more sentences an answer has,
-the more likely one of them is suspected: the rate on answers without ads says how often.
-"""
+"""How good the detector of native ads (`terms.native`) is, and whether an evaluation may rest on it."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from raylla.auction.checks import Array
-from raylla.auction.prose import sentences
 from raylla.config import Evaluation
-from raylla.errors import ConfigError
 from raylla.figures.intervals import Figure, made
-from raylla.strictjson import objects, strange
-
-LEAST_F1 = 0.85
-"""A detector below it says nothing."""
-FOLDS = 5
-LEAST_SENTENCES = 3
-"""Of training that hold a word or pair for it to be looked at."""
-VARIANCE = 10.0
-"""Of each weight before any data."""
-STEPS, CONJUGATES = 30, 20
-_TOKEN = re.compile(r"\w+|[^\w\s]")
-_NAME = re.compile(r"(?<=\S )[A-Z][\w’'&.-]*(?: [A-Z0-9][\w’'&.-]*)*")
-"""Words in capitals, but for a sentence's first."""
-Terms = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerTerms:
-    """One published answer as the classifier reads it: the terms of its sentences, and which of them hold
-    its ad (none where ``brand`` is empty)."""
-
-    id: str
-    query: str
-    brand: str
-    sentences: tuple[Terms, ...]
-    ads: tuple[bool, ...]
+from raylla.terms.native import LEAST_F1, Detector, Outcomes, f1, outcomes, taught
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +38,13 @@ def detector(settings: Evaluation, seed: int) -> TaughtDetector:
     """Teach the detector that ``settings`` asks for.
 
     Raises:
-        ConfigError: as `read_answers`.
+        ConfigError: as `terms.native.read_answers`.
     """
     if settings.native_answers is None:
         why = "evaluation.native_answers names no published answers to learn from"
         return TaughtDetector(None, {"detected": why}, None)
-    found, quality = taught(read_answers(settings.native_answers), settings.bootstrap, seed)
+    found, tested = taught(settings.native_answers)
+    quality = quality_of(tested, settings.bootstrap, seed)
     if quality.f1["mean"] < LEAST_F1:
         why = (
             f"the detector's F1 on held-out published answers is {quality.f1['mean']:.2f}, below {LEAST_F1}"
@@ -93,214 +53,15 @@ def detector(settings: Evaluation, seed: int) -> TaughtDetector:
     return TaughtDetector(found, {}, asdict(quality))
 
 
-def read_answers(path: Path) -> list[AnswerTerms]:
-    """The published answers in a file of JSON lines, gzipped or not.
-
-    Raises:
-        ConfigError: it is not there, or a line is none; names the line.
-    """
-    field = "evaluation.native_answers"
-    found = []
-    for where, row in objects(path, lambda why: ConfigError(f"{field}: {why}; give another file")):
-        try:
-            found.append(_published(row))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{field}: {where}: {error!r}; each line is an answer with id, query, response and label, "
-                "and where that is 1 with advertisement and sen_span"
-            ) from None
-    brands, queries = {one.brand for one in found if one.brand}, {one.query for one in found}
-    if min(len(brands), len(queries)) < FOLDS:
-        raise ConfigError(
-            f"{field}: {path} holds {len(brands)} brands and {len(queries)} queries; "
-            f"{FOLDS} of each are the least"
-        )
-    return found
-
-
-class Detector:
-    """A logistic regression over the terms of sentences.
-
-    Args:
-        answers: to learn from.
-        threshold: log-odds of an answer's most suspicious sentence from which it reads as an ad.
-    """
-
-    def __init__(self, answers: Sequence[AnswerTerms], threshold: float = 0.0) -> None:
-        texts = [terms for one in answers for terms in one.sentences]
-        labels = np.array([ad for one in answers for ad in one.ads], np.float64)
-        counts = Counter(term for terms in texts for term in set(terms))
-        kept = [term for term, count in counts.items() if count >= LEAST_SENTENCES]
-        self.threshold = threshold
-        self._places = {term: place for place, term in enumerate(kept)}
-        self._rarity = np.log((1 + len(texts)) / (1 + np.array([counts[term] for term in kept]))) + 1
-        self._weights = _fit(self._table(texts), labels, len(kept) + 1)
-
-    def scores(self, answers: Sequence[Sequence[Terms]]) -> Array:
-        """Log-odds of the most suspicious sentence of each answer [n]; -inf where it has none."""
-        texts = [terms for answer in answers for terms in answer]
-        owner = np.repeat(np.arange(len(answers)), [len(answer) for answer in answers])
-        found = np.full(len(answers), -np.inf)
-        np.maximum.at(found, owner, self._table(texts).times(self._weights))
-        return found
-
-    def suspects(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Whether each answer, markup and disclosure taken out, reads as holding an ad [n]."""
-        found: NDArray[np.bool_] = self.scores([_sentences(text) for text in texts]) >= self.threshold
-        return found
-
-    def _table(self, texts: Sequence[Terms]) -> _Table:
-        """tf-idf of each sentence, of length 1, and a constant 1 in the last column."""
-        last = np.array([len(self._places)])
-        columns: list[NDArray[np.int64]] = []
-        values: list[Array] = []
-        lengths = []
-        for terms in texts:
-            counts = Counter(self._places[term] for term in terms if term in self._places)
-            places = np.fromiter(counts, np.int64)
-            weights = (1 + np.log(np.fromiter(counts.values(), np.float64))) * self._rarity[places]
-            scale = np.sqrt((weights**2).sum())
-            columns += [places, last]
-            values += [weights / max(scale, 1e-9), np.ones(1)]
-            lengths.append(len(places) + 1)
-        rows = np.repeat(np.arange(len(texts)), lengths)
-        if not texts:
-            return _Table(rows, np.empty(0, np.int64), np.empty(0), 0)
-        return _Table(rows, np.concatenate(columns), np.concatenate(values), len(texts))
-
-
-def taught(answers: Sequence[AnswerTerms], resamples: int, seed: int) -> tuple[Detector, Quality]:
-    """The detector that learned from all ``answers``, and how good it is on queries and brands held out.
-
-    In each of `FOLDS` folds of queries and of brands both are held out.  The threshold of each is the one
-    that is best on the others, that of the detector the best on all.
-    """
-    tested = [_held_out(answers, fold) for fold in range(FOLDS)]
-    counts = []
-    for fold, (scores, labels) in enumerate(tested):
-        others = [one for place, one in enumerate(tested) if place != fold]
-        suspected = scores >= _best(*map(np.concatenate, zip(*others, strict=True)))
-        counts += [np.stack([suspected & labels, suspected & ~labels, ~suspected & labels], axis=1)]
-    table = np.concatenate(counts).astype(np.float64)
+def quality_of(tested: tuple[Outcomes, ...], resamples: int, seed: int) -> Quality:
+    """How good the detector is on the folds that were held out."""
+    table = outcomes(tested)
     rng = np.random.default_rng(seed)
     hits, alarms, misses = table.sum(axis=0)
-    quality = Quality(
-        made([table], lambda counted: _f1(counted)[..., None], resamples, rng)[0],
+    return Quality(
+        made([table], lambda counted: f1(counted)[..., None], resamples, rng)[0],
         float(hits / max(1, hits + alarms)),
         float(hits / max(1, hits + misses)),
         len(table),
         int(hits + misses),
     )
-    return Detector(answers, _best(*map(np.concatenate, zip(*tested, strict=True)))), quality
-
-
-def _held_out(answers: Sequence[AnswerTerms], fold: int) -> tuple[Array, NDArray[np.bool_]]:
-    """Scores and labels of the answers of one fold, from a detector that saw none of its queries and
-    brands.  Of answers without an ad as large a share is tested as of those with one."""
-    queries = [_fold(one.query) for one in answers]
-    brands = [_fold(one.brand or one.id) for one in answers]
-    seen = [
-        one
-        for one, query, brand in zip(answers, queries, brands, strict=True)
-        if query != fold and (brand != fold or not one.brand)
-    ]
-    tested = [
-        one
-        for one, query, brand in zip(answers, queries, brands, strict=True)
-        if query == fold and brand == fold
-    ]
-    scores = Detector(seen).scores([one.sentences for one in tested])
-    return scores, np.array([bool(one.brand) for one in tested])
-
-
-def _best(scores: Array, labels: NDArray[np.bool_]) -> float:
-    """The threshold of the highest F1, halfway between two scores."""
-
-    def reached(threshold: float) -> float:
-        suspected = scores >= threshold
-        counts = [(suspected & labels).sum(), (suspected & ~labels).sum(), (~suspected & labels).sum()]
-        return float(_f1(np.array(counts, np.float64)))
-
-    ranked = np.unique(scores)
-    return float(max((ranked[:-1] + ranked[1:]) / 2, key=reached, default=0.0))
-
-
-def _f1(counts: Array) -> Array:
-    """F1 [...] from hits, false alarms and misses [..., 3]."""
-    found: Array = 2 * counts[..., 0] / np.maximum(counts @ np.array([2.0, 1.0, 1.0]), 1e-9)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A sparse matrix by its entries: row, column and value of each."""
-
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    values: Array
-    height: int
-
-    def times(self, vector: Array) -> Array:
-        found = np.bincount(self.rows, self.values * vector[self.columns], self.height)
-        return found.astype(np.float64)
-
-    def transposed_times(self, vector: Array, width: int) -> Array:
-        found = np.bincount(self.columns, self.values * vector[self.rows], width)
-        return found.astype(np.float64)
-
-
-def _fit(table: _Table, labels: Array, width: int) -> Array:
-    """Weights [width] of the logistic regression with normal priors of `VARIANCE`: Newton's steps, each
-    solved for by conjugate gradients to a tenth, and halved until they lower the loss."""
-
-    def loss(weights: Array) -> float:
-        odds = table.times(weights)
-        return float((np.logaddexp(0, odds) - labels * odds).sum() + weights @ weights / (2 * VARIANCE))
-
-    weights = np.zeros(width)
-    lost, first = loss(weights), 0.0
-    for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-table.times(weights)))
-        left = table.transposed_times(labels - p, width) - weights / VARIANCE
-        slope, curvature, step, direction = left, p * (1 - p), np.zeros(width), left
-        square = goal = left @ left
-        first = first or float(goal)
-        if goal <= 1e-6 * first:
-            break
-        for _ in range(CONJUGATES):
-            bent = table.transposed_times(curvature * table.times(direction), width) + direction / VARIANCE
-            length = square / (direction @ bent)
-            step = step + length * direction
-            left = left - length * bent
-            before, square = square, left @ left
-            if square < goal / 100:
-                break
-            direction = left + square / before * direction
-        while (fresh := loss(weights + step)) > lost - 1e-4 * (slope @ step):
-            step = step / 2
-        weights, lost = weights + step, fresh
-    return weights
-
-
-def _published(row: dict[str, Any]) -> AnswerTerms:
-    if wrong := strange(row, ("response",)):
-        raise ValueError(wrong)
-    text = row["response"]
-    spans = sentences(text)
-    start, end = row["sen_span"] if row["label"] else (0, 0)
-    ads = tuple(2 * (min(b, end) - max(a, start)) > b - a for a, b in spans)
-    brand = str(row["advertisement"]) if row["label"] else ""
-    return AnswerTerms(str(row["id"]), str(row["query"]), brand, _sentences(text), ads)
-
-
-def _sentences(text: str) -> tuple[Terms, ...]:
-    return tuple(_terms(text[start:end]) for start, end in sentences(text))
-
-
-def _terms(sentence: str) -> Terms:
-    words = _TOKEN.findall(_NAME.sub("Nnn", sentence).lower())
-    return (*words, *map(" ".join, pairwise(words)))
-
-
-def _fold(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % FOLDS

@@ -13,10 +13,10 @@ import numpy as np
 from raylla.auction.prose import stripped, undisclosed, without_ads
 from raylla.engines.protocol import Given
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.evaluation.reader.detect import Detector
 from raylla.figures.quality import Read, Reads, Table, reads_per_query
 from raylla.records import Planned
 from raylla.terms.descriptions import Descriptions
+from raylla.terms.native import Detector
 from raylla.world import prompts
 from raylla.world.retrieval import Vectors
 

@@ -1,0 +1,1 @@
+"""A running endpoint measured from outside, by nothing but its API."""
