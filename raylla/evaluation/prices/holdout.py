@@ -297,8 +297,8 @@ def market_figures(held: HeldMarket, resamples: int, seed: int) -> dict[str, Any
 
 
 def _gains(table: Array, base: Array, resamples: int, rng: np.random.Generator) -> dict[str, Figure]:
-    """Quotients less 1 of revenue and welfare, and by how much the surplus differs, in bid units: under first
-    price the truth leaves none."""
+    """Quotients less 1 of revenue and welfare, and by how much the surplus differs, in bid units: under
+    first price the truth leaves none."""
     ratios = quotients([table[:, :2]], [base[:, :2]], resamples, rng)
     found = {
         name: {end: value - 1 for end, value in one.items()}
