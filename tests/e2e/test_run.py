@@ -272,6 +272,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
         assert mixed["price_of_anarchy_any"]["mean"] >= mixed["price_of_anarchy"]["mean"] >= 1 - 1e-6
         assert 0 < mixed["budget_use"]["mean"] <= 1
         assert set(mixed["bidders"]) == {"pacing", "pid", "value", "learned"}
+    _prices(tmp_path / "seed-0", quick)
     _finish(["report", str(tmp_path / "seed-0")], tmp_path / "report.log")
     page = (tmp_path / "seed-0" / "report" / "index.html").read_text()
     assert all(f"<td>{name}</td>" in page for name in rows)
@@ -279,6 +280,24 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     assert "A day of bidders" in page
     assert "Revenue against user-welfare" in page
     assert "<mark>@" in page
+
+
+def _prices(run: Path, quick: list[str]) -> None:
+    """Prices are learned from a log of the run's last weights, and held on its test questions."""
+    log, sheet = str(run / "log.json"), str(run / "sheet.json")
+    _finish(["prices", "log", str(run), "--out", log, "--answers", "2"], run / "log.log")
+    _finish(["prices", "learn", log, "--out", sheet, "--folds", "2", "--bidders", "2"], run / "learn.log")
+    held = ["--prices", sheet, "--bidders", "2", "--draws", "1", *quick]
+    _finish(["prices", "evaluate", str(run), *held], run / "held.log")
+    found = json.loads((run / "prices.json").read_text())
+    assert found["sheet"]["digest"] in (run / "learn.log").read_text()
+    assert set(found["markets"]) == {"all", "2"}
+    for market in found["markets"].values():
+        first, learned = market["rules"]["first_price"], market["rules"]["reserve"]
+        assert first["truthful"]["surplus"]["mean"] == pytest.approx(0)
+        assert first["truthful"]["revenue"]["mean"] > 0
+        assert learned["truthful"]["surplus"]["low"] >= -1e-9  # nobody ever pays more than it bids
+        assert market["regret"]["reserve"]["least_utility"]["mean"] >= -1e-9
 
 
 def test_evaluate_refuses_before_it_loads_a_model(whole: Path, tmp_path: Path) -> None:

@@ -225,6 +225,12 @@ def _show_held(found: dict[str, Any]) -> None:
                     "" if regret is None else f"{regret['mean']:.2f}",
                 )
     console.print(table)
+    for name, market in found["markets"].items():
+        gain = market["gains"]["reserve"]["shading"]["revenue"]
+        say(
+            f"bidders {name}: over first price under bidders who shade to {market['shading']:.0%} of their "
+            f"value, {_percent(gain)} of revenue"
+        )
 
 
 def _percent(one: dict[str, float]) -> str:
