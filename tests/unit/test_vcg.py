@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylla.auction import markup
+from raylla.engines.protocol import Completion, Generated
 from raylla.mechanisms.mosaic import priced
-from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Offer
+from raylla.mechanisms.protocol import BASE, TRAINED, Mechanism, Offer, Prompt
 from raylla.mechanisms.ranges import RangeVcg
 from raylla.mechanisms.screened import ScreenedVcg, screened_vcg
 from raylla.mechanisms.tokens import TokenAuction, entrants
@@ -24,30 +26,46 @@ ALONE = {"ads": 1, "quality": 10.0, "pctr_epoch": 3}
 PAIR = {"bidders": 2, "aggregation": "linear"}
 
 
+class Reading(Backend):
+    """Places the ad of the highest bid."""
+
+    def write(self, version: str, prompts: Sequence[Prompt]) -> list[Generated]:
+        found = []
+        for prompt in prompts:
+            self.asked.append((version, prompt))
+            best = max(range(len(prompt.ads)), key=lambda place: prompt.bids[place] or 0)
+            draw = Completion(f"Try {markup(prompt.ads[best])}.", (1, 2, 3), True)
+            found.append(Generated("", (1,) * 10, (draw,) * prompt.n))
+        return found
+
+
 def bidding(planned: Planned, bids: tuple[float, ...]) -> Planned:
     return replace(planned, auction=replace(planned.auction, bids=bids))
 
 
 def test_a_range_has_an_answer_for_each_ad_under_its_own_profile() -> None:
-    backend = Backend()
+    backend = Reading()
     (ran,) = RangeVcg().run(backend, auctions(1, 3), BEST)
     assert {version for version, _ in backend.asked} == {TRAINED}
     assert [prompt.bids for _, prompt in backend.asked] == [
         tuple(90.0 if at == place else 1.0 for at in range(4)) for place in range(4)
     ]
-    # Each of the four is written with the first ad in it, which bids 10: the double does not read bids.
-    assert {offer.text for offer in ran.offers} == {f"Try {markup(ADS[0])}."}
-    assert ran.offers[0].prices == {"1000": 0.0, "1001": 0.0, "1002": 0.0, "1003": 0.0}
+    assert {offer.text for offer in ran.offers} == {f"Try {markup(ADS[1])}."}  # it bids 80, and the next 50
+    assert ran.offers[0].prices == {"1000": 0.0, "1001": pytest.approx(50), "1002": 0.0, "1003": 0.0}
     assert (len(ran.offers), ran.served, ran.generations, ran.prompt_tokens) == (3, 1, 5, 44)
     assert ran.notes["organic"] == 0
 
 
-def test_the_best_of_a_range_pays_what_the_others_lose() -> None:
-    backend = Backend()
-    (ran,) = RangeVcg().run(backend, auctions(1, 2), BEST | {"answers": 4})
-    assert {offer.text for offer in ran.offers} == {f"Try {markup(ADS[1])}."}  # it bids 80
-    assert ran.offers[0].prices["1001"] == pytest.approx(50)  # the second highest
-    assert ran.generations == 17
+def test_a_range_of_more_answers_begins_with_that_of_fewer() -> None:
+    few, more = Reading(), Reading()
+    RangeVcg().run(few, auctions(1, 2), BEST)
+    (ran,) = RangeVcg().run(more, auctions(1, 2), BEST | {"answers": 2})
+    assert ran.generations == 9
+    assert all(one in more.asked for one in few.asked)
+
+
+def test_nobody_pays_for_a_range_without_bids() -> None:
+    backend = Reading()
     (nobody,) = RangeVcg().run(backend, [bidding(auctions(1, 1)[0], (0.0,) * 4)], BEST | {"tau": 1e-3})
     assert nobody.notes["organic"] == pytest.approx(1 / 5)  # all are worth the same
     assert set(nobody.offers[0].prices.values()) == {0.0}
