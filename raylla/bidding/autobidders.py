@@ -214,7 +214,7 @@ class ValueMaximizer:
         self.dual = _dual(self.dual, self._step, won, self._budgets)
 
 
-class Learned:
+class ExponentialWeights:
     """Learns which multiple of `GRID` earns most, from the outcomes of its own bids alone.
 
     EXP3-IX (Neu 2015) over the multiples, with rates for any horizon; a period's gain is the Lagrangian
@@ -287,7 +287,7 @@ class Population:
         budgets = ending("budgets", _budgets(budgets), len(kinds))
         self.kinds = np.array(kinds)
         self._parts = [
-            (places, KINDS[kind](budgets[places], target, rng))
+            (places, BIDDER_KINDS[kind](budgets[places], target, rng))
             for kind in dict.fromkeys(kinds)
             for places in [np.flatnonzero(self.kinds == kind)]
         ]
@@ -327,14 +327,14 @@ class Population:
         return found
 
 
-KINDS: Mapping[str, Callable[[Array, float, np.random.Generator], Autobidders]] = {
+BIDDER_KINDS: Mapping[str, Callable[[Array, float, np.random.Generator], Autobidders]] = {
     "truthful": lambda budgets, _, __: Truthful(budgets),
     "pacing": lambda budgets, _, __: AdaptivePacing(budgets),
     "pid": lambda budgets, _, __: SpendPid(budgets),
     "value": lambda budgets, target, _: ValueMaximizer(budgets, target),
-    "learned": lambda budgets, _, rng: Learned(budgets, rng),
+    "learned": lambda budgets, _, rng: ExponentialWeights(budgets, rng),
 }
-AUTOBIDDERS = tuple(kind for kind in KINDS if kind != "truthful")
+AUTOBIDDERS = tuple(kind for kind in BIDDER_KINDS if kind != "truthful")
 
 
 def _budgets(given: ArrayLike) -> Array:

@@ -25,7 +25,7 @@ from raylla.engines.protocol import Generated
 from raylla.mechanisms.protocol import BASE, Backend, Choice, Offer, Prompt, Ran, ran
 from raylla.records import Planned
 
-QUALITIES = (10.0, 30.0, 100.0)
+_QUALITIES = (10.0, 30.0, 100.0)
 """Bid units for an answer that has nothing in common with the organic one (cosine 0).  Tuned for the
 reward, in which likeness has no part unless a reward term gives it one, none would be best: so 0 is not
 among them."""
@@ -69,7 +69,7 @@ class ScreenedVcg:
         return tuple(
             {"ads": ads, "quality": quality, "pctr_epoch": epoch}
             for ads in (1, 2)
-            for quality in QUALITIES
+            for quality in _QUALITIES
             for epoch in sorted({1, epochs})
         )
 

@@ -26,7 +26,7 @@ from raylla.world.prompts import relation
 
 TRAITS = ("same_category", "same_theme", "interested")
 """What an ad is to question and user, 0 or 1 each; `traits_of`."""
-RANKS = 3
+RANK_GAINS = 3
 """Ranks whose gain is fitted; beyond them all are alike."""
 RIDGE = 1.0
 """Weight of the squared coefficients in the fit, in answers."""
@@ -146,7 +146,7 @@ def fit_curve(contests: Contests, placed: Array, answers: Array, largest: float)
     ranks = _ranks(contests.bids, contests.there)
     columns = [np.ones_like(contests.bids), *np.moveaxis(contests.traits, 2, 0)]
     columns += [np.log(contests.bids), contests.bids / largest]
-    columns += [(ranks <= k).astype(float) for k in range(RANKS)]
+    columns += [(ranks <= k).astype(float) for k in range(RANK_GAINS)]
     features = np.where(contests.there[..., None], np.stack(columns, axis=2), 0.0)
     free = 1 + contests.traits.shape[2]
 
@@ -164,7 +164,7 @@ def fit_curve(contests: Contests, placed: Array, answers: Array, largest: float)
         gradient[1:] += RIDGE * weights[1:]
         return value + penalty, gradient
 
-    bounds = [(-_MOST, _MOST)] * free + [(0.0, _MOST)] * (2 + RANKS)
+    bounds = [(-_MOST, _MOST)] * free + [(0.0, _MOST)] * (2 + RANK_GAINS)
     found = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
     return AllocationCurve(
         found[0], tuple(found[1:free]), found[free], found[free + 1], tuple(found[free + 2 :]), largest

@@ -23,12 +23,12 @@ from raylla.auction.checks import Array
 from raylla.errors import DataError
 from raylla.pricing.bidders import best_respond, shade
 from raylla.pricing.curve import AllocationCurve, fit_curve
-from raylla.pricing.logs import Log, click_rates, rates_at
+from raylla.pricing.logs import AuctionLog, click_rates, rates_at
 from raylla.pricing.reserves import DEPTHS, Reserves, learn_reserves
 from raylla.pricing.rule import bid_grid, click_prices
 from raylla.pricing.sheet import PriceSheet, written
 
-LEAST_AUCTIONS = 50
+LEAST_LOGGED = 50
 MOST_AUCTIONS = 400
 """Auctions on which reserves are searched; the curve is fitted to all."""
 BINS = 10
@@ -67,7 +67,7 @@ class _Held:
 
 
 def learn_sheet(
-    log: Log,
+    log: AuctionLog,
     largest: float,
     folds: int,
     bidders: Sequence[int],
@@ -78,12 +78,10 @@ def learn_sheet(
     """The sheet that a log teaches; its report has what was found on the way and ``about``.
 
     Raises:
-        DataError: fewer than `LEAST_AUCTIONS` auctions, or a fold without an answer.
+        DataError: fewer than `LEAST_LOGGED` auctions, or a fold without an answer.
     """
-    if len(log) < LEAST_AUCTIONS:
-        raise DataError(
-            f"{len(log)} logged auctions are too few to learn prices from; give {LEAST_AUCTIONS}"
-        )
+    if len(log) < LEAST_LOGGED:
+        raise DataError(f"{len(log)} logged auctions are too few to learn prices from; give {LEAST_LOGGED}")
     held: dict[str, list[_Held]] = {}
     calibrated = []
     for fold in range(folds):
@@ -115,7 +113,12 @@ def learn_sheet(
 
 
 def _fold(
-    curve: AllocationCurve, inside: Log, outside: Log, bidders: Sequence[int], bounds: Bounds, seed: int
+    curve: AllocationCurve,
+    inside: AuctionLog,
+    outside: AuctionLog,
+    bidders: Sequence[int],
+    bounds: Bounds,
+    seed: int,
 ) -> dict[str, _Held]:
     """What first price and every depth learned ``inside`` come to ``outside``, by its own curve."""
     rates, real = click_rates(inside), click_rates(outside)
@@ -130,7 +133,7 @@ def _fold(
     return found
 
 
-def _first(curve: AllocationCurve, rates: dict[str, float], log: Log, seed: int) -> _Held:
+def _first(curve: AllocationCurve, rates: dict[str, float], log: AuctionLog, seed: int) -> _Held:
     """First price where utility maximizers settle; the regret is that of the truth."""
     contests, clicks = log.contests, rates_at(rates, log.contests.traits)
     settled = best_respond(curve, contests, None, "utility", np.random.default_rng(seed))
@@ -145,7 +148,7 @@ def _first(curve: AllocationCurve, rates: dict[str, float], log: Log, seed: int)
     return _Held(np.mean(revenue, axis=0), np.mean(welfare, axis=0), _each(gain, log))
 
 
-def _shaded(curve: AllocationCurve, rates: dict[str, float], log: Log) -> _Held:
+def _shaded(curve: AllocationCurve, rates: dict[str, float], log: AuctionLog) -> _Held:
     contests, clicks = log.contests, rates_at(rates, log.contests.traits)
     bids, _ = shade(curve, contests, clicks)
     got = clicks * curve.shares(contests.at(bids), contests.there)
@@ -154,7 +157,11 @@ def _shaded(curve: AllocationCurve, rates: dict[str, float], log: Log) -> _Held:
 
 
 def _priced(
-    curve: AllocationCurve, reserves: Reserves, true: AllocationCurve, rates: dict[str, float], log: Log
+    curve: AllocationCurve,
+    reserves: Reserves,
+    true: AllocationCurve,
+    rates: dict[str, float],
+    log: AuctionLog,
 ) -> _Held:
     """Truthful bids at the prices of ``curve`` where ``true`` allocates; the regret of that truth."""
     contests, clicks = log.contests, rates_at(rates, log.contests.traits)
@@ -171,18 +178,18 @@ def _priced(
     return _Held((got * paid).sum(axis=1), (got * contests.bids).sum(axis=1), _each(regret, log))
 
 
-def _each(regret: Array, log: Log) -> Array:
+def _each(regret: Array, log: AuctionLog) -> Array:
     """Mean over an auction's candidates."""
     there = log.contests.there
     result: Array = np.where(there, regret, 0.0).sum(axis=1) / np.maximum(1, there.sum(axis=1))
     return result
 
 
-def _markets(log: Log, bidders: Sequence[int], seed: int) -> list[Log]:
+def _markets(log: AuctionLog, bidders: Sequence[int], seed: int) -> list[AuctionLog]:
     return [log, *(log.thinned(count, seed) for count in bidders)]
 
 
-def _some(log: Log, seed: int) -> Log:
+def _some(log: AuctionLog, seed: int) -> AuctionLog:
     if len(log) <= MOST_AUCTIONS:
         return log
     return log.rows(np.sort(np.random.default_rng(seed).permutation(len(log))[:MOST_AUCTIONS]))
@@ -222,7 +229,7 @@ def _chosen(table: dict[str, _Held], bounds: Bounds) -> str:
     return best
 
 
-def _predicted(curve: AllocationCurve, log: Log) -> tuple[Array, Array, Array, Array]:
+def _predicted(curve: AllocationCurve, log: AuctionLog) -> tuple[Array, Array, Array, Array]:
     """Predicted and placed answers of each candidate, and its answers; log loss, that of equal shares, and
     answers of all."""
     there = log.contests.there

@@ -35,7 +35,7 @@ class LoggedAuction:
 
 
 @dataclass(frozen=True)
-class Log:
+class AuctionLog:
     """Logged auctions as arrays; see `LoggedAuction`. ``cells`` [a, n] numbers ``names``: what an ad is,
     (category, theme, traits), -1 where there is none."""
 
@@ -51,9 +51,9 @@ class Log:
     def __len__(self) -> int:
         return len(self.contests)
 
-    def rows(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Log:
+    def rows(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> AuctionLog:
         """Some of the auctions."""
-        return Log(
+        return AuctionLog(
             self.contests.rows(chosen),
             self.answers[chosen],
             self.placed[chosen],
@@ -64,7 +64,7 @@ class Log:
             self.names,
         )
 
-    def thinned(self, bidders: int, seed: int) -> Log:
+    def thinned(self, bidders: int, seed: int) -> AuctionLog:
         """The auctions with ``bidders`` of their candidates each, drawn; what was answered no longer
         counts."""
         rng = np.random.default_rng(seed)
@@ -75,7 +75,7 @@ class Log:
         kept = Contests(self.contests.bids[at], self.contests.traits[at], there[at])
         nothing = np.zeros_like(kept.bids)
         none = np.zeros_like(self.answers)
-        return Log(kept, none, nothing, nothing, nothing, self.folds, self.cells[at], self.names)
+        return AuctionLog(kept, none, nothing, nothing, nothing, self.folds, self.cells[at], self.names)
 
 
 def code(traits: Sequence[float]) -> str:
@@ -83,7 +83,7 @@ def code(traits: Sequence[float]) -> str:
     return "".join(str(int(one)) for one in traits)
 
 
-def as_log(auctions: Sequence[LoggedAuction], folds: int) -> Log:
+def as_log(auctions: Sequence[LoggedAuction], folds: int) -> AuctionLog:
     """The arrays of ``auctions``; each question's are in one of ``folds``, told by its text alone."""
     names: dict[tuple[str, str, str], int] = {}
     contests = Contests.of([one.bids for one in auctions], [one.traits for one in auctions])
@@ -94,7 +94,7 @@ def as_log(auctions: Sequence[LoggedAuction], folds: int) -> Log:
             cells[row, place] = names.setdefault((*kind, code(traits)), len(names))
         for what, table in sums.items():
             table[row, : len(one.bids)] = getattr(one, what)
-    return Log(
+    return AuctionLog(
         contests,
         np.array([float(one.answers) for one in auctions]),
         sums["placed"],
@@ -114,7 +114,7 @@ CLICK_PRIOR = 10.0
 """Placed ads of the average rate that a cell of traits begins with."""
 
 
-def click_rates(log: Log) -> dict[str, float]:
+def click_rates(log: AuctionLog) -> dict[str, float]:
     """Clicks of an ad for each answer that is its own, by `code` of its traits, "" all; a cell with few is
     drawn to the average."""
     judged, clicks = log.judged.sum(), log.clicks.sum()

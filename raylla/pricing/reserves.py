@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raylla.auction.checks import Array
 from raylla.pricing.curve import AllocationCurve, Flags
-from raylla.pricing.logs import Log, rates_at
+from raylla.pricing.logs import AuctionLog, rates_at
 from raylla.pricing.rule import quote
 
 DEPTHS = ("none", "one", "traits", "theme", "category")
@@ -43,7 +43,7 @@ class Reserves:
                 return found
         return self.all
 
-    def table(self, log: Log) -> Array:
+    def table(self, log: AuctionLog) -> Array:
         """That of each candidate [a, n]; 1 where there is none."""
         return np.array([*(self.of(*name) for name in log.names), 1.0])[log.cells]
 
@@ -72,7 +72,9 @@ class Simulated:
         return self.welfare - self.revenue
 
 
-def simulate_truth(curve: AllocationCurve, rates: dict[str, float], log: Log, reserves: Array) -> Simulated:
+def simulate_truth(
+    curve: AllocationCurve, rates: dict[str, float], log: AuctionLog, reserves: Array
+) -> Simulated:
     """What auctions come to at Myerson's prices above ``reserves`` [a, n] where all bid their values."""
     quoted = quote(curve, log.contests, reserves)
     clicks = quoted.shares * rates_at(rates, log.contests.traits)
@@ -83,7 +85,7 @@ def simulate_truth(curve: AllocationCurve, rates: dict[str, float], log: Log, re
 class _Market:
     """A log with what its auctions come to under the reserves so far."""
 
-    log: Log
+    log: AuctionLog
     reserves: Array
     now: Simulated
 
@@ -95,7 +97,7 @@ class _Market:
 
 
 def learn_reserves(
-    curve: AllocationCurve, logs: Sequence[Log], rates: dict[str, float], least_surplus: float
+    curve: AllocationCurve, logs: Sequence[AuctionLog], rates: dict[str, float], least_surplus: float
 ) -> dict[str, Reserves]:
     """The reserves of each of `DEPTHS` that earn most over ``logs``, whose names are the same.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from raylla.errors import ConfigError
-from raylla.pricing.curve import RANKS, TRAITS, AllocationCurve, Contests, traits_of
+from raylla.pricing.curve import RANK_GAINS, TRAITS, AllocationCurve, Contests, traits_of
 from raylla.pricing.logs import code
 from raylla.pricing.reserves import Reserves
 from raylla.pricing.rule import quote
@@ -132,8 +132,8 @@ def _check(curve: AllocationCurve, reserves: Reserves, rates: Mapping[str, float
     numbers = (curve.constant, curve.largest, *curve.traits, *rising, *rates.values())
     if not all(map(math.isfinite, numbers)):
         raise ValueError("a number is not finite")
-    if len(curve.traits) != len(TRAITS) or len(curve.gains) != RANKS:
-        raise ValueError(f"the curve has not {len(TRAITS)} traits and {RANKS} gains")
+    if len(curve.traits) != len(TRAITS) or len(curve.gains) != RANK_GAINS:
+        raise ValueError(f"the curve has not {len(TRAITS)} traits and {RANK_GAINS} gains")
     if min(rising) < 0:
         raise ValueError("a coefficient of the bid is below 0, so that a share could fall in the bid")
     if curve.largest < 2 or curve.largest != round(curve.largest):

@@ -9,11 +9,11 @@ import pytest
 
 from raylla.auction.checks import Array
 from raylla.bidding.autobidders import (
-    KINDS,
+    BIDDER_KINDS,
     MOST_MULTIPLE,
     AdaptivePacing,
     Autobidders,
-    Learned,
+    ExponentialWeights,
     Population,
     SpendPid,
     Truthful,
@@ -84,7 +84,7 @@ BUDGETS = np.array([1.0, 2.0, 4.0])
 @pytest.mark.parametrize("price", [first, second])
 def test_a_budget_that_binds_is_spent_and_not_before_the_evening(kind: str, price: Price) -> None:
     market = Market(price, 5)
-    bidders = KINDS[kind](BUDGETS, 1.0, np.random.default_rng(0))
+    bidders = BIDDER_KINDS[kind](BUDGETS, 1.0, np.random.default_rng(0))
     _, paid, _ = market.play(bidders, BUDGETS)
     assert (paid[-1].sum(axis=0) > 0.93 * BUDGETS).all()
     gone = paid[-1].cumsum(axis=0) / BUDGETS
@@ -95,7 +95,7 @@ def test_a_budget_that_binds_is_spent_and_not_before_the_evening(kind: str, pric
 @pytest.mark.parametrize("kind", ["pacing", "pid"])
 def test_pacing_comes_to_the_best_multiple_of_hindsight(kind: str) -> None:
     market = Market(second, 6)
-    bidders = KINDS[kind](BUDGETS, 1.0, np.random.default_rng(0))
+    bidders = BIDDER_KINDS[kind](BUDGETS, 1.0, np.random.default_rng(0))
     value, _, means = market.play(bidders, BUDGETS)
     for place, budget in enumerate(BUDGETS):
         assert value[-1, :, place].sum() > 0.95 * market.best(budget, 5)
@@ -105,7 +105,7 @@ def test_pacing_comes_to_the_best_multiple_of_hindsight(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["pacing", "pid"])
 def test_who_has_enough_bids_its_value(kind: str) -> None:
-    bidders = KINDS[kind](np.array([100.0]), 1.0, np.random.default_rng(0))
+    bidders = BIDDER_KINDS[kind](np.array([100.0]), 1.0, np.random.default_rng(0))
     _, _, means = Market(second, 2).play(bidders, np.array([100.0]))
     assert means.min() == 1
 
@@ -136,12 +136,12 @@ def test_a_value_maximizer_spends_no_more_than_its_budget_and_most_of_it() -> No
     assert value[-1].sum() / paid[-1].sum() > 1.2  # the budget binds and the return does not
 
 
-def bandit(learner: Learned, rounds: int, rng: np.random.Generator) -> Array:
+def bandit(learner: ExponentialWeights, rounds: int, rng: np.random.Generator) -> Array:
     """Regret per round [n] against the best multiple, of gains whose means are best at 0.6."""
-    means = 0.6 - 1.5 * (Learned.GRID - 0.6) ** 2
+    means = 0.6 - 1.5 * (ExponentialWeights.GRID - 0.6) ** 2
     lost = np.zeros(len(learner.multiples))
     for _ in range(rounds):
-        mean = means[np.searchsorted(Learned.GRID, learner.multiples)]
+        mean = means[np.searchsorted(ExponentialWeights.GRID, learner.multiples)]
         lost += means.max() - mean
         value = (rng.random(len(mean)) < mean).astype(float)
         learner.learn(Won(1.0, value, np.zeros(len(mean)), mean > 0))
@@ -151,9 +151,9 @@ def bandit(learner: Learned, rounds: int, rng: np.random.Generator) -> Array:
 def test_the_learner_has_no_regret() -> None:
     regrets = []
     for rounds in (50, 500, 3000):
-        learner = Learned(np.full(60, 1e9), np.random.default_rng(1))
+        learner = ExponentialWeights(np.full(60, 1e9), np.random.default_rng(1))
         regrets.append(bandit(learner, rounds, np.random.default_rng(2)).mean())
-        arms = len(Learned.GRID)
+        arms = len(ExponentialWeights.GRID)
         # Gains of -1 to 1 become losses of 0 to 1: regret in gains is twice that of losses.
         bound = 2 * 2 * np.sqrt(2 * rounds * arms * np.log(arms)) / rounds
         assert regrets[-1] < bound
@@ -163,7 +163,7 @@ def test_the_learner_has_no_regret() -> None:
 def test_the_learner_shades_under_first_price_and_not_under_second() -> None:
     budgets = np.full(20, 1e9)
     shaded, true = (
-        Market(price, 40).play(Learned(budgets, np.random.default_rng(0)), budgets)[2][-1].mean()
+        Market(price, 40).play(ExponentialWeights(budgets, np.random.default_rng(0)), budgets)[2][-1].mean()
         for price in (first, second)
     )
     assert shaded < 0.56 < 0.75 < true  # v / 2 is best against U[0, 1] under first price, v under second
@@ -172,16 +172,16 @@ def test_the_learner_shades_under_first_price_and_not_under_second() -> None:
 def test_the_learner_keeps_to_its_budget() -> None:
     budgets = np.full(20, 2.0)
     market = Market(second, 20)
-    value, paid, _ = market.play(Learned(budgets, np.random.default_rng(0)), budgets)
-    rich = market.play(Learned(budgets * 1e6, np.random.default_rng(0)), budgets * 1e6)[1]
+    value, paid, _ = market.play(ExponentialWeights(budgets, np.random.default_rng(0)), budgets)
+    rich = market.play(ExponentialWeights(budgets * 1e6, np.random.default_rng(0)), budgets * 1e6)[1]
     assert paid[-1].sum(axis=0).mean() > 0.85 * 2
     assert rich[-1].sum(axis=0).mean() > 2 * 2  # it would have spent more
     assert value[-1].sum(axis=0).mean() > 0.7 * market.best(2.0, 19)
 
 
 def test_nothing_won_teaches_nothing_that_is_no_number() -> None:
-    for kind in KINDS:
-        bidders = KINDS[kind](np.array([3.0, 5.0]), 1.2, np.random.default_rng(0))
+    for kind in BIDDER_KINDS:
+        bidders = BIDDER_KINDS[kind](np.array([3.0, 5.0]), 1.2, np.random.default_rng(0))
         bidders.begin()
         for share in (0.0, 0.1, 1.0):
             bidders.learn(Won(share, np.zeros(2), np.zeros(2), np.array([True, False])))

@@ -13,7 +13,7 @@ import pytest
 
 from raylla import config
 from raylla.auction.checks import Array
-from raylla.bidding.autobidders import AUTOBIDDERS, KINDS, Population
+from raylla.bidding.autobidders import AUTOBIDDERS, Population
 from raylla.config import parse_config
 from raylla.errors import ConfigError, RunError
 from raylla.evaluation.day.accounts import DayAccount, market_row
@@ -27,7 +27,7 @@ from raylla.evaluation.day.market import (
     day_market,
     traffic,
 )
-from raylla.evaluation.day.play import Played, alone, click_chances, play
+from raylla.evaluation.day.play import Played, click_chances, lone_answers, play
 from raylla.evaluation.day.suite import played_days, population
 from raylla.evaluation.page.console import show_day
 from raylla.mechanisms.card import Card
@@ -140,7 +140,7 @@ def test_books_are_read_as_the_store_is(tmp_path: Path) -> None:
 def test_budgets_bind_for_some(tmp_path: Path) -> None:
     one = backend(tmp_path, queries=8)
     market = day_market(one.config, one.world)
-    rates, answers = alone(one, LlmAuction(), market)
+    rates, answers = lone_answers(one, LlmAuction(), market)
     assert set(rates.ravel()) == {0, 0.5}
     assert (rates > 0).tolist() == (market.values >= 50).tolist()
     assert len(answers) >= 8
@@ -283,7 +283,7 @@ def test_settings_that_make_no_day_are_refused(field: str, value: object) -> Non
 
 
 def test_every_kind_of_bidder_is_a_market() -> None:
-    kinds = [*KINDS, "mixed"]
+    kinds = [*BIDDER_KINDS, "mixed"]
     assert parse_config(
         {"evaluation": {"day": {"markets": kinds}}}, "test"
     ).evaluation.day.markets == tuple(kinds)

@@ -15,7 +15,7 @@ from raylla.errors import ConfigError, DataError
 from raylla.pricing.bidders import best_respond, shade
 from raylla.pricing.curve import TRAITS, AllocationCurve, Contests, fit_curve
 from raylla.pricing.learn import Bounds, learn_sheet
-from raylla.pricing.logs import Log, LoggedAuction, as_log, click_rates, rates_at
+from raylla.pricing.logs import AuctionLog, LoggedAuction, as_log, click_rates, rates_at
 from raylla.pricing.reserves import Reserves, learn_reserves, simulate_truth
 from raylla.pricing.rule import bid_grid, click_prices, quote
 from raylla.pricing.sheet import PriceSheet, parse_sheet, read_sheet, written
@@ -205,7 +205,7 @@ def test_questions_stay_in_one_fold_and_thinner_auctions_keep_their_ads() -> Non
         assert set(thin.contests.bids[row]) <= set(log.contests.bids[row])
 
 
-def _two(log: Log) -> Log:
+def _two(log: AuctionLog) -> AuctionLog:
     return log.thinned(2, 0)
 
 

@@ -27,7 +27,7 @@ from raylla.serving.money.money import from_units, times, to_units
 from raylla.serving.money.records import Filters
 from raylla.world.clicks import click_probabilities
 
-Answered = dict[tuple[int, str], Array]
+ClickChances = dict[tuple[int, str], Array]
 """A query's number and a text -> the value of the clicks that one user's reading brings each ad [n]."""
 _Entered = tuple[int, str, Planned]
 """A query's number, its users' name, and its auction among those that may compete."""
@@ -50,7 +50,7 @@ class Played:
     spent: Array
     multiples: Array
     unpaid: Array
-    answers: Answered = field(default_factory=dict)
+    answers: ClickChances = field(default_factory=dict)
     kept_out: Counter[str] = field(default_factory=Counter)
     entered: int = 0
 
@@ -91,7 +91,9 @@ def play(
     return [one.played for one in played]
 
 
-def alone(backend: EvaluationBackend, mechanism: Mechanism, market: Market) -> tuple[Array, Answered]:
+def lone_answers(
+    backend: EvaluationBackend, mechanism: Mechanism, market: Market
+) -> tuple[Array, ClickChances]:
     """Chances of a click [q, n] on each candidate in an auction without rivals, and those answers."""
     choice = mechanism.choices(backend.config.irpo.epochs)[0]
     asked = [
@@ -100,7 +102,7 @@ def alone(backend: EvaluationBackend, mechanism: Mechanism, market: Market) -> t
         for at, (place, ad) in enumerate(zip(market.places[query], planned.auction.ad_ids, strict=True))
     ]
     offers = _offers(backend, mechanism, choice, [planned for _, _, planned in asked])
-    rates, answers = np.zeros(market.values.shape), Answered()
+    rates, answers = np.zeros(market.values.shape), ClickChances()
     for (query, place, planned), (offer, chances) in zip(asked, offers, strict=True):
         if offer is not None:
             rates[query, place] = chances.get(planned.auction.ad_ids[0], 0.0)

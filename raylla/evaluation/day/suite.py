@@ -20,7 +20,7 @@ from raylla.evaluation import efficiency, history
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.day.accounts import DayAccount, market_row
 from raylla.evaluation.day.market import PERIODS, Market, budgets_of, day_market, traffic
-from raylla.evaluation.day.play import Answered, Played, alone, play
+from raylla.evaluation.day.play import ClickChances, Played, lone_answers, play
 from raylla.evaluation.setup import MAIN, check_runs, engines, with_settings
 from raylla.judging import about
 from raylla.mechanisms.protocol import Mechanism, named_mechanisms
@@ -85,9 +85,9 @@ def played_days(
     day = config.evaluation.day
     market = day_market(config, backend.world)
     with watch.stage(f"{where}: budgets"):
-        rates, answers = alone(backend, named_mechanisms([MAIN])[0], market)
+        rates, answers = lone_answers(backend, named_mechanisms([MAIN])[0], market)
     budgets = budgets_of(market, rates, config)
-    seen: Answered = dict(answers)
+    seen: ClickChances = dict(answers)
     held: dict[str, tuple[dict[str, Any], dict[str, tuple[Population, Played]]]] = {}
     for mechanism in mechanisms:
         with watch.stage(f"{where}: {mechanism.name}: tune"):
@@ -114,7 +114,7 @@ def population(kind: str, budgets: Array, target: float, seed: int) -> Populatio
 
 
 def _account(
-    market: Market, budgets: Array, seen: Answered, bidders: Population, played: Played
+    market: Market, budgets: Array, seen: ClickChances, bidders: Population, played: Played
 ) -> DayAccount:
     """What was played beside what could have been had."""
     users = market.users.sum(axis=1)
@@ -130,7 +130,7 @@ def _account(
     )
 
 
-def _best(answers: Answered, users: Array, budgets: Array, targets: Array) -> float:
+def _best(answers: ClickChances, users: Array, budgets: Array, targets: Array) -> float:
     if not answers:
         return 0.0
     question = [query for query, _ in answers]
