@@ -13,7 +13,7 @@ import pytest
 
 from raylla import config
 from raylla.auction.checks import Array
-from raylla.bidding.autobidders import AUTOBIDDERS, Population
+from raylla.bidding.autobidders import AUTOBIDDERS, BIDDER_KINDS, Population
 from raylla.config import parse_config
 from raylla.errors import ConfigError, RunError
 from raylla.evaluation.day.accounts import DayAccount, market_row
