@@ -6,9 +6,9 @@
     the sheet                    the curve, and the reserves of that depth, of the whole log
 
 Bounds: the regret of bidding the truth (`most_regret`; none: that of first price), and the advertisers'
-surplus as a share of what first price leaves to bidders who maximize utility (`least_surplus`).  No one
-loses: prices are never above the bid.  Each auction counts as it was logged and with fewer of its
-candidates, for in thin markets reserves matter most.
+surplus as a share of what first price leaves to bidders who shade (`least_surplus`); bidders who circle
+would keep more for as long as they do.  No one loses: prices are never above the bid.  Each auction counts
+as it was logged and with fewer of its candidates, for in thin markets reserves matter most.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BINS = 10
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What a sheet must keep: ``most_regret`` of the truth, bid units per advertiser and auction (None: no
-    more than first price's), and ``least_surplus``, a share of the surplus under first price."""
+    more than first price's), and ``least_surplus``, a share of that of bidders who shade under first price."""
 
     most_regret: float | None = None
     least_surplus: float = 0.8
@@ -96,7 +96,7 @@ def learn_sheet(
     depth = _chosen(table, bounds)
     curve = fit_curve(log.contests, log.placed, log.answers, largest)
     rates, markets = click_rates(log), _markets(_some(log, seed), bidders, seed)
-    floor = bounds.least_surplus * sum(_first(curve, rates, one, seed).surplus.sum() for one in markets)
+    floor = bounds.least_surplus * sum(_shaded(curve, rates, one).surplus.sum() for one in markets)
     reserves = learn_reserves(curve, markets, rates, floor)[depth]
     report = {
         **about,
@@ -124,7 +124,7 @@ def _fold(
     rates, real = click_rates(inside), click_rates(outside)
     true = fit_curve(outside.contests, outside.placed, outside.answers, curve.largest)
     markets = _markets(_some(inside, seed), bidders, seed)
-    floor = bounds.least_surplus * sum(_first(curve, rates, one, seed).surplus.sum() for one in markets)
+    floor = bounds.least_surplus * sum(_shaded(curve, rates, one).surplus.sum() for one in markets)
     tested = _markets(outside, bidders, seed)
     found = {"first_price": _mean([_first(true, real, one, seed) for one in tested])}
     found["first_price_shading"] = _mean([_shaded(true, real, one) for one in tested])
@@ -213,7 +213,7 @@ def _chosen(table: dict[str, _Held], bounds: Bounds) -> str:
     none does."""
     first = table["first_price"]
     regret = first.regret.mean() if bounds.most_regret is None else bounds.most_regret
-    floor = bounds.least_surplus * first.surplus.mean()
+    floor = bounds.least_surplus * table["first_price_shading"].surplus.mean()
     kept = [
         depth
         for depth in DEPTHS

@@ -18,7 +18,7 @@ from raylla.terminal import Overrides, RunPath, console, loading, say, steps, to
 app = typer.Typer(help="Reserves and prices learned from logged auctions.", no_args_is_help=True)
 _FORM = "raylla-log-1"
 _Bidders = Annotated[
-    list[int], typer.Option(min=1, help="also with so many of the candidates; repeatable, 0: not")
+    list[int], typer.Option(min=0, help="also with so many of the candidates, repeatable; 0: not")
 ]
 _Settings = Annotated[list[str], typer.Option("--set", help="evaluation.key=value, repeatable")]
 
@@ -48,7 +48,7 @@ def log_prices(
     with listen(), heeded("the log, which keeps what it was told"):
         try:
             with setup.engines([opened], chosen, watch) as begun, watch.stage("log auctions"):
-                found = log_auctions(begun(opened), [None, *bidders], queries, answers)
+                found = log_auctions(begun(opened), [None, *filter(None, bidders)], queries, answers)
         finally:
             opened.home.save()
     tree = {
@@ -71,7 +71,11 @@ def learn_prices(
     folds: Annotated[int, typer.Option(min=2, help="of the questions, for cross-fitting")] = 4,
     least_surplus: Annotated[
         float,
-        typer.Option(min=0, max=1, help="what advertisers keep at least, as a share of first price's"),
+        typer.Option(
+            min=0,
+            max=1,
+            help="what advertisers keep at least, as a share of what shading leaves them under first price",
+        ),
     ] = 0.8,
     most_regret: Annotated[
         float | None, typer.Option(min=0, help="of the truth, in bid units; default: first price's")
@@ -97,8 +101,9 @@ def learn_prices(
     found, largest = _logged(source, version, chosen)
     bounds = Bounds(most_regret, least_surplus)
     about = {"version": found[-1].version if found else "", "seed": seed}
+    thin = [one for one in bidders if one]
     with steps().stage("learn prices"):
-        sheet = learn_sheet(as_log(found, folds), largest, folds, bidders, bounds, seed, about)
+        sheet = learn_sheet(as_log(found, folds), largest, folds, thin, bounds, seed, about)
     write_text(out, sheet.text)
     _show_learned(sheet.report, sheet.reserves.all, dict(sheet.reserves.by))
     say(f"{out}: digest {sheet.digest}; serve it with serving.price_rule=reserve and serving.prices")
@@ -145,7 +150,7 @@ def evaluate_prices(
         try:
             with setup.engines([opened], chosen, watch) as begun:
                 backend = begun(opened)
-                for count in (None, *bidders):
+                for count in (None, *filter(None, bidders)):
                     auctions = test_markets(backend, count, draws)
                     name = "all" if count is None else str(count)
                     with watch.stage(f"auctions of {name} bidders"):
