@@ -305,7 +305,10 @@ def _shown(auction: ServedAuction, index: int) -> Shown:
     one = auction.impressions[index]
     until = int(auction.created.timestamp()) + TTL
     terms = one.bid_micros, one.pctr, one.resampled, auction.test
-    return Shown(one.id, one.advertiser_id, one.campaign_id, auction.price_rule.value, *terms, until)
+    (quoted,) = (other.price_micros for other in auction.candidates if other.listing.ad.id == one.ad_id)
+    return Shown(
+        one.id, one.advertiser_id, one.campaign_id, auction.price_rule.value, *terms, until, quoted
+    )
 
 
 def main() -> int:

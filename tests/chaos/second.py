@@ -25,6 +25,8 @@ class Shown:
     test: bool
     until: float
     """When its token stops to charge, in Unix seconds."""
+    quoted: int | None = None
+    """What the price sheet asks for a click, under `reserve`."""
 
     @property
     def price(self) -> int:
@@ -33,7 +35,7 @@ class Shown:
             return round(self.bid * Fraction(self.pctr))
         if self.rule == "resampled" and self.resampled:
             return round(self.bid - self.bid / SHARE)
-        return self.bid
+        return self.bid if self.quoted is None else self.quoted
 
 
 @dataclass(frozen=True, slots=True)
