@@ -22,6 +22,9 @@ ROUNDS, _KEPT = 12, 2
 """Rounds of best responses, and the last of them that count."""
 FACTORS = np.round(np.arange(0.2, 1.001, 0.05), 2)
 """Shares of their values that shading bidders choose from."""
+LEAST_GAIN = 0.01
+"""Who gains less than this share of its value, per answer of its own, keeps its bid: above the truth a
+higher bid costs next to nothing where it wins nothing, and bids would drift on the error of a fit."""
 _SLACK = 1e-9
 
 
@@ -47,7 +50,7 @@ def best_respond(
 
     ``curve`` is what they know of the allocation; prices above reserves are those on ``charged``, where
     that is another.  All begin with their values.  In a round each takes the lowest of its best bids of
-    the grid, or keeps its own where that is as good.
+    the grid, or keeps its own where that is as good but for `LEAST_GAIN`.
     """
     game = _Game(curve, charged or curve, values, reserves, goal)
     grid = bid_grid(curve.largest)
@@ -59,7 +62,7 @@ def best_respond(
             worth = game.worth(bids, place, grid)
             own = np.take_along_axis(worth, np.searchsorted(grid, bids[:, place])[:, None], axis=1)[:, 0]
             best = worth.max(axis=1)
-            better = values.there[:, place] & (own < best - _SLACK)
+            better = values.there[:, place] & (own < best - LEAST_GAIN * values.bids[:, place])
             lowest = grid[(worth >= best[:, None] - _SLACK).argmax(axis=1)]
             bids[:, place] = np.where(better, lowest, bids[:, place])
             moved |= better

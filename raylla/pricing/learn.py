@@ -37,7 +37,7 @@ BINS = 10
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What a sheet must keep: ``most_regret`` of the truth, bid units per advertiser and auction (None: no
-    more than first price's), and ``least_surplus``, a share of that of bidders who shade under first price."""
+    more than first price's), and ``least_surplus``, a share of what shading leaves them there."""
 
     most_regret: float | None = None
     least_surplus: float = 0.8
@@ -210,23 +210,28 @@ def _summary(one: _Held) -> dict[str, float]:
 
 def _chosen(table: dict[str, _Held], bounds: Bounds) -> str:
     """The simplest depth within a standard error of the best of those that keep the bounds; "none" where
-    none does."""
-    first = table["first_price"]
+    none does.
+
+    A fold's reserves keep the floor of the surplus to the unit where they were searched, and about so on
+    the rest: a depth that is short there by a standard error or less keeps it.
+    """
+    first, shading = table["first_price"], table["first_price_shading"]
     regret = first.regret.mean() if bounds.most_regret is None else bounds.most_regret
-    floor = bounds.least_surplus * table["first_price_shading"].surplus.mean()
     kept = [
         depth
         for depth in DEPTHS
-        if table[depth].regret.mean() <= regret and table[depth].surplus.mean() >= floor
+        if table[depth].regret.mean() <= regret
+        and not _short(bounds.least_surplus * shading.surplus - table[depth].surplus)
     ]
     if not kept:
         return "none"
     best = max(kept, key=lambda depth: float(table[depth].revenue.mean()))
-    for depth in kept:
-        short = table[best].revenue - table[depth].revenue
-        if short.mean() <= short.std() / np.sqrt(len(short)):
-            return depth
-    return best
+    return next((depth for depth in kept if not _short(table[best].revenue - table[depth].revenue)), best)
+
+
+def _short(missing: Array) -> bool:
+    """Whether what is missing [a] is more than its standard error."""
+    return bool(missing.mean() > missing.std() / np.sqrt(len(missing)))
 
 
 def _predicted(curve: AllocationCurve, log: AuctionLog) -> tuple[Array, Array, Array, Array]:

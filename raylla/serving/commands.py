@@ -61,7 +61,9 @@ def deploy(
     run: Annotated[str | None, typer.Argument(help="run of the version to try")] = None,
     version: Annotated[str | None, typer.Option(help="weight version; default: the run's last")] = None,
     share: Annotated[float, typer.Option(min=0, max=1, help="of requests for the canary")] = 0.1,
-    promote: Annotated[bool, typer.Option("--promote", help="the engines that serve take the canary's version over")] = False,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="the engines that serve take the canary's version over")
+    ] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="the canary answers none")] = False,
     status: Annotated[bool, typer.Option("--status", help="compare, change nothing")] = False,
     address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
