@@ -142,18 +142,23 @@ def _first(curve: AllocationCurve, rates: dict[str, float], log: AuctionLog, see
         got = clicks * curve.shares(contests.at(bids), contests.there)
         revenue.append((got * bids).sum(axis=1))
         welfare.append((got * contests.bids).sum(axis=1))
-    grid = bid_grid(curve.largest)
-    along = curve.along(contests, contests.there, grid)
-    gain = (along * (contests.bids[..., None] - grid)).max(axis=2) * clicks
-    return _Held(np.mean(revenue, axis=0), np.mean(welfare, axis=0), _each(gain, log))
+    return _Held(np.mean(revenue, axis=0), np.mean(welfare, axis=0), _forgone(curve, clicks, log))
 
 
 def _shaded(curve: AllocationCurve, rates: dict[str, float], log: AuctionLog) -> _Held:
+    """First price where all bid one share of their values; the regret is that of the truth."""
     contests, clicks = log.contests, rates_at(rates, log.contests.traits)
     bids, _ = shade(curve, contests, clicks)
     got = clicks * curve.shares(contests.at(bids), contests.there)
-    nothing = np.zeros(len(log))
-    return _Held((got * bids).sum(axis=1), (got * contests.bids).sum(axis=1), nothing)
+    welfare = (got * contests.bids).sum(axis=1)
+    return _Held((got * bids).sum(axis=1), welfare, _forgone(curve, clicks, log))
+
+
+def _forgone(curve: AllocationCurve, clicks: Array, log: AuctionLog) -> Array:
+    """What the truth forgoes under first price, where it gains nothing [a]."""
+    contests, grid = log.contests, bid_grid(curve.largest)
+    along = curve.along(contests, contests.there, grid)
+    return _each((along * (contests.bids[..., None] - grid)).max(axis=2) * clicks, log)
 
 
 def _priced(

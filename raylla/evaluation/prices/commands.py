@@ -191,7 +191,7 @@ def _logged(source: str, version: str | None, config: settings.Config) -> tuple[
 def _show_learned(report: Any, least: float, by: dict[str, float]) -> None:
     from rich.table import Table
 
-    table = Table(title="cross-fitted, bid units per auction, truthful bids above reserves")
+    table = Table(title="cross-fitted, bid units per auction; bids are the truth but in the first two rows")
     for heading in ("rule", "revenue", "surplus", "regret"):
         table.add_column(heading, justify="left" if heading == "rule" else "right")
     for name, one in report["cross_fitted"].items():

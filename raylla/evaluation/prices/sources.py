@@ -78,7 +78,7 @@ def of_store(
     found = [one for one in found if one.bids]
     if not found:
         raise DataError(
-            f"--database {database}: no auction with candidates under weight version {wanted!r}; give "
+            f"{database}: no auction with candidates under weight version {wanted!r}; give "
             "--version, or serve some first"
         )
     return found
