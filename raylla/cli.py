@@ -115,9 +115,9 @@ def evaluate(
         from raylla.evaluation import training
         from raylla.evaluation.conflict import conflict_runs
         from raylla.evaluation.evaluate import evaluate_runs
+        from raylla.evaluation.offpolicy.console import show_offpolicy
+        from raylla.evaluation.offpolicy.suite import offpolicy_runs
         from raylla.evaluation.page.console import show_conflict, show_evaluation
-        from raylla.offpolicy.console import show_offpolicy
-        from raylla.offpolicy.suite import offpolicy_runs
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
         from raylla.stop import heeded, listen

@@ -109,9 +109,8 @@ def _estimate(
 ) -> None:
     """Say what a version will show; where that cannot be had, the reason, which is an error if it was asked
     for ``alone``."""
-    from raylla.offpolicy.console import show_estimate
     from raylla.runs.state import write_json
-    from raylla.serving.deploy.estimate import estimate
+    from raylla.serving.deploy.estimate import estimate, show_estimate
 
     try:
         found = estimate(at, run, version, *bounds, steps())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from raylla.actors import Pool, RolloutWorker, WeightStore, next_item, read_weig
 from raylla.config import Actors, Sampling
 from raylla.config import Engine as Settings
 from raylla.engines import Generated, Given, Probe, Request, open_engine
+from raylla.engines.chat import prompt_ids
 from raylla.errors import ConfigError, WeightError
 from raylla.models import local
 from raylla.records import WeightVersion
@@ -197,6 +199,48 @@ def test_greedy_draws_are_repeated(engine: Any, tiny_model: Path) -> None:
     assert [list(draw.token_ids) for draw in found.completions] == 3 * [
         greedy(tiny_model, found.prompt_token_ids)
     ]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7, top_k=8, max_tokens=40),
+        Sampling(temperature=0.9, top_k=20, top_p=0.8, max_tokens=40),
+    ],
+)
+def test_answers_are_as_likely_as_sampling_made_them(
+    engine: Any, tokenizer: Any, tiny_model: Path, sampling: Sampling
+) -> None:
+    """Prompts by their tokens; against Hugging Face's logits under temperature, top-k and top-p."""
+    messages = requests(6, 3)
+    prompts = {one.id: tuple(prompt_ids(tokenizer, one.messages)) for one in messages}
+    asked = [replace(one, messages=[], prompt_token_ids=prompts[one.id]) for one in messages]
+    found = run(engine, asked, sampling)
+    assert found == run(engine, messages, sampling)
+    draws = [(id, draw) for id, one in found.items() for draw in one.completions]
+    given = [
+        Given(str(at), [], draw.token_ids, prompt_token_ids=prompts[id], sampling=sampling)
+        for at, (id, draw) in enumerate(draws)
+    ]
+    odd = replace(given[0], id="odd", token_ids=tuple(reversed(given[0].token_ids)))
+    scored = {one.id: one for one in engine.score([*given, odd])}
+    model = Qwen3ForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for one, (_, draw) in zip(given, draws, strict=True):
+        ids = torch.tensor([[*one.prompt_token_ids, *one.token_ids]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(one.prompt_token_ids) - 1 : -1] / sampling.temperature
+        best, places = logits.topk(sampling.top_k)
+        shares = best.softmax(-1)
+        cut = torch.full_like(logits, -torch.inf)
+        cut.scatter_(1, places, best.masked_fill(shares.cumsum(-1) - shares >= sampling.top_p, -torch.inf))
+        told = cut.log_softmax(-1).gather(1, ids[0, len(one.prompt_token_ids) :, None]).sum()
+        assert scored[one.id].logprob == pytest.approx(float(told), abs=2e-3)
+        assert (scored[one.id].outside, scored[one.id].tokens) == (0, len(one.token_ids))
+        assert scored[one.id].ended == draw.finished
+        assert scored[one.id].logprob > (draw.logprob or -math.inf)  # cuts leave more for what is drawn
+    assert scored["odd"].outside > 0
+    with pytest.raises(ConfigError, match="top_k=0"):
+        list(engine.score([replace(odd, sampling=Sampling(temperature=0.7))]))
 
 
 def test_given_answers_are_as_likely_as_the_model_finds_them(

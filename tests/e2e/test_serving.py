@@ -245,6 +245,30 @@ def test_every_operation_survives_what_its_schema_allows(running: Running) -> No
         holds()
 
 
+def test_what_a_version_will_show_is_estimated_from_what_was_served(
+    running: Running, tmp_path: Path
+) -> None:
+    bodies = _questions(running.world, 24)
+    for body in bodies:
+        answer = httpx.post(
+            f"{running.url}/v1/chat/completions", json=body, headers=running.headers, timeout=60
+        )
+        assert answer.status_code == 200
+    file = tmp_path / "estimate.json"
+    asked = ("deploy", str(running.run), "--version", "v1", "--estimate-only", "--json", str(file))
+    said = _call(*asked, "--auctions", "24", "--address", running.at.address)
+    assert "effective sample size" in said
+    found = json.loads(file.read_text())
+    assert found["overlap"]["auctions"] + sum(found["left_out"].values()) == 24
+    assert found["on_the_edge"] == 0  # the log's answers are its version's own, to the token
+    assert 0.01 < found["overlap"]["mean_weight"] < 100
+    assert list(found["estimates"]) == list(deploy.MEASURES)
+    for one in found["estimates"].values():
+        value = one["doubly_robust"]["value"]
+        assert value["low"] <= value["mean"] <= value["high"]
+    assert deploy.status(running.at).canary is None
+
+
 def test_a_version_comes_in_beside_is_compared_and_promoted_without_a_lost_request(
     running: Running, store: Store
 ) -> None:

@@ -32,6 +32,7 @@ LIGHT = (
     "raylla.auction",
     "raylla.mechanisms",
     "raylla.figures.intervals",
+    "raylla.figures.offpolicy",
     "raylla.plan.console",
     "raylla.terms.fidelity",
     "raylla.terms.welfare",
@@ -54,9 +55,12 @@ DRIVER = (
     "raylla.irpo.stages",
     "raylla.evaluation.conflict",
     "raylla.evaluation.evaluate",
+    "raylla.evaluation.offpolicy.suite",
     "raylla.serving.deploy.app",
     "raylla.serving.deploy.cluster",
     "raylla.serving.deploy.deploy",
+    "raylla.serving.deploy.estimate",
+    "raylla.serving.deploy.rewriting",
 )
 
 

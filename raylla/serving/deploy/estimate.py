@@ -1,7 +1,7 @@
 """What a version would earn at a deployed endpoint, from the auctions that the stable one has held there.
 
 The newest auctions of the stable version, under the pCTR model that serves now, are held once more by the
-new one in a process of its own (`raylla.serving.deploy.rewriting`); `raylla.offpolicy.estimates` has the
+new one in a process of its own (`raylla.serving.deploy.rewriting`); `raylla.figures.offpolicy` has the
 arithmetic.  The measures are those that `raylla deploy --status` compares.
 """
 
@@ -17,11 +17,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from raylla.config import Config
 from raylla.engines.sampled import likeliest
 from raylla.errors import EndpointError, RayllaError
-from raylla.offpolicy.estimates import Log, Predicted, estimates, log_ratios, overlap
+from raylla.figures.offpolicy import LEVEL, Log, Predicted, estimates, log_ratios, overlap
 from raylla.progress import Steps
 from raylla.records import Prediction
 from raylla.serving.deploy.cluster import Dashboard
@@ -31,10 +34,10 @@ from raylla.serving.deploy.versions import Target, pctr_of, weights
 from raylla.serving.money.records import Served
 from raylla.serving.store import open_store
 
-LEVEL = 0.9
 LEAST_AUCTIONS = 20
 """Fewer make no estimate."""
 OF_ANOTHER_PCTR = "under another pCTR model"
+_SHOWN = ("naive", "direct", "snips", "doubly_robust")
 _LOOKED_AT = 4
 """Auctions that are looked at for each that is wanted."""
 _END_SECONDS = 10.0
@@ -125,6 +128,31 @@ def estimated(log: Sequence[Served], anew: Mapping[str, Rewritten], config: Conf
             for place, measure in enumerate(MEASURES)
         },
     }
+
+
+def show_estimate(console: Console, found: Mapping[str, Any]) -> None:
+    """Print what `estimate` found, or why it is nothing."""
+    if "absent" in found:
+        console.print(f"no estimate: {found['absent']}", soft_wrap=True)
+        return
+    over, level = found["overlap"], f"{found['level']:.0%}"
+    console.print(
+        f"{found['new']}, from {over['auctions']:.0f} auctions of {found['log']}: effective sample size "
+        f"{over['effective_sample_size']:.1f}, mean weight {over['mean_weight']:.2f}; left out: "
+        f"{found['left_out'] or 'none'}",
+        soft_wrap=True,
+    )
+    table = Table(title=Text(f"per auction, {level} intervals"))
+    for heading in ("", "now", *(name.replace("_", " ") for name in _SHOWN[1:]), "doubly robust - now"):
+        table.add_column(heading, justify="right")
+    for measure, made in found["estimates"].items():
+        cells = [_interval(made[name]["value"]) for name in _SHOWN]
+        table.add_row(measure.replace("_", " "), *cells, _interval(made["doubly_robust"]["difference"]))
+    console.print(table)
+
+
+def _interval(one: Mapping[str, float]) -> str:
+    return f"{one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
 
 
 def _told(one: Served, unit: int) -> tuple[list[list[float]], list[float]]:

@@ -31,10 +31,10 @@ from raylla.serving.money.money import to_units
 from raylla.serving.money.records import Candidate, PriceRule, ServedAuction
 from raylla.world.bids import seed_of
 
-PART = 32
+TOGETHER = 32
 """Auctions that are rewritten together."""
 CUT_SHORT = "cut short by their requests"
-UNREADABLE = "too long to be read again"
+TOO_LONG = "too long to be read again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def rewrite(pipe: Connection, job: Rewriting) -> None:
 
 
 def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
-    """The auctions of ``job``, `PART` at a time in their order.
+    """The auctions of ``job``, `TOGETHER` at a time in their order.
 
     Raises:
         ConfigError: sampling's probabilities cannot be told, or the encoder is not there.
@@ -140,13 +140,13 @@ def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
         for one in fit
         if before[one.id].ended or before[one.id].tokens == config.ad_llm.sampling.max_tokens
     ]
-    left_out = Counter({UNREADABLE: len(job.auctions) - len(fit), CUT_SHORT: len(fit) - len(whole)})
+    left_out = Counter({TOO_LONG: len(job.auctions) - len(fit), CUT_SHORT: len(fit) - len(whole)})
     yield RewrittenPart((), dict(+left_out))
     engine.load(read_weights(job.new[0].path), job.new[1])
     predictor = RewardTrainer(models.resolve(config.pctr.encoder, "pctr.encoder"), config.pctr, config.seed)
     predictor.load(job.pctr)
-    for start in range(0, len(whole), PART):
-        some = whole[start : start + PART]
+    for start in range(0, len(whole), TOGETHER):
+        some = whole[start : start + TOGETHER]
         after = {one.id: one for one in engine.score([_given(one, config) for one in some])}
         texts = _answers(engine, some, config)
         rows = {one.id: _rows(one, texts[one.id]) for one in some}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from raylla.serving.deploy.deploy import MEASURES, measured
 from raylla.serving.deploy.rewriting import Rewriting, Rewritten, RewrittenPart
 from raylla.serving.deploy.versions import Target
 from raylla.serving.money.records import Candidate, PriceRule, Served, ServedAuction
+from raylla.terminal import plain_console
 from tests.unit.serving.market import MU, UNIT, Market
 from tests.unit.serving.test_rollout import ADDRESS, Serve, at, run, serve
 
@@ -144,8 +146,8 @@ def test_each_auction_is_read_by_both_versions_and_written_by_the_new_one(
     engine = Scripted(f"Take {markup(cup)} and @Nobody@[Ad-9].", short=[found[3].id], outside=[found[5].id])
     long = replace(found[0], id="long", prompt_token_ids=(1,) * 10_000)
     first, *parts = rewriting.rewritten_parts(engine, job(*found, long))
-    assert first == RewrittenPart((), {rewriting.UNREADABLE: 1, rewriting.CUT_SHORT: 1})
-    assert [len(part.rewritten) for part in parts] == [rewriting.PART, 39 - rewriting.PART]
+    assert first == RewrittenPart((), {rewriting.TOO_LONG: 1, rewriting.CUT_SHORT: 1})
+    assert [len(part.rewritten) for part in parts] == [rewriting.TOGETHER, 39 - rewriting.TOGETHER]
     anew = {one.auction_id: one for part in parts for one in part.rewritten}
     assert anew.keys() == {one.id for one in found} - {found[3].id}
     assert (anew[found[0].id].old_logprob, anew[found[0].id].new_logprob) == (-30, -60)
@@ -216,6 +218,12 @@ def test_measures_are_those_of_the_canary(market: Market) -> None:
     shown = np.mean([measured(one, UNIT) for one in log], axis=0)
     assert list(naive.values()) == pytest.approx(shown.tolist())
     json.dumps(found, allow_nan=False)
+    said = io.StringIO()
+    about = {"log": "v1 of run", "new": "v2 of run", "level": 0.9, "left_out": {}}
+    estimate.show_estimate(plain_console(width=160, file=said), found | about)
+    for name in MEASURES:
+        assert name.replace("_", " ") in said.getvalue()
+    assert "effective sample size 40.0" in said.getvalue()
 
 
 def test_where_the_new_version_has_nothing_in_common_its_own_answers_decide(market: Market) -> None:

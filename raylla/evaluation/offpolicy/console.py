@@ -1,4 +1,4 @@
-"""Estimates, and how well they held, on the console."""
+"""How well estimates held, on the console."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from raylla.judging.about import caption
-
-_SHOWN = ("naive", "direct", "snips", "doubly_robust")
 
 
 def show_offpolicy(console: Console, found: Mapping[str, Any]) -> None:
@@ -48,27 +46,6 @@ def show_offpolicy(console: Console, found: Mapping[str, Any]) -> None:
             held = f"{row['pairs_held']} of {summary['pairs']}"
             numbers = (f"{row['coverage']:.3f}", f"{row['width']:.1f}", f"{row['error']:.1f}")
             table.add_row(measure, name.replace("_", " "), held, *numbers)
-    console.print(table)
-
-
-def show_estimate(console: Console, found: Mapping[str, Any]) -> None:
-    """Print what `raylla.serving.deploy.estimate` found, or why it is nothing."""
-    if "absent" in found:
-        console.print(f"no estimate: {found['absent']}", soft_wrap=True)
-        return
-    over, level = found["overlap"], f"{found['level']:.0%}"
-    console.print(
-        f"{found['new']}, from {over['auctions']:.0f} auctions of {found['log']}: effective sample size "
-        f"{over['effective_sample_size']:.1f}, mean weight {over['mean_weight']:.2f}; left out: "
-        f"{found['left_out'] or 'none'}",
-        soft_wrap=True,
-    )
-    table = Table(title=Text(f"per auction, {level} intervals"))
-    for heading in ("", "now", *(name.replace("_", " ") for name in _SHOWN[1:]), "doubly robust - now"):
-        table.add_column(heading, justify="right")
-    for measure, made in found["estimates"].items():
-        cells = [_interval(made[name]["value"]) for name in _SHOWN]
-        table.add_row(measure.replace("_", " "), *cells, _interval(made["doubly_robust"]["difference"]))
     console.print(table)
 
 

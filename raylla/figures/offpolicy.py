@@ -40,6 +40,8 @@ from raylla.auction.optimum import effective_sample_size
 from raylla.figures.intervals import Figure, means, quotients
 
 ESTIMATORS = ("naive", "direct", "ips", "snips", "doubly_robust")
+LEVEL = 0.9
+"""Of the intervals, where nobody says another."""
 CLIPS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, np.inf)
 """Weights are cut at one of these."""
 LEAST_GAINS = 10
@@ -148,7 +150,7 @@ def overlap(log: Log) -> dict[str, float]:
 
 
 def estimates(
-    log: Log, resamples: int, rng: np.random.Generator, level: float = 0.9
+    log: Log, resamples: int, rng: np.random.Generator, level: float = LEVEL
 ) -> dict[str, list[Estimate]]:
     """For each of `ESTIMATORS`, an estimate of each of the k measures, with intervals of ``level`` over the
     groups of auctions."""

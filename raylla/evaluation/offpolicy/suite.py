@@ -2,7 +2,7 @@
 
 Every weight version of a run answers the same test auctions, and the User-LLM clicks.  For each ordered
 pair of versions half of the queries is the log: answers of the one and their clicks, from which
-`raylla.offpolicy.estimates` says what the other will earn.  The other half is what is then shown: both
+`raylla.figures.offpolicy` says what the other will earn.  The other half is what is then shown: both
 versions' own answers, and their clicks.  The pCTR model is the one that there was when the later of the two
 versions was made.  Which queries are the log is drawn `SPLITS` times; no split asks an engine anything.
 """
@@ -24,10 +24,9 @@ from raylla.evaluation import efficiency, history
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.setup import check_runs, engines, with_settings
 from raylla.figures.intervals import Figure, means
-from raylla.judging import about
-from raylla.mechanisms.protocol import Prompt
-from raylla.offpolicy.estimates import (
+from raylla.figures.offpolicy import (
     ESTIMATORS,
+    LEVEL,
     Estimate,
     Log,
     Predicted,
@@ -36,15 +35,16 @@ from raylla.offpolicy.estimates import (
     log_ratios,
     overlap,
 )
+from raylla.judging import about
+from raylla.mechanisms.protocol import Prompt
 from raylla.records import Planned
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
 from raylla.world.bids import seed_of
 
-MEASURES = ("revenue", "reward")
+SUITE_MEASURES = ("revenue", "reward")
 """Per auction, in bid units: bid x click, and that less the penalty and with the config's terms."""
-LEVEL = 0.9
-SPLITS = 20
+SPLITS = 50
 """Times that the queries are parted into a log and what is then shown."""
 RESAMPLES = 500
 """Of each interval at most: there are thousands of them."""
@@ -90,7 +90,7 @@ def offpolicy_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -
         "suite": "offpolicy",
         "clicks": about.sources(main.user_llm),
         "runs": [history.provenance(run) for run in runs],
-        "measures": list(MEASURES),
+        "measures": list(SUITE_MEASURES),
         "level": LEVEL,
         "splits": SPLITS,
         "pairs": pairs,
@@ -161,7 +161,7 @@ def _written(
     kept = [answers[place] for place in read]
     clicked = [judged[place].clicks or {} for place in read]
     gained = [
-        [sum(planned.bids[ad] for ad, hit in clicks.items() if hit)] * len(MEASURES)
+        [sum(planned.bids[ad] for ad, hit in clicks.items() if hit)] * len(SUITE_MEASURES)
         for (planned, _), clicks in zip(kept, clicked, strict=True)
     ]
     return Written(
@@ -180,7 +180,7 @@ def _predicted(backend: EvaluationBackend, answers: Sequence[tuple[Planned, str]
     for (planned, text), chances in zip(answers, backend.predict_intervals(answers, epoch), strict=True):
         bids = [(planned.bids[ad], chances[ad]) for ad in parse(text, planned.ads).ad_ids]
         ends = [sum(bid * getattr(one, end) for bid, one in bids) for end in Predicted.__slots__]
-        rows.append([[end] * len(MEASURES) for end in ends])
+        rows.append([[end] * len(SUITE_MEASURES) for end in ends])
     return Predicted.of(rows)
 
 
@@ -258,7 +258,7 @@ def _held(
         [[*theirs[query], *(theirs[query] - ours[query])] for query in theirs if query in ours]
     )
     shown = means([table], resamples, rng, LEVEL)
-    count = len(MEASURES)
+    count = len(SUITE_MEASURES)
     return {
         "overlap": overlap(log),
         "measures": {
@@ -269,7 +269,7 @@ def _held(
                     name: _compared(made[name][at], shown[at], shown[count + at]) for name in ESTIMATORS
                 },
             }
-            for at, measure in enumerate(MEASURES)
+            for at, measure in enumerate(SUITE_MEASURES)
         },
     }
 
@@ -310,14 +310,14 @@ def _over_splits(held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "error": float(np.mean([abs(one["off"]["mean"]) for one in rows])),
         }
 
-    return {measure: {name: column(measure, name) for name in ESTIMATORS} for measure in MEASURES}
+    return {measure: {name: column(measure, name) for name in ESTIMATORS} for measure in SUITE_MEASURES}
 
 
 def summed(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """For each measure and estimator: ``pairs_held`` of ``pairs`` in the first split, and the means over
     pairs of what was found over splits."""
     found: dict[str, Any] = {"pairs": len(pairs)}
-    for measure in MEASURES:
+    for measure in SUITE_MEASURES:
         found[measure] = {}
         for name in ESTIMATORS:
             first = [one["measures"][measure]["estimates"][name]["holds"]["difference"] for one in pairs]

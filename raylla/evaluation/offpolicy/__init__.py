@@ -1,0 +1,1 @@
+"""Do estimates that are made before a version serves hold once it does?"""
