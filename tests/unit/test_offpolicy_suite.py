@@ -16,6 +16,7 @@ from raylla.engines.protocol import Completion, Generated, Given, Request, Score
 from raylla.evaluation.offpolicy.console import show_offpolicy
 from raylla.evaluation.offpolicy.suite import SUITE_MEASURES, Written, answered, hold_pairs, logged, summed
 from raylla.figures.offpolicy import ESTIMATORS
+from raylla.records import WeightVersion
 from raylla.terminal import plain_console
 from tests.unit.test_backend import LINE, Writer, make
 
@@ -58,7 +59,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
 
 def _with_versions(made: Any, writer: Versions) -> Any:
     backend = made.backend
-    backend.versions = {name: (name, None) for name in CHANCES}
+    backend.versions = {
+        name: (WeightVersion(name, epoch, name), None) for epoch, name in enumerate(CHANCES)
+    }
     for name in ("generate", "score"):
         setattr(made.writer, name, getattr(writer, name))
     return backend
@@ -117,7 +120,7 @@ def test_answers_that_a_version_cannot_write_weigh_nothing(tmp_path: Path) -> No
     measured = answered(_with_versions(made, writer))
     assert np.isneginf(measured["v0"].logprobs["v1"]).all()
     assert np.isfinite(measured["v1"].logprobs["v1"]).all()  # its own were drawn, whatever rounding says
-    assert measured["v1"].on_the_edge == len(measured["v1"].queries)
+    assert measured["v1"].on_the_edge == 1
     (pair,) = [
         one
         for one in hold_pairs(measured, "run", 100, 0, splits=2)

@@ -204,6 +204,31 @@ def test_advice_against_higher_bids_is_on_it_where_it_was_measured(page: Path, t
     assert not list((tmp_path / "report").glob("conflict.*"))
 
 
+def test_estimates_before_a_version_serves_are_on_it_where_they_were_held(
+    page: Path, tmp_path: Path
+) -> None:
+    assert "Estimates before" not in page.read_text()
+    made = {"difference": figure(3.5), "holds": {"difference": True}}
+    told = {"difference_shown": figure(4.5), "estimates": {"doubly_robust": made}}
+    pair = {"run": "seed-0", "log": "v0", "new": "v1", "measures": {"revenue": told}}
+    pair["overlap"] = {"effective_sample_size": 41.5, "mean_weight": 0.9}
+    found = {"pairs": [pair], "summary": {"revenue": {"doubly_robust": {"coverage": 0.937}}}}
+    found |= {"measures": ["revenue"], "level": 0.9, "splits": 50, "runs": evaluation()["runs"]}
+    (tmp_path / "offpolicy.json").write_text(json.dumps(found))
+    html = write_report(tmp_path / "evaluation.json", tmp_path / "report").read_text()
+    assert "share held over 50 splits: revenue 0.94" in html
+    (row,) = csv.DictReader((tmp_path / "report" / "offpolicy.csv").open())
+    assert (row["log to new version"], row["effective sample size"]) == ("seed-0: v0 to v1", "41.5")
+    assert (row["revenue, estimated"], row["revenue, shown"], row["revenue holds"]) == (
+        "3.5",
+        "4.5",
+        "true",
+    )
+    (tmp_path / "offpolicy.json").unlink()
+    write_report(tmp_path / "evaluation.json", tmp_path / "report")
+    assert not list((tmp_path / "report").glob("offpolicy.*"))
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

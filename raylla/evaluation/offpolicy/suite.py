@@ -40,6 +40,7 @@ from raylla.mechanisms.protocol import Prompt
 from raylla.records import Planned
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
+from raylla.runs.versions import committed
 from raylla.world.bids import seed_of
 
 SUITE_MEASURES = ("revenue", "reward")
@@ -52,17 +53,18 @@ RESAMPLES = 500
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a version wrote, n answers: their queries; gains and what is known without clicks [n, k]; the
-    predictions of the pCTR model after each epoch; the log-probability [n] of each under every version, as
-    sampled, -inf where that one cannot write it; and how many of a version's own have a token that rounding
-    pushed over the edge of its cuts."""
+    """What the version after ``epoch`` wrote, n answers: their queries; gains and what is known without
+    clicks [n, k]; the predictions of the pCTR model after each epoch; the log-probability [n] of each under
+    every version, as sampled, -inf where that one cannot write it; and the share of them with a token that
+    rounding pushed over the edge of the version's own cuts."""
 
+    epoch: int
     queries: Sequence[str]
     gains: Array
     known: Array
     predicted: Mapping[int, Predicted]
     logprobs: Mapping[str, Array]
-    on_the_edge: int = 0
+    on_the_edge: float = 0.0
 
 
 def offpolicy_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict[str, Any]:
@@ -75,12 +77,13 @@ def offpolicy_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -
     check_runs(runs, settings)
     main = with_settings(runs[0], settings)
     likeliest(main.ad_llm.sampling)
+    for run in runs:
+        if len(committed(run)) < 2:
+            raise RunError(f"run {run.place} has kept one weight version; a pair needs two")
     pairs: list[dict[str, Any]] = []
     with engines(runs, settings, watch) as opened:
         for run in runs:
             backend = opened(run)
-            if len(backend.versions) < 2:
-                raise RunError(f"run {run.place} has kept one weight version; a pair needs two")
             with watch.stage(f"{run.path.name}: answers, clicks and scores"):
                 written = answered(backend)
             with watch.stage(f"{run.path.name}: estimates"):
@@ -132,9 +135,9 @@ def _scores(
     backend: EvaluationBackend,
     version: str,
     drawn: Mapping[str, Sequence[tuple[Prompt, Sequence[int], str]]],
-) -> dict[str, tuple[Array, int]]:
-    """Whose answers -> their log-probabilities under ``version``, and how many its cuts leave out; of its
-    own these are rounding's."""
+) -> dict[str, tuple[Array, float]]:
+    """Whose answers -> their log-probabilities under ``version``, and the share that its cuts leave out; of
+    its own that is rounding's."""
     found = {}
     for writer, answers in drawn.items():
         scores = backend.score_sampled(version, [(prompt, ids) for prompt, ids, _ in answers])
@@ -142,7 +145,7 @@ def _scores(
         logprobs = np.array([one.logprob for one in scores])
         found[writer] = (
             logprobs if writer == version else np.where(outside, -np.inf, logprobs),
-            int(outside.sum()),
+            float(outside.mean()),
         )
     return found
 
@@ -152,7 +155,7 @@ def _written(
     name: str,
     answers: Sequence[tuple[Planned, str]],
     epochs: Sequence[int],
-    scored: Mapping[str, tuple[Array, int]],
+    scored: Mapping[str, tuple[Array, float]],
 ) -> Written:
     """Outcomes and predictions of the answers of one version whose clicks could be read."""
     judged = backend.judgements(answers)
@@ -165,6 +168,7 @@ def _written(
         for (planned, _), clicks in zip(kept, clicked, strict=True)
     ]
     return Written(
+        backend.versions[name][0].epoch,
         [planned.query.id for planned, _ in kept],
         np.array(gained, float),
         np.array([[0.0, -cost] for cost in backend.costs(kept)]),
@@ -197,8 +201,8 @@ def hold_pairs(
     names, found = list(written), []
     for old in names:
         for new in (one for one in names if one != old):
-            epoch = max(1, names.index(old), names.index(new))
             sides = written[old], written[new]
+            epoch = max(1, *(side.epoch for side in sides))
             rng = _generator(seed, f"{old}/{new}")
             held = [
                 _held(*sides, (old, new, epoch), half, min(resamples, RESAMPLES), rng) for half in halves
@@ -209,7 +213,7 @@ def hold_pairs(
                     "log": old,
                     "new": new,
                     "pctr_epoch": epoch,
-                    "on_the_edge": sides[0].on_the_edge / len(sides[0].queries),
+                    "on_the_edge": sides[0].on_the_edge,
                     **held[0],
                     "over_splits": _over_splits([one["measures"] for one in held]),
                 }

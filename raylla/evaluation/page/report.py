@@ -21,6 +21,11 @@ from raylla.figures.table import terms_of
 from raylla.judging.about import caption as whose
 from raylla.strictjson import dumps
 
+SUITES = {
+    "conflict": {"mechanisms", "ratios", "pairs", "runs", "tuned_under"},
+    "offpolicy": {"pairs", "summary", "measures", "runs", "level", "splits"},
+}
+"""What the files of other suites hold that are on the page, where they are there."""
 _Table = tuple[str, list[str], list[list[Any]]]
 """Caption, headings, rows; a figure is a dict of mean, low and high."""
 
@@ -46,18 +51,18 @@ def write_report(evaluation: Path, out: Path) -> Path:
         "runs",
     }
     _whole(evaluation, found, wanted)
-    conflict = _of_the_same_runs(evaluation.with_name("conflict.json"), found)
+    suites = {name: _of_the_same_runs(evaluation.with_name(f"{name}.json"), found) for name in SUITES}
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
-    found["conflict"] = conflict
+    found |= suites
     drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
     drawn |= frontiers(found)
     pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
-    if not found["conflict"]:
-        del tables["conflict"]
-        for name in ("conflict.png", "conflict.csv"):  # of a report before
-            (out / name).unlink(missing_ok=True)
+    for name in (name for name, suite in suites.items() if not suite):
+        del tables[name]
+        for kind in ("png", "csv"):  # of a report before
+            (out / f"{name}.{kind}").unlink(missing_ok=True)
     for name, picture in pictures.items():
         (out / f"{name}.png").write_bytes(picture)
     for name, (_, headings, rows) in tables.items():
@@ -102,16 +107,16 @@ def _whole(path: Path, found: Found, wanted: set[str], command: str = "raylla ev
 
 
 def _of_the_same_runs(path: Path, evaluation: Found) -> Found | None:
-    """What `raylla evaluate --suite conflict` found, where it did.
+    """What `raylla evaluate --suite` found, where it did, in a file of the suite's name.
 
     Raises:
         RunError: the file is not whole, or its first run is not the evaluation's.
     """
     if not path.is_file():
         return None
-    command = "raylla evaluate RUN --suite conflict"
+    command = f"raylla evaluate RUN --suite {path.stem}"
     found = _read(path, command)
-    _whole(path, found, {"mechanisms", "ratios", "pairs", "runs", "tuned_under"}, command)
+    _whole(path, found, SUITES[path.stem], command)
     for name in ("name", "seed", "digest", "weights"):
         if found["runs"][0][name] != evaluation["runs"][0][name]:
             raise RunError(
@@ -142,6 +147,7 @@ def _tables(found: Found) -> dict[str, _Table]:
         "truthful": _truthful(found),
         "equilibrium": _equilibrium(found),
         "conflict": _conflict(found),
+        "offpolicy": _offpolicy(found),
         "pctr": _pctr(found),
         "shift": _shift(found),
         "runs": _runs(found),
@@ -287,6 +293,31 @@ def _conflict(found: Found) -> _Table:
     caption = (
         f"Advice where the ad that fits less bids more, shares of answers; {conflict['pairs']} pairs; "
         f"settings under clicks of {conflict['tuned_under']}"
+    )
+    return caption, headings, rows
+
+
+def _offpolicy(found: Found) -> _Table:
+    suite = found["offpolicy"] or {"pairs": [], "summary": {}, "measures": [], "level": 0.9, "splits": 0}
+    rows = []
+    for pair in suite["pairs"]:
+        row = [f"{pair['run']}: {pair['log']} to {pair['new']}"]
+        row += [pair["overlap"][key] for key in ("effective_sample_size", "mean_weight")]
+        for measure in suite["measures"]:
+            told = pair["measures"][measure]
+            made = told["estimates"]["doubly_robust"]
+            row += [made["difference"], told["difference_shown"], str(made["holds"]["difference"]).lower()]
+        rows.append(row)
+    headings = ["log to new version", "effective sample size", "mean weight"]
+    for measure in suite["measures"]:
+        headings += [f"{measure}, estimated", f"{measure}, shown", f"{measure} holds"]
+    held = (
+        f"{measure} {suite['summary'][measure]['doubly_robust']['coverage']:.2f}"
+        for measure in suite["measures"]
+    )
+    caption = (
+        f"What a version changes per auction, estimated from another's log (doubly robust) and then shown, "
+        f"intervals of {suite['level']:.0%}; share held over {suite['splits']} splits: {', '.join(held)}"
     )
     return caption, headings, rows
 
