@@ -91,13 +91,9 @@ class Log:
             tables |= {f"{name}.{end}": getattr(getattr(self, name), end) for end in Predicted.__slots__}
         for name, table in tables.items():
             if numbers(name, table).shape != shape or len(shape) != 2 or shape[0] < 2:
-                raise ValueError(
-                    f"{name} has shape {np.shape(table)}; give [n, k] alike, two auctions or more"
-                )
+                raise ValueError(f"{name} has shape {np.shape(table)}; give [n, k] alike, n 2 or more")
         if np.shape(self.log_weights) != shape[:1] or not (np.asarray(self.log_weights) < np.inf).all():
-            raise ValueError(
-                "log_weights: give one below +inf for each auction; -inf: it cannot write that"
-            )
+            raise ValueError("log_weights: give one below +inf for each auction")
         if self.groups is not None and len(self.groups) != shape[0]:
             raise ValueError(f"groups: give one for each of {shape[0]} auctions, not {len(self.groups)}")
 
@@ -105,8 +101,8 @@ class Log:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Of one measure: the new version's ``value`` per auction and its ``difference`` to the log's, whose
-    intervals hold the ``slack`` (below, above) already. ``clip`` is where weights were cut, ``scale`` is
-    rho."""
+    intervals hold the ``slack`` (below, above) already. ``clip`` is where weights were cut (None: nowhere),
+    ``scale`` is rho."""
 
     value: Figure
     difference: Figure
@@ -164,7 +160,7 @@ def estimates(
             Estimate(
                 _widened(plain.value, one.slack),
                 _widened(plain.difference, one.slack),
-                *(one.slack, one.clip, one.scale),
+                *(one.slack, one.clip if one.clip < weights.max() else None, one.scale),
             )
             for one, plain in zip(chosen, _plain(log, shares, outcomes, resamples, rng, level), strict=True)
         ]

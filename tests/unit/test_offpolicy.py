@@ -73,6 +73,7 @@ def test_with_right_weights_any_predictions_will_do(seed: int) -> None:
     found = estimates(unsure, 20, rng)
     assert found["doubly_robust"][0].value["mean"] == pytest.approx(TRUTH)
     assert found["doubly_robust"][0].slack == pytest.approx((0, 0), abs=1e-6)
+    assert found["doubly_robust"][0].clip is None
 
 
 @settings(max_examples=30)

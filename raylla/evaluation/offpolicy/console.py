@@ -31,7 +31,7 @@ def show_offpolicy(console: Console, found: Mapping[str, Any]) -> None:
                 f"{pair['run']}: {pair['log']} -> {pair['new']}",
                 f"{over['effective_sample_size']:.1f} of {over['auctions']:.0f}",
                 f"{over['mean_weight']:.2f}",
-                f"{made['clip']:g}",
+                "-" if made["clip"] is None else f"{made['clip']:g}",
                 _interval(one["difference_shown"]),
                 _interval(made["difference"]),
                 "yes" if made["holds"]["difference"] else "no",

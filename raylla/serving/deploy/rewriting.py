@@ -34,7 +34,7 @@ from raylla.world.bids import seed_of
 TOGETHER = 32
 """Auctions that are rewritten together."""
 CUT_SHORT = "cut short by their requests"
-TOO_LONG = "too long to be read again"
+TOO_LONG = "too long to be written again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,7 @@ def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
 
     config = job.config
     engine.load(read_weights(job.old[0].path), job.old[1])
-    longest = config.engine.max_model_len
-    fit = [one for one in job.auctions if len(one.prompt_token_ids) + len(one.token_ids) < longest]
+    fit = [one for one in job.auctions if _fits(one, config)]
     before = {one.id: one for one in engine.score([_given(one, config) for one in fit])}
     whole = [
         one
@@ -159,6 +158,13 @@ def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
             ),
             {},
         )
+
+
+def _fits(auction: ServedAuction, config: Config) -> bool:
+    """Whether the answer can be read, and a whole one be written in its place: a request may have had more
+    room for its prompt, by asking for a shorter one."""
+    prompt, longest = len(auction.prompt_token_ids), config.engine.max_model_len
+    return prompt + len(auction.token_ids) < longest and prompt <= config.prompt_room
 
 
 def _given(auction: ServedAuction, config: Config) -> Given:
