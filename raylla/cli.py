@@ -230,9 +230,11 @@ def check(
     from raylla.models import roles
     from raylla.reward import reader
     from raylla.runs.state import package_versions
+    from raylla.serving.money.sheets import served_sheet
     from raylla.world import build, store
 
     loaded = settings.load_config(config, set_)
+    served_sheet(loaded)
     console.print(f"config     {config}: digest {loaded.digest()}")
     places = roles.check_roles(loaded)
     check_planned(loaded)
