@@ -210,6 +210,8 @@ def test_the_optimum_is_no_less_than_what_was_had(tmp_path: Path) -> None:
     assert told["price_of_anarchy"]["mean"] >= 1
     assert math.isnan(told["price_of_anarchy"]["low"])
     assert told["return"]["mean"] >= 1 - 1e-9  # nobody pays more than its value under first price
+    found["llm-auction"].played.paid[:] = 0
+    assert math.isnan(market_row([found["llm-auction"]], one.config)["return"]["mean"])
     assert set(told["bidders"]) <= set(AUTOBIDDERS)
     assert sum(kind["advertisers"] for kind in told["bidders"].values()) == 3
     assert len(told["days"]) == 2

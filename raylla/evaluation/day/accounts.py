@@ -94,13 +94,14 @@ def market_row(seeds: Sequence[DayAccount], config: Config) -> dict[str, Any]:
 
 def _advertisers(tables: Sequence[Array], resamples: int, rng: np.random.Generator) -> dict[str, Any]:
     """Of tables of value, payment and budget [n, 3]: the share of budgets spent, value per unit spent,
-    and the share of advertisers whose budget is used up."""
+    not defined where nothing was, and the share of advertisers whose budget is used up."""
     above, below = [one[:, [1, 0]] for one in tables], [one[:, [2, 1]] for one in tables]
     use, back = quotients(above, below, resamples, rng)
+    spent = any(one[:, 1].any() for one in tables)
     full = [(one[:, [1]] >= USED_UP * one[:, [2]]).astype(float) for one in tables]
     return {
         "budget_use": bounded(use, 0, 1),
-        "return": bounded(back, 0),
+        "return": bounded(back, 0) if spent else dict.fromkeys(back, math.nan),
         "used_up": bounded(means(full, resamples, rng)[0], 0, 1),
         "advertisers": sum(map(len, tables)),
     }
