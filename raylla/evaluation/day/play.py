@@ -25,7 +25,7 @@ from raylla.records import Planned
 from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.money.money import from_units, times, to_units
 from raylla.serving.money.records import Filters
-from raylla.world.clicks import click_probabilities
+from raylla.world.clicks import expected_clicks
 
 ClickChances = dict[tuple[int, str, tuple[str, ...]], Array]
 """A query's number, a text and the ads that it places, which depend on the candidates -> the value of the
@@ -120,16 +120,18 @@ def click_chances(
 
     The judge reads an answer to a query once, as far as it places the same ads.
     """
+    told: list[Mapping[str, float] | None] = [None] * len(answers)
+    unread = [False] * len(answers)
     if backend.config.user_llm.reading == "token":
         named = [(_judged(planned, text), text) for planned, text in answers]
         once = {(planned.auction.id, text): (planned, text) for planned, text in named}
         judged = dict(zip(once, backend.judgements(list(once.values())), strict=True))
         found = [judged[planned.auction.id, text] for planned, text in named]
-        return [None if one.clicks is None else one.probabilities or {} for one in found]
+        told, unread = [one.probabilities for one in found], [one.clicks is None for one in found]
     ads = backend.world.ad_by_id
     return [
-        click_probabilities(planned.query, planned.profile, text, parse(text, planned.ads).placements, ads)
-        for planned, text in answers
+        None if lost else expected_clicks(one, planned, text, parse(text, planned.ads).placements, ads)
+        for (planned, text), one, lost in zip(answers, told, unread, strict=True)
     ]
 
 
