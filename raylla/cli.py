@@ -124,10 +124,7 @@ def evaluate(
 
         measure, name, show = _suite(suite)
 
-    with (
-        listen(),
-        heeded("the evaluation, which keeps what it was told"),
-    ):
+    with listen(), heeded("the evaluation, which keeps what it was told"):
         if len(what) == 1 and settings.located(Path(what[0])).is_file():
             chosen = settings.load_config(Path(what[0]), set_)
             directory = runs or f"runs/{chosen.name}-evaluation"
