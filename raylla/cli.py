@@ -118,20 +118,13 @@ def evaluate(
     """
     with loading():
         from raylla.evaluation import training
-        from raylla.evaluation.conflict import conflict_runs
-        from raylla.evaluation.day.suite import day_runs
-        from raylla.evaluation.evaluate import evaluate_runs
-        from raylla.evaluation.offpolicy.console import show_offpolicy
-        from raylla.evaluation.offpolicy.suite import offpolicy_runs
-        from raylla.evaluation.page.console import show_conflict, show_day, show_evaluation
         from raylla.runs.observe import Observer
         from raylla.runs.state import Run, write_json
         from raylla.stop import heeded, listen
 
-    with (
-        listen(),
-        heeded("the evaluation, which keeps what it was told"),
-    ):
+        measure, name, show = _suite(suite)
+
+    with listen(), heeded("the evaluation, which keeps what it was told"):
         if len(what) == 1 and settings.located(Path(what[0])).is_file():
             chosen = settings.load_config(Path(what[0]), set_)
             directory = runs or f"runs/{chosen.name}-evaluation"
@@ -142,18 +135,29 @@ def evaluate(
             opened = [Run.open(path) for path in what]
             chosen = settings.changed(opened[0].config, "evaluation", set_)
         try:
-            measure, name, show = {
-                "auctions": (evaluate_runs, "evaluation.json", show_evaluation),
-                "conflict": (conflict_runs, "conflict.json", show_conflict),
-                "offpolicy": (offpolicy_runs, "offpolicy.json", show_offpolicy),
-                "day": (day_runs, "day.json", show_day),
-            }[suite]
             found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
             write_json(out or opened[0].path / name, found)
         finally:  # what a run was told stays with it, also where the evaluation was stopped
             for one in opened:
                 one.home.save()
     show(console, found)
+
+
+def _suite(name: str) -> tuple[Callable[..., Any], str, Callable[..., None]]:
+    """What measures runs, the file of what it finds, and what shows that."""
+    from raylla.evaluation.conflict import conflict_runs
+    from raylla.evaluation.day.suite import day_runs
+    from raylla.evaluation.evaluate import evaluate_runs
+    from raylla.evaluation.offpolicy.console import show_offpolicy
+    from raylla.evaluation.offpolicy.suite import offpolicy_runs
+    from raylla.evaluation.page.console import show_conflict, show_day, show_evaluation
+
+    return {
+        "auctions": (evaluate_runs, "evaluation.json", show_evaluation),
+        "conflict": (conflict_runs, "conflict.json", show_conflict),
+        "offpolicy": (offpolicy_runs, "offpolicy.json", show_offpolicy),
+        "day": (day_runs, "day.json", show_day),
+    }[name]
 
 
 @app.command()

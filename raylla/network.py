@@ -1,4 +1,4 @@
-"""Addresses of this machine: the way to them is through nobody's proxy."""
+"""Addresses that are asked, and those of this machine: the way to them is through nobody's proxy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import ipaddress
 import os
 import socket
 from urllib.parse import urlsplit
+
+import httpx
+
+from raylla.errors import ConfigError
 
 
 def loopback(url: str) -> bool:
@@ -25,6 +29,41 @@ def loopback(url: str) -> bool:
             return False
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
+
+
+def web_address(option: str, url: str) -> str:
+    """A URL that can be asked, as it was given with ``option``.
+
+    Raises:
+        ConfigError: it cannot; names the option.
+    """
+    try:
+        split = httpx.URL(url)
+        host, port = split.host, urlsplit(url).port
+        host.encode("idna")  # as whoever looks the name up does
+        usable = split.scheme in ("http", "https") and bool(host) and port != 0
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable:
+        raise ConfigError(
+            f"{option} {url!a}: give an http or https URL with a host and, if any, a port of 1 to 65535, "
+            "such as http://127.0.0.1:8000"
+        )
+    return url
+
+
+def header_key(option: str, key: str) -> str:
+    """An API key that a header can hold, as it was given with ``option``.
+
+    Raises:
+        ConfigError: it cannot; names the option, and not the key.
+    """
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"{option}: the key has signs that are in no API key (beyond ASCII, or not printable); give it "
+            "as it was made"
+        )
+    return key
 
 
 def spare_proxy(url: str) -> None:

@@ -143,7 +143,7 @@ class SpendPid:
 
     def begin(self) -> None:
         """Spend and errors start anew, around where the day before was."""
-        self._base = np.mean(self._day, axis=0) if self._day else self._log
+        self._log = self._base = np.mean(self._day, axis=0) if self._day else self._log
         self._day = []
         self._gone = 0.0
         self._spent, self._sum, self._last = (np.zeros(len(self._budgets)) for _ in range(3))

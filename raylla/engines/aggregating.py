@@ -25,9 +25,11 @@ from raylla.auction.aggregation import keeping_bid, log_linear_token, race_winne
 from raylla.auction.checks import Array
 from raylla.config import Sampling
 from raylla.engines.protocol import Aggregate, Aggregated, JointText, Opening
+from raylla.engines.sampled import left_by_top_p
 
 LISTED = 20
-"""Tokens whose log-probabilities an engine says: as many as vLLM gives unless it is told otherwise."""
+"""Likeliest tokens whose log-probabilities an engine is asked for at each place, of the
+`raylla.engines.sampled.MOST_TOP_K` that it would tell."""
 _OPEN = re.compile(r"(?<!\w)@(?:$|(?!\s)[^@\[\]\n]{1,120}(?:$|@(?:$|\[[^\]\n]{0,16}$)))")
 """A markup that the text ends in the midst of."""
 Listed = tuple[NDArray[np.int64], Array]
@@ -138,10 +140,8 @@ def as_sampled(ids: NDArray[np.int64], logprobs: Array, sampling: Sampling) -> L
     if sampling.temperature == 0:
         return ids[order[:1]], np.zeros(1)
     order = order[: sampling.top_k or None]
-    log_p = _scaled(logprobs[order], sampling.temperature)
-    before = np.cumsum(np.exp(log_p)) - np.exp(log_p)
-    kept = (before < sampling.top_p) | (np.arange(len(order)) == 0)
-    return ids[order[kept]], _scaled(log_p[kept], 1)
+    order = order[left_by_top_p(logprobs[order] / sampling.temperature, sampling.top_p)]
+    return ids[order], _scaled(logprobs[order], sampling.temperature)
 
 
 def union(listed: Sequence[Listed], temperature: float) -> Listed:

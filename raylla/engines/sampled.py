@@ -8,7 +8,7 @@ tokens beside it; under top-k these are all that the distribution rests on.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from raylla.auction.checks import Array
 from raylla.config import Sampling
@@ -39,6 +39,16 @@ def likeliest(sampling: Sampling) -> int:
     return sampling.top_k
 
 
+def left_by_top_p(logits: Array, top_p: float) -> NDArray[np.bool_]:
+    """Which tokens top-p leaves of those that top-k has left, the likeliest always; ``logits`` [..., k] at
+    the sampling's temperature, falling."""
+    shares = np.exp(logits - logits[..., :1])
+    before = np.cumsum(shares, axis=-1) - shares
+    kept: NDArray[np.bool_] = before < top_p * shares.sum(axis=-1, keepdims=True)
+    kept[..., 0] = True
+    return kept
+
+
 def sampling_logprobs(own: ArrayLike, best: ArrayLike, sampling: Sampling) -> tuple[Array, int]:
     """Log-probability [t] with which sampling draws each of t tokens, in nats, and how many of them the
     cuts (top-k, then top-p, as vLLM applies them) leave out.
@@ -53,11 +63,9 @@ def sampling_logprobs(own: ArrayLike, best: ArrayLike, sampling: Sampling) -> tu
     own = own / sampling.temperature
     best = -np.sort(-np.asarray(best, np.float64), axis=1) / sampling.temperature
     peak = best[:, :1]
-    shares = np.exp(best - peak)
-    before = np.cumsum(shares, axis=1) - shares
-    kept = before < sampling.top_p * shares.sum(axis=1, keepdims=True)
-    kept[:, 0] = True
+    kept = left_by_top_p(best, sampling.top_p)
     least = np.where(kept, best, np.inf).min(axis=1)
     outside = own < least
-    total = np.where(kept, shares, 0).sum(axis=1) + np.where(outside, np.exp(own - peak[:, 0]), 0)
+    total = np.where(kept, np.exp(best - peak), 0).sum(axis=1)
+    total += np.where(outside, np.exp(own - peak[:, 0]), 0)
     return own - peak[:, 0] - np.log(total), int(outside.sum())

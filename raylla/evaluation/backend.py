@@ -88,7 +88,7 @@ class EvaluationBackend:
         self._crew = crew
         self._kept = kept
         self._progress = progress
-        self._predicted: dict[tuple[int, str, str], dict[str, Prediction]] = {}
+        self._predicted: dict[tuple[object, ...], dict[str, Prediction]] = {}
         self._held: tuple[int, int] | None = None
         self._lost: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
@@ -217,12 +217,17 @@ class EvaluationBackend:
         self, answers: Sequence[tuple[Planned, str]], epoch: int
     ) -> list[dict[str, Prediction]]:
         """`predict` with an interval around each probability."""
-        keys = [(epoch, planned.auction.id, text) for planned, text in answers]
+        found = [parse(text, planned.ads) for planned, text in answers]
+        # An auction may be held among some of its candidates alone, and then a text places fewer of them.
+        keys = [
+            (epoch, planned.auction.id, text, parsed.ad_ids)
+            for (planned, text), parsed in zip(answers, found, strict=True)
+        ]
         asked = []
-        for key, (planned, text) in zip(keys, answers, strict=True):
+        for key, (planned, text), parsed in zip(keys, answers, found, strict=True):
             if key not in self._predicted:
                 self._predicted[key] = {}
-                placed = parse(text, planned.ads).placements
+                placed = parsed.placements
                 ads = self.world.ad_by_id
                 impressions = click_rows("", planned.query, planned.profile, text, placed, ads, None)
                 asked += [(key, row) for row in impressions]

@@ -109,8 +109,8 @@ def hold(
     for (planned, offer), one, values in zip(offers, judged, valued, strict=True):
         if one.clicks is not None:
             parsed = parse(offer.text, planned.ads, backend.world.ad_ids)
-            chances = one.probabilities or clicks.click_probabilities(
-                planned.query, planned.profile, offer.text, parsed.placements, backend.world.ad_by_id
+            chances = clicks.expected_clicks(
+                one.probabilities, planned, offer.text, parsed.placements, backend.world.ad_by_id
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
             outcomes.append(

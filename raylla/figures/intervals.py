@@ -14,7 +14,7 @@ seed, and the estimate rests on the mean of the tables' column means.  Two cases
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -27,6 +27,11 @@ Figure = dict[str, float]
 """mean, low and high: an estimate and its interval."""
 DRAWN_AT_ONCE = 4_000_000
 """Queries that are resampled together, which bounds the memory."""
+
+
+def with_ends(figure: Mapping[str, float]) -> str:
+    """A figure and its interval for a console, to two digits."""
+    return f"{figure['mean']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def means(

@@ -50,9 +50,8 @@ def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
     catalogue = world.ad_ids
     for planned, answer, clicked in sampled.judged("test"):
         parsed = parse(answer.text, planned.ads, catalogue)
-        chances = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
-            planned.query, planned.profile, answer.text, parsed.placements, world.ad_by_id
-        )
+        told = sampled.probabilities.get(answer.sample_id)
+        chances = clicks.expected_clicks(told, planned, answer.text, parsed.placements, world.ad_by_id)
         terms = sampled.terms.get(answer.sample_id, {})
         answers.append(
             JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances, terms)

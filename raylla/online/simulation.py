@@ -24,7 +24,7 @@ from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import EndpointError
 from raylla.models import resolve
-from raylla.network import loopback
+from raylla.network import header_key, loopback, web_address
 from raylla.records import Ad, Profile, Query
 from raylla.runs.state import Run
 from raylla.world import World, build, prompts, store
@@ -85,7 +85,10 @@ def simulate_users(
 
     Raises:
         EndpointError: the endpoint cannot be reached, or refuses something.
+        ConfigError: the URL or the key is unusable.
     """
+    web_address("--url", url)
+    header_key("--key", key)
     config, world = run.config, store.load_world(run.part("world"))
     users = users_of(world)
     model = resolve(config.user_llm.path, "user_llm.path")

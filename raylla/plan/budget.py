@@ -14,7 +14,8 @@ from raylla.config import Config
 from raylla.plan.architecture import Architecture, architecture
 from raylla.plan.hardware import CORE, DISK, NETWORK, Device, Shares, width
 from raylla.plan.memory import Memory, cache_bytes, group_memory, trained
-from raylla.plan.work import AD_TEXT, QUERY, Counts, Lengths, Work
+from raylla.plan.work import AD_TEXT, PROMPTS, QUERY, Counts, Lengths, Work, organic_questions
+from raylla.terms.protocol import ORGANIC_ANSWERS
 
 HANDLING = 0.2e-3
 """Seconds of a core that an engine's Python takes for each token of an answer: scheduling, sampling, its
@@ -52,7 +53,8 @@ class Budget:
     """A config's cost. Rollout and judge work side by side; the other phases follow one another.
 
     On ``cores`` that all groups share (none: each has its own devices), what samples is learned from
-    meanwhile, and lasts as long as the cores have work.
+    meanwhile, and lasts as long as the cores have work.  ``organic``, where a reward term reads the
+    untouched model's answers, comes once, before the first epoch.
     """
 
     phases: tuple[PhaseCost, ...]
@@ -60,6 +62,7 @@ class Budget:
     epochs: int
     gpus: float
     cores: int | None = None
+    organic: PhaseCost | None = None
 
     def phase(self, name: str) -> PhaseCost:
         """By name."""
@@ -74,6 +77,11 @@ class Budget:
         if self.cores is not None:
             sample = max(sample, sum(one.workers * one.seconds for one in sampling) / self.cores)
         return sample + sum(one.seconds for one in self.phases if one.name not in together)
+
+    @property
+    def run_seconds(self) -> float:
+        """All epochs, and what comes once."""
+        return self.epochs * self.epoch_seconds + (self.organic.seconds if self.organic else 0.0)
 
     @property
     def idle(self) -> float:
@@ -128,7 +136,12 @@ def budget(
         _deploy(work, ad_llm),
     )
     return Budget(
-        phases, group_memory(work, device, ad_llm, user_llm, encoder), config.irpo.epochs, gpus, work.cores
+        phases,
+        group_memory(work, device, ad_llm, user_llm, encoder),
+        config.irpo.epochs,
+        gpus,
+        work.cores,
+        _organic(work, ad_llm, device if config.rollout.gpus else CORE, shares),
     )
 
 
@@ -194,6 +207,16 @@ def _rollout(work: Work, model: Architecture, device: Device, shares: Shares) ->
     each = work.counts.answers / requests
     return _generate(
         work, model, device, shares, "rollout", workers, requests, each, lengths.prompt, lengths.answer
+    )
+
+
+def _organic(work: Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost | None:
+    count, config = organic_questions(work.config), work.config
+    if not count:
+        return None
+    prompt, answer, workers = PROMPTS[config.ad_llm.prompt][0], work.lengths.answer, config.rollout.workers
+    return _generate(
+        work, model, device, shares, "organic, once", workers, count, ORGANIC_ANSWERS, prompt, answer
     )
 
 

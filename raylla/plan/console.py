@@ -32,7 +32,7 @@ def show_plan(
     console.print(_memory(found))
     if found.cores is not None:
         console.print(f"all processes together: {found.host_bytes / 1e9:.1f} GB", highlight=False)
-    whole = found.epochs * found.epoch_seconds
+    whole = found.run_seconds
     console.print(
         f"epoch {duration(found.epoch_seconds)}, {found.epochs} epochs {duration(whole)}, "
         + (
@@ -114,7 +114,7 @@ def duration(seconds: float) -> str:
 
 def _phases(found: Budget) -> Table:
     table = Table("phase", "devices", "M tokens", "PFLOP", "time", "bound by", "of which", box=None)
-    for one in found.phases:
+    for one in (*found.phases, *filter(None, [found.organic])):
         notes = [f"{name} {value:,.0f}" for name, value in one.notes.items()]
         table.add_row(
             one.name,

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from raylla.config import Config
+from raylla.terms.protocol import needs_of, weighed_terms
 
 PROMPTS = {"paper": (400, 35, 400), "plain": (82, 24, 77), "compact": (21, 14, 25)}
 """Tokens of a prompt without ads, of each ad in it, and of an answer, by template; plain as SmolLM2 counts
@@ -116,8 +117,25 @@ class Work:
         return workers if self.cores is None else min(workers, self.cores)
 
 
-def _queries(config: Config) -> tuple[int, int]:
+def organic_questions(config: Config) -> int:
+    """Questions that the untouched model answers once, before the first epoch, where a weighed reward term
+    reads that: at most, as if no two epochs asked the same.
+
+    Raises:
+        ConfigError: a term is not there, or what it needs is not configured.
+    """
+    if not any("organic" in needs_of(term) for term in weighed_terms(config)):
+        return 0
+    asked, tested = _queries(config)
+    return min(_world_queries(config)[0], config.irpo.epochs * asked) + tested
+
+
+def _world_queries(config: Config) -> tuple[int, int]:
     held_out = round(config.world.profiles * config.world.test_share)
     each = config.world.queries_per_profile
-    trained, tested = (config.world.profiles - held_out) * each, held_out * each
+    return (config.world.profiles - held_out) * each, held_out * each
+
+
+def _queries(config: Config) -> tuple[int, int]:
+    trained, tested = _world_queries(config)
     return min(config.irpo.queries or trained, trained), min(config.evaluation.queries or tested, tested)

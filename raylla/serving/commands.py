@@ -11,6 +11,7 @@ import yaml
 
 from raylla import config as settings
 from raylla.errors import ConfigError, RayllaError
+from raylla.network import web_address
 from raylla.terminal import ColumnOptions, ConfigPath, Overrides, console, say, steps, tell, told
 
 if TYPE_CHECKING:
@@ -73,8 +74,12 @@ def deploy(
     estimate_only: Annotated[
         bool, typer.Option("--estimate-only", help="say that, and deploy nothing")
     ] = False,
-    auctions: Annotated[int, typer.Option(min=20, help="newest auctions that the estimate reads")] = 200,
-    seconds: Annotated[float, typer.Option(min=1, help="longest time that it reads them")] = 300,
+    auctions: Annotated[
+        int, typer.Option(min=20, max=100_000, help="newest auctions that the estimate reads")
+    ] = 200,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, help="longest time that it reads them")
+    ] = 300,
     json_: Annotated[Path | None, typer.Option("--json", help="write the estimate here, too")] = None,
 ) -> None:
     """Estimate what a weight version will show, bring it in beside the one that serves, compare them, then
@@ -82,7 +87,7 @@ def deploy(
     from raylla.serving.deploy import deploy as deployment
     from raylla.serving.deploy.cluster import Dashboard
 
-    at = Dashboard(address)
+    at = Dashboard(web_address("--address", address))
     if sum((run is not None, promote, rollback, status)) != 1:
         raise ConfigError("deploy: give a run directory, or one of --promote, --rollback and --status")
     if run is None and (estimate_only or json_ is not None):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from raylla.records import Ad, Placement, Profile, Query
+from raylla.records import Ad, Placement, Planned, Profile, Query
 
 SAME_CATEGORY, SAME_THEME, UNRELATED = 0.55, 0.2, 0.04
 INTERESTED, NOT_INTERESTED = 1.5, 1.0
@@ -47,6 +47,18 @@ def click_probabilities(
         p *= factors[ad.id]
         probabilities[ad.id] = min(CEILING, max(FLOOR, p)) if factors[ad.id] else 0.0
     return probabilities
+
+
+def expected_clicks(
+    told: Mapping[str, float] | None,
+    planned: Planned,
+    text: str,
+    placements: Sequence[Placement],
+    ads: Mapping[str, Ad],
+) -> Mapping[str, float]:
+    """Chance of a click on each ad placed in an answer: the judge's own where it has ``told`` how sure it
+    is, else the click model's."""
+    return told or click_probabilities(planned.query, planned.profile, text, placements, ads)
 
 
 def crowding(placements: Sequence[Placement], ads: Mapping[str, Ad]) -> dict[str, float]:

@@ -110,6 +110,19 @@ def test_who_has_enough_bids_its_value(kind: str) -> None:
     assert means.min() == 1
 
 
+def test_a_day_of_the_controller_begins_at_the_mean_of_the_day_before() -> None:
+    bidders = SpendPid(BUDGETS)
+    logs = []
+    for spent in (0.5, 0.0, 0.1, 0.9):
+        bidders.learn(Won(0.1, np.zeros(3), spent * BUDGETS, np.ones(3, np.bool_)))
+        logs.append(np.log(bidders.multiples))
+    assert len(np.unique(np.array(logs)[:, 0])) > 1
+    bidders.begin()
+    assert np.log(bidders.multiples) == pytest.approx(np.mean(logs, axis=0))
+    bidders.begin()  # and a day without a period is none
+    assert np.log(bidders.multiples) == pytest.approx(np.mean(logs, axis=0))
+
+
 @pytest.mark.parametrize("price", [first, second])
 @pytest.mark.parametrize("target", [1.0, 1.25, 2.0])
 def test_a_value_maximizer_gets_its_return_and_little_less_than_the_best_value(

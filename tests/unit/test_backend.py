@@ -20,6 +20,7 @@ import pytest
 from raylla import config
 from raylla.actors.judge import JudgeItem, Judgement
 from raylla.actors.pool import Call, Pool, next_item
+from raylla.auction import markup
 from raylla.config import Actors
 from raylla.engines.protocol import (
     Aggregate,
@@ -468,6 +469,16 @@ def test_a_reward_trainer_started_anew_loads_its_model_again(tmp_path: Path) -> 
     crew.reward.restarts = 1
     made.predict(answers[2:3], 1)
     assert asked == ["load", "predict_intervals", "predict_intervals", "load", "predict_intervals"]
+
+
+def test_predictions_are_of_the_ads_that_an_answer_places_among_its_candidates(tmp_path: Path) -> None:
+    made = make(tmp_path, lambda bid: bid / 100).backend
+    whole = efficiency.test_auctions(made.config, made.world)[0]
+    text = f"Try {', '.join(markup(ad) for ad in whole.ads[:2])}."
+    one = replace(whole, ads=whole.ads[:1])
+    for answers in ([(whole, text), (one, text)], [(one, text)], [(whole, text)]):
+        found = made.predict(answers, 1)
+        assert [len(each) for each in found] == [len(planned.ads[:2]) for planned, _ in answers]
 
 
 def test_a_sweep_counts_expected_clicks_where_the_judge_gives_them_and_a_fine_curve_drawn_ones(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from raylla import config
+from raylla.auction import markup
 from raylla.auction.checks import Array
 from raylla.bidding.autobidders import AUTOBIDDERS, BIDDER_KINDS, Population
 from raylla.config import parse_config
@@ -27,12 +28,12 @@ from raylla.evaluation.day.market import (
     day_market,
     traffic,
 )
-from raylla.evaluation.day.play import Played, click_chances, lone_answers, play
+from raylla.evaluation.day.play import Played, _among, _Days, click_chances, lone_answers, play
 from raylla.evaluation.day.suite import played_days, population
 from raylla.evaluation.page.console import show_day
 from raylla.mechanisms.card import Card
 from raylla.mechanisms.llm import LlmAuction, Pretrained
-from raylla.mechanisms.protocol import Mechanism
+from raylla.mechanisms.protocol import Mechanism, Offer
 from raylla.mechanisms.rag import RagAuction
 from raylla.progress import Steps
 from raylla.terminal import plain_console
@@ -190,6 +191,25 @@ def test_chances_are_the_judge_s_own_or_the_click_model_s(tmp_path: Path) -> Non
     assert told is not None
     assert told[ad.id] == pytest.approx(0.55 * 1.5)  # own category, an interest, native, first
     assert nothing == {}
+
+
+def test_a_text_is_worth_what_the_candidates_that_it_places_are(tmp_path: Path) -> None:
+    """Placed among both ads, a text is worth the clicks of both; among one, of that one alone."""
+    one = backend(tmp_path)
+    market = day_market(one.config, one.world)
+    planned = market.auctions[0]
+    text = f"Try {', '.join(markup(ad) for ad in planned.ads[:2])}."
+    days = _Days(one, market, population("truthful", np.full(3, UNBOUND), 1.25, 0), np.full(3, UNBOUND))
+    for kept in ([0, 1], [0]):
+        asked = _among(planned, kept, [50.0] * len(kept))
+        ids = asked.auction.ad_ids
+        offered = Offer(text, dict.fromkeys(ids, 1.0))
+        days.settle(0, 0, [(0, "u", asked)], [(offered, dict.fromkeys(ids, 0.5))], np.ones(3, np.bool_))
+    both = days.played.answers[0, text, planned.auction.ad_ids[:2]]
+    alone = days.played.answers[0, text, planned.auction.ad_ids[:1]]
+    assert (both > 0).sum() == 2
+    assert (alone > 0).sum() == 1
+    assert both.sum() > alone.sum()
 
 
 def account(path: Path, kind: str, **day: Any) -> tuple[Any, dict[str, Any]]:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from raylla.network import loopback, spare_proxy
+from raylla.errors import ConfigError
+from raylla.network import header_key, loopback, spare_proxy, web_address
 from raylla.serving.deploy.cluster import Dashboard
 
 PROXIES = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
@@ -110,3 +111,41 @@ def test_libraries_that_read_the_environment_are_told(here: str, monkeypatch: py
     spare_proxy("http://10.0.0.1:8265")
     with pytest.raises(requests.ConnectionError):
         requests.get(here, timeout=5)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:0",
+        "http://127.0.0.1:abc",
+        "http://127.0.0.1:8000 ",
+        "127.0.0.1:8000",
+        "localhost:8000",
+        "ftp://ads.example",
+        "http://",
+        "http://a..example",
+        f"http://{'a' * 64}.example",
+        "http://\udcff.example",
+        "",
+    ],
+)
+def test_addresses_that_nobody_can_ask(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--url .*give an http or https URL"):
+        web_address("--url", url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]:8000", "https://ads.example/v1/", "http://\u00e4ds.example", "http://h:65535"]
+)
+def test_addresses_that_can_be_asked(url: str) -> None:
+    assert web_address("--url", url) == url
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "a\nb", "\udcff"])
+def test_keys_that_no_header_holds(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--key: ") as said:
+        header_key("--key", key)
+    assert key not in str(said.value)
+    assert header_key("--key", "rk_1.aB-_") == "rk_1.aB-_"

@@ -20,6 +20,8 @@ from raylla.plan.budget import concurrency, step_times
 from raylla.plan.console import more
 from raylla.plan.hardware import CORE, GPUS, Shares, gpu, width
 from raylla.plan.memory import BATCHED, DRIVER, ENGINE_PROCESS, LOGITS, TRAINER_PROCESS
+from raylla.plan.work import PROMPTS, Counts
+from raylla.terms.protocol import ORGANIC_ANSWERS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ONE = config.load_config(CONFIGS / "qwen3-4b-1node.yaml")
@@ -329,3 +331,18 @@ def test_a_plan_of_cores_says_how_many() -> None:
     result = CliRunner().invoke(app, ["plan", "pocket", "--cores", "3"])
     assert "pocket: 3 cores that all groups share" in result.output
     assert "all processes together" in result.output
+
+
+def test_the_untouched_model_s_answers_are_planned_once() -> None:
+    tree = ["reward_terms=[{name: credibility, weight: 10}]", "irpo.epochs=2", "irpo.queries=5"]
+    one = config.load_config(CONFIGS / "pocket.yaml", tree)
+    lengths = Lengths.of(one)
+    asked = Counts.of(one)
+    found = budget(one, H100, lengths, cores=2)
+    assert found.organic is not None
+    questions = 2 * 5 + (asked.queries - 5)
+    assert found.organic.tokens == questions * (PROMPTS["compact"][0] + ORGANIC_ANSWERS * lengths.answer)
+    assert found.run_seconds == 2 * found.epoch_seconds + found.organic.seconds
+    plain = budget(config.load_config(CONFIGS / "pocket.yaml", tree[1:]), H100, lengths, cores=2)
+    assert plain.organic is None
+    assert plain.epoch_seconds == found.epoch_seconds

@@ -147,3 +147,13 @@ def test_a_log_of_training_questions_has_its_clicks(known: Any) -> None:
 def test_a_log_of_nobody_is_none() -> None:
     backend = SimpleNamespace(write=lambda *_: [], judgements=lambda _: [], bound=lambda *_: None)
     assert holdout.clicks_of(backend, []) == []  # type: ignore[arg-type]
+
+
+def test_a_judgement_is_of_the_ads_that_a_text_places_among_those_that_entered(known: Any) -> None:
+    whole = holdout.test_markets(known, None, 1)[0]
+    text = " ".join(markup(ad) for ad in whole.ads[:2])
+    bids, entered = np.array(whole.auction.bids), np.arange(len(whole.ads)) != 1
+    alone = holdout._among(whole, bids, entered)
+    assert alone.auction.id == whole.auction.id
+    assert holdout._judged(alone, text).auction.id != holdout._judged(whole, text).auction.id
+    assert holdout._judged(alone, text).auction.id == holdout._judged(alone, text + ".").auction.id

@@ -25,10 +25,11 @@ from raylla.records import Planned
 from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.money.money import from_units, times, to_units
 from raylla.serving.money.records import Filters
-from raylla.world.clicks import click_probabilities
+from raylla.world.clicks import expected_clicks
 
-ClickChances = dict[tuple[int, str], Array]
-"""A query's number and a text -> the value of the clicks that one user's reading brings each ad [n]."""
+ClickChances = dict[tuple[int, str, tuple[str, ...]], Array]
+"""A query's number, a text and the ads that it places, which depend on the candidates -> the value of the
+clicks that one user's reading brings each ad [n]."""
 _Entered = tuple[int, str, Planned]
 """A query's number, its users' name, and its auction among those that may compete."""
 
@@ -106,7 +107,8 @@ def lone_answers(
     for (query, place, planned), (offer, chances) in zip(asked, offers, strict=True):
         if offer is not None:
             rates[query, place] = chances.get(planned.auction.ad_ids[0], 0.0)
-            answers[query, offer.text] = _worth(market, query, chances)
+            placed = parse(offer.text, planned.ads).ad_ids
+            answers[query, offer.text, placed] = _worth(market, query, chances)
     return rates, answers
 
 
@@ -118,16 +120,18 @@ def click_chances(
 
     The judge reads an answer to a query once, as far as it places the same ads.
     """
+    told: list[Mapping[str, float] | None] = [None] * len(answers)
+    unread = [False] * len(answers)
     if backend.config.user_llm.reading == "token":
         named = [(_judged(planned, text), text) for planned, text in answers]
         once = {(planned.auction.id, text): (planned, text) for planned, text in named}
         judged = dict(zip(once, backend.judgements(list(once.values())), strict=True))
         found = [judged[planned.auction.id, text] for planned, text in named]
-        return [None if one.clicks is None else one.probabilities or {} for one in found]
+        told, unread = [one.probabilities for one in found], [one.clicks is None for one in found]
     ads = backend.world.ad_by_id
     return [
-        click_probabilities(planned.query, planned.profile, text, parse(text, planned.ads).placements, ads)
-        for planned, text in answers
+        None if lost else expected_clicks(one, planned, text, parse(text, planned.ads).placements, ads)
+        for (planned, text), one, lost in zip(answers, told, unread, strict=True)
     ]
 
 
@@ -196,9 +200,10 @@ class _Days:
             if offer is None:
                 continue
             users = int(market.users[day, period, query])
-            self._books.show(user, parse(offer.text, planned.ads).ad_ids, now)
+            placed = parse(offer.text, planned.ads).ad_ids
+            self._books.show(user, placed, now)
             worth = _worth(market, query, chances)
-            self.played.answers[query, offer.text] = worth
+            self.played.answers[query, offer.text, placed] = worth
             value[query] = users * worth
             for ad, chance in chances.items():
                 price, clicks = from_units(offer.prices.get(ad, 0.0), self._unit), chance * users

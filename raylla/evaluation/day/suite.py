@@ -133,5 +133,5 @@ def _account(
 def _best(answers: ClickChances, users: Array, budgets: Array, targets: Array) -> float:
     if not answers:
         return 0.0
-    question = [query for query, _ in answers]
+    question = [query for query, _, _ in answers]
     return offline_optimum(np.array(list(answers.values())), question, users, budgets, targets)

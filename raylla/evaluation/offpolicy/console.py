@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raylla.figures.intervals import with_ends
 from raylla.judging.about import caption
 
 
@@ -32,8 +33,8 @@ def show_offpolicy(console: Console, found: Mapping[str, Any]) -> None:
                 f"{over['effective_sample_size']:.1f} of {over['auctions']:.0f}",
                 f"{over['mean_weight']:.2f}",
                 "-" if made["clip"] is None else f"{made['clip']:g}",
-                _interval(one["difference_shown"]),
-                _interval(made["difference"]),
+                with_ends(one["difference_shown"]),
+                with_ends(made["difference"]),
                 "yes" if made["holds"]["difference"] else "no",
             )
         console.print(table)
@@ -47,7 +48,3 @@ def show_offpolicy(console: Console, found: Mapping[str, Any]) -> None:
             numbers = (f"{row['coverage']:.3f}", f"{row['width']:.1f}", f"{row['error']:.1f}")
             table.add_row(measure, name.replace("_", " "), held, *numbers)
     console.print(table)
-
-
-def _interval(one: Mapping[str, float]) -> str:
-    return f"{one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"

@@ -21,10 +21,12 @@ from raylla.irpo.schedule import some
 from raylla.judging import about
 from raylla.mechanisms.llm import LlmAuction
 from raylla.models import resolve
+from raylla.network import header_key, web_address
 from raylla.records import Planned
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.runs.versions import committed
+from raylla.serving.deploy.versions import Target, pctr_of
 from raylla.serving.money.records import PriceRule
 from raylla.world import store
 from raylla.world.bids import seed_of
@@ -56,10 +58,14 @@ def audit_regret(run: Run, plan: AuditPlan, watch: Observer) -> dict[str, Any]:
 
     Raises:
         EndpointError: the endpoint cannot be reached, refuses something or holds no test auctions.
-        ConfigError: a bid is beyond what it takes, or the judge is not to be had.
+        ConfigError: the URL or a key is unusable, a bid is beyond what it takes, or the judge is not to be
+            had.
         RunError: the run has too few test questions, or it is not what the endpoint serves.
     """
     config = run.config
+    web_address("--url", plan.url)
+    header_key("--key", plan.key)
+    header_key("--advertiser-key", plan.advertiser_key or "")
     if plan.inside:
         if plan.clicks != "judge":
             raise ConfigError("--inside counts the judge's clicks; leave out --clicks ctr")
@@ -118,6 +124,12 @@ def _check_same(run: Run, seen: perturbing.Perturbed) -> None:
         raise RunError(
             f"the endpoint answers with {', '.join(seen.versions)}, and the run's last weights are {last}; "
             "give the run that it serves"
+        )
+    _, own = pctr_of(Target(run.place, last))
+    if seen.pctr_versions != [own]:
+        raise RunError(
+            f"the endpoint's pCTR model is {', '.join(seen.pctr_versions)}, and the run's is {own}: "
+            f"another run's {last} may be what answers; give the run that it serves"
         )
     if seen.terms.price_rule is not PriceRule.FIRST_PRICE:
         raise RunError(

@@ -67,12 +67,13 @@ class Probed:
 @dataclass(frozen=True, slots=True)
 class Observed:
     """One answer at one bid: its text in the model's markup and the ad's price in bid units and the
-    endpoint's click rate, where it was shown."""
+    endpoint's click rate, where it was shown; and which weights and pCTR model made it."""
 
     text: str
     price: float | None
     rate: float
     version: str
+    pctr_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,11 @@ class Perturbed:
     def versions(self) -> list[str]:
         """The weight versions that answered."""
         return sorted({one.version for row in self.answers for some in row for one in some})
+
+    @property
+    def pctr_versions(self) -> list[str]:
+        """The pCTR models that rated the answers, each as RUN/epoch-N."""
+        return sorted({one.pctr_version for row in self.answers for some in row for one in some})
 
 
 class Auditor:
@@ -175,10 +181,11 @@ class Auditor:
         said = answer["raylla"]
         shown = [ad for ad in said["ads"] if ad["ad_id"] == one.ad_id]
         self._watch.advance("auctions", 1, answer["usage"]["completion_tokens"])
+        made_by = said["weight_version"], said["pctr_version"]
         if not shown:
-            return Observed(text, None, 0.0, said["weight_version"])
+            return Observed(text, None, 0.0, *made_by)
         price = shown[0]["price_micros"] / terms.micros_per_unit
-        return Observed(text, price, shown[0]["ctr"], said["weight_version"])
+        return Observed(text, price, shown[0]["ctr"], *made_by)
 
     async def _ask(self, query: Query, profile: Profile, bids: Mapping[str, int], draw: int) -> Any:
         extras = {"test": True, "bids": dict(bids)}

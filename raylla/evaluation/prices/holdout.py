@@ -74,6 +74,12 @@ def _among(planned: Planned, bids: Array, entered: Flags) -> Planned:
     return replace(planned, auction=auction, ads=tuple(planned.ads[place] for place in kept))
 
 
+def _judged(planned: Planned, text: str) -> Planned:
+    """The auction as an answer's judgement is kept: by the ads placed, too, which depend on who entered."""
+    name = "/".join([planned.auction.id, *parse(text, planned.ads).ad_ids])
+    return replace(planned, auction=replace(planned.auction, id=name))
+
+
 def contests_of(auctions: Sequence[Planned]) -> Contests:
     """The auctions as arrays."""
     traits = [[traits_of(one.query, one.profile, ad) for ad in one.ads] for one in auctions]
@@ -91,12 +97,12 @@ def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[d
         for one, wrote in zip(asked, written, strict=True)
         for draw in wrote.completions
     }
-    judged = backend.judgements([(one, text) for (_, _, text), one in texts.items()])
+    judged = backend.judgements([(_judged(one, text), text) for (_, _, text), one in texts.items()])
     chances: dict[tuple[object, ...], Mapping[str, float] | None] = {}
     for (name, one), judgement in zip(texts.items(), judged, strict=True):
         placed = parse(name[2], one.ads, backend.world.ad_ids).placements
-        expected: Mapping[str, float] = judgement.probabilities or clicks.click_probabilities(
-            one.query, one.profile, name[2], placed, backend.world.ad_by_id
+        expected = clicks.expected_clicks(
+            judgement.probabilities, one, name[2], placed, backend.world.ad_by_id
         )
         chances[name] = None if judgement.clicks is None else expected
     backend.bound("judgements of prices", sum(one is None for one in chances.values()), len(chances))

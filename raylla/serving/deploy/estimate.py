@@ -24,6 +24,7 @@ from rich.text import Text
 from raylla.config import Config
 from raylla.engines.sampled import likeliest
 from raylla.errors import EndpointError, RayllaError
+from raylla.figures.intervals import with_ends
 from raylla.figures.offpolicy import LEVEL, Log, Predicted, estimates, log_ratios, overlap
 from raylla.progress import Steps
 from raylla.records import Prediction
@@ -146,13 +147,9 @@ def show_estimate(console: Console, found: Mapping[str, Any]) -> None:
     for heading in ("", "now", *(name.replace("_", " ") for name in _SHOWN[1:]), "doubly robust - now"):
         table.add_column(heading, justify="right")
     for measure, made in found["estimates"].items():
-        cells = [_interval(made[name]["value"]) for name in _SHOWN]
-        table.add_row(measure.replace("_", " "), *cells, _interval(made["doubly_robust"]["difference"]))
+        cells = [with_ends(made[name]["value"]) for name in _SHOWN]
+        table.add_row(measure.replace("_", " "), *cells, with_ends(made["doubly_robust"]["difference"]))
     console.print(table)
-
-
-def _interval(one: Mapping[str, float]) -> str:
-    return f"{one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
 
 
 def _told(one: Served, unit: int) -> tuple[list[list[float]], list[float]]:

@@ -9,6 +9,7 @@ so that what is done by a deadline is whole.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +36,10 @@ TOGETHER = 32
 """Auctions that are rewritten together."""
 CUT_SHORT = "cut short by their requests"
 TOO_LONG = "too long to be written again"
+EMPTY = "without an answer"
+REFUSED = "refused by the engine"
+_DEAF = (BrokenPipeError, ConnectionResetError)
+"""What sending meets where nobody waits any longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,10 @@ def outcome(
     offered = entered = 0.0
     for candidate, rate in shown:
         bid, resampled = candidate.listing.bid_micros, candidate.resampled
-        price = to_units(pricing.price(rule, bid, pctr=rate.mean, resampled=resampled, mu=share), unit)
+        # Under `reserve` who competes makes the price, whatever the answer says.
+        quoted = candidate.price_micros
+        micros = pricing.price(rule, bid, pctr=rate.mean, resampled=resampled, mu=share, quoted=quoted)
+        price = to_units(micros, unit)
         worth = to_units(candidate.bid_micros, unit)
         chances = np.array([rate.mean, rate.low, rate.high])
         at_once = pricing.charged_at(rule) == "impression"  # a gain even so: budgets may not hold it
@@ -115,8 +123,9 @@ def rewrite(pipe: Connection, job: Rewriting) -> None:
             pipe.send(part)
         pipe.send(None)
     except RayllaError as error:
-        pipe.send(error)
-    except (BrokenPipeError, ConnectionResetError):  # nobody waits any longer
+        with contextlib.suppress(*_DEAF):
+            pipe.send(error)
+    except _DEAF:
         return
 
 
@@ -132,14 +141,16 @@ def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
 
     config = job.config
     engine.load(read_weights(job.old[0].path), job.old[1])
-    fit = [one for one in job.auctions if _fits(one, config)]
+    why = {one.id: _unfit(one, config) for one in job.auctions}
+    fit = [one for one in job.auctions if why[one.id] is None]
     before = {one.id: one for one in engine.score([_given(one, config) for one in fit])}
     whole = [
         one
         for one in fit
         if before[one.id].ended or before[one.id].tokens == config.ad_llm.sampling.max_tokens
     ]
-    left_out = Counter({TOO_LONG: len(job.auctions) - len(fit), CUT_SHORT: len(fit) - len(whole)})
+    left_out = Counter(reason for reason in why.values() if reason is not None)
+    left_out[CUT_SHORT] = len(fit) - len(whole)
     yield RewrittenPart((), dict(+left_out))
     engine.load(read_weights(job.new[0].path), job.new[1])
     predictor = RewardTrainer(models.resolve(config.pctr.encoder, "pctr.encoder"), config.pctr, config.seed)
@@ -148,6 +159,8 @@ def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
         some = whole[start : start + TOGETHER]
         after = {one.id: one for one in engine.score([_given(one, config) for one in some])}
         texts = _answers(engine, some, config)
+        refused = sum(one.id not in texts for one in some)
+        some = [one for one in some if one.id in texts]
         rows = {one.id: _rows(one, texts[one.id]) for one in some}
         rates = iter(predictor.predict_intervals([row for one in some for row in rows[one.id]]))
         chances = {one.id: [next(rates) for _ in rows[one.id]] for one in some}
@@ -156,15 +169,18 @@ def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
                 _rewritten(one, before[one.id], after[one.id], texts[one.id], chances[one.id], config)
                 for one in some
             ),
-            {},
+            {REFUSED: refused} if refused else {},
         )
 
 
-def _fits(auction: ServedAuction, config: Config) -> bool:
-    """Whether the answer can be read, and a whole one be written in its place: a request may have had more
-    room for its prompt, by asking for a shorter one."""
-    prompt, longest = len(auction.prompt_token_ids), config.engine.max_model_len
-    return prompt + len(auction.token_ids) < longest and prompt <= config.prompt_room
+def _unfit(auction: ServedAuction, config: Config) -> str | None:
+    """Why the answer cannot be read, or no whole one be written in its place: a request may have had more
+    room for its prompt, by asking for a shorter one.  How long the answer became decides nothing."""
+    if not auction.token_ids:
+        return EMPTY
+    longest = max(len(auction.token_ids), config.ad_llm.sampling.max_tokens)
+    fits = len(auction.prompt_token_ids) + longest < config.engine.max_model_len
+    return None if fits else TOO_LONG
 
 
 def _given(auction: ServedAuction, config: Config) -> Given:
@@ -178,7 +194,7 @@ def _given(auction: ServedAuction, config: Config) -> Given:
 
 
 def _answers(engine: Engine, auctions: Sequence[ServedAuction], config: Config) -> dict[str, str]:
-    """Auction id -> what the engine's version writes in its place."""
+    """Auction id -> what the engine's version writes in its place; without those that it refuses."""
     requests = [
         Request(
             one.id,
@@ -192,6 +208,7 @@ def _answers(engine: Engine, auctions: Sequence[ServedAuction], config: Config) 
     return {
         one.request_id: "".join(draw.text for draw in one.completions)
         for one in engine.generate(requests, config.ad_llm.sampling)
+        if one.completions
     }
 
 

@@ -31,7 +31,8 @@ from raylla.serving.security.tokens import Claims
 from raylla.serving.store import clicks, ledger, models
 from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.clients import outbox
-from raylla.serving.store.parties import locked, new_id
+from raylla.serving.store.numbering import new_id
+from raylla.serving.store.parties import locked
 from raylla.serving.store.tallies import Tallies, of_auctions
 
 REPEATS_LOGGED = 100

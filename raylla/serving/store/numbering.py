@@ -1,6 +1,8 @@
-"""Numbers that only grow, and the ids of ads that come from them."""
+"""Numbers that only grow, the ids of ads that come from them, and those of all else, which are random."""
 
 from __future__ import annotations
+
+import secrets
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -12,6 +14,11 @@ FIRST_COUNT = 1001
 """What the counter of ads says at the first of them."""
 MOST_ASKED = 10_000
 """Ids that one query names."""
+
+
+def new_id(kind: str) -> str:
+    """A fresh id, for instance ``cmp_0f3a...``: 64 random bits."""
+    return f"{kind}_{secrets.token_hex(8)}"
 
 
 def bumped(session: Session, counter: str, by: int = 1) -> int:

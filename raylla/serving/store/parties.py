@@ -7,7 +7,6 @@ readers fetch only what changed. Money of an advertiser moves under the lock of 
 from __future__ import annotations
 
 import datetime as dt
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
@@ -23,7 +22,7 @@ from raylla.serving.money.money import MOST, Micros
 from raylla.serving.security import keys
 from raylla.serving.store import ledger, models, names
 from raylla.serving.store.database import Database
-from raylla.serving.store.numbering import bumped, free_ids
+from raylla.serving.store.numbering import bumped, free_ids, new_id
 
 _Row = TypeVar("_Row", bound=models.Base)
 _LINKS: dict[str | None, Links | None] = {None: None} | {one: one for one in get_args(Links)}
@@ -268,11 +267,6 @@ class Parties:
                 return None
             role, revoked = keys.Role(row.role), row.revoked is not None
             return keys.StoredKey(row.id, role, row.advertiser_id, row.digest, revoked, _LINKS[row.links])
-
-
-def new_id(kind: str) -> str:
-    """A fresh id, for instance ``cmp_0f3a...``: 64 random bits."""
-    return f"{kind}_{secrets.token_hex(8)}"
 
 
 def find_row(session: Session, kind: type[_Row], id: str) -> _Row:

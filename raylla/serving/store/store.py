@@ -25,7 +25,8 @@ from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.clients.outbox import Outbox
 from raylla.serving.store.clients.responses import Responses
 from raylla.serving.store.database import Database
-from raylla.serving.store.parties import Parties, find_row, new_id
+from raylla.serving.store.numbering import new_id
+from raylla.serving.store.parties import Parties, find_row
 from raylla.serving.store.snapshot import Changes
 from raylla.serving.store.tallies import Report, Wanted, report_lines
 

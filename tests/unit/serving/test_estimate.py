@@ -6,6 +6,7 @@ import datetime as dt
 import io
 import json
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,8 +67,14 @@ def auctions(market: Market, count: int, clicked: int = 0, **how: Any) -> list[S
 class Scripted:
     """An engine whose versions differ by what they take off a token, and the new one by what it writes."""
 
-    def __init__(self, text: str, short: Sequence[str] = (), outside: Sequence[str] = ()) -> None:
-        self.text, self.short, self.outside = text, short, outside
+    def __init__(
+        self,
+        text: str,
+        short: Sequence[str] = (),
+        outside: Sequence[str] = (),
+        refused: Sequence[str] = (),
+    ) -> None:
+        self.text, self.short, self.outside, self.refused = text, short, outside, refused
         self.held = ""
         self.asked: list[Request] = []
 
@@ -80,6 +87,7 @@ class Scripted:
     def score(self, given: Sequence[Given]) -> Iterator[Scored]:
         off = {"old": OLD, "new": NEW}[self.held]
         for one in given:
+            assert one.token_ids
             assert (one.prompt_token_ids, one.messages) == ((1, 2, 3, 4), [])
             assert one.sampling is not None
             outside = int(self.held == "new" and one.id in self.outside)
@@ -91,6 +99,9 @@ class Scripted:
         assert self.held == "new"
         for one in requests:
             self.asked.append(one)
+            if one.id in self.refused:
+                yield Generated(one.id, one.prompt_token_ids, (), "too long")
+                continue
             yield Generated(one.id, one.prompt_token_ids, (Completion(self.text, (5,), True),))
 
 
@@ -168,8 +179,47 @@ def test_a_whole_answer_may_be_as_long_as_answers_get(market: Market, scripted: 
     assert (first.left_out, len(part.rewritten)) == ({}, 1)
 
 
+def test_neither_an_answer_without_tokens_nor_one_that_is_refused_earns_nothing(
+    market: Market, scripted: None
+) -> None:
+    found = [one.auction for one in auctions(market, 40)]
+    empty = replace(found[0], id="empty", token_ids=())
+    engine = Scripted("Nothing.", refused=[found[3].id, found[35].id])
+    parts = list(rewriting.rewritten_parts(engine, job(*found, empty)))
+    left_out = [part.left_out for part in parts]
+    assert left_out == [{rewriting.EMPTY: 1}, {rewriting.REFUSED: 1}, {rewriting.REFUSED: 1}]
+    written = [one.auction_id for part in parts for one in part.rewritten]
+    assert written == [one.id for at, one in enumerate(found) if at not in (3, 35)]
+
+
+def test_a_prompt_is_left_out_for_its_own_length_and_not_for_its_answer_s(
+    market: Market, scripted: None
+) -> None:
+    (one,) = auctions(market, 1)
+    most, longest = config().ad_llm.sampling.max_tokens, config().engine.max_model_len
+    for answer in (1, most):
+        for prompt, reason in ((longest - most - 1, None), (longest - most, rewriting.TOO_LONG)):
+            tried = replace(one.auction, token_ids=(7,) * answer, prompt_token_ids=(1,) * prompt)
+            assert rewriting._unfit(tried, config()) == reason
+
+
+def test_the_auctions_of_the_rule_reserve_cost_what_their_candidates_were_quoted(
+    market: Market, scripted: None
+) -> None:
+    (one,) = auctions(market, 1)
+    quoted = tuple(replace(each, price_micros=12 * UNIT) for each in one.auction.candidates)
+    auction = replace(one.auction, price_rule=PriceRule.RESERVE, candidates=quoted)
+    engine = Scripted(f"Take {markup(quoted[0].listing.ad)}.")
+    _, part = rewriting.rewritten_parts(engine, job(auction))
+    assert part.rewritten[0].gains[0][0] == pytest.approx(12 * 0.4)
+    told, _ = estimate._told(replace(one, auction=auction), UNIT)
+    assert told[0][0] == pytest.approx(12 * 0.3)
+
+
 def candidate(bid: int, entered: int, resampled: bool, market: Market) -> Candidate:
-    return Candidate(market.listing(market.seat(), bid=bid), entered * UNIT, resampled)
+    return Candidate(
+        market.listing(market.seat(), bid=bid), entered * UNIT, resampled, 10 * UNIT, 25 * UNIT
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,6 +227,7 @@ def candidate(bid: int, entered: int, resampled: bool, market: Market) -> Candid
     [
         (PriceRule.FIRST_PRICE, False, 50 * 0.4, (50 * 0.2, 50 * 0.5)),
         (PriceRule.EXPECTED, False, 50 * 0.4, (50 * 0.4, 50 * 0.4)),
+        (PriceRule.RESERVE, False, 25 * 0.4, (25 * 0.2, 25 * 0.5)),
         (PriceRule.RESAMPLED, True, -9 * 50 * 0.4, (-9 * 50 * 0.5, -9 * 50 * 0.2)),
     ],
 )
@@ -283,6 +334,23 @@ def test_an_estimate_can_be_done_without_or_be_all(
     done = deploy("--rollback", "--json", "x.json")
     assert done.exit_code == 2
     assert "go with a run directory" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    "bound", ["--seconds=inf", "--seconds=1e300", "--seconds=nan", "--share=nan", "--auctions=10000000"]
+)
+def test_bounds_that_no_clock_knows_are_refused(run: Path, bound: str) -> None:
+    done = deploy(str(run), "--version", "v2", bound)
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert f"'{bound.split('=')[0]}'" in said
+    assert "should be less than or equal to" in said
+
+
+def test_a_reading_process_that_nobody_waits_for_ends_in_silence() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()
+    rewriting.rewrite(theirs, job())  # ad_llm.path is nowhere
 
 
 def test_what_the_reading_process_meets_is_told(market: Market) -> None:

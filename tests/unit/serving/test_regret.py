@@ -26,9 +26,10 @@ from raylla.evaluation import incentives as inside
 from raylla.evaluation.outside import auditing, perturbing
 from raylla.mechanisms.llm import LlmAuction
 from raylla.progress import Steps
-from raylla.records import Ad, Planned, Profile, Query
+from raylla.records import Ad, Planned, Profile, Query, WeightVersion
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
+from raylla.serving.deploy import versions
 from raylla.serving.engine.wire import Piece
 from raylla.serving.money.records import PriceRule, Served
 from raylla.serving.security.keys import Role
@@ -124,11 +125,12 @@ def clicked(answers: Sequence[tuple[Planned, str]]) -> list[Judgement]:
     return [Judgement("", {ad.id: True for ad in planned.ads}, 1) for planned, _ in answers]
 
 
+@pytest.mark.slow
 def test_regret_is_what_theory_says_and_what_is_measured_inside(store: Store, tmp_path: Path) -> None:
     """x(b) = b / 100 at first price: a value v gains most by bidding v / 2, as far as the grid has it."""
     standing = stand(store)
     seen = standing.held()
-    assert seen.versions == ["v1"]
+    assert (seen.versions, seen.pctr_versions) == (["v1"], ["run/epoch-1"])
     assert seen.terms == perturbing.PriceTerms(UNIT, 100, PriceRule.FIRST_PRICE)
     settings = standing.one.config
     outside = perturbing.responses_outside(seen, "judge", clicked, settings)
@@ -209,6 +211,7 @@ def _nobody(answers: Any) -> Any:
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_answers_that_cannot_be_read_are_left_out_up_to_a_share(store: Store) -> None:
     standing = stand(store)
     seen = standing.held(bids=(20, 80), answers=2)
@@ -305,6 +308,40 @@ def test_what_a_client_can_get_wrong(run: Run, store: Store, monkeypatch: pytest
         auditing.audit_regret(run, plan(), watch)
 
 
+@pytest.mark.parametrize(
+    ("changed", "option"),
+    [
+        ({"url": "http://[::1"}, "--url"),
+        ({"url": "http://127.0.0.1:99999"}, "--url"),
+        ({"key": "schl\u00fcssel"}, "--key"),
+        ({"advertiser_key": "schl\u00fcssel"}, "--advertiser-key"),
+    ],
+)
+def test_an_address_or_key_that_cannot_be_is_refused_before_anything_starts(
+    run: Run, changed: dict[str, str], option: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{option}[: ]"):
+        auditing.audit_regret(run, plan(**changed), Observer(run.config, None, plain_console(quiet=True)))
+
+
+def test_inside_is_the_run_that_the_endpoint_serves(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run counts its versions from v0: its pCTR model's name tells which one it is."""
+    monkeypatch.setattr(auditing, "committed", lambda _: [(WeightVersion("v1", 1, "place"), None)])
+    monkeypatch.setattr(versions, "newest_pctr", lambda _: 2)
+
+    def seen(pctr: str) -> perturbing.Perturbed:
+        terms = perturbing.PriceTerms(UNIT, 100, PriceRule.FIRST_PRICE)
+        return perturbing.Perturbed(
+            terms, [], (10, 90), [[[perturbing.Observed("Tea.", None, 0.0, "v1", pctr)]]]
+        )
+
+    auditing._check_same(run, seen("run/epoch-2"))
+    for other in ("other/epoch-2", "run/epoch-1"):
+        with pytest.raises(RunError, match=f"pCTR model is {other}, and the run's is run/epoch-2"):
+            auditing._check_same(run, seen(other))
+
+
+@pytest.mark.slow
 def test_the_report_of_an_endpoint(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     standing = stand(store)
     monkeypatch.setattr(perturbing, "client_of", lambda url, key, seconds: standing.client())

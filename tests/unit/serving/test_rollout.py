@@ -201,6 +201,7 @@ def test_the_serve_config_can_be_written_instead_of_deployed(run: Path, tmp_path
         (["deploy"], "give a run directory, or one of"),
         (["deploy", "--promote", "--rollback"], "give a run directory, or one of"),
         (["deploy", "--status", "--address", "http://127.0.0.1:1"], "--address"),
+        (["deploy", "--status", "--address", "http://127.0.0.1:99999"], "a port of 1 to 65535"),
         (["serve", "absent.yaml"], "absent.yaml"),
     ],
 )

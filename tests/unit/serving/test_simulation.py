@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,9 +14,11 @@ import pytest
 from raylla.actors.judge import JudgeItem, Judgement
 from raylla.config import parse_config
 from raylla.engines.protocol import Completion, Generated, Request
-from raylla.errors import EndpointError
+from raylla.errors import ConfigError, EndpointError
 from raylla.online import simulation
 from raylla.records import Profile, Query
+from raylla.runs.state import Run
+from raylla.storage import home
 from raylla.world import World, build
 
 CONFIG = parse_config({"world": {"profiles": 6, "ads": 8, "candidates": 3}}, "test")
@@ -179,3 +182,18 @@ def test_held_out_users_do_not_take_part() -> None:
     )
     world = World("w", 0, tuple(users), (), queries)
     assert list(simulation.users_of(world)) == [user.id for user in users[1:]]
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "option"),
+    [
+        ("http://[::1", "key", "--url"),
+        ("http://127.0.0.1:99999", "key", "--url"),
+        ("http://127.0.0.1:9", "schl\u00fcssel", "--key"),
+    ],
+)
+def test_an_address_or_key_that_cannot_be_is_refused_before_anything_loads(
+    tmp_path: Path, url: str, key: str, option: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{option}[: ]"):
+        simulation.simulate_users(Run(home(tmp_path), CONFIG), url, key, 8, 1, 0)

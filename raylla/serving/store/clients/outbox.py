@@ -24,7 +24,7 @@ from raylla.serving.money.records import Listing, PriceRule, Reason, ServedAucti
 from raylla.serving.security import addresses
 from raylla.serving.store import models
 from raylla.serving.store.database import Database
-from raylla.serving.store.parties import new_id
+from raylla.serving.store.numbering import new_id
 
 
 @dataclass(frozen=True, slots=True)
