@@ -11,8 +11,8 @@ from raylla.pricing.sheet import PriceSheet, parse_sheet
 from raylla.records import Ad
 from raylla.serving.billing.findings import Audit
 from raylla.serving.money.money import Micros
-from raylla.serving.money.records import ServedAuction
-from raylla.serving.money.sheets import question_of, quoted_micros, reserve_micros
+from raylla.serving.money.records import ServedAuction, question_of
+from raylla.serving.money.sheets import quoted_micros, reserve_micros
 from raylla.serving.store import models
 
 

@@ -13,7 +13,7 @@ from raylla.config import Config
 from raylla.pricing.sheet import PriceSheet, read_sheet
 from raylla.records import Ad, Profile, Query
 from raylla.serving.money.money import Micros, from_units
-from raylla.serving.money.records import PriceRule, ServedAuction
+from raylla.serving.money.records import PriceRule
 
 
 def served_sheet(config: Config) -> PriceSheet | None:
@@ -60,10 +60,3 @@ def quoted_micros(
         min(bid, max(least, from_units(price, unit)))
         for (_, bid, least), price in zip(entered, prices, strict=True)
     ]
-
-
-def question_of(auction: ServedAuction) -> tuple[Query, Profile]:
-    """Question and user of a recorded auction, as prices read them."""
-    user = auction.user_id or ""
-    query = Query(auction.id, user, auction.query, auction.category, auction.theme, "test", auction.turns)
-    return query, Profile(user, auction.basics, auction.interests)

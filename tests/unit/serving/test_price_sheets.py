@@ -24,7 +24,7 @@ from raylla.records import Ad, Profile, Query
 from raylla.serving.billing.audit import audit
 from raylla.serving.money import sheets
 from raylla.serving.money.money import Micros
-from raylla.serving.money.records import Listing, PriceRule, Reason
+from raylla.serving.money.records import Listing, PriceRule, Reason, question_of
 from raylla.serving.store import open_store
 from tests.unit.serving import market as markets
 from tests.unit.serving.market import UNIT, Market
@@ -105,7 +105,7 @@ def test_the_price_is_the_sheets_and_who_bids_too_little_stays_out(market: Marke
     assert [(each.ad_id, each.reason) for each in record.filtered] == [(poor.ad.id, Reason.FLOOR)]
     assert {each.listing.ad.id for each in record.candidates} == {cup.ad.id, rival.ad.id}
     assert record.prices == SHEET.digest
-    asked = sheets.question_of(record)
+    asked = question_of(record)
     entered = [(each.listing.ad, each.bid_micros, 5 * UNIT) for each in record.candidates]
     wanted = sheets.quoted_micros(SHEET, *asked, entered, UNIT)
     price = detail["ads"][0]["price_micros"]
@@ -253,7 +253,7 @@ def test_an_endpoints_auctions_are_a_log(tmp_path: Path, market: Market, prices:
     own.served(cup, test=True)
     own.served(cup, rule=PriceRule.RESERVE)
     books.close()
-    first, second = of_store(url, None, None, None, UNIT)
+    first, second = of_store(url, None, UNIT)
     assert (first.bids, first.placed, first.clicks) == ((64.0, 40.0), (1.0, 0.0), (1.0, 0.0))
     assert (second.bids, second.placed, second.answers) == ((40.0, 64.0), (0.0, 0.0), 1)
     assert first.kinds == (("cups", "kitchen"),) * 2
