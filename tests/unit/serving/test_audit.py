@@ -77,6 +77,8 @@ def test_untouched_books_add_up(busy: Store) -> None:
         ("UPDATE auctions SET record = json_set(record, '$.query', 7)", "record"),
         ("UPDATE auctions SET record = json_remove(record, '$.impressions')", "record"),
         ("UPDATE auctions SET record = 'null'", "record"),
+        ("UPDATE auctions SET record = '{'", "record"),
+        ("UPDATE auctions SET record = '{' WHERE price_rule = 'expected'", "record"),
         ("UPDATE auctions SET price_rule = 'none'", "price_rule"),
         ("UPDATE impressions SET pctr = 2", "price of its impression"),
         ("UPDATE impressions SET bid_micros = bid_micros + 10000", "amount_micros"),

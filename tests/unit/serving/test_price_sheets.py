@@ -152,7 +152,7 @@ def test_a_change_to_quotes_or_sheet_is_found(
 
 
 def test_a_floor_is_where_prices_begin(market: Market, prices: Path) -> None:
-    """The endpoint's floor, a category's and the request's alike; the audit reads which from the record."""
+    """The endpoint's floor and the request's alike; the audit reads from the record where they did."""
     seat = market.seat()
     cup = market.listing(seat, bid=64, title="Lumo Floral Cup")
     market.listing(seat, bid=40)
