@@ -55,9 +55,9 @@ def steps() -> Steps:
     return Steps(console)
 
 
-def loading() -> AbstractContextManager[None]:
+def loading(what: str = "Ray and the driver") -> AbstractContextManager[None]:
     """What is at work before the first stage: on a cold machine the imports take a minute or two."""
-    return steps().stage(f"raylla {__version__}: load Ray and the driver")
+    return steps().stage(f"raylla {__version__}: load {what}")
 
 
 def tell(faults: Sequence[object]) -> None:

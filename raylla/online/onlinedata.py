@@ -52,10 +52,10 @@ def read_served(config: Config, simulated: World) -> OnlineData:
 
     Raises:
         RunError: fewer than `online.least_auctions` are left.
-        StoreError: the database cannot be opened.
+        StoreError: the database is not there, or cannot be opened.
     """
     assert config.online.database is not None
-    opened = open_store(config.online.database)
+    opened = open_store(config.online.database, must_exist=True)
     try:
         since = config.online.since or dt.datetime.min.replace(tzinfo=dt.UTC)
         until = config.online.until or dt.datetime.now(dt.UTC)

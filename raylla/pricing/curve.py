@@ -30,7 +30,10 @@ RANK_GAINS = 3
 """Ranks whose gain is fitted; beyond them all are alike."""
 RIDGE = 1.0
 """Weight of the squared coefficients in the fit, in answers."""
-_MOST = 20.0
+MOST_COEFFICIENT = 20.0
+"""Largest coefficient, either way, that is fitted or read."""
+MOST_UNITS = 10_000
+"""Largest of the largest bids: a price is a sum over all of the grid."""
 Flags = NDArray[np.bool_]
 
 
@@ -164,7 +167,8 @@ def fit_curve(contests: Contests, placed: Array, answers: Array, largest: float)
         gradient[1:] += RIDGE * weights[1:]
         return value + penalty, gradient
 
-    bounds = [(-_MOST, _MOST)] * free + [(0.0, _MOST)] * (2 + RANK_GAINS)
+    most = MOST_COEFFICIENT
+    bounds = [(-most, most)] * free + [(0.0, most)] * (2 + RANK_GAINS)
     found = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
     return AllocationCurve(
         found[0], tuple(found[1:free]), found[free], found[free + 1], tuple(found[free + 2 :]), largest

@@ -23,7 +23,7 @@ from raylla.auction.checks import Array
 from raylla.errors import DataError
 from raylla.pricing.bidders import best_respond, shade
 from raylla.pricing.curve import AllocationCurve, fit_curve
-from raylla.pricing.logs import AuctionLog, click_rates, rates_at
+from raylla.pricing.logs import AuctionLog, by_question, click_rates, rates_at
 from raylla.pricing.reserves import DEPTHS, Reserves, learn_reserves
 from raylla.pricing.rule import bid_grid, click_prices
 from raylla.pricing.sheet import PriceSheet, written
@@ -45,7 +45,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What came of some auctions, [a]: revenue, welfare, and the regret of the truth."""
+    """What came of some auctions [a] or questions: revenue, welfare, and the regret of the truth."""
 
     revenue: Array
     welfare: Array
@@ -120,7 +120,8 @@ def _fold(
     bounds: Bounds,
     seed: int,
 ) -> dict[str, _Held]:
-    """What first price and every depth learned ``inside`` come to ``outside``, by its own curve."""
+    """What first price and every depth learned ``inside`` come to ``outside``, by its own curve, a number
+    per question."""
     rates, real = click_rates(inside), click_rates(outside)
     true = fit_curve(outside.contests, outside.placed, outside.answers, curve.largest)
     markets = _markets(_some(inside, seed), bidders, seed)
@@ -130,7 +131,10 @@ def _fold(
     found["first_price_shading"] = _mean([_shaded(true, real, one) for one in tested])
     for depth, reserves in learn_reserves(curve, markets, rates, floor).items():
         found[depth] = _mean([_priced(curve, reserves, true, real, one) for one in tested])
-    return found
+    return {
+        name: _Held.made([one], lambda parts: by_question(parts[0], outside.asked))
+        for name, one in found.items()
+    }
 
 
 def _first(curve: AllocationCurve, rates: dict[str, float], log: AuctionLog, seed: int) -> _Held:
@@ -235,7 +239,7 @@ def _chosen(table: dict[str, _Held], bounds: Bounds) -> str:
 
 
 def _short(missing: Array) -> bool:
-    """Whether what is missing [a] is more than its standard error."""
+    """Whether what is missing, a number per question, is more than its standard error."""
     return bool(missing.mean() > missing.std() / np.sqrt(len(missing)))
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raylla.auction.checks import Array
-from raylla.pricing.curve import Contests
+from raylla.errors import DataError
+from raylla.pricing.curve import MOST_UNITS, TRAITS, Contests
+
+_SLACK = 1e-6
+"""What sums of shares of answers may be off by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class AuctionLog:
     placed: Array
     judged: Array
     clicks: Array
+    asked: NDArray[np.int64]
+    """Number [a] of the auction's question."""
     folds: NDArray[np.int64]
     cells: NDArray[np.int64]
     names: tuple[tuple[str, str, str], ...]
@@ -59,6 +65,7 @@ class AuctionLog:
             self.placed[chosen],
             self.judged[chosen],
             self.clicks[chosen],
+            self.asked[chosen],
             self.folds[chosen],
             self.cells[chosen],
             self.names,
@@ -75,7 +82,54 @@ class AuctionLog:
         kept = Contests(self.contests.bids[at], self.contests.traits[at], there[at])
         nothing = np.zeros_like(kept.bids)
         none = np.zeros_like(self.answers)
-        return AuctionLog(kept, none, nothing, nothing, nothing, self.folds, self.cells[at], self.names)
+        return replace(
+            self,
+            contests=kept,
+            answers=none,
+            placed=nothing,
+            judged=nothing,
+            clicks=nothing,
+            cells=self.cells[at],
+        )
+
+
+def check_log(auctions: Sequence[LoggedAuction], largest: float, way_out: str) -> None:
+    """Refuse a log that nothing can be learned from, edited or of another grid of bids.
+
+    Raises:
+        DataError: names the auction, by its number and question, the field, and ``way_out``.
+    """
+    if not (2 <= largest <= MOST_UNITS and largest == round(largest)):
+        raise DataError(f"largest={largest:g}: give a whole bid of 2 to {MOST_UNITS}; {way_out}")
+    for number, one in enumerate(auctions):
+        fault = _fault(one, largest)
+        if fault is not None:
+            raise DataError(f"auction {number} ({one.asked[:60]!r}): {fault}; {way_out}")
+
+
+def _fault(one: LoggedAuction, largest: float) -> str | None:
+    """What is wrong with an auction's field."""
+    for name in ("traits", "kinds", "placed", "judged", "clicks"):
+        if len(getattr(one, name)) != len(one.bids):
+            return f"{name} has {len(getattr(one, name))} entries, and bids {len(one.bids)}"
+    for bid in one.bids:
+        if not (1 <= bid <= largest and bid == round(bid)):
+            return f"bids has {bid:g}, no whole bid of 1 to {largest:g}"
+    for traits in one.traits:
+        if len(traits) != len(TRAITS) or not set(traits) <= {0, 1}:
+            return f"traits has {traits}, not {len(TRAITS)} of 0 or 1"
+    if one.answers < 0:
+        return f"answers is {one.answers}, below 0"
+    placed, judged = sum(one.placed), sum(one.judged)
+    for name, total, most in (
+        ("placed", placed, float(one.answers)),
+        ("judged", judged, placed),
+        ("clicks", max(one.clicks, default=0.0), float(one.answers)),
+    ):
+        counts = getattr(one, name)
+        if not (all(count >= 0 for count in counts) and total <= most + _SLACK):
+            return f"{name} has {counts}, not counts from 0 of {most:g}"
+    return None
 
 
 def code(traits: Sequence[float]) -> str:
@@ -86,6 +140,7 @@ def code(traits: Sequence[float]) -> str:
 def as_log(auctions: Sequence[LoggedAuction], folds: int) -> AuctionLog:
     """The arrays of ``auctions``; each question's are in one of ``folds``, told by its text alone."""
     names: dict[tuple[str, str, str], int] = {}
+    questions: dict[str, int] = {}
     contests = Contests.of([one.bids for one in auctions], [one.traits for one in auctions])
     cells = np.full(contests.bids.shape, -1)
     sums = {what: np.zeros(contests.bids.shape) for what in ("placed", "judged", "clicks")}
@@ -100,6 +155,7 @@ def as_log(auctions: Sequence[LoggedAuction], folds: int) -> AuctionLog:
         sums["placed"],
         sums["judged"],
         sums["clicks"],
+        np.array([questions.setdefault(one.asked, len(questions)) for one in auctions], dtype=np.int64),
         np.array([_fold(one.asked, folds) for one in auctions]),
         cells,
         tuple(names),
@@ -108,6 +164,16 @@ def as_log(auctions: Sequence[LoggedAuction], folds: int) -> AuctionLog:
 
 def _fold(asked: str, folds: int) -> int:
     return int.from_bytes(hashlib.sha256(f"fold/{asked}".encode()).digest()[:8], "big") % folds
+
+
+def by_question(table: Array, asked: NDArray[np.int64]) -> Array:
+    """Means [q, ...] over the rows of ``table`` [a, ...] of each question, numbered by ``asked`` [a]: its
+    auctions are not independent of each other."""
+    _, at, counts = np.unique(asked, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), *table.shape[1:]))
+    np.add.at(sums, at, table)
+    result: Array = sums / counts.reshape(-1, *[1] * (table.ndim - 1))
+    return result
 
 
 CLICK_PRIOR = 10.0

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from raylla.errors import ConfigError
-from raylla.pricing.curve import RANK_GAINS, TRAITS, AllocationCurve, Contests, traits_of
+from raylla.pricing.curve import (
+    MOST_COEFFICIENT,
+    MOST_UNITS,
+    RANK_GAINS,
+    TRAITS,
+    AllocationCurve,
+    Contests,
+    traits_of,
+)
 from raylla.pricing.logs import code
 from raylla.pricing.reserves import Reserves
 from raylla.pricing.rule import quote
@@ -44,17 +52,40 @@ class PriceSheet:
         """SHA-256 of the file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    def covers(self, max_bid: int, where: str) -> None:
+        """Refuse a sheet, named ``where``, that knows no bids as large as ``max_bid``.
+
+        Raises:
+            ConfigError: it was learned from lower ones.
+        """
+        if self.curve.largest < max_bid:
+            raise ConfigError(
+                f"{where} was learned from bids up to {self.curve.largest:g}, and world.max_bid is "
+                f"{max_bid}; learn one from auctions of this model"
+            )
+
     def reserve(self, query: Query, profile: Profile, ad: Ad) -> int:
         """The least bid, in whole units, with which an ad may enter an auction."""
         return round(self.reserves.of(ad.category, ad.theme, code(traits_of(query, profile, ad))))
 
-    def prices(self, query: Query, profile: Profile, ads: Sequence[Ad], bids: Sequence[int]) -> list[float]:
+    def prices(
+        self,
+        query: Query,
+        profile: Profile,
+        ads: Sequence[Ad],
+        bids: Sequence[int],
+        reserves: Sequence[int],
+    ) -> list[float]:
         """What a click on each of ``ads`` costs, in bid units, where these and no others compete, listed
-        in this order; each bids its reserve at least, and never pays more than it bids."""
+        in this order; each bids at least its one of ``reserves``, and never pays more than it bids.
+
+        A floor above `reserve` is a reserve: only a price from the least bid that enters makes the truth
+        the best one.
+        """
         traits = [traits_of(query, profile, ad) for ad in ads]
         contests = Contests.of([bids], [traits])
-        reserves = np.array([[float(self.reserve(query, profile, ad)) for ad in ads]])
-        found: list[float] = quote(self.curve, contests, reserves).prices[0].tolist()
+        least = np.array([[float(one) for one in reserves]])
+        found: list[float] = quote(self.curve, contests, least).prices[0].tolist()
         return found
 
 
@@ -119,8 +150,8 @@ def parse_sheet(text: str, where: str) -> PriceSheet:
         )
         rates = {name: float(one) for name, one in tree["rates"].items()}
         _check(curve, reserves, rates)
-        return PriceSheet(curve, reserves, rates, tree["report"], text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return PriceSheet(curve, reserves, rates, dict(tree["report"]), text)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"{where} is no price sheet ({type(error).__name__}: {error}); `raylla prices learn` writes one"
         ) from None
@@ -129,15 +160,20 @@ def parse_sheet(text: str, where: str) -> PriceSheet:
 def _check(curve: AllocationCurve, reserves: Reserves, rates: Mapping[str, float]) -> None:
     """Refuse numbers under which an ad's share could fall in its bid, or a price leave [reserve, bid]."""
     rising = (curve.log_bid, curve.bid, *curve.gains)
-    numbers = (curve.constant, curve.largest, *curve.traits, *rising, *rates.values())
-    if not all(map(math.isfinite, numbers)):
+    coefficients = (curve.constant, *curve.traits, *rising)
+    least = {"all": reserves.all, **reserves.by}
+    if not all(map(math.isfinite, (*coefficients, curve.largest, *rates.values(), *least.values()))):
         raise ValueError("a number is not finite")
+    if max(map(abs, coefficients)) > MOST_COEFFICIENT:
+        raise ValueError(f"a coefficient of the curve is beyond {MOST_COEFFICIENT:g}")
+    if "" not in rates or min(rates.values()) < 0:
+        raise ValueError('rates have none for all, "", or one below 0')
     if len(curve.traits) != len(TRAITS) or len(curve.gains) != RANK_GAINS:
         raise ValueError(f"the curve has not {len(TRAITS)} traits and {RANK_GAINS} gains")
     if min(rising) < 0:
         raise ValueError("a coefficient of the bid is below 0, so that a share could fall in the bid")
-    if curve.largest < 2 or curve.largest != round(curve.largest):
-        raise ValueError(f"curve.largest={curve.largest:g} is no largest bid")
-    for name, one in {"all": reserves.all, **reserves.by}.items():
+    if not 2 <= curve.largest <= MOST_UNITS or curve.largest != round(curve.largest):
+        raise ValueError(f"curve.largest={curve.largest:g} is no whole bid of 2 to {MOST_UNITS}")
+    for name, one in least.items():
         if one != round(one) or not 1 <= one <= curve.largest:
             raise ValueError(f"reserve {name!r} is {one:g}, no bid of 1 to {curve.largest:g}")

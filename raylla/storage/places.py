@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -210,7 +211,8 @@ def opened(place: Place) -> tuple[AbstractFileSystem, str]:
             "beside raylla on every node"
         ) from None
     except ValueError as error:
-        raise ConfigError(f"{place}: {error}; give a path, or a URL that fsspec knows") from None
+        shown = re.sub(r"://.*@", "://***@", str(place))
+        raise ConfigError(f"{shown}: {error}; give a path, or a URL that fsspec knows") from None
     return files, str(root)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from raylla.auction import incentives, optimum
 from raylla.errors import ConfigError, DataError
+from raylla.pricing import learn
 from raylla.pricing.bidders import best_respond, shade
 from raylla.pricing.curve import TRAITS, AllocationCurve, Contests, fit_curve
 from raylla.pricing.learn import Bounds, learn_sheet
-from raylla.pricing.logs import AuctionLog, LoggedAuction, as_log, click_rates, rates_at
+from raylla.pricing.logs import AuctionLog, LoggedAuction, as_log, by_question, click_rates, rates_at
 from raylla.pricing.reserves import Reserves, learn_reserves, simulate_truth
 from raylla.pricing.rule import bid_grid, click_prices, quote
 from raylla.pricing.sheet import PriceSheet, parse_sheet, read_sheet, written
@@ -209,6 +211,7 @@ def _two(log: AuctionLog) -> AuctionLog:
     return log.thinned(2, 0)
 
 
+@pytest.mark.slow
 def test_a_learned_reserve_is_myersons_where_the_highest_bid_takes_all() -> None:
     """Two bidders with values U{1..100}: the best reserve is half of the largest (Myerson 1981)."""
     sure = AllocationCurve(20.0, (0, 0, 0), 0, 0, (20.0, 0, 0), LARGEST)
@@ -257,10 +260,10 @@ def test_a_sheet_keeps_its_bounds_across_folds_and_is_read_back(tmp_path: Path) 
     path.write_text(sheet.text)
     assert read_sheet(path, sheet.digest) == sheet
     tea, car = Ad("1", "A", "tea", "food"), Ad("2", "B", "cars", "travel")
-    bids = [90, 80]
-    prices = sheet.prices(QUERY, USER, [tea, car], bids)
-    for price, bid, ad in zip(prices, bids, (tea, car), strict=True):
-        assert sheet.reserve(QUERY, USER, ad) <= price <= bid
+    bids, reserves = [90, 80], [sheet.reserve(QUERY, USER, ad) for ad in (tea, car)]
+    prices = sheet.prices(QUERY, USER, [tea, car], bids, reserves)
+    for price, bid, reserve in zip(prices, bids, reserves, strict=True):
+        assert reserve <= price <= bid
     path.write_text(sheet.text.replace("raylla-prices-1", "raylla-prices-9"))
     with pytest.raises(ConfigError, match="raylla-prices-9"):
         read_sheet(path)
@@ -284,9 +287,71 @@ def test_sheets_whose_prices_could_leave_their_bounds_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match="no price sheet"):
             change()
-    for broken in ("[]", "{}", "no", '{"form": "raylla-prices-1", "traits": []}'):
+    for broken in ("[]", "{}", "no", '{"form": "raylla-prices-1", "traits": []}', "[" * 100_000):
         with pytest.raises(ConfigError, match="a sheet is no price sheet"):
             parse_sheet(broken, "a sheet")
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("reserves", "all", float("inf")),
+        ("reserves", "all", float("nan")),
+        ("reserves", "by", {"110": float("inf")}),
+        ("curve", "constant", 1000),
+        ("curve", "traits", [0, -21, 0]),
+        ("curve", "log_bid", 10**400),
+        ("curve", "bid", 20.5),
+        ("curve", "gains", [30, 0, 0]),
+        ("curve", "gains", [0, 0]),
+        ("curve", "largest", 1e9),
+        ("curve", "largest", float("inf")),
+        ("curve", "largest", 1),
+        ("rates", "", float("nan")),
+        ("rates", "", -0.1),
+    ],
+)
+def test_a_sheet_edited_by_hand_is_refused(part: str, field: str, value: object) -> None:
+    tree = json.loads(written(STEEP, Reserves(5), {"": 0.3}, {}).text)
+    tree[part][field] = value
+    with pytest.raises(ConfigError, match="a sheet is no price sheet"):
+        parse_sheet(json.dumps(tree), "a sheet")
+
+
+@pytest.mark.parametrize("change", [{"rates": {}}, {"rates": {"110": 0.2}}, {"report": 7}])
+def test_a_sheet_without_a_rate_for_all_or_a_report_is_refused(change: dict[str, object]) -> None:
+    tree = json.loads(written(STEEP, Reserves(5), {"": 0.3}, {}).text)
+    with pytest.raises(ConfigError, match="a sheet is no price sheet"):
+        parse_sheet(json.dumps(tree | change), "a sheet")
+
+
+def test_the_steepest_sheet_still_has_prices() -> None:
+    top = AllocationCurve(20.0, (20.0,) * 3, 20.0, 20.0, (20.0,) * 3, 10_000.0)
+    sheet = written(top, Reserves(5), {"": 0.3}, {})
+    ads = [Ad(str(number), "A", "tea", "food") for number in range(8)]
+    bids = [10_000, 5, 7_000, 7_000, 6, 5, 9_999, 10_000]
+    for price, bid in zip(sheet.prices(QUERY, USER, ads, bids, [5] * 8), bids, strict=True):
+        assert 5 <= price <= bid
+
+
+def test_a_sheet_covers_the_bids_that_it_was_learned_from() -> None:
+    sheet = written(STEEP, Reserves(5), {"": 0.3}, {})
+    sheet.covers(100, "a sheet")
+    with pytest.raises(ConfigError, match=r"a sheet was learned .* to 100, and world\.max_bid is 101"):
+        sheet.covers(101, "a sheet")
+
+
+def test_auctions_of_one_question_are_one_witness() -> None:
+    """Each question logged three times over says no more of what earns most than once."""
+    once = logged(STEEP, 12, 7)
+    log = as_log([*once, *once, *once], 2)
+    assert (log.asked == np.tile(np.arange(12), 3)).all()
+    held = learn._fold(STEEP, log, log, [2], Bounds(), 0)
+    assert {len(one.revenue) for one in held.values()} == {12}
+    first = learn._first(fit_curve(log.contests, log.placed, log.answers, LARGEST), {"": 1.0}, log, 0)
+    assert by_question(first.regret, log.asked) == pytest.approx(first.regret[:12])
+    table = np.arange(6.0).reshape(3, 2)
+    assert by_question(table, np.array([4, 0, 4])).tolist() == [[2.0, 3.0], [2.0, 3.0]]
 
 
 def test_too_few_auctions_are_refused() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from fsspec import available_protocols
 from pydantic import TypeAdapter
 
 from raylla import config as settings
@@ -16,7 +17,11 @@ from raylla.strictjson import dumps
 from raylla.terminal import Overrides, RunPath, console, loading, say, steps, told
 
 app = typer.Typer(help="Reserves and prices learned from logged auctions.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from raylla.pricing.logs import LoggedAuction
+
 _FORM = "raylla-log-1"
+_STORES = "sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"
 _Bidders = Annotated[
     list[int], typer.Option(min=0, help="also with so many of the candidates, repeatable; 0: not")
 ]
@@ -90,7 +95,7 @@ def learn_prices(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Learn an allocation curve and personalised reserves; write them as a sheet for `serving.prices`."""
-    with loading():
+    with loading("what fits curves"):
         from raylla.pricing.learn import Bounds, learn_sheet
         from raylla.pricing.logs import as_log
         from raylla.runs.state import write_text
@@ -133,6 +138,7 @@ def evaluate_prices(
 
     opened = Run.open(run)
     sheet = read_sheet(prices, where="--prices")
+    sheet.covers(opened.config.world.max_bid, f"--prices={str(prices)!r}")
     config = settings.changed(opened.config, "evaluation", set_)
     chosen = config.evaluation
     setup.check_runs([opened], chosen)
@@ -164,26 +170,44 @@ def evaluate_prices(
     _show_held(found)
 
 
-def _logged(source: str, version: str | None, config: settings.Config) -> tuple[list[Any], float]:
+def _logged(source: str, version: str | None, config: settings.Config) -> tuple[list[LoggedAuction], float]:
     """Logged auctions and the largest bid of a log, a run or a store."""
-    from raylla.evaluation.prices import sources
-    from raylla.pricing.logs import LoggedAuction
-    from raylla.runs.state import Run
+    from raylla.pricing.logs import check_log
 
-    if "://" in source and source.partition(":")[0].partition("+")[0] in ("sqlite", "postgresql"):
-        unit = config.serving.micros_per_unit
-        return sources.of_store(source, version, None, None, unit), float(config.world.max_bid)
-    if not Path(source).is_file():
-        return sources.of_run(Run.open(source))
+    scheme = source.partition("://")[0] if "://" in source else ""
+    if scheme.partition("+")[0] in ("sqlite", "postgresql"):
+        from raylla.evaluation.prices.sources import of_store
+
+        found = of_store(source, version, config.serving.micros_per_unit)
+        largest = float(config.world.max_bid)
+        check_log(found, largest, "give --config, the endpoint's, if its world.max_bid is another")
+    elif Path(source).is_file():
+        found, largest = _read_log(Path(source))
+        check_log(found, largest, f"{source} was changed; write it with `raylla prices log`")
+    elif scheme and scheme not in available_protocols():  # its words may hold a password
+        raise DataError(f"{scheme}:// names neither a run nor a store; a store is {_STORES}")
+    else:
+        from raylla.evaluation.prices.sources import of_run
+        from raylla.runs.state import Run
+
+        found, largest = of_run(Run.open(source))
+        check_log(found, largest, "the run's records were changed; give another run")
+    return found, largest
+
+
+def _read_log(path: Path) -> tuple[list[LoggedAuction], float]:
+    """A log of `raylla prices log` and its largest bid, as they are written there."""
+    from raylla.pricing.logs import LoggedAuction
+
     try:
-        tree = json.loads(Path(source).read_text())
+        tree = json.loads(path.read_text())
         if tree["form"] != _FORM:
             raise ValueError(f"its form is {tree['form']!r}")
         found = TypeAdapter(list[LoggedAuction]).validate_python(tree["auctions"])
         return found, float(tree["largest"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
         raise DataError(
-            f"{source} is no log of `raylla prices log` ({type(error).__name__}: {error}); give one, a run "
+            f"{path} is no log of `raylla prices log` ({type(error).__name__}: {error}); give one, a run "
             "or a store's URL"
         ) from None
 

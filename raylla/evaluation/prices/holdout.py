@@ -29,7 +29,7 @@ from raylla.irpo.schedule import plan_auctions, some
 from raylla.mechanisms.protocol import TRAINED, Prompt
 from raylla.pricing.bidders import best_respond, shade
 from raylla.pricing.curve import AllocationCurve, Contests, Flags, fit_curve, traits_of
-from raylla.pricing.logs import LoggedAuction, as_log, rates_at
+from raylla.pricing.logs import LoggedAuction, as_log, by_question, rates_at
 from raylla.pricing.rule import click_prices, quote
 from raylla.pricing.sheet import PriceSheet
 from raylla.records import Planned
@@ -230,13 +230,9 @@ def _came_to(
         expected = (one.shares * rates * one.prices).sum(axis=1)
         columns = (revenue, welfare, welfare - revenue, got.sum(axis=1), expected)
         sums.setdefault(name, []).append(np.stack(columns, axis=1))
-    asked = [one.query.id for one in answers.auctions]
-    return {name: _by_question(np.mean(found, axis=0), asked) for name, found in sums.items()}
-
-
-def _by_question(table: Array, asked: Sequence[str]) -> Array:
-    names = np.array(asked)
-    return np.array([table[names == one].mean(axis=0) for one in dict.fromkeys(asked)])
+    numbers: dict[str, int] = {}
+    asked = np.array([numbers.setdefault(one.query.id, len(numbers)) for one in answers.auctions])
+    return {name: by_question(np.mean(found, axis=0), asked) for name, found in sums.items()}
 
 
 def _responses(

@@ -15,7 +15,7 @@ from raylla.pricing.logs import LoggedAuction
 from raylla.records import Ad, Planned, Profile, Query
 from raylla.runs.state import Run
 from raylla.serving.money import money
-from raylla.serving.money.records import PriceRule, Served
+from raylla.serving.money.records import PriceRule, Served, question_of
 from raylla.serving.store import open_store
 from raylla.world import clicks, store
 from raylla.world.world import World
@@ -55,22 +55,20 @@ def of_run(run: Run) -> tuple[list[LoggedAuction], float]:
     return found, float(run.config.world.max_bid)
 
 
-def of_store(
-    database: str, version: str | None, since: dt.datetime | None, until: dt.datetime | None, unit: int
-) -> list[LoggedAuction]:
+def of_store(database: str, version: str | None, unit: int) -> list[LoggedAuction]:
     """What an endpoint served under one weight ``version`` (None: the last one that it served).
 
     Canaries and tests are left out, and auctions under `reserve`, whose records lack the bids below
     it.  ``unit`` is what a bid unit was worth where an auction does not say.
 
     Raises:
-        StoreError: the database cannot be opened.
+        StoreError: the database is not there, or cannot be opened.
         DataError: it has no such auction.
     """
-    opened = open_store(database)
+    opened = open_store(database, must_exist=True)
     try:
-        first, last = since or dt.datetime.min.replace(tzinfo=dt.UTC), until or dt.datetime.now(dt.UTC)
-        served = [one for one in opened.auctions(first, last) if _counts(one)]
+        always = dt.datetime.min.replace(tzinfo=dt.UTC), dt.datetime.now(dt.UTC)
+        served = [one for one in opened.auctions(*always) if _counts(one)]
     finally:
         opened.close()
     wanted = version or (served[-1].auction.weight_version if served else None)
@@ -78,7 +76,7 @@ def of_store(
     found = [one for one in found if one.bids]
     if not found:
         raise DataError(
-            f"{database}: no auction with candidates under weight version {wanted!r}; give "
+            f"{opened.database}: no auction with candidates under weight version {wanted!r}; give "
             "--version, or serve some first"
         )
     return found
@@ -90,16 +88,7 @@ def _counts(one: Served) -> bool:
 
 def _served(one: Served, unit: int) -> LoggedAuction:
     auction = one.auction
-    query = Query(
-        auction.id,
-        auction.user_id or "",
-        auction.query,
-        auction.category,
-        auction.theme,
-        "train",
-        auction.turns,
-    )
-    profile = Profile(query.profile_id, auction.basics, auction.interests)
+    query, profile = question_of(auction)
     worth = auction.micros_per_unit or unit
     bids = [money.to_units(candidate.bid_micros, worth) for candidate in auction.candidates]
     shown = {each.ad_id: float(each.id in one.clicked) for each in auction.impressions}

@@ -27,15 +27,16 @@ class Entry:
     ) -> tuple[list[Candidate], list[Filtered]]:
         """The candidates among ads and their floors, in the order of the prompt, and those below.
 
-        A floor acts on the bid that enters, not on the advertiser's own (`raylla.serving.money.pricing`); a
-        reserve is one that the sheet learned. Prices follow from who is left.
+        A floor acts on the bid that enters, not on the advertiser's own (`raylla.serving.money.pricing`).
+        Under `reserve` the sheet's reserve or the floor, whichever is more, is where prices begin; they
+        follow from who is left.
         """
         kept, below = [], []
         for listing, floor in found:
             candidate = self._enter(listing, auction_id)
             if self._sheet is not None:
                 unit = self._serving.micros_per_unit
-                reserve = reserve_micros(self._sheet, query, profile, listing.ad, unit)
+                reserve = reserve_micros(self._sheet, query, profile, listing.ad, unit, floor)
                 candidate = replace(candidate, reserve_micros=reserve)
             if candidate.bid_micros < max(floor, candidate.reserve_micros or 0):
                 below.append(Filtered(listing.ad.id, Reason.FLOOR))
@@ -61,6 +62,6 @@ class Entry:
     def _priced(self, kept: list[Candidate], query: Query, profile: Profile) -> list[Candidate]:
         if self._sheet is None:
             return kept
-        entered = [(one.listing.ad, one.bid_micros) for one in kept]
+        entered = [(one.listing.ad, one.bid_micros, one.reserve_micros or 0) for one in kept]
         prices = quoted_micros(self._sheet, query, profile, entered, self._serving.micros_per_unit)
         return [replace(one, price_micros=price) for one, price in zip(kept, prices, strict=True)]

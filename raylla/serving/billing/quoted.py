@@ -1,4 +1,4 @@
-"""The audit of the rule `reserve`: every reserve and price from its sheet, again."""
+"""The audit of the rule `reserve`: every price from its sheet, again, and every reserve against it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from sqlalchemy.orm import Session
 
 from raylla.errors import ConfigError
 from raylla.pricing.sheet import PriceSheet, parse_sheet
+from raylla.records import Ad
 from raylla.serving.billing.findings import Audit
-from raylla.serving.money.records import ServedAuction
-from raylla.serving.money.sheets import question_of, quoted_micros, reserve_micros
+from raylla.serving.money.money import Micros
+from raylla.serving.money.records import ServedAuction, question_of
+from raylla.serving.money.sheets import quoted_micros, reserve_micros
 from raylla.serving.store import models
 
 
@@ -22,28 +24,59 @@ class QuotedPrices:
         self._sheets: dict[str, PriceSheet | None] = {}
 
     def check(self, auction: ServedAuction) -> None:
-        """Who entered bid its reserve, and every candidate's price is what its sheet says, to the micro."""
+        """Who entered bid its reserve, at least the sheet's (a floor may have raised it); every candidate's
+        price is what its sheet says above it, and every impression's its candidate's, to the micro."""
+        self._impressions(auction)
         subject, unit = f"auction {auction.id}", auction.micros_per_unit
         sheet = self._sheet(auction.prices or "")
-        if sheet is None or unit is None:
+        if sheet is None:
             self._found.expect(subject, "prices", auction.prices, "the digest of a sheet in the store")
             return
-        query, profile = question_of(auction)
-        for one in auction.candidates:
-            units, rest = divmod(one.bid_micros, unit)
-            if rest or not 1 <= units <= sheet.curve.largest:
-                of = f"{subject} candidate {one.listing.ad.id}"
-                self._found.expect(of, "bid_micros", one.bid_micros, f"a bid of the sheet, times {unit}")
-                return
-        entered = [(one.listing.ad, one.bid_micros) for one in auction.candidates]
-        wanted = quoted_micros(sheet, query, profile, entered, unit)
+        if unit is None or unit < 1:
+            self._found.expect(subject, "micros_per_unit", unit, "what a unit of bids was worth")
+            return
+        entered = self._entered(auction, sheet, unit)
+        if entered is None:
+            return
+        wanted = quoted_micros(sheet, *question_of(auction), entered, unit)
         for one, price in zip(auction.candidates, wanted, strict=True):
             of = f"{subject} candidate {one.listing.ad.id}"
-            reserve = reserve_micros(sheet, query, profile, one.listing.ad, unit)
-            self._found.expect(of, "reserve_micros", one.reserve_micros, reserve)
             self._found.expect(of, "price_micros", one.price_micros, price)
-            if one.bid_micros < reserve:
-                self._found.expect(of, "bid_micros", one.bid_micros, f"at least {reserve}")
+
+    def _impressions(self, auction: ServedAuction) -> None:
+        """What was shown had competed, at that bid and price."""
+        candidates = {one.listing.ad.id: one for one in auction.candidates}
+        for one in auction.impressions:
+            of, candidate = f"auction {auction.id} impression {one.id}", candidates.get(one.ad_id)
+            if candidate is None:
+                self._found.expect(of, "ad_id", one.ad_id, "a candidate's")
+                continue
+            self._found.expect(of, "bid_micros", one.bid_micros, candidate.bid_micros)
+            self._found.expect(of, "price_micros", one.price_micros, candidate.price_micros)
+
+    def _entered(
+        self, auction: ServedAuction, sheet: PriceSheet, unit: Micros
+    ) -> list[tuple[Ad, Micros, Micros]] | None:
+        """Each candidate's ad, bid and reserve; None where no price can be computed of them."""
+        query, profile = question_of(auction)
+        found, usable = [], True
+        for one in auction.candidates:
+            of, least = f"auction {auction.id} candidate {one.listing.ad.id}", one.reserve_micros
+            own = reserve_micros(sheet, query, profile, one.listing.ad, unit)
+            self._found.expect(of, "listing's bid_micros", one.listing.bid_micros, one.bid_micros)
+            units, rest = divmod(one.bid_micros, unit)
+            if rest or not 1 <= units <= sheet.curve.largest:
+                self._found.expect(of, "bid_micros", one.bid_micros, f"a bid of the sheet, times {unit}")
+                usable = False
+            if least is None or least < own or least % unit:
+                wanted = f"at least {own}, a multiple of {unit}"
+                self._found.expect(of, "reserve_micros", least, wanted)
+                usable = False
+            elif one.bid_micros < least:
+                self._found.expect(of, "bid_micros", one.bid_micros, f"at least {least}")
+                usable = False
+            found.append((one.listing.ad, one.bid_micros, least or own))
+        return found if usable else None
 
     def _sheet(self, digest: str) -> PriceSheet | None:
         if digest not in self._sheets:

@@ -13,7 +13,12 @@ _BATCH = 5_000
 
 def tallied(session: Session, found: Audit) -> None:
     """Count everything anew and compare."""
-    wanted = recount(session.connection()).rows
+    try:
+        wanted = recount(session.connection()).rows
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        said = f"{type(error).__name__}: {error}"
+        found.expect("tallies", "what they count", said, "records as they were served")
+        return
     columns = [getattr(StoredTally, name) for name in ("span", "start", "ad_id", "weight_version", *COUNTS)]
     query = select(*columns).order_by(*columns[:4])
     for span, start, ad_id, version, *counts in session.execute(query.execution_options(yield_per=_BATCH)):

@@ -24,12 +24,12 @@ from raylla.config import Config
 from raylla.engines import Engine, Given, Request, Scored, open_engine
 from raylla.errors import RayllaError
 from raylla.models import read_weights
-from raylla.records import Prediction, Profile, Query
+from raylla.records import Prediction
 from raylla.reward.rows import ClickRow, click_rows
 from raylla.runs.versions import Version
 from raylla.serving.money import pricing
 from raylla.serving.money.money import to_units
-from raylla.serving.money.records import Candidate, PriceRule, ServedAuction
+from raylla.serving.money.records import Candidate, PriceRule, ServedAuction, question_of
 from raylla.world.bids import seed_of
 
 TOGETHER = 32
@@ -214,12 +214,8 @@ def _answers(engine: Engine, auctions: Sequence[ServedAuction], config: Config) 
 
 def _rows(auction: ServedAuction, text: str) -> list[ClickRow]:
     """What the pCTR model reads of another answer to an auction's question."""
-    from raylla.serving.http.openai.asking import NOBODY
-
     ads = {one.listing.ad.id: one.listing.ad for one in auction.candidates}
-    user = auction.user_id or NOBODY
-    query = Query(auction.id, user, auction.query, auction.category, auction.theme, "test", auction.turns)
-    profile = Profile(user, auction.basics, auction.interests)
+    query, profile = question_of(auction)
     return click_rows("", query, profile, text, parse(text, list(ads.values())).placements, ads, None)
 
 

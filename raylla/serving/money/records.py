@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from raylla.records import Ad, Turn
+from raylla.records import Ad, Profile, Query, Turn
 from raylla.serving.money.money import Micros
 
 
@@ -184,6 +184,17 @@ class ServedAuction:
     turns_cut: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
     prices: str | None = None
+
+
+NOBODY = "anonymous"
+"""Whom a question is from that names no user."""
+
+
+def question_of(auction: ServedAuction) -> tuple[Query, Profile]:
+    """Question and user of a recorded auction, as its prompt, predictions and prices read them."""
+    user = auction.user_id or NOBODY
+    query = Query(auction.id, user, auction.query, auction.category, auction.theme, "test", auction.turns)
+    return query, Profile(user, auction.basics, auction.interests)
 
 
 class Outcome(StrEnum):

@@ -99,7 +99,8 @@ def _checked(url: str, must_exist: bool) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise StoreError(f"serving.database={url!r} is no database URL; {_WAY_OUT}") from None
+        # the whole of it may be a URL with a password and a slip
+        raise StoreError(f"serving.database is no database URL; {_WAY_OUT}") from None
     except ValueError:  # the error's words may hold a part of the password
         raise StoreError(f"serving.database: its port is no number; {_WAY_OUT}") from None
     backend = parsed.get_backend_name()

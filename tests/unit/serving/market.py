@@ -129,9 +129,9 @@ class Market:
     def competed(self, *listings: Listing) -> dict[str, Candidate]:
         """Candidates under `reserve` by ad id, of the question that `auction` asks."""
         asked = Query("", "u1", "which cup?", "", "", "test"), Profile("u1", "", ())
-        entered = [(one.ad, one.bid_micros) for one in listings]
-        prices = sheets.quoted_micros(SHEET, *asked, entered, UNIT)
         reserves = [sheets.reserve_micros(SHEET, *asked, one.ad, UNIT) for one in listings]
+        entered = [(one.ad, one.bid_micros, least) for one, least in zip(listings, reserves, strict=True)]
+        prices = sheets.quoted_micros(SHEET, *asked, entered, UNIT)
         return {
             one.ad.id: Candidate(one, one.bid_micros, False, reserve, price)
             for one, reserve, price in zip(listings, reserves, prices, strict=True)

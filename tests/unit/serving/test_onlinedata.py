@@ -139,7 +139,7 @@ def test_ads_that_no_prompt_may_hold_any_more_are_not_learned_from(
     assert dict(data.world.notes) == {"with ads that a prompt cannot hold": 1}
 
 
-def test_too_few_auctions_are_refused(market: Market, listings: list[Listing]) -> None:
+def test_too_few_auctions_are_refused(market: Market, listings: list[Listing], tmp_path: Path) -> None:
     _serve(market, listings, 0)
     config = _config(market, least_auctions=2)
     with pytest.raises(RunError, match=r"1 auctions to learn from, fewer than online\.least_auctions=2"):
@@ -147,6 +147,10 @@ def test_too_few_auctions_are_refused(market: Market, listings: list[Listing]) -
     wrong = _config(market, database="mysql://host/x")
     with pytest.raises(StoreError, match="mysql"):
         onlinedata.read_served(wrong, _simulated(config))
+    gone = _config(market, database=f"sqlite:///{tmp_path}/gone.db")
+    with pytest.raises(StoreError, match=r"gone\.db does not exist"):
+        onlinedata.read_served(gone, _simulated(config))
+    assert not (tmp_path / "gone.db").exists()
 
 
 def _begun(run: Run, world: World, epoch: int) -> Sampled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from pydantic import ValidationError
 from raylla.config import Config, Serving
 from raylla.errors import ConfigError, StoreError
 from raylla.evaluation.prices.sources import of_store
+from raylla.pricing.curve import Contests, traits_of
 from raylla.pricing.reserves import Reserves
+from raylla.pricing.rule import bid_grid
 from raylla.pricing.sheet import written
 from raylla.records import Ad, Profile, Query
 from raylla.serving.billing.audit import audit
 from raylla.serving.money import sheets
-from raylla.serving.money.records import Listing, PriceRule, Reason
+from raylla.serving.money.money import Micros
+from raylla.serving.money.records import Listing, PriceRule, Reason, question_of
 from raylla.serving.store import open_store
 from tests.unit.serving import market as markets
 from tests.unit.serving.market import UNIT, Market
@@ -45,22 +49,46 @@ def opened(market: Market, prices: Path, *listings: Listing) -> Endpoint:
     return endpoint(market.store, placing(*listings), price_rule="reserve", prices=str(prices))
 
 
+def quoted(bids: Sequence[int], floor: Micros = 0, unit: Micros = UNIT) -> list[Micros]:
+    """Prices of the first of `ADS` at these bids, in units; those below their reserve cost -1."""
+    entered = [
+        (ad, bid * unit, sheets.reserve_micros(SHEET, *ASKED, ad, unit, floor))
+        for ad, bid in zip(ADS, bids, strict=False)
+    ]
+    entered = [one for one in entered if one[1] >= one[2]]
+    prices = sheets.quoted_micros(SHEET, *ASKED, entered, unit)
+    found = {ad: price for (ad, _, _), price in zip(entered, prices, strict=True)}
+    return [found.get(ad, -1) for ad, _ in zip(ADS, bids, strict=False)]
+
+
 @given(st.lists(st.integers(5, 100), min_size=1, max_size=6), st.integers(1, 10**6))
 def test_a_click_costs_at_least_the_reserve_and_at_most_the_bid(bids: list[int], unit: int) -> None:
-    entered = list(zip(ADS, [bid * unit for bid in bids], strict=False))
-    found = sheets.quoted_micros(SHEET, *ASKED, entered, unit)
-    for price, (ad, bid) in zip(found, entered, strict=True):
-        assert sheets.reserve_micros(SHEET, *ASKED, ad, unit) <= price <= bid
-    assert found == sheets.quoted_micros(SHEET, *ASKED, entered, unit)
+    found = quoted(bids, unit=unit)
+    for price, bid in zip(found, bids, strict=True):
+        assert 5 * unit <= price <= bid * unit
+    assert found == quoted(bids, unit=unit)
 
 
 @given(st.integers(5, 99), st.lists(st.integers(5, 100), max_size=5))
 def test_a_click_costs_no_less_where_the_bid_is_higher(bid: int, others: list[int]) -> None:
-    def of(own: int) -> int:
-        entered = list(zip(ADS, [own * UNIT, *(one * UNIT for one in others)], strict=False))
-        return sheets.quoted_micros(SHEET, *ASKED, entered, UNIT)[0]
+    assert quoted([bid, *others])[0] <= quoted([bid + 1, *others])[0]
 
-    assert of(bid) <= of(bid + 1)
+
+@pytest.mark.parametrize("floor", [60 * UNIT, 59 * UNIT + 1])
+def test_a_floor_above_the_sheets_reserve_is_the_reserve(floor: Micros) -> None:
+    """An ad of any value gains most by bidding it: not so if the price began below the floor."""
+    others = [80, 61, 30]
+    prices = [quoted([bid, *others], floor)[0] for bid in range(1, 101)]
+    assert prices[:59] == [-1] * 59
+    assert prices[59] == 60 * UNIT
+    held = Contests.of([[50.0, 80.0, 61.0]], [[traits_of(*ASKED, ad) for ad in ADS[:3]]])
+    shares = SHEET.curve.along(held, held.there, bid_grid(100), [0])[0, 0]
+    for value in range(1, 101):
+        gains = [
+            0.0 if price < 0 else share * (value * UNIT - price)
+            for share, price in zip(shares, prices, strict=True)
+        ]
+        assert gains[value - 1] >= max(gains) - 1  # of the rounding to micros
 
 
 def test_the_price_is_the_sheets_and_who_bids_too_little_stays_out(market: Market, prices: Path) -> None:
@@ -77,11 +105,11 @@ def test_the_price_is_the_sheets_and_who_bids_too_little_stays_out(market: Marke
     assert [(each.ad_id, each.reason) for each in record.filtered] == [(poor.ad.id, Reason.FLOOR)]
     assert {each.listing.ad.id for each in record.candidates} == {cup.ad.id, rival.ad.id}
     assert record.prices == SHEET.digest
-    asked = sheets.question_of(record)
-    entered = [(each.listing.ad, each.bid_micros) for each in record.candidates]
+    asked = question_of(record)
+    entered = [(each.listing.ad, each.bid_micros, 5 * UNIT) for each in record.candidates]
     wanted = sheets.quoted_micros(SHEET, *asked, entered, UNIT)
     price = detail["ads"][0]["price_micros"]
-    assert price == wanted[[ad.id for ad, _ in entered].index(cup.ad.id)]
+    assert price == wanted[[ad.id for ad, _, _ in entered].index(cup.ad.id)]
     assert 5 * UNIT <= price < 64 * UNIT
     client(one).get(answer["choices"][0]["message"]["annotations"][0]["url_citation"]["url"])
     (charged,) = logged(market.store)
@@ -95,7 +123,17 @@ def test_the_price_is_the_sheets_and_who_bids_too_little_stays_out(market: Marke
         (RECORD.format("candidates[0].price_micros"), "price_micros"),
         (RECORD.format("candidates[0].reserve_micros"), "reserve_micros"),
         (RECORD.format("candidates[0].bid_micros"), "bid_micros"),
+        (RECORD.format("candidates[0].listing.bid_micros"), "listing's bid_micros"),
+        (RECORD.format("impressions[0].bid_micros"), "bid_micros"),
+        (RECORD.format("impressions[0].price_micros"), "price_micros"),
+        (RECORD.format("impressions[0].ad_id").replace("123456", "'none'"), "ad_id"),
         (RECORD.format("micros_per_unit"), "bid_micros"),
+        (RECORD.format("micros_per_unit").replace("123456", "0"), "micros_per_unit"),
+        (RECORD.format("micros_per_unit").replace("123456", "-1"), "micros_per_unit"),
+        (RECORD.format("micros_per_unit").replace("123456", "'many'"), "record"),
+        (RECORD.format("candidates[0].reserve_micros").replace("123456", "40000"), "reserve_micros"),
+        (RECORD.format("candidates[0].reserve_micros").replace("123456", "NULL"), "reserve_micros"),
+        (RECORD.format("candidates[0].reserve_micros").replace("123456", "900000"), "bid_micros"),
         (RECORD.format("prices").replace("123456", "'none'"), "prices"),
         ("UPDATE impressions SET price_micros = price_micros + 1", "impressions"),
         ("DELETE FROM price_sheets", "prices"),
@@ -113,13 +151,32 @@ def test_a_change_to_quotes_or_sheet_is_found(
     assert field in {one.field for one in audit(market.store).discrepancies}
 
 
-def test_a_price_changed_everywhere_is_found(market: Market, prices: Path) -> None:
-    """Ledger, impression and record agree with each other, and not with the sheet."""
+def test_a_floor_is_where_prices_begin(market: Market, prices: Path) -> None:
+    """The endpoint's floor and the request's alike; the audit reads from the record where they did."""
+    seat = market.seat()
+    cup = market.listing(seat, bid=64, title="Lumo Floral Cup")
+    market.listing(seat, bid=40)
+    one = endpoint(
+        market.store, placing(cup), price_rule="reserve", prices=str(prices), floor_micros=50 * UNIT
+    )
+    for floor, least in ((0, 50), (60 * UNIT - 1, 60)):
+        (shown,) = ask(one, floor_micros=floor).json()["raylla"]["ads"]
+        assert least * UNIT <= shown["price_micros"] < 64 * UNIT
+        (kept,) = logged(market.store)[-1].auction.candidates
+        assert (kept.reserve_micros, kept.price_micros) == (least * UNIT, shown["price_micros"])
+    assert audit(market.store).discrepancies == []
+
+
+@pytest.mark.parametrize("candidates", [True, False])
+def test_a_price_changed_everywhere_is_found(market: Market, prices: Path, candidates: bool) -> None:
+    """Ledger, impression and record agree with each other, with or without the candidate, and not with the
+    sheet."""
     cup = market.listing(market.seat(), bid=64, title="Lumo Floral Cup")
     one = opened(market, prices, cup)
     answer = ask(one).json()
     client(one).get(answer["choices"][0]["message"]["annotations"][0]["url_citation"]["url"])
-    both = "'$.candidates[0].price_micros', 640000, '$.impressions[0].price_micros', 640000"
+    both = "'$.impressions[0].price_micros', 640000"
+    both += ", '$.candidates[0].price_micros', 640000" if candidates else ""
     tamper(
         market.store,
         f"UPDATE auctions SET record = json_set(record, {both})",
@@ -127,10 +184,9 @@ def test_a_price_changed_everywhere_is_found(market: Market, prices: Path) -> No
         "UPDATE ledger SET amount_micros = 640000",
     )
     subjects = {(one.subject, one.field) for one in audit(market.store).discrepancies}
-    assert (
-        f"auction {logged(market.store)[0].auction.id} candidate {cup.ad.id}",
-        "price_micros",
-    ) in subjects
+    auction = logged(market.store)[0].auction
+    where = f"candidate {cup.ad.id}" if candidates else f"impression {auction.impressions[0].id}"
+    assert (f"auction {auction.id} {where}", "price_micros") in subjects
 
 
 def test_the_store_refuses_a_price_above_the_bid_and_a_sheet_of_another_rule(market: Market) -> None:
@@ -197,7 +253,7 @@ def test_an_endpoints_auctions_are_a_log(tmp_path: Path, market: Market, prices:
     own.served(cup, test=True)
     own.served(cup, rule=PriceRule.RESERVE)
     books.close()
-    first, second = of_store(url, None, None, None, UNIT)
+    first, second = of_store(url, None, UNIT)
     assert (first.bids, first.placed, first.clicks) == ((64.0, 40.0), (1.0, 0.0), (1.0, 0.0))
     assert (second.bids, second.placed, second.answers) == ((40.0, 64.0), (0.0, 0.0), 1)
     assert first.kinds == (("cups", "kitchen"),) * 2

@@ -14,11 +14,9 @@ from raylla.serving.http.openai.bodies import Parameters, User
 from raylla.serving.http.openai.faults import unusable
 from raylla.serving.http.openai.history import Conversation, without_controls
 from raylla.serving.http.openai.parameters import sampling
-from raylla.serving.money.records import Filters
+from raylla.serving.money.records import NOBODY, Filters
 from raylla.serving.security.keys import Principal
 from raylla.world.prompts import neutral
-
-NOBODY = "anonymous"
 
 
 def asked_of(
