@@ -70,12 +70,13 @@ class VllmEngine:
                 raise ConfigError(
                     f"vLLM refuses the model at {model_path} with these engine settings: {error}"
                 ) from error
+            self._tokenizer = self._llm.get_tokenizer()
+            # vLLM reads the generation config from the files at each call, and a bucket's copy goes.
+            self._ends = _ends(self._tokenizer, self._llm.llm_engine.model_config)
         self._headless = head_tied and not all(self._llm.collective_rpc(_has_head))
         self._engine = self._llm.llm_engine
         self._block = settings.block_size
-        self._tokenizer = self._llm.get_tokenizer()
         chat_format(self._tokenizer)  # says now if there is none
-        self._ends = _ends(self._tokenizer, self._llm.llm_engine.model_config)
         self._ids = itertools.count()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
