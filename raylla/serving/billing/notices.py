@@ -1,12 +1,12 @@
 """Sends billing and loss notices: signed webhooks, retried with growing pauses until a deadline.
 
     POST <burl or lurl>
-    Raylla-Signature: t=<Unix seconds>,k=<key id>,v1=<hex HMAC-SHA256 of "<t>.<body>">
+    webhook-id, webhook-timestamp, webhook-signature, Raylla-Signature   (security/signing.py)
     Authorization: Basic ...   where the URL has a user and password
 
-The key is the advertiser's (`GET /v1/advertisers/{id}/notice-key`). A status of 2xx is receipt; 408, 425,
-429, 5xx and no answer are tried again, anything else is given up. Redirects are not followed and answers
-are not read. A notice may arrive twice: its ``id`` says so.
+The secret is the advertiser's (`GET /v1/advertisers/{id}/notice-key`). A status of 2xx is receipt; 408,
+425, 429, 5xx and no answer are tried again, anything else is given up. Redirects are not followed and
+answers are not read. A notice may arrive twice: its ``webhook-id`` says so.
 
     due notices ──▶ a queue for each destination (scheme, host, port) ──▶ up to AT_ONCE at a time
                     BREAK_AFTER failures in a row: all of it waits, then one is tried
@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
-import hmac
 import json
 import logging
 import random
@@ -34,6 +32,7 @@ import httpx
 
 from raylla.config import Serving
 from raylla.serving.security.addresses import AddressError, Resolver, target
+from raylla.serving.security.signing import notice_keys, signed
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store.clients.outbox import Outbox, Outgoing
 
@@ -170,10 +169,7 @@ class Sender:
             raise Undelivered(f"status {status}", final=status < 500 and status not in _AGAIN)
 
     def _signature(self, notice: Outgoing, body: bytes) -> dict[str, str]:
-        key_id, key = self._tokens.derive(f"notices/{notice.advertiser_id}")
-        at = int(self._clock().timestamp())
-        mac = hmac.new(key, f"{at}.".encode() + body, hashlib.sha256).hexdigest()
-        return {"Raylla-Signature": f"t={at},k={key_id},v1={mac}"}
+        return signed(notice_keys(self._tokens, notice.advertiser_id), notice.id, self._clock(), body)
 
     async def _note(self, destination: str, notice: Outgoing, end: BaseException | None) -> None:
         """Write down how an attempt ended; whatever an odd notice has raised is its own failure."""

@@ -15,6 +15,7 @@ from raylla.errors import UnknownError
 from raylla.serving.http import bodies, views, web
 from raylla.serving.money import money
 from raylla.serving.security.keys import Principal, Role
+from raylla.serving.security.signing import notice_keys, webhook_secret
 from raylla.serving.store import AdTerms, CampaignTerms, models
 
 router = APIRouter(prefix="/v1", responses=web.errors(400, 401, 403, 422, 503), dependencies=web.ONLY_KNOWN)
@@ -109,11 +110,11 @@ def list_notices(
 def get_notice_key(
     advertiser_id: bodies.AdvertiserId, behind: web.Behind, caller: web.Seat
 ) -> views.NoticeKey:
-    """The key to check `Raylla-Signature` with; it changes when the endpoint's signing key does."""
+    """What verifies an advertiser's notices; it changes when the endpoint's signing key does."""
     _own(caller, advertiser_id)
     behind.store.parties.advertiser(advertiser_id)
-    key_id, key = behind.tokens.derive(f"notices/{advertiser_id}")
-    return views.NoticeKey(key_id=key_id, key=key.hex())
+    key_id, key = next(iter(notice_keys(behind.tokens, advertiser_id).items()))
+    return views.NoticeKey(secret=webhook_secret(key), key_id=key_id, key=key.hex())
 
 
 @router.post("/settlements", tags=["accounts"])

@@ -181,10 +181,12 @@ class FreshKey(KeyView):
 
 
 class NoticeKey(View):
-    """The key that signs an advertiser's billing notices, in hex, and its id in `Raylla-Signature`."""
+    """The secret of an advertiser's notices, as verifiers of Standard Webhooks take it; for
+    `Raylla-Signature` the same in hex, with its id there."""
 
-    model_config = example(key_id="k1", key="9f86d081...")
+    model_config = example(secret="whsec_n4bQgYhMfWWaL+qgxVrQ...", key_id="k1", key="9f86d081...")
 
+    secret: str
     key_id: str
     key: str
 

@@ -113,10 +113,10 @@ class TokenKeys:
             raise TokenError("the token's signature does not verify")
         return _claims(match[2])
 
-    def derive(self, purpose: str) -> tuple[str, bytes]:
-        """A key of its own for ``purpose`` from the signing key, and the signing key's id."""
-        derived = hmac.digest(self._keys[self._signer], f"derive\n{purpose}".encode(), hashlib.sha256)
-        return self._signer, derived
+    def derived(self, purpose: str) -> dict[str, bytes]:
+        """32 bytes for ``purpose`` alone from each key, by that key's id; the signing key's first."""
+        text = f"derive\n{purpose}".encode()
+        return {id: hmac.digest(key, text, hashlib.sha256) for id, key in self._keys.items()}
 
     def _mac(self, key_id: str, payload: str) -> str:
         text = f"click\n{key_id}.{payload}".encode()

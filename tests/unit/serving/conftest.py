@@ -18,6 +18,7 @@ from raylla.serving.http import advertisers, campaigns, clicks, web
 from raylla.serving.security.keys import Access
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store, open_store
+from tests.unit.serving.hooks import Hook
 from tests.unit.serving.market import ADMIN_KEY, KEYS, Market
 
 MEMORY = Path("/dev/shm")
@@ -76,3 +77,11 @@ def app(services: web.Services) -> FastAPI:
 @pytest.fixture
 def client(app: FastAPI) -> TestClient:
     return TestClient(app, follow_redirects=False)
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    made = Hook()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
