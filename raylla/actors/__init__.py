@@ -3,7 +3,6 @@
 from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker, judge_item, parse_clicks
 from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
 from raylla.actors.rollout import RolloutWorker
-from raylla.actors.usage import WorkerUsage
 from raylla.actors.weights import WeightStore, roll_out
 from raylla.models import read_weights
 
@@ -16,7 +15,6 @@ __all__ = [
     "Pool",
     "RolloutWorker",
     "WeightStore",
-    "WorkerUsage",
     "judge_item",
     "next_item",
     "next_reference",

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylla.actors.rollout import OpenEngine
-from raylla.actors.usage import Meter, WorkerUsage
 from raylla.config import Engine as Settings
 from raylla.config import Sampling, UserLlm
 from raylla.engines import Generated, Request, open_engine
@@ -151,7 +150,6 @@ class JudgeWorker:
     ) -> None:
         self._sampling = sampling
         self._engine = engine(model_path, settings, seed)
-        self._meter = Meter()
 
     def ready(self) -> None:
         """Returns when the engine can answer."""
@@ -195,11 +193,7 @@ class JudgeWorker:
 
     def ask(self, requests: list[Request]) -> Iterator[Generated]:
         """The User-LLM's own words: each request's texts as they finish."""
-        yield from self._meter.watch(self._engine.generate(requests, self._sampling))
-
-    def stats(self) -> WorkerUsage:
-        """Tokens and busy seconds since the start."""
-        return self._meter.usage
+        yield from self._engine.generate(requests, self._sampling)
 
 
 def _judgement(item: JudgeItem, read: Sequence[Generated]) -> Judgement:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raylla.actors.usage import Meter, WorkerUsage
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines import (
@@ -45,7 +44,6 @@ class RolloutWorker:
         self._sampling = sampling
         self._engine = engine(model_path, settings, seed)
         self._version: str | None = version
-        self._meter = Meter()
 
     def ready(self) -> None:
         """Returns when the engine can answer."""
@@ -61,7 +59,7 @@ class RolloutWorker:
             WeightError: the engine holds another version.
         """
         self._hold(version)
-        yield from self._meter.watch(self._engine.generate(requests, self._sampling))
+        yield from self._engine.generate(requests, self._sampling)
 
     def score(self, given: list[Given], version: str) -> Iterator[Scored]:
         """How probable weight version ``version`` finds the answers, each as it finishes.
@@ -99,7 +97,3 @@ class RolloutWorker:
                 f"asked for weight version {version}, but holds {self._version or 'none'}; "
                 "roll the version out to this worker first"
             )
-
-    def stats(self) -> WorkerUsage:
-        """Tokens and busy seconds since the start."""
-        return self._meter.usage

@@ -42,43 +42,10 @@ def policy(log_reference: ArrayLike, rewards: ArrayLike, beta: float) -> Array:
     return logits - _log_sum_exp(logits)[..., None]
 
 
-def objective(log_policy: ArrayLike, log_reference: ArrayLike, rewards: ArrayLike, beta: float) -> Array:
-    """E_pi[R] - beta KL(pi || pi_0) [...] (Eq. 2) of any policy, in bid units.
-
-    ``log_policy`` [..., m] is normalized, ``log_reference`` [..., m] need not be.
-
-    Raises:
-        ValueError: ``beta`` is not above 0.
-    """
-    log_policy, log_reference = logs("log_policy", log_policy), logs("log_reference", log_reference)
-    possible = log_policy > -np.inf
-    with np.errstate(invalid="ignore"):
-        gain = np.where(possible, log_policy - log_reference + _log_sum_exp(log_reference)[..., None], 0)
-    kept = np.where(possible, numbers("rewards", rewards) - positive("beta", beta) * gain, 0)
-    result: Array = np.sum(np.exp(log_policy) * kept, axis=-1)
-    return result
-
-
 def itctr(log_policy: ArrayLike, effects: ArrayLike) -> Array:
     """itctr_i = E_pi[c_i] [..., n] (Def. 3.1) of a policy [..., m] under effects [n, m]."""
     rates = np.exp(logs("log_policy", log_policy)) @ numbers("effects", effects, 0, 1).T
     return np.minimum(rates, 1)
-
-
-def slopes(log_policy: ArrayLike, effects: ArrayLike, beta: float) -> Array:
-    """d itctr_i / d b_j [..., n, n] at the optimum ``log_policy`` [..., m], per bid unit.
-
-    Derivation: differentiating pi* gives Cov_pi(c_i, c_j) / beta: symmetric, with a diagonal
-    in [0, range(c_i)^2 / (4 beta)].  It holds for a reference that does not read the bids.
-
-    Raises:
-        ValueError: ``beta`` is not above 0.
-    """
-    log_policy, effects = logs("log_policy", log_policy), numbers("effects", effects, 0, 1)
-    centred = effects - itctr(log_policy, effects)[..., None]
-    weighted = centred * np.exp(log_policy)[..., None, :]
-    result: Array = weighted @ np.swapaxes(centred, -1, -2) / positive("beta", beta)
-    return result
 
 
 def truthful_prices(log_policy: ArrayLike, values: ArrayLike, beta: float) -> Array:

@@ -81,13 +81,6 @@ def price_per_click(payments: ArrayLike, rates: ArrayLike, log_p: ArrayLike) -> 
     return result
 
 
-def utilities(values: ArrayLike, payments: ArrayLike, log_p: ArrayLike) -> Array:
-    """Expected utility [n], E_p[v_i] - t_i, of bidders whose true rewards are ``values`` [n, M]."""
-    values = numbers("values", values)
-    result: Array = values @ np.exp(logs("log_p", log_p)) - numbers("payments", payments)
-    return result
-
-
 def _auction(
     rewards: ArrayLike, log_ratio: ArrayLike, costs: ArrayLike, tau: float
 ) -> tuple[Array, Array, Array, float]:

@@ -27,23 +27,6 @@ def probabilities(relevance: ArrayLike, bids: ArrayLike) -> Array:
     return result
 
 
-def expected_payments(relevance: ArrayLike, bids: ArrayLike) -> Array:
-    """Expected price times win [n] of one segment, in bid units.
-
-    Derivation: with S = sum_{j != i} q_j b_j, integrating P(i wins) over its bid gives
-    (S / q) log(1 + q b / S) - b S / (q b + S); it is 0 without a competitor.
-
-    Raises:
-        ValueError: a number is negative, or the shapes do not fit.
-    """
-    scores, _, bids = _auction(relevance, bids)
-    others = (scores * (1 - np.eye(len(scores)))).sum(axis=1)
-    ratio = np.divide(scores, others, out=np.zeros_like(scores), where=(others > 0) & (scores > 0))
-    share = np.divide(np.log1p(ratio), ratio, out=np.ones_like(ratio), where=ratio > 0)
-    result: Array = bids * np.maximum(share - 1 / (1 + ratio), 0)
-    return result
-
-
 def segment_auction(
     relevance: ArrayLike, bids: ArrayLike, noise: ArrayLike, *, replace: bool
 ) -> tuple[NDArray[np.int64], Array]:

@@ -7,12 +7,9 @@ ids and the same bids, and never counted twice.
 from __future__ import annotations
 
 import hashlib
-import math
 import random
-from collections.abc import Sequence
 
 from raylla.config import Config
-from raylla.errors import WorldError
 from raylla.records import Phase
 from raylla.world.prompts import LARGEST_COMPACT_BID
 
@@ -42,14 +39,3 @@ def highest_bid(config: Config) -> float:
     """The most that a run's model is trained on and its prompt can say, in bid units per click."""
     most = config.world.max_bid
     return float(min(most, LARGEST_COMPACT_BID) if config.ad_llm.prompt == "compact" else most)
-
-
-def check_bids(bids: Sequence[float]) -> None:
-    """Refuse bids that no auction can charge.
-
-    Raises:
-        WorldError: a bid is negative, infinite or not a number.
-    """
-    for index, bid in enumerate(bids):
-        if not math.isfinite(bid) or bid < 0:
-            raise WorldError(f"bids[{index}]={bid!r}: a bid is a finite number of at least 0; 0 abstains")

@@ -142,7 +142,5 @@ def test_a_version_is_live_on_all_workers_or_answers_nothing(
         roll_out(pool, store, WeightVersion("v3", 3, str(tmp_path)), None, 20)
     assert roll_out(pool, store, versions[0], None, 20) == [0.0, 0.0]
     assert text(pool, "v1") == "10"
-    usages = pool.broadcast("stats", deadline=20, what="stats")
-    assert [usage.generated_tokens for usage in usages] == [3, 0]
     for one in (pool, store):
         one.stop()

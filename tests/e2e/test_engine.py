@@ -408,9 +408,6 @@ def test_an_engine_in_an_actor_says_what_one_in_this_process_says(
     engine.load(read_weights(retrained), known)
     here.append(run(engine, asked))
     assert there == here
-    usage = pool.broadcast("stats", deadline=10, what="stats")[0]
-    drawn = [draw for answers in here for found in answers.values() for draw in found.completions]
-    assert usage.generated_tokens == sum(len(draw.token_ids) for draw in drawn)
     pool.stop()
     store.stop()
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"

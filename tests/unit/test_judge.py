@@ -119,7 +119,7 @@ def judge(script: dict[str, list[Generated | str]]) -> tuple[dict[str, Judgement
 
 def test_unread_is_asked_again_with_another_seed_and_then_dropped() -> None:
     good = '{"Ad-7": 1}'
-    found, engine, worker = judge(
+    found, engine, _ = judge(
         {"good": [good], "second": ["what?", good], "never": ["what?", "{}"], "cut": [good + "...", good]}
     )
     assert found == {
@@ -130,8 +130,6 @@ def test_unread_is_asked_again_with_another_seed_and_then_dropped() -> None:
     }
     assert engine.seeds["good"] == [100]
     assert engine.seeds["second"] == [101, retry_seed(101)]
-    assert worker.stats().generated_tokens == 7
-    assert worker.stats().prompt_tokens == 14
 
 
 def test_a_refused_prompt_is_not_asked_again() -> None:

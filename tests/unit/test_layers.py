@@ -3,28 +3,22 @@ model library. Names tell things apart: few stand for one thing here and for ano
 
 from __future__ import annotations
 
-import ast
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import house
+
 MOST = 12
 """Modules that a folder holds at most, beside `__init__` and `__main__`: more are two rooms."""
 
 DOUBLED = 15
 """Public names that more than one module defines, at most."""
 
-ALIKE = {
-    "router": "a module's routes, as FastAPI calls them",
-    "log": "a module's logger, as structlog calls it",
-    "app": "a module's commands, as typer calls them",
-}
-"""Names that a framework's custom asks of each module."""
+VAGUE = {"one": 740, "found": 460}
+"""Names that say nothing of the thing -> how often raylla binds them, at most."""
 
 LIGHT = (
     "raylla.records",
@@ -85,83 +79,44 @@ def test_imports(modules: tuple[str, ...], forbidden: tuple[str, ...]) -> None:
     assert found.stdout.strip() == "[]"
 
 
-def modules() -> dict[str, Path]:
-    """Every module and package of raylla by its dotted name."""
-    found = {}
-    for path in (ROOT / "raylla").rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """Names of raylla that a file imports anywhere, in functions and for types too."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (one.name for one in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module, f"{path}:{node.lineno}: import by the full name"
-            assert not node.level, f"{path}:{node.lineno}: import by the full name"
-            for one in node.names:
-                whole = f"{node.module}.{one.name}"
-                yield whole if whole in known else node.module
-
-
-def rooms(package: str) -> dict[str, set[str]]:
-    """What is directly in ``package`` -> what else in it that imports, its parts taken together."""
-    known, depth = modules(), package.count(".") + 2
-    found: dict[str, set[str]] = {}
-    for name, path in known.items():
-        if name.startswith(f"{package}."):
-            room = ".".join(name.split(".")[:depth])
-            others = {".".join(one.split(".")[:depth]) for one in imported(path, known)}
-            inside = {one for one in others if one.startswith(f"{package}.")}
-            found.setdefault(room, set()).update(inside - {room})
-    return found
-
-
-@pytest.mark.parametrize("package", ["raylla", "raylla.serving"])
+@pytest.mark.parametrize("package", house.PACKAGES)
 def test_rooms_do_not_import_in_circles(package: str) -> None:
-    graph = rooms(package)
+    graph = house.rooms(package)
     assert len(graph) > 5
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(f"a circle, each imported by the next: {' -> '.join(error.args[1])}")
+    assert house.circles(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert house.circles({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) == [
+        ("a", "b"),
+        ("a", "c"),
+        ("b", "c"),
+    ]
 
 
 def test_no_room_is_crowded() -> None:
-    counts: dict[str, int] = {}
-    for path in modules().values():
-        if not path.stem.startswith("__"):
-            folder = str(path.parent.relative_to(ROOT))
-            counts[folder] = counts.get(folder, 0) + 1
-    assert {folder: number for folder, number in counts.items() if number > MOST} == {}
-
-
-def public(path: Path) -> set[str]:
-    """Names that a module defines at its top level and does not hide."""
-    found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [one for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
-            found.update(one.id for one in names if isinstance(one.ctx, ast.Store))
-    return {name for name in found if not name.startswith("_")}
+    assert {folder: number for folder, number in house.crowds().items() if number > MOST} == {}
 
 
 def test_public_names_are_defined_once() -> None:
-    homes: dict[str, list[str]] = {}
-    for module, path in sorted(modules().items()):
-        if module.startswith("raylla.serving.store.migrations.versions."):
-            continue  # alembic wants `upgrade` and `revision` of each
-        for name in public(path) - ALIKE.keys():
-            if name != "rows" or not module.startswith("raylla.bench.parts."):  # how a part plugs in
-                homes.setdefault(name, []).append(module)
-    doubled = {name: where for name, where in sorted(homes.items()) if len(where) > 1}
-    assert len(homes) > 1000
+    assert len(house.homes()) > 1000
+    doubled = house.doubled()
     assert len(doubled) <= DOUBLED, "\n".join(
         f"{name}: {', '.join(where)}" for name, where in doubled.items()
     )
+
+
+def test_files_and_functions_are_short() -> None:
+    files, functions = house.lengths(), house.functions()
+    assert statistics.median(files.values()) <= 120
+    assert {name: lines for name, lines in files.items() if lines > 400} == {}
+    assert {name: lines for name, lines in functions.items() if lines > 60} == {}
+
+
+def test_what_is_public_is_called_by_more_than_tests() -> None:
+    assert house.unused() == ["raylla.serving.billing.notices: send_due"]
+
+
+def test_things_have_names_that_say_what_they_are() -> None:
+    bound = house.bound()
+    assert {name: bound[name] for name, most in VAGUE.items() if bound[name] > most} == {}

@@ -27,6 +27,20 @@ def _chi_square(observed: Array, shares: Array) -> float:
     return float(((observed - expected) ** 2 / expected).sum())
 
 
+def expected_payments(relevance: Array, bids: Array) -> Array:
+    """Expected price times win [n] of one segment, in bid units; 0 without a competitor.
+
+    With S = sum_{j != i} q_j b_j, integrating P(i wins) over its bid gives
+    (S / q) log(1 + q b / S) - b S / (q b + S).
+    """
+    scores = relevance * bids
+    others = (scores * (1 - np.eye(len(scores)))).sum(axis=1)
+    ratio = np.divide(scores, others, out=np.zeros_like(scores), where=(others > 0) & (scores > 0))
+    share = np.divide(np.log1p(ratio), ratio, out=np.ones_like(ratio), where=ratio > 0)
+    payments: Array = bids * np.maximum(share - 1 / (1 + ratio), 0)
+    return payments
+
+
 def test_winners_come_in_proportion_to_score() -> None:
     noise = np.random.default_rng(0).gumbel(size=(DRAWS, 1, 4))
     winners, _ = segment.segment_auction(RELEVANCE, BIDS, noise, replace=True)
@@ -76,7 +90,7 @@ def test_scale(seed: int, replace: bool) -> None:
 def test_expected_payment_is_what_winners_pay_on_average() -> None:
     noise = np.random.default_rng(2).gumbel(size=(DRAWS, 1, 4))
     winners, prices = segment.segment_auction(RELEVANCE, BIDS, noise, replace=True)
-    for i, expected in enumerate(segment.expected_payments(RELEVANCE, BIDS)):
+    for i, expected in enumerate(expected_payments(RELEVANCE, BIDS)):
         charged = np.where(winners == i, prices, 0)
         assert abs(charged.mean() - expected) < 4 * charged.std() / np.sqrt(DRAWS)
 
@@ -86,7 +100,7 @@ def test_expected_payment_is_the_myerson_integral(seed: int) -> None:
     _, relevance, bids = _random(seed)
     bids += 1
     others = relevance @ bids - relevance * bids
-    for i, expected in enumerate(segment.expected_payments(relevance, bids)):
+    for i, expected in enumerate(expected_payments(relevance, bids)):
         scores = relevance[i] * bids[i] * (NODES + 1) / 2
         area = bids[i] / 2 * WEIGHTS @ (scores / (scores + others[i]))
         assert expected == pytest.approx(
@@ -99,7 +113,7 @@ def test_without_competitors_or_bids() -> None:
     assert (winners.tolist(), prices.tolist()) == ([0, -1], [0, 0])
     assert segment.segment_auction([0.5], [10], [[0]], replace=True)[1].tolist() == [0]
     assert segment.probabilities([1, 1], [0, 0]).tolist() == [0, 0]
-    assert segment.expected_payments([0.5, 0.5, 0], [10, 0, 5]).tolist() == [0, 0, 0]
+    assert expected_payments(np.array([0.5, 0.5, 0]), np.array([10, 0, 5])).tolist() == [0, 0, 0]
 
 
 def test_without_replacement_a_later_segment_can_be_the_cheaper_one() -> None:
