@@ -369,7 +369,7 @@ def world_import(
     queries: Annotated[Path | None, typer.Argument(help="table of queries")] = None,
     map_: ColumnOptions = [],  # noqa: B006
     profiles: Annotated[int, typer.Option(min=2, help="users to draw where the data has none")] = 1000,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of what is drawn where the data has none")] = 0,
 ) -> None:
     """Turn your own tables (CSV, TSV, JSON lines, Parquet), or a public data set, into a world directory
     for `world.path`."""

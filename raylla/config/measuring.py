@@ -50,7 +50,7 @@ class Evaluation(Section):
     )
     queries: Positive | None = Field(None, description="test queries; none: all")
     answers: Positive = Field(4, description="answers per test query")
-    bootstrap: Positive = 2000
+    bootstrap: Positive = Field(2000, description="resamples of an interval")
     mechanisms: tuple[str, ...] = Field(
         ("pretrained", "rag-auction", "mosaic", "range-vcg", "screened-vcg", "llm-auction"),
         description="rows of `raylla evaluate`, by entry point",
@@ -71,7 +71,9 @@ class Evaluation(Section):
     equilibrium_queries: Annotated[int, Field(ge=0)] = Field(
         6, description="auctions of best responses, each seed"
     )
-    equilibrium_bids: tuple[NonNegative, ...] = (1, 20, 40, 60, 80, 100)
+    equilibrium_bids: tuple[NonNegative, ...] = Field(
+        (1, 20, 40, 60, 80, 100), description="bids to choose from there"
+    )
     validation_queries: Positive = Field(60, description="training queries to tune mechanisms on")
     organic_answers: Annotated[int, Field(ge=2)] = Field(
         2, description="answers without ads of the untouched model, per test query"

@@ -29,7 +29,7 @@ class World(Section):
 
     path: Path | None = Field(None, description="directory of an imported world; none: synthetic")
     profiles: Positive = Field(120, description="users of the synthetic world")
-    queries_per_profile: Positive = 5
+    queries_per_profile: Positive = Field(5, description="questions of each of those users")
     ads: Positive = Field(100, description="catalogue size of the synthetic world")
     candidates: Positive = Field(6, description="candidate ads per query")
     candidates_by: Literal["category", "meaning"] = Field(
@@ -46,10 +46,10 @@ class World(Section):
 class Sampling(Section):
     """How an engine samples."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2)] = Field(1.0, description="0: the likeliest token")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus; 1: off")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: off")
-    max_tokens: Positive = 120
+    max_tokens: Positive = Field(120, description="of an answer; longer ones are cut")
 
 
 class Model(Section):
@@ -58,7 +58,9 @@ class Model(Section):
     path: str = Field(
         description="`pocket:NAME`, `package:NAME`, `adapter:NAME`, a directory, a URL, or a hub name"
     )
-    prompt: Literal["paper", "plain", "compact"] = "compact"
+    prompt: Literal["paper", "plain", "compact"] = Field(
+        "compact", description="the paper's, a plain one for small models, or the pocket models' own"
+    )
     descriptions: Annotated[int, Field(ge=0, le=300)] = Field(
         0, description="characters of each ad's description that paper and plain prompts show"
     )
@@ -85,13 +87,15 @@ class Engine(Section):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32", description="auto: bfloat16 where the processor computes in it, else float32"
     )
-    max_model_len: Positive = 512
-    max_num_seqs: Positive = 128
+    max_model_len: Positive = Field(512, description="tokens of a prompt and its answer")
+    max_num_seqs: Positive = Field(128, description="sequences that an engine writes at a time")
     kv_cache_mib: Positive = Field(256, description="size of the KV cache on CPU, per engine")
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
-    block_size: Positive = 32
-    tensor_parallel: Positive = 1
-    enforce_eager: bool = True
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.85, description="share of a GPU's memory that an engine takes"
+    )
+    block_size: Positive = Field(32, description="tokens of a block of the KV cache")
+    tensor_parallel: Positive = Field(1, description="GPUs that share one engine")
+    enforce_eager: bool = Field(True, description="no compilation; false: a slower start, then faster")
     probe_tolerance: NonNegative | None = Field(
         None,
         description="largest mean |difference| of token log-probabilities to the trainer's float32; none: "
@@ -102,9 +106,9 @@ class Engine(Section):
 class Actors(Section):
     """One group of Ray actors."""
 
-    workers: Positive = 1
+    workers: Positive = Field(1, description="actors of the group, at most")
     cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
-    gpus: Annotated[float, Field(ge=0)] = 0
+    gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs that each one reserves")
     labels: _Labels = {}
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="times that workers of the group that died or hung are started anew in a run"
@@ -145,11 +149,11 @@ class Pctr(Section):
     """The pCTR reward model (paper, section 4.2)."""
 
     encoder: str = Field("pocket:ad-llm", description="frozen text encoder, named as ad_llm.path is")
-    user_dim: Positive = 64
-    ad_dim: Positive = 32
-    hidden: tuple[Positive, ...] = (128, 64, 32)
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    batch: Positive = 256
+    user_dim: Positive = Field(64, description="width of a user's embedding")
+    ad_dim: Positive = Field(32, description="width of an ad's embedding")
+    hidden: tuple[Positive, ...] = Field((128, 64, 32), description="widths of the MLP's layers")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="learning rate")
+    batch: Positive = Field(256, description="impressions of an optimizer step")
     passes: Positive = Field(5, description="passes over an epoch's clicks")
     start: str | None = Field(
         None, description="a pCTR model to go on from: RUN/reward/epoch-N, or `raylla judge network`'s"
@@ -176,9 +180,9 @@ class Penalty(Section):
     """Coefficients of s_resp (Eq. 8), in bid units; not published by the paper."""
 
     weight: NonNegative = Field(1.0, description="lambda of Eq. 5")
-    per_ad: NonNegative = 2.0
+    per_ad: NonNegative = Field(2.0, description="each placed ad")
     free_ads: Annotated[int, Field(ge=0)] = Field(2, description="ads beyond these are excess")
-    per_excess_ad: NonNegative = 30.0
+    per_excess_ad: NonNegative = Field(30.0, description="each ad in excess, beside per_ad")
     per_violation: NonNegative = Field(60.0, description="each format error")
 
 
@@ -192,7 +196,7 @@ class RewardTerm(Section):
 class Irpo(Section):
     """Algorithm 1."""
 
-    epochs: Positive = 3
+    epochs: Positive = Field(3, description="rounds of answering, judging, learning and aligning")
     queries: Positive | None = Field(None, description="training queries per epoch; none: all")
     reward_answers: Positive = Field(10, description="answers per query that the judge reads")
     preference_answers: Annotated[int, Field(ge=2)] = Field(5, description="M of the paper")
@@ -228,7 +232,7 @@ class Irpo(Section):
 class Lora(Section):
     """Low-rank adapters (Hu et al. 2021): what is trained in place of all weights."""
 
-    rank: Positive = 16
+    rank: Positive = Field(16, description="rank of the two factors of each adapter")
     alpha: Positive = Field(32, description="the adapter's product is scaled by alpha / rank")
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -247,13 +251,13 @@ class Tuning(Section):
     steps: Positive | None = Field(None, description="optimizer steps; none: as many as the passes hold")
     batch: Positive = Field(8, description="rows of an optimizer step, all ranks")
     micro: Positive = Field(4, description="rows of a forward pass of one rank")
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    warmup: Share = 0.1
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="highest learning rate")
+    warmup: Share = Field(0.1, description="share of the steps in which the rate rises")
     save_every: Positive = Field(10, description="optimizer steps between two checkpoints")
     threads: Positive = Field(
         1, description="of each rank on CPUs: more than one only where it has the machine to itself"
     )
-    workers: Positive = 1
+    workers: Positive = Field(1, description="ranks that share a batch")
     lora: Lora | None = Lora()
 
 
@@ -262,7 +266,7 @@ class Warmstart(Tuning):
 
     data: Path = Field(description="native-ad answers: JSON lines, .gz or not, as Webis publishes them")
     held_out: Share = Field(0.15, description="share of brands that only the report sees")
-    candidates: Annotated[int, Field(ge=2)] = 6
+    candidates: Annotated[int, Field(ge=2)] = Field(6, description="ads that a row's prompt lists")
     longest_answer: Positive = Field(700, description="characters of an answer")
     report_rows: Positive = Field(160, description="held-out rows that the report asks")
     report_answers: Positive = Field(2, description="answers to each")
@@ -271,7 +275,7 @@ class Warmstart(Tuning):
 class Dpo(Section):
     """The alignment step."""
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: Annotated[float, Field(gt=0)] = Field(0.1, description="beta of the paper: higher stays nearer")
     reference: Literal["policy", "bid_masked"] = Field(
         "policy",
         description="what the epoch's first policy reads as the reference: the prompt, or it without bids",
@@ -288,8 +292,8 @@ class Dpo(Section):
     winner_nll: Annotated[float, Field(ge=0)] = Field(
         0, description="weight of each pair's winner's negative log-likelihood per token"
     )
-    lr: Annotated[float, Field(gt=0)] = 1e-6
-    warmup: Share = 0.1
+    lr: Annotated[float, Field(gt=0)] = Field(1e-6, description="highest learning rate")
+    warmup: Share = Field(0.1, description="share of the steps in which the rate rises")
     passes: Positive = Field(1, description="passes over an epoch's preference groups")
     batch_groups: Positive = Field(16, description="preference groups per optimizer step, all ranks")
     micro_groups: Positive = Field(8, description="preference groups per forward pass of one rank")
@@ -302,16 +306,16 @@ class Dpo(Section):
     attention: Literal["auto", "parts"] = Field(
         "auto", description="parts: SDPA for each prompt and answer; auto: FlexAttention's blocks on GPUs"
     )
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="longer gradients are cut")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32", description="of the forward pass; float32 weights are kept beside bfloat16 ones"
     )
-    zero_stage: Literal[1, 2, 3] = 2
-    offload: bool = False
-    gradient_checkpointing: bool = False
-    workers: Positive = 2
-    cpus: Annotated[float, Field(ge=0)] = 0.25
-    gpus: Annotated[float, Field(ge=0)] = 0
+    zero_stage: Literal[1, 2, 3] = Field(2, description="ZeRO: 1 splits optimizers, 2 gradients, 3 weights")
+    offload: bool = Field(False, description="on GPUs: optimizer state in the host's memory")
+    gradient_checkpointing: bool = Field(False, description="less memory, one more forward pass")
+    workers: Positive = Field(2, description="ranks of the trainer; batch_groups is a multiple of them")
+    cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each rank reserves")
+    gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs that each rank reserves")
     labels: _Labels = {}
 
 
@@ -374,6 +378,8 @@ class Ray(Section):
 class Wandb(Section):
     """Weights & Biases: offline unless configured; can never stop a run."""
 
-    mode: Literal["disabled", "offline", "online"] = "offline"
-    project: str = "raylla"
-    timeout: Seconds = 20
+    mode: Literal["disabled", "offline", "online"] = Field(
+        "offline", description="online: sent as it comes; offline: kept in the run, for `wandb sync`"
+    )
+    project: str = Field("raylla", description="project that runs stand under")
+    timeout: Seconds = Field(20, description="longest wait at the end for what is not sent yet")

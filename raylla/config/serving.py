@@ -21,13 +21,13 @@ _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 class Replicas(Section):
     """How many replicas a deployment runs, and what each reserves."""
 
-    min_replicas: Positive = 1
-    max_replicas: Positive = 1
+    min_replicas: Positive = Field(1, description="replicas that are there all the time")
+    max_replicas: Positive = Field(1, description="replicas under load")
     target_ongoing: Annotated[float, Field(gt=0)] = Field(
         16, description="requests in flight per replica that autoscaling aims at"
     )
-    cpus: Annotated[float, Field(ge=0)] = 0.25
-    gpus: Annotated[float, Field(ge=0)] = 0
+    cpus: Annotated[float, Field(ge=0)] = Field(0.25, description="CPUs that each one reserves")
+    gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs that each one reserves")
 
     @model_validator(mode="after")
     def _ordered(self) -> Replicas:
@@ -47,9 +47,9 @@ class Serving(Section):
     database: str = Field(
         "sqlite:///runs/serving/raylla.db", description="SQLAlchemy URL; postgresql+psycopg://... too"
     )
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0: every one")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen at")
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = Field("USD", description="of all money")
     micros_per_unit: Annotated[int, Field(ge=1, le=10**9)] = Field(
         10_000, description="what one unit of the model's bids is worth; bids are whole multiples of it"
     )

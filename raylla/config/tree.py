@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from raylla.config.judging import Judging
 from raylla.config.measuring import Bench, Evaluation
@@ -46,8 +46,8 @@ POOLS = ("rollout", "judge", "reward_trainer")
 class Config(Section):
     """Everything that decides a run."""
 
-    name: str = "raylla"
-    seed: Seed = 0
+    name: str = Field("raylla", description="what tables and W&B call the run")
+    seed: Seed = Field(0, description="of bids, samples, judgements and training")
     world: World = World()
     ad_llm: Model = Model(path="pocket:ad-llm")
     user_llm: UserLlm = UserLlm(path="pocket:user-llm")

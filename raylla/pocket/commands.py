@@ -36,8 +36,8 @@ def build(
 @app.command()
 @told
 def evaluate(
-    ad_llm: str = "pocket:ad-llm",
-    user_llm: str = "pocket:user-llm",
+    ad_llm: Annotated[str, typer.Option(help="model that places ads")] = "pocket:ad-llm",
+    user_llm: Annotated[str, typer.Option(help="model that judges")] = "pocket:user-llm",
     prompts: Annotated[int, typer.Option(help="held-out prompts of each kind")] = 1000,
     out: Annotated[Path | None, typer.Option(help="also write the figures as JSON")] = None,
 ) -> None:

@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from tests import reference
+
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"(?<![\w/:.-])((?:\.\./|[\w-]+/)*[\w-]+\.md)\b")
 CITED = re.compile(r"\b[A-Z]{4,}(?:\.md)?,? (?:section|sections|fact|facts|§) ?\d")
@@ -48,6 +52,18 @@ def test_contributors_are_sent_to_files_that_are_there() -> None:
     named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert len(named) >= 8
     assert not [one for one in named if not (ROOT / one).exists() and not (ROOT / "raylla" / one).exists()]
+
+
+@pytest.mark.parametrize("page", ["config.md", "cli.md"])
+def test_reference_pages_are_those_of_the_code(page: str) -> None:
+    made, kept = reference.pages()[page], (reference.HOME / page).read_text()
+    assert kept == made, f"docs/reference/{page} is not what the code says: run `python -m tests.reference`"
+
+
+def test_every_setting_and_option_says_what_it_is() -> None:
+    pages = "\n".join(reference.pages().values()).splitlines()
+    assert len(pages) > 700
+    assert [row for row in pages if row.startswith("| `") and row.endswith("|  |")] == []
 
 
 def _text(path: Path) -> str:

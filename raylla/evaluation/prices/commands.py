@@ -91,7 +91,7 @@ def learn_prices(
     config: Annotated[
         Path | None, typer.Option(help="of a store: the endpoint's config; default: the defaults")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of the auctions and bidders that are drawn")] = 0,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Learn an allocation curve and personalised reserves; write them as a sheet for `serving.prices`."""
