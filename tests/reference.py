@@ -37,8 +37,8 @@ def config_page() -> str:
         MADE,
         "",
         "A config file is YAML. It says only what differs from these defaults, as the files in `configs/` "
-        "do. An unknown key or a value out of bounds is refused before anything loads. One value is changed "
-        "by `--set section.key=value`:",
+        "do. An unknown key or a value out of bounds is refused before anything loads. One value is "
+        "changed by `--set section.key=value`:",
         "",
         "    raylla train pocket --set irpo.epochs=1 --set dpo.lr=1e-5",
         "",
