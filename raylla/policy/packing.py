@@ -19,6 +19,9 @@ from raylla.policy.attention import PADDING, layout
 from raylla.policy.groups import Packable
 from raylla.policy.logprobs import token_logprobs
 
+MODEL_INPUTS = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
+"""What of a packed micro-batch the model reads."""
+
 
 def pack(groups: Sequence[Packable], row_tokens: int | None = None, multiple: int = 1) -> dict[str, Tensor]:
     """A micro-batch in B rows of L tokens; N answer tokens, A answers, P pairs.

@@ -61,8 +61,7 @@ def packed(
     """Log-probability of every answer of one packed micro-batch."""
     rows = pack(groups, row_tokens, multiple)
     model.set_attn_implementation(PACKED_PARTS)
-    names = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
-    tokens = packing.PackedForward(model)(**{name: rows[name] for name in names})
+    tokens = packing.PackedForward(model)(**{name: rows[name] for name in packing.MODEL_INPUTS})
     return packing.sum_per_answer(tokens, rows["owner"], sum(len(g.answers) for g in groups)), rows
 
 
@@ -238,7 +237,6 @@ def test_block_sparse_attention_is_that_by_parts(tiny_model: Path, device: str) 
     groups = ragged(5, (2, 4, 1))
     rows = {name: one.to(device) for name, one in pack(groups, 200, FLEX_BLOCK).items()}
     assert rows["input_ids"].shape[1] % FLEX_BLOCK == 0
-    names = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
     found = []
     with torch.compiler.set_stance("force_eager" if device == "cpu" else "default"):
         for kind in (PACKED_PARTS, FLEX):
@@ -246,7 +244,9 @@ def test_block_sparse_attention_is_that_by_parts(tiny_model: Path, device: str) 
                 tiny_model, dtype=torch.float32, attn_implementation=kind
             ).to(device)
             with torch.set_grad_enabled(device == "cuda"):
-                logprobs = packing.PackedForward(model)(**{name: rows[name] for name in names})
+                logprobs = packing.PackedForward(model)(
+                    **{name: rows[name] for name in packing.MODEL_INPUTS}
+                )
             if device == "cuda":
                 logprobs.sum().backward()
             found.append((logprobs.detach(), gradients(model)))

@@ -214,7 +214,7 @@ def _known(subject: Subject, shape: Shape) -> list[tuple[float, ...]]:
         for group in make_groups(shape):
             packed = packing.pack([group])
             with torch.no_grad():
-                tokens = forward(**{name: packed[name] for name in _inputs()})
+                tokens = forward(**{name: packed[name] for name in packing.MODEL_INPUTS})
             sums = packing.sum_per_answer(tokens, packed["owner"], shape.answers)
             _KNOWN[place].append(tuple(sums.tolist()))
     return _KNOWN[place]
@@ -321,7 +321,7 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
     sums = []
     for model in (policy, reference):
         with torch.set_grad_enabled(model is policy):
-            tokens = packing.PackedForward(model)(**{name: packed[name] for name in _inputs()})
+            tokens = packing.PackedForward(model)(**{name: packed[name] for name in packing.MODEL_INPUTS})
             sums.append(packing.sum_per_answer(tokens, packed["owner"], one.answers))
     margins = packing.pair_margins(sums[0], sums[1], packed["winner"], packed["loser"], 0.1)
     loss = packing.pair_loss(margins) / len(margins)
@@ -339,12 +339,6 @@ def _trained(model: Any) -> dict[str, Any]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-
-
-def _inputs() -> tuple[str, ...]:
-    from raylla.policy.trainers.dpo import MODEL_INPUTS
-
-    return MODEL_INPUTS
 
 
 def _timed(trainer: Any, after_check: bool = False) -> Trained:

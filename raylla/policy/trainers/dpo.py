@@ -42,9 +42,6 @@ def warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
     return share
 
 
-MODEL_INPUTS = ("input_ids", "position_ids", "segments", "prompts", "source", "labels")
-
-
 def dpo_arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
     """Training arguments; creating them is what tells transformers to load sharded under ZeRO-3."""
     steps = schedule.micro_steps(dpo.batch_groups, dpo.micro_groups, ranks)
@@ -151,7 +148,7 @@ class PackedDPOTrainer(trl.DPOTrainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Any:
         """This micro-batch's share of the global batch's mean loss, times the number of ranks."""
-        tokens = model(**{name: inputs[name] for name in MODEL_INPUTS})
+        tokens = model(**{name: inputs[name] for name in packing.MODEL_INPUTS})
         reference = inputs["reference"]
         policy = packing.sum_per_answer(tokens, inputs["owner"], len(reference))
         winner, loser = inputs["winner"], inputs["loser"]
@@ -221,7 +218,7 @@ class PackedDPOTrainer(trl.DPOTrainer):
             for some in dealt[self._rank]:
                 read = [self._groups[member].for_reference() for member in some]
                 inputs = self._prepare_inputs(self._packed(read))
-                tokens = engine(**{name: inputs[name] for name in MODEL_INPUTS})
+                tokens = engine(**{name: inputs[name] for name in packing.MODEL_INPUTS})
                 yield some, tokens, inputs["owner"]
 
     def _everywhere(self, found: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from raylla.config import Dpo, Grpo
 from raylla.policy import packing
 from raylla.policy.groups import TokenGroup
 from raylla.policy.jobs import Reference, Told
-from raylla.policy.trainers.dpo import MODEL_INPUTS, PackedDPOTrainer
+from raylla.policy.trainers.dpo import PackedDPOTrainer
 
 _EQUAL = 1e-6
 """Added to a deviation of rewards that is divided by."""
@@ -119,7 +119,7 @@ class PackedGRPOTrainer(PackedDPOTrainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Any:
         """This micro-batch's share of the global batch's mean loss, times the number of ranks."""
-        tokens = model(**{name: inputs[name] for name in MODEL_INPUTS})
+        tokens = model(**{name: inputs[name] for name in packing.MODEL_INPUTS})
         owner, weight = inputs["owner"], inputs["weight"]
         # What only fills a turn is its own reference: any other may be too far off for an exponential.
         reference = torch.where(weight[owner] > 0, inputs["reference"], tokens.detach())

@@ -24,7 +24,7 @@ from raylla.engines.chat import prompt_ids
 from raylla.errors import RunError
 from raylla.policy import packing, schedule, zero
 from raylla.policy.jobs import Example, Lesson, Told
-from raylla.policy.trainers.dpo import MODEL_INPUTS, MicroBatches, warm_cosine
+from raylla.policy.trainers.dpo import MicroBatches, warm_cosine
 from raylla.strictjson import dumps
 
 """Is called with the steps done, the steps in all and the last one's loss."""
@@ -139,7 +139,7 @@ class SupervisedTrainer(trl.SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Any:
         """This micro-batch's share of the global batch's mean loss, times the number of ranks."""
-        tokens = model(**{name: inputs[name] for name in MODEL_INPUTS})
+        tokens = model(**{name: inputs[name] for name in packing.MODEL_INPUTS})
         weights = inputs["weights"]
         answers = packing.sum_per_answer(tokens, inputs["owner"], len(weights))
         total = -(answers * weights).sum()
