@@ -27,6 +27,8 @@ from raylla.errors import ConfigError, RayllaError, StorageError
 
 FOLDERS = {"file", "local", "memory", "sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}
 """File systems where a directory has to be made; a bucket's driver would make the bucket itself."""
+DRIVERS = {"s3": ("s3", "s3fs"), "s3a": ("s3", "s3fs"), "gs": ("gcs", "gcsfs"), "gcs": ("gcs", "gcsfs")}
+"""What brings the driver of a URL's protocol: an extra of raylla, and the package in it."""
 Place = str | Path
 FRESH = ".fresh"
 """Suffix of a copy that is not whole yet."""
@@ -206,9 +208,12 @@ def opened(place: Place) -> tuple[AbstractFileSystem, str]:
     try:
         files, root = url_to_fs(str(place))
     except ImportError as error:
+        way_out = "install it beside raylla on every node"
+        if protocol in DRIVERS:
+            extra, package = DRIVERS[protocol]
+            way_out = f"install raylla's extra {extra} (the package {package}) on every node"
         raise ConfigError(
-            f"{place}: {protocol}:// URLs need a package that is not installed here: {error}; install it "
-            "beside raylla on every node"
+            f"{place}: {protocol}:// URLs need a package that is not installed here: {error}; {way_out}"
         ) from None
     except ValueError as error:
         shown = re.sub(r"://.*@", "://***@", str(place))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,11 @@ from raylla.runs import versions
 from raylla.runs.state import Run, load_records, save_records
 from raylla.serving.deploy.versions import Target, find
 from raylla.storage import exists, here, making, places, within
+from tests.buckets import BUCKET, Bucket
 
+EXTRAS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+    "optional-dependencies"
+]
 ANSWERS = [Answer("s/0", "s", 0, "v0", "hi @", (1, 2), (3,), None)]
 PROBE = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-0.5]}
 
@@ -65,11 +71,31 @@ def faulty(tmp_path: Path) -> Iterator[str]:
     Faulty.fault = None
 
 
-@pytest.fixture(params=["path", "file", "memory", "faulty"])
-def where(request: pytest.FixtureRequest, tmp_path: Path, faulty: str) -> str:
-    """The same run's place on a disk and in three kinds of bucket."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = Bucket(tmp_path_factory.mktemp("s3") / "log", "127.0.0.1", port)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def s3(server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """In a bucket of an S3 server."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{tmp_path.name}/run"
+
+
+@pytest.fixture(params=["path", "file", "memory", "faulty", "s3"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same run's place on a disk and in four kinds of bucket."""
+    if request.param in ("faulty", "s3"):
+        return str(request.getfixturevalue(request.param))
     there = {"file": f"file://{tmp_path}/bucket/run", "memory": f"memory://{tmp_path.name}/run"}
-    return str({"path": tmp_path / "run", "faulty": faulty, **there}[request.param])
+    return str({"path": tmp_path / "run", **there}[request.param])
 
 
 def work(run: Run, epoch: int) -> None:
@@ -142,8 +168,10 @@ def test_a_driver_killed_within_a_commit_has_not_committed(faulty: str, tmp_path
             Run.open(faulty)
 
 
-def test_the_driver_that_comes_last_has_the_run(faulty: str) -> None:
-    first, second = Run.create(faulty, Config()), Run.create(faulty, Config())
+@pytest.mark.parametrize("kind", ["faulty", "s3"])
+def test_the_driver_that_comes_last_has_the_run(kind: str, request: pytest.FixtureRequest) -> None:
+    bucket: str = request.getfixturevalue(kind)
+    first, second = Run.create(bucket, Config()), Run.create(bucket, Config())
     with first.alone():
         first.commit("world", ["a"], {"wall_seconds": 1.0})
         with second.alone():
@@ -156,8 +184,8 @@ def test_the_driver_that_comes_last_has_the_run(faulty: str) -> None:
             with pytest.raises(RunError, match="taken over by another driver"):
                 first.commit("epoch-1/sample", ["b"], {"wall_seconds": 1.0})
         first.home._token = second.home._token  # type: ignore[attr-defined]
-    assert b'"c"' in Run.open(faulty).ledger.read_bytes()
-    assert b'"b"' not in Run.open(faulty).ledger.read_bytes()
+    assert b'"c"' in Run.open(bucket).ledger.read_bytes()
+    assert b'"b"' not in Run.open(bucket).ledger.read_bytes()
 
 
 def test_a_vanished_bucket_leaves_the_last_commit(faulty: str, tmp_path: Path) -> None:
@@ -192,10 +220,29 @@ def test_what_cannot_be_written_is_told_before_models_load(faulty: str, tmp_path
         assert "writing a probe failed: PermissionError: Access Denied" in said(2, command, "--run", faulty)
     (tmp_path / "file").touch()
     assert "cannot be written: Not a directory" in said(2, "train", "--run", str(tmp_path / "file" / "run"))
-    assert "need a package that is not installed here: Install s3fs" in said(
-        2, "train", "--run", "s3://b/r"
-    )
     assert "Protocol not known: s4" in said(2, "train", "--run", "s4://b/r")
+
+
+@pytest.mark.parametrize(
+    ("url", "way_out"),
+    [
+        ("s3://b/r", "install raylla's extra s3 (the package s3fs) on every node"),
+        ("gs://b/r", "install raylla's extra gcs (the package gcsfs) on every node"),
+        ("abfs://b/r", "install it beside raylla on every node"),
+    ],
+)
+def test_a_missing_driver_of_a_bucket_names_what_brings_it(
+    url: str, way_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(url: str) -> None:
+        raise ImportError("Install it")
+
+    monkeypatch.setattr(places, "url_to_fs", absent)
+    with pytest.raises(ConfigError, match=f"{url}: .* is not installed here") as error:
+        Run.create(url, Config())
+    assert str(error.value).endswith(way_out)
+    named = {extra: wanted[0] for extra, wanted in EXTRAS.items() if extra in ("s3", "gcs")}
+    assert dict(places.DRIVERS.values()) == named
 
 
 def test_a_bucket_that_hangs_is_a_deadline(faulty: str) -> None:
