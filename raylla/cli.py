@@ -22,8 +22,9 @@ from raylla.online.commands import simulate
 from raylla.pocket import commands as pocket_commands
 from raylla.serving import commands as serving
 from raylla.storage import home, within
-from raylla.terminal import ColumnOptions, ConfigPath, Overrides, RunPath, console, loading, say, tell, told
+from raylla.terminal import ConfigPath, Overrides, RunPath, console, loading, told
 from raylla.warmstart.commands import warmstart
+from raylla.world.imports import commands as world_commands
 
 app = typer.Typer(
     help="Teach a language model to run an ad auction inside its own answers.",
@@ -31,12 +32,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-world_app = typer.Typer(help="Worlds: profiles, ads and queries.", no_args_is_help=True)
 app.add_typer(serving.app)
 app.command()(simulate)
 app.command("regret")(regret_outside)
 app.command()(warmstart)
-app.add_typer(world_app, name="world")
+app.add_typer(world_commands.app, name="world")
 app.add_typer(pocket_commands.app, name="pocket")
 app.add_typer(models_commands.app, name="models")
 app.add_typer(judging_commands.app, name="judge")
@@ -163,14 +163,22 @@ def _suite(name: str) -> tuple[Callable[..., Any], str, Callable[..., None]]:
 @app.command()
 @told
 def report(
-    run: RunPath,
-    out: Annotated[Path | None, typer.Option(help="default: report/ in the run")] = None,
+    run: Annotated[
+        str, typer.Argument(help="evaluated run, a directory or URL, or an evaluation's FILE.json")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="default: report/ in the run, FILE/ beside a file")
+    ] = None,
 ) -> None:
     """One page, figures and tables of an evaluated run's evaluation.json; reads no model."""
     from raylla.evaluation.page.report import write_report
     from raylla.runs.observe import Observer
     from raylla.runs.state import Run
 
+    if run.endswith(".json"):
+        page = write_report(Path(run), out or Path(run).with_suffix(""))
+        console.print(f"{page}", highlight=False, soft_wrap=True)
+        return
     opened = Run.open(run)
     page = write_report(opened.path / "evaluation.json", out or opened.path / "report")
     watch = Observer(opened.config, opened.path, console)
@@ -358,31 +366,6 @@ def bench(
     found = run_parts(parts or [], loaded, console)
     if json_ is not None:
         merge(json_, found)
-
-
-@world_app.command("import")
-@told
-def world_import(
-    kind: Annotated[str, typer.Argument(help="table, gem-bench or webis")],
-    path: Annotated[Path, typer.Argument(help="table of ads, or directory of the data set")],
-    out: Annotated[Path, typer.Option(help="directory to write the world to")],
-    queries: Annotated[Path | None, typer.Argument(help="table of queries")] = None,
-    map_: ColumnOptions = [],  # noqa: B006
-    profiles: Annotated[int, typer.Option(min=2, help="users to draw where the data has none")] = 1000,
-    seed: Annotated[int, typer.Option(help="of what is drawn where the data has none")] = 0,
-) -> None:
-    """Turn your own tables (CSV, TSV, JSON lines, Parquet), or a public data set, into a world directory
-    for `world.path`."""
-    from raylla.world.imports.importers import import_world, mapping
-
-    drawn = settings.World.model_validate({"profiles": profiles})
-    done = import_world(kind, path, queries, out, mapping(map_), drawn, seed)
-    tell(done.faults)
-    world = done.world
-    say(
-        f"{out}: {len(world.ads)} ads, {len(world.queries)} queries of {len(world.profiles)} users; "
-        f"{dict(world.notes)}"
-    )
 
 
 def _train(run: Any, loop: Callable[..., dict[str, Any]]) -> None:

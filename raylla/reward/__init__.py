@@ -1,0 +1,1 @@
+"""The pCTR model: rows, features, networks, intervals."""

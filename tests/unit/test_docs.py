@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import reference
+from tests import house, reference
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"(?<![\w/:.-])((?:\.\./|[\w-]+/)*[\w-]+\.md)\b")
@@ -52,6 +52,21 @@ def test_contributors_are_sent_to_files_that_are_there() -> None:
     named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert len(named) >= 8
     assert not [one for one in named if not (ROOT / one).exists() and not (ROOT / "raylla" / one).exists()]
+
+
+@pytest.mark.parametrize("package", house.PACKAGES)
+def test_components_are_imported_by_whom_the_architecture_names(package: str) -> None:
+    tables = (ROOT / "docs" / "architecture.md").read_text().split("Of `raylla/serving`:")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\w, ]+) \|$", tables[house.PACKAGES.index(package)], re.M)
+    said, graph = {name: set(callers.split(", ")) for name, callers in rows}, house.rooms(package)
+    importers = {
+        name: {user.rpartition(".")[2] for user, used in graph.items() if f"{package}.{name}" in used}
+        for name in said
+    }
+    unnamed = {name: users - said[name] for name, users in importers.items() if said[name] != {"any"}}
+    assert {name: users for name, users in unnamed.items() if users} == {}
+    folders = {path.name for path in (ROOT / package.replace(".", "/")).iterdir() if any(path.glob("*.py"))}
+    assert folders - {"__pycache__"} - said.keys() == set()
 
 
 @pytest.mark.parametrize("page", ["config.md", "cli.md"])

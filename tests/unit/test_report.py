@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
+from typer.testing import CliRunner
 
+from raylla.cli import app
 from raylla.errors import RunError
 from raylla.evaluation.page.figures import FIGURES
 from raylla.evaluation.page.report import AGAINST, pieces, write_report
@@ -131,6 +134,19 @@ def evaluation() -> dict[str, Any]:
 def page(tmp_path: Path) -> Path:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
     return write_report(tmp_path / "evaluation.json", tmp_path / "report")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("figure", ["mechanisms", "monotonicity"])
+def test_pictures_in_the_docs_are_those_of_their_figures(figure: str, tmp_path: Path) -> None:
+    results = Path(__file__).parents[2] / "docs" / "results"
+    shown = CliRunner().invoke(
+        app, ["report", str(results / "smollm2-seed-0.json"), "--out", str(tmp_path)]
+    )
+    assert shown.output.strip().endswith("index.html")
+    made, kept = (imread(path) for path in (tmp_path / f"{figure}.png", results / f"smollm2-{figure}.png"))
+    assert made.shape == kept.shape
+    assert (made == kept).all()
 
 
 def test_text_is_text(page: Path) -> None:
