@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from raylla.cli import app
@@ -67,8 +65,7 @@ def _sections(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, type[
     """Name, model and default (None where it is absent by default) of each section, in order of fields."""
     for name, field in model.model_fields.items():
         for part in _models(field.annotation):
-            default = None if field.default is PydanticUndefined else field.default
-            yield f"{at}{name}", part, default
+            yield f"{at}{name}", part, None if field.is_required() else field.default
             yield from _sections(part, f"{at}{name}.")
 
 
@@ -89,7 +86,8 @@ def _table(model: type[BaseModel], default: Any) -> list[str]:
             value = "below" if field.default not in (None, ()) else "empty" if several else "none"
         else:
             kind = _kind(field.annotation, field.metadata)
-            value = _value(getattr(default, name, field.default))
+            given = getattr(default, name, None if field.is_required() else field.default)
+            value = "to be given" if given is None and field.is_required() else _value(given)
         about = field.description or (_text(section.__doc__) if section else "")
         rows.append(f"| `{name}` | {_cell(kind)} | {_cell(value)} | {_cell(about)} |")
     return rows
@@ -120,31 +118,26 @@ def _flat(constraint: Any) -> Sequence[Any]:
     return constraint.metadata if isinstance(constraint, FieldInfo) else (constraint,)
 
 
+_BOUNDS = {"ge": " from {}", "gt": " above {}", "min_length": ", {} or more", "max_length": ", {} at most"}
+
+
 def _bounds(metadata: Sequence[Any]) -> str:
     """` from 0 to 1`, ` above 0`, ` that matches ...`."""
     said = ""
     for part in metadata:
-        match part:
-            case annotated_types.Ge(ge=least):
-                said += f" from {least}"
-            case annotated_types.Gt(gt=least):
-                said += f" above {least}"
-            case annotated_types.Le(le=most):
-                said += f" to {most}" if "from" in said else f", at most {most}"
-            case annotated_types.Lt(lt=most):
-                said += f", below {most}"
-            case annotated_types.MinLen(min_length=least):
-                said += f", {least} or more"
-            case annotated_types.MaxLen(max_length=most):
-                said += f", {most} at most"
-            case _ if pattern := getattr(part, "pattern", None):
-                said += f" that matches `{pattern}`"
+        for name, words in _BOUNDS.items():
+            if (bound := getattr(part, name, None)) is not None:
+                said += words.format(bound)
+        if (most := getattr(part, "le", None)) is not None:
+            said += f" to {most}" if "from" in said else f", at most {most}"
+        if (end := getattr(part, "lt", None)) is not None:
+            said += f", below {end}"
+        if pattern := getattr(part, "pattern", None):
+            said += f" that matches `{pattern}`"
     return said
 
 
 def _value(value: Any) -> str:
-    if value is PydanticUndefined:
-        return "to be given"
     if value is None:
         return "none"
     if isinstance(value, tuple | list):
@@ -170,8 +163,7 @@ def _option(param: Any) -> str:
     """A command's argument or option as a row of a table."""
     names = [param.name.upper()] if _positional(param) else [*param.opts, *param.secondary_opts]
     told, annotation = param.type_descriptor.parameter_info, param.type_descriptor.annotation
-    bounds = [annotated_types.Ge(told.min)] if told.min is not None else []
-    bounds += [annotated_types.Le(told.max)] if told.max is not None else []
+    bounds = [types.SimpleNamespace(ge=told.min, le=told.max)]
     cells = [
         ", ".join(f"`{name}`" for name in names),
         _kind(annotation, bounds),
