@@ -122,6 +122,9 @@ class Serving(Section):
         100, description="ads filtered out that an auction's record names; it counts all"
     )
     notice_deadline: Seconds = Field(3600, description="how long a billing notice is retried")
+    traces: str | None = Field(
+        None, description="OTLP/HTTP collector that gets traces (http://collector:4318); none: nobody does"
+    )
     private_notices: bool = Field(
         False, description="billing notices may go to private and loopback addresses"
     )
@@ -144,7 +147,7 @@ class Serving(Section):
             raise ValueError("users must see it: give a word on one line")
         return given
 
-    @field_validator("public_url")
+    @field_validator("public_url", "traces")
     @classmethod
     def _web(cls, given: str | None) -> str | None:
         if given is not None:
@@ -155,6 +158,16 @@ class Serving(Section):
                 fine = False
             if not fine or not given.isprintable() or " " in given:
                 raise ValueError("give a URL such as https://ads.example")
+        return given
+
+    @field_validator("traces")
+    @classmethod
+    def _plain(cls, given: str | None) -> str | None:
+        if given is not None and not {"@", "?", "#"}.isdisjoint(given):
+            raise ValueError(
+                "give scheme, host, port and path alone; a collector's credentials go into "
+                "OTEL_EXPORTER_OTLP_HEADERS in the replicas' environment"
+            )
         return given
 
     @field_validator("trusted_proxies")

@@ -41,6 +41,7 @@ from raylla.world import store as worlds
 from tests.e2e import soak
 from tests.e2e.test_run import ROOT, TINY
 from tests.unit.serving import clients
+from tests.unit.serving.collector import Collector, collecting
 
 pytestmark = pytest.mark.e2e
 
@@ -84,6 +85,7 @@ class Running:
     world: World
     database: str
     settings: dict[str, Any]
+    collector: Collector
 
     @property
     def headers(self) -> dict[str, str]:
@@ -98,7 +100,13 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def traces() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, traces: Collector) -> Iterator[Running]:
     scratch = tmp_path_factory.mktemp("serving")
     run = scratch / "run"
     pocket = str(ROOT / "configs" / "pocket.yaml")
@@ -106,6 +114,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     database = f"sqlite:///{scratch}/raylla.db"
     _call("campaigns", "import", str(run), "--database", database, "--daily-budget", str(BUDGET))
     chosen = {"serving.database": database, "serving.port": 8000, "serving.token_ttl": TTL}
+    chosen |= {"serving.traces": traces.url}
     log = scratch / "serve.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -119,7 +128,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         found = _wait(process, log)
         key = keyring.read_keyring(database).admin_key
         world = worlds.load_world(run / "world")
-        yield Running(found["endpoint"], Dashboard(found["dashboard"]), key, run, world, database, chosen)
+        at = Dashboard(found["dashboard"])
+        yield Running(found["endpoint"], at, key, run, world, database, chosen, traces)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0, log.read_text()[-2000:]
@@ -379,6 +389,33 @@ def _verify(running: Running, store: Store, seen: soak.Traffic) -> None:
     ):
         assert seen.statuses[what], f"no {what}: the soak tested less than it says"
     assert counts["charged"]
+
+
+def test_one_trace_goes_through_all_processes_of_an_endpoint_in_parts(running: Running) -> None:
+    _apart(running)
+    name = "4bf92f3577b34da6a3ce929d0e0e4736"
+    body = {"model": "raylla", "messages": [{"role": "user", "content": "which mug keeps tea warm?"}]}
+    client = {"traceparent": f"00-{name}-00f067aa0ba902b7-01"}
+    url = f"{running.url}/v1/chat/completions"
+    answer = httpx.post(url, json=body, headers=running.headers | client, timeout=60)
+    assert answer.status_code == 200, answer.text
+    wanted = ("POST /v1/chat/completions", "engine", "predictor.encode", "predictor.rates")
+    found = {one.name: one for one in running.collector.until(*wanted, trace=name)}
+    names = {one.id: one.name for one in found.values()}
+    assert {one.name: names.get(one.parent) for one in found.values()} == {
+        "POST /v1/chat/completions": None,
+        "auction": "POST /v1/chat/completions",
+        **dict.fromkeys(("candidates", "prompt", "generation", "repair", "pctr", "record"), "auction"),
+        "eligibility": "candidates",
+        "retrieval": "candidates",
+        "predictor.encode": "retrieval",
+        "engine": "generation",
+        "predictor.rates": "pctr",
+    }
+    assert found["POST /v1/chat/completions"].parent == "00f067aa0ba902b7"
+    assert found["auction"].facts["raylla.auction.id"] == answer.json()["raylla"]["auction_id"]
+    assert len({found[name].process for name in ("auction", "engine", "predictor.rates")}) == 3
+    assert found["predictor.encode"].process == found["predictor.rates"].process
 
 
 def test_a_short_soak_with_an_engine_killed_midway(running: Running, store: Store) -> None:

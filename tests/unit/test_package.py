@@ -51,7 +51,7 @@ def imported(*folders: str) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(["raylla", "jobs"], ["cpu", "cuda", "postgres"]), (["tests"], ["cpu", "postgres", "dev"])],
+    [(["raylla", "jobs"], ["cpu", "cuda", "otel", "postgres"]), (["tests"], ["cpu", "postgres", "dev"])],
     ids=["package", "tests"],
 )
 def test_what_is_imported_is_declared(folders: list[str], extras: list[str]) -> None:

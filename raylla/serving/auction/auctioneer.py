@@ -50,6 +50,7 @@ from raylla.serving.money.records import (
 from raylla.serving.money.sheets import served_sheet
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
+from raylla.serving.tracing import traced
 from raylla.world import prompts
 from raylla.world.retrieval import Retrieval, Vectors
 from raylla.world.synthetic import lexicon
@@ -124,20 +125,22 @@ class Auctioneer:
             )
         self._ongoing += 1
         try:
-            async with aclosing(self._hold(asked, stream, spent)) as parts:
-                async for part in parts:
-                    yield part
+            with traced("auction", asked.trace) as told, Stopwatch(self._serving.tmax, told.trace) as clock:
+                async with aclosing(self._hold(asked, stream, spent, clock)) as parts:
+                    async for part in parts:
+                        if isinstance(part, Answered):
+                            told.note(part.facts())
+                        yield part
         finally:
             self._ongoing -= 1
 
     async def _hold(
-        self, asked: Asked, stream: bool, spent: Callable[[int], None]
+        self, asked: Asked, stream: bool, spent: Callable[[int], None], clock: Stopwatch
     ) -> AsyncGenerator[str | Answered, None]:
-        clock = Stopwatch(self._serving.tmax)
         field = await self._compete(asked, clock) if asked.ads else Field.empty(asked)
+        clock.begin("prompt")
         sampling = _sampling(self._config.ad_llm.sampling, asked)
         prompt, turns = self._prompt(field, asked, self._config.engine.max_model_len - sampling.max_tokens)
-        clock.mark("prompt")
         writer, canary = self.traffic.writer(asked.request_id)
         tickets = Tickets(asked, field, self._serving, self._tokens)
         draft = Draft(
@@ -150,8 +153,9 @@ class Auctioneer:
             asked.stop,
             verbatim="json_schema" in asked.sampling,
         )
+        clock.begin("generation")
         # An answer that may stop early is followed as it is written.
-        pieces = writer.generate(prompt, sampling, stream or bool(asked.stop))
+        pieces = writer.generate(prompt, sampling, stream or bool(asked.stop), clock.trace)
         try:
             async with aclosing(pieces):
                 while not draft.finish:
@@ -167,20 +171,22 @@ class Auctioneer:
             raise EndpointError(f"the engine has ended the answer early: {draft.finish}")
         if text := draft.end():
             yield text
-        clock.mark("generation")
         if not asked.ads:
+            clock.end()
             yield draft.answered(clock)
             return
+        clock.begin("repair")
         repaired = draft.repaired()
+        clock.begin("pctr")
         pctr_version, rates = await self._rates(asked, field, draft.raw, repaired, clock)
-        clock.mark("pctr")
+        clock.begin("record")
         impressions = self._impressions(repaired, field.candidates, rates, tickets)
         auction = self._auction(asked, field, draft, repaired, pctr_version, impressions, clock, canary)
         # Not within the deadline: once begun, it is written whole, and waits for nobody but the disk.
         (refused,) = await asyncio.shield(self._records.ask([auction]))
         if refused is not None:
             raise refused
-        clock.mark("record")
+        clock.end()
         yield draft.answered(clock, auction, _shown(auction, repaired, tickets))
 
     async def _compete(self, asked: Asked, clock: Stopwatch) -> Field:
@@ -189,25 +195,30 @@ class Auctioneer:
         Raises:
             MoneyError: no bid may be what a test sets.
         """
+        clock.begin("candidates")
         if self.retrieval is None:
             raise BusyError("the catalogue is not read yet")
         now = datetime.now(UTC)
         auction_id = f"auc_{secrets.token_hex(12)}"
         for bid in asked.bids.values():
             check_bid(bid, self._serving.micros_per_unit, self._config.world.max_bid)
-        selection = self._eligibility.select(asked.filters, now, asked.bids)
+        with traced("eligibility", clock.trace) as told:
+            selection = self._eligibility.select(asked.filters, now, asked.bids)
+            told.note({"raylla.eligible": int(np.count_nonzero(selection.mask))})
         left_out = Counter(selection.counts())
         found: list[int] = []
         if selection.mask.any():
             said = in_context(asked.about())
-            vector = (await clock.within("the query's vector", self._oracle.encode([said])))[0]
-            found = self._relevant(self.retrieval, vector, selection, left_out)
+            with traced("retrieval", clock.trace) as told:
+                encoded = self._oracle.encode([said], told.trace)
+                vector = (await clock.within("the query's vector", encoded))[0]
+                found = self._relevant(self.retrieval, vector, selection, left_out)
+                told.note({"raylla.retrieved": len(found)})
         category, theme = _about(asked.about(), selection.catalogue.ads[found[0]] if found else None)
         query = asked.about(category, theme)
         listed = [(selection.catalogue.listing(row), selection.floor(row)) for row in found]
         candidates, below = self._entry.candidates(listed, auction_id, query, asked.profile)
         left_out[Reason.FLOOR] += len(below)
-        clock.mark("candidates")
         return Field(auction_id, now, query, tuple(candidates), selection, +left_out, tuple(below))
 
     def _relevant(
@@ -250,7 +261,7 @@ class Auctioneer:
         """The pCTR version, and a rate for each placement, of the text as the model wrote it."""
         ads = {ad.id: ad for ad in field.ads}
         asks = click_rows("", field.query, asked.profile, raw, repaired.parsed.placements, ads, None)
-        return await clock.within("click predictions", self._oracle.rates(asks))
+        return await clock.within("click predictions", self._oracle.rates(asks, clock.trace))
 
     def _auction(
         self,

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from raylla.config import Links, Sampling
@@ -15,6 +16,7 @@ from raylla.records import Profile, Query, Turn
 from raylla.serving.engine.wire import Piece
 from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Filters, Impression, ServedAuction
+from raylla.serving.tracing import NO_TRACE, Carrier, Facts, Span, traced
 
 _T = TypeVar("_T")
 
@@ -44,6 +46,8 @@ class Asked:
     stop: tuple[str, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    trace: Carrier = field(default_factory=dict)
+    """Of the request that asked."""
 
     def about(self, category: str = "", theme: str = "") -> Query:
         """The question as prompts read it."""
@@ -80,12 +84,33 @@ class Answered:
     shown: tuple[Shown, ...] = ()
     turns_cut: int = 0
 
+    def facts(self) -> Facts:
+        """What a trace says of it: nothing of what was asked, of whom, or what was bid."""
+        told: dict[str, str | bool | int | list[str]] = {
+            "raylla.weight_version": self.weight_version,
+            "gen_ai.usage.input_tokens": self.prompt_tokens,
+            "gen_ai.usage.output_tokens": self.answer_tokens,
+            "gen_ai.response.finish_reasons": [self.finish],
+        }
+        if (auction := self.auction) is None:
+            return told
+        return told | {
+            "raylla.auction.id": auction.id,
+            "raylla.auction.test": auction.test,
+            "raylla.auction.canary": auction.canary,
+            "raylla.auction.price_rule": auction.price_rule.value,
+            "raylla.auction.candidates": len(auction.candidates),
+            "raylla.auction.placed": [one.ad_id for one in auction.impressions],
+            "raylla.auction.violations": sum(auction.violations.values()),
+            "raylla.pctr_version": auction.pctr_version,
+        }
+
 
 class Writer(Protocol):
     """Who writes answers: an `AsyncEngine` here, or a Serve deployment of one."""
 
     def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
     ) -> AsyncGenerator[Piece, None]:
         """See `AsyncEngine.generate`."""
 
@@ -108,21 +133,44 @@ class Traffic:
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Milliseconds by part of an auction, one part after the other, within a deadline."""
+    """Milliseconds by part of an auction, one part after the other, within a deadline; each is a span of
+    ``whole``. To be left by `with`, so that a part that fails is over, too."""
 
     seconds: float
+    whole: Carrier = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     parts: dict[str, float] = field(default_factory=dict)
-    _last: float = 0.0
+    _part: str = ""
+    _span: Span = field(default_factory=Span)
+    _since: float = 0.0
 
-    def __post_init__(self) -> None:
-        self._last = self.started
+    def begin(self, part: str) -> None:
+        """``part`` begins here, and the one before it ends."""
+        self.end()
+        self._part, self._since, self._span = part, time.monotonic(), traced(part, self.whole)
 
-    def mark(self, part: str) -> None:
-        """``part`` ends here."""
-        now = time.monotonic()
-        self.parts[part] = round(1000 * (now - self._last), 3)
-        self._last = now
+    def end(self) -> None:
+        """The last part ends here."""
+        if self._part:
+            self.parts[self._part] = round(1000 * (time.monotonic() - self._since), 3)
+            self._span.end()
+            self._part = ""
+
+    @property
+    def trace(self) -> Carrier:
+        """Of the part that goes on."""
+        return self._span.trace if self._part else NO_TRACE
+
+    def __enter__(self) -> Stopwatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """What goes on is over with the whole."""
+        if self._part:
+            self._span.__exit__(kind, error, at)
+            self._part = ""
 
     def first_text(self) -> None:
         """The user sees the first text, if not before."""

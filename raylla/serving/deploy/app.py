@@ -19,6 +19,7 @@ from raylla.models import roles
 from raylla.runs.state import Run
 from raylla.serving.deploy.versions import Target, find
 from raylla.serving.money.sheets import served_sheet
+from raylla.serving.tracing import check_tracing
 
 NAME = "raylla"
 IMPORT_PATH = "raylla.serving.deploy.app:build"
@@ -33,7 +34,8 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
     """The run's config with sections ``serving``, ``engine`` and ``ray`` of ``config``; what to serve.
 
     Raises:
-        ConfigError: no run was named, its Ad-LLM cannot chat, or there is no such price sheet.
+        ConfigError: no run was named, its Ad-LLM cannot chat, there is no such price sheet, or nothing that
+            sends traces.
         RunError: there is no such run or version.
     """
     run = run or config.serving.run
@@ -57,6 +59,7 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
     if sheet is not None:  # replicas that start later charge by this very sheet
         tree["serving"]["prices_digest"] = sheet.digest
         served = parse_config(tree, "serving")
+    check_tracing(served.serving.traces)
     roles.check_chat(models.resolve(served.ad_llm.path, "ad_llm.path"), "ad_llm.path")
     return served, target
 

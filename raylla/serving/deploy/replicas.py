@@ -44,6 +44,7 @@ from raylla.serving.security import keyring
 from raylla.serving.security.keys import Access
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import open_store
+from raylla.serving.tracing import Carrier, begin_traces
 from raylla.world import store as worlds
 from raylla.world.retrieval import Retrieval, Vectors, questions
 
@@ -54,6 +55,14 @@ CANARY_POLL = 0.5
 STORE_THREADS = 4
 LOOKUPS = 64
 HEALTH_SECONDS = 5.0
+
+
+def _begun(tree: dict[str, Any]) -> Config:
+    """The config of a replica that begins: its log lines and traces go where it says from here on."""
+    config = parse_config(tree, "serve config")
+    log_json()
+    begin_traces(config.serving.traces)
+    return config
 
 
 def _open_engine(config: Config) -> Holding:
@@ -68,8 +77,7 @@ class EngineReplica:
     """An engine on its own: deployments `Engine` and `Canary`."""
 
     def __init__(self, tree: dict[str, Any]) -> None:
-        log_json()
-        self._holding = _open_engine(parse_config(tree, "serve config"))
+        self._holding = _open_engine(_begun(tree))
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
         """Take over the version that Serve says."""
@@ -77,10 +85,10 @@ class EngineReplica:
             await self._holding.want(target)
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier
     ) -> AsyncGenerator[Piece, None]:
         """See `AsyncEngine.generate`."""
-        async for piece in self._holding.engine.generate(prompt, sampling, stream):
+        async for piece in self._holding.engine.generate(prompt, sampling, stream, trace):
             yield piece
 
     async def state(self) -> tuple[Target, str | None]:
@@ -96,20 +104,19 @@ class PredictorReplica:
     """The pCTR model on its own: deployment `Predictor`."""
 
     def __init__(self, tree: dict[str, Any]) -> None:
-        log_json()
-        self._predictor = Predictor(parse_config(tree, "serve config"))
+        self._predictor = Predictor(_begun(tree))
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
         """Take over the newest model of the run that Serve says; an unusable one leaves the old."""
         take_pctr(self._predictor, Target(**wanted["version"]))
 
-    async def rates(self, rows: list[ClickRow]) -> tuple[str, list[Rate]]:
+    async def rates(self, rows: list[ClickRow], trace: Carrier) -> tuple[str, list[Rate]]:
         """See `Oracle`."""
-        return await self._predictor.rates(rows)
+        return await self._predictor.rates(rows, trace)
 
-    async def encode(self, texts: list[str]) -> Vectors:
+    async def encode(self, texts: list[str], trace: Carrier) -> Vectors:
         """See `Oracle`."""
-        return await self._predictor.encode(texts)
+        return await self._predictor.encode(texts, trace)
 
 
 def take_pctr(predictor: Predictor, target: Target) -> None:
@@ -133,8 +140,7 @@ class Ingress:
     def __init__(
         self, tree: dict[str, Any], canary: Any, engine: Any = None, predictor: Any = None
     ) -> None:
-        log_json()
-        self._config = config = parse_config(tree, "serve config")
+        self._config = config = _begun(tree)
         run = Run.open(_run(config))  # held while it is read: its working copy goes with it
         self._world = worlds.load_world(run.part("world"))
         self._store = open_store(config.serving.database)

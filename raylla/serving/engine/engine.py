@@ -12,6 +12,7 @@ import atexit
 import itertools
 import multiprocessing
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from multiprocessing.connection import Connection
 
 from raylla.config import Engine as Settings
@@ -32,6 +33,7 @@ from raylla.serving.engine.wire import (
     RequestRefused,
     StepOutput,
 )
+from raylla.serving.tracing import NO_TRACE, Carrier, traced
 
 END_SECONDS = 10.0
 """How long a process that is told to end may take."""
@@ -74,13 +76,27 @@ class AsyncEngine:
             raise self._failed or EndpointError(ENDED)
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
     ) -> AsyncGenerator[Piece, None]:
         """The answer, in pieces as they are sampled or (not ``stream``) as one; closing it aborts.
 
         Raises:
             EndpointError: the engine refuses the prompt, or has failed.
         """
+        written = 0
+        with traced("engine", trace) as told:
+            async with aclosing(self._pieces(prompt, sampling, stream)) as pieces:
+                async for piece in pieces:
+                    written += len(piece.token_ids)
+                    if piece.finish is not None:
+                        told.note(
+                            {"raylla.weight_version": piece.version, "gen_ai.usage.output_tokens": written}
+                        )
+                    yield piece
+
+    async def _pieces(
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+    ) -> AsyncGenerator[Piece, None]:
         name = str(next(self._names))
         pieces: asyncio.Queue[Piece | EndpointError] = asyncio.Queue()
         self._answers[name] = pieces

@@ -23,6 +23,7 @@ from raylla.config import Config
 from raylla.reward.rows import ClickRow
 from raylla.reward.trainer import RewardTrainer
 from raylla.serving.engine.together import Together
+from raylla.serving.tracing import NO_TRACE, Carrier, traced
 from raylla.world.retrieval import Vectors
 
 
@@ -38,10 +39,10 @@ class Rate:
 class Oracle(Protocol):
     """What the auctioneer asks about texts."""
 
-    async def rates(self, rows: Sequence[ClickRow]) -> tuple[str, list[Rate]]:
+    async def rates(self, rows: Sequence[ClickRow], trace: Carrier = NO_TRACE) -> tuple[str, list[Rate]]:
         """Name of the pCTR version, and the click probability of each row."""
 
-    async def encode(self, texts: Sequence[str]) -> Vectors:
+    async def encode(self, texts: Sequence[str], trace: Carrier = NO_TRACE) -> Vectors:
         """The text encoder's vectors, [texts, dim]."""
 
 
@@ -81,14 +82,18 @@ class Predictor:
         with self._lock:
             self._model, self._version = model, version
 
-    async def rates(self, rows: Sequence[ClickRow]) -> tuple[str, list[Rate]]:
+    async def rates(self, rows: Sequence[ClickRow], trace: Carrier = NO_TRACE) -> tuple[str, list[Rate]]:
         """See `Oracle`."""
-        found = await self._rates.ask(rows)
-        return (found[0][0] if found else self._version), [rate for _, rate in found]
+        with traced("predictor.rates", trace) as told:
+            found = await self._rates.ask(rows)
+            version = found[0][0] if found else self._version
+            told.note({"raylla.rows": len(rows), "raylla.pctr_version": version})
+        return version, [rate for _, rate in found]
 
-    async def encode(self, texts: Sequence[str]) -> Vectors:
+    async def encode(self, texts: Sequence[str], trace: Carrier = NO_TRACE) -> Vectors:
         """See `Oracle`."""
-        return np.stack(await self._vectors.ask(texts))
+        with traced("predictor.encode", trace):
+            return np.stack(await self._vectors.ask(texts))
 
     def _rate(self, rows: Sequence[ClickRow]) -> list[tuple[str, Rate]]:
         with self._lock:

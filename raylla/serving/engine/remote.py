@@ -15,6 +15,7 @@ from raylla.errors import BusyError, EndpointError
 from raylla.reward.rows import ClickRow
 from raylla.serving.engine.predictor import Rate
 from raylla.serving.engine.wire import Piece
+from raylla.serving.tracing import NO_TRACE, Carrier
 from raylla.world.retrieval import Vectors
 
 LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, AioRpcError)
@@ -30,7 +31,7 @@ class RemoteWriter:
         self._handle = handle.options(stream=True)
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
     ) -> AsyncGenerator[Piece, None]:
         """See `AsyncEngine.generate`; asked again where the replica died before it had said anything.
 
@@ -40,7 +41,7 @@ class RemoteWriter:
         """
         begun = False
         while True:
-            pieces = self._handle.generate.remote(prompt, sampling, stream)
+            pieces = self._handle.generate.remote(prompt, sampling, stream, trace)
             try:
                 async for piece in pieces:
                     begun = True
@@ -64,17 +65,17 @@ class RemoteOracle:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def rates(self, rows: Sequence[ClickRow]) -> tuple[str, list[Rate]]:
+    async def rates(self, rows: Sequence[ClickRow], trace: Carrier = NO_TRACE) -> tuple[str, list[Rate]]:
         """See `Oracle`."""
-        found: tuple[str, list[Rate]] = await self._ask("rates", list(rows))
+        found: tuple[str, list[Rate]] = await self._ask("rates", list(rows), trace)
         return found
 
-    async def encode(self, texts: Sequence[str]) -> Vectors:
+    async def encode(self, texts: Sequence[str], trace: Carrier = NO_TRACE) -> Vectors:
         """See `Oracle`."""
-        found: Vectors = await self._ask("encode", list(texts))
+        found: Vectors = await self._ask("encode", list(texts), trace)
         return found
 
-    async def _ask(self, method: str, argument: Any) -> Any:
+    async def _ask(self, method: str, argument: Any, trace: Carrier) -> Any:
         """One call; again on another replica where one died. The caller's deadline ends the tries.
 
         Raises:
@@ -82,7 +83,7 @@ class RemoteOracle:
         """
         while True:
             try:
-                return await getattr(self._handle, method).remote(argument)
+                return await getattr(self._handle, method).remote(argument, trace)
             except BackPressureError as error:
                 raise BusyError(str(error)) from None
             except LOST:

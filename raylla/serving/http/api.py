@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal
 
 from fastapi import FastAPI, Request
@@ -26,10 +26,12 @@ from raylla.serving.http.openai import models
 from raylla.serving.http.openai.delivery import RETRY_AFTER, code_of, said
 from raylla.serving.http.openai.rates import LIMIT_HEADERS, Rates
 from raylla.serving.http.reports import Reports
+from raylla.serving.tracing import Span, traced
 from raylla.wholetext import whole_json
 
 log = logging.getLogger("raylla.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACE_HEADERS = (b"traceparent", b"tracestate")
 _UPLOAD = re.compile(r"/v1/campaigns/[^/]+/ads/upload")
 DESCRIPTION = """
 Answers with native ads, each chosen and placed by one generation of the Ad-LLM, and the campaigns,
@@ -141,10 +143,15 @@ class Envelope:
         upload = _UPLOAD.fullmatch(scope["path"]) is not None
         largest = self._largest_upload if upload else self._largest
         try:
-            if length.isdigit() and int(length) > largest:
-                await _refusal(largest, upload)(scope, receive, answer)
-            else:
-                await self._app(scope, _Body(receive, largest, upload), answer)
+            with _request_span(scope, headers) as told:
+                scope["state"]["trace"] = told.trace
+                try:
+                    if length.isdigit() and int(length) > largest:
+                        await _refusal(largest, upload)(scope, receive, answer)
+                    else:
+                        await self._app(scope, _Body(receive, largest, upload), answer)
+                finally:
+                    _name_request(told, scope, status)
         finally:
             log.info(
                 "request",
@@ -157,6 +164,28 @@ class Envelope:
                     "seconds": round(time.monotonic() - started, 4),
                 },
             )
+
+
+def _request_span(scope: Scope, headers: Mapping[bytes, bytes]) -> Span:
+    """The span of a request to the API, a part of the client's trace where it names one."""
+    if not scope["path"].startswith("/v1/"):
+        return Span()
+    sent = {name: headers[name].decode("latin-1") for name in _TRACE_HEADERS if name in headers}
+    return traced(scope["method"], {name.decode(): text for name, text in sent.items()}, serves=True)
+
+
+def _name_request(told: Span, scope: Scope, status: int) -> None:
+    """Say which route it was, once it is known; not the path: a click's is worth money."""
+    route = getattr(scope.get("route"), "path", "")
+    told.rename(f"{scope['method']} {route}".rstrip())
+    told.note(
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+            "raylla.request.id": scope["state"]["request_id"],
+        }
+    )
 
 
 def _refusal(largest: int, upload: bool) -> JSONResponse:

@@ -32,6 +32,7 @@ from raylla.serving.engine.wire import Piece
 from raylla.serving.http import web
 from raylla.serving.money.records import Served
 from raylla.serving.store import open_store
+from raylla.serving.tracing import NO_TRACE, Carrier
 from tests.unit.serving.market import ADMIN_KEY, Market
 from tests.unit.serving.scripted import Endpoint, Script, endpoint
 
@@ -65,7 +66,7 @@ class Guide(Script):
     """Says the same of every question, and an object where JSON is asked for."""
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
     ) -> AsyncGenerator[Piece, None]:
         """One answer."""
         text = self.text

@@ -31,6 +31,7 @@ from raylla.serving.http.reports import Reports
 from raylla.serving.security.keys import Access
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store
+from raylla.serving.tracing import NO_TRACE, Carrier
 from raylla.world.retrieval import Retrieval, Vectors
 from tests.unit.serving.market import ADMIN_KEY, KEYS
 
@@ -59,7 +60,7 @@ class Script:
     closed: int = 0
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
     ) -> AsyncGenerator[Piece, None]:
         self.prompts.append(tokenizer().decode(prompt))
         self.sampling.append(sampling)
@@ -82,11 +83,11 @@ class Fixed:
     def __init__(self) -> None:
         self.rows: list[ClickRow] = []
 
-    async def rates(self, rows: Sequence[ClickRow]) -> tuple[str, list[Rate]]:
+    async def rates(self, rows: Sequence[ClickRow], trace: Carrier = NO_TRACE) -> tuple[str, list[Rate]]:
         self.rows += rows
         return "run/epoch-1", [Rate(0.25, 0.2, 0.3) for _ in rows]
 
-    async def encode(self, texts: Sequence[str]) -> Vectors:
+    async def encode(self, texts: Sequence[str], trace: Carrier = NO_TRACE) -> Vectors:
         return vectors(texts)
 
 

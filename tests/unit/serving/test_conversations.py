@@ -64,7 +64,7 @@ def test_the_question_is_searched_for_in_its_context(
     one = endpoint(market.store)
     asked: list[str] = []
 
-    async def encode(texts: Any) -> Any:
+    async def encode(texts: Any, trace: Any) -> Any:
         asked.extend(texts)
         return vectors(texts)
 

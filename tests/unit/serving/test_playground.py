@@ -19,6 +19,7 @@ from raylla.records import Profile
 from raylla.serving.engine.wire import Piece
 from raylla.serving.money.records import Invalid, PriceRule
 from raylla.serving.store import Store
+from raylla.serving.tracing import NO_TRACE, Carrier
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint, tokenizer
 
@@ -31,7 +32,7 @@ class _Greedy(Script):
     """A `Writer` that places the ad with the highest bid of its prompt."""
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
     ) -> AsyncGenerator[Piece, None]:
         listed = LISTED.findall(tokenizer().decode(prompt))
         best = max(listed, key=lambda one: int(one[0]))[1] if listed else "nothing"

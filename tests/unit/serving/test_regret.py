@@ -34,6 +34,7 @@ from raylla.serving.engine.wire import Piece
 from raylla.serving.money.records import PriceRule, Served
 from raylla.serving.security.keys import Role
 from raylla.serving.store import Store
+from raylla.serving.tracing import NO_TRACE, Carrier
 from raylla.terminal import plain_console
 from raylla.world import World
 from raylla.world import store as worlds
@@ -62,7 +63,7 @@ class Ruled(Script):
     """An engine that follows `places`."""
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
     ) -> AsyncGenerator[Piece, None]:
         said = places(tokenizer().decode(prompt), sampling.seed)  # type: ignore[attr-defined]
         yield Piece(tuple(tokenizer()(said, add_special_tokens=False)["input_ids"]), None, self.version)

@@ -65,6 +65,7 @@ def asked_of(
         stop=_stops(stop),
         sampling=wished,
         metadata=body.metadata or {},
+        trace=request.state.trace,
     )
 
 
