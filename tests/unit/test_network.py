@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-import requests
 
 from raylla.errors import ConfigError
 from raylla.network import header_key, loopback, spare_proxy, web_address
@@ -66,10 +65,14 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             port = self.server.server_address[1]
-            found: dict[str, Any] = {"http_options": {"host": "::" if ":" in host else host, "port": port}}
+            options = {"host": "::" if ":" in host else host, "port": port}
+            found: dict[str, dict[str, Any]] = {
+                "/healthz": {"status": "ok"},
+                "/api/version": {"version": "4", "ray_version": "2", "ray_commit": ""},
+            }
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"status": "ok"} if "healthz" in self.path else found).encode())
+            self.wfile.write(json.dumps(found.get(self.path, {"http_options": options})).encode())
 
         def log_message(self, *args: object) -> None:
             """Nothing on the console."""
@@ -101,16 +104,20 @@ def test_a_dashboard_and_an_endpoint_here_are_reached(here: str) -> None:
     assert at.health() == {"status": "ok"}
 
 
-def test_libraries_that_read_the_environment_are_told(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(requests.ConnectionError):
-        requests.get(here, timeout=5)
+def test_ray_s_own_client_which_reads_the_environment_is_told(
+    here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    with pytest.raises(ConnectionError, match="Failed to connect"):
+        JobSubmissionClient(here)
     spare_proxy(here)
-    assert requests.get(here, timeout=5).status_code == 200
+    assert JobSubmissionClient(here).get_address() == here
     for name in NO_PROXIES:
         monkeypatch.setenv(name, "")
     spare_proxy("http://10.0.0.1:8265")
-    with pytest.raises(requests.ConnectionError):
-        requests.get(here, timeout=5)
+    with pytest.raises(ConnectionError, match="Failed to connect"):
+        JobSubmissionClient(here)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,10 @@ predicts, prices, records and signs nothing. MOSAIC asks it for its 20 candidate
 auction at a time where `bench.work` is less than 1, and is spared their scoring. Latency is that of whole
 answers, time to first token that of streamed ones. The endpoint's own share of a whole answer is the
 client's time less what the auction's record calls generation.
+
+The client shares the machine's cores with what it measures. That is why it is aiohttp, which Ray brings,
+and not httpx, which asks everywhere else: a whole answer costs it 0.13 ms of CPU and httpx 1.6, one that
+comes in 40 pieces 0.5 and 2.3.
 """
 
 from __future__ import annotations
