@@ -246,9 +246,12 @@ def _figures(estimate: Array, low: Array, high: Array) -> list[Figure]:
 def spearman(x: ArrayLike, y: ArrayLike) -> Array:
     """Spearman's rank correlation [...] over the last axis of ``x`` and ``y``, equal values sharing a rank.
 
-    0 where one of them is constant.  Memory grows with the square of the axis.
+    0 where one of them is constant, of which `scipy.stats.spearmanr` knows nothing.
     """
-    a, b = _ranks(numbers("x", x)), _ranks(numbers("y", y))
+    from scipy.stats import rankdata  # slow to load
+
+    ranks = [rankdata(numbers(name, given), axis=-1) for name, given in (("x", x), ("y", y))]
+    a, b = (one - (one.shape[-1] + 1) / 2 for one in ranks)
     scale = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
     result: Array = np.divide((a * b).sum(axis=-1), scale, out=np.zeros_like(scale), where=scale > 0)
     return result
@@ -307,13 +310,6 @@ def largest_jump(
     drawn = rng.binomial(samples, smooth, (simulations, len(rates))) / samples
     low, high = _ends(np.abs(np.diff(drawn, axis=1)).max(axis=1), level)
     return {"jump": float(jumps.max()), "at": int(jumps.argmax()), "low": low, "high": high}
-
-
-def _ranks(values: Array) -> Array:
-    below = (values[..., None, :] < values[..., :, None]).sum(axis=-1)
-    above = (values[..., None, :] > values[..., :, None]).sum(axis=-1)
-    result: Array = (below - above) / 2
-    return result
 
 
 def _ends(drawn: Array, level: float) -> tuple[float, float]:

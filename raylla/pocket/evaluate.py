@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from raylla.actors.judge import parse_clicks
 from raylla.auction import Parsed, parse
@@ -91,7 +92,7 @@ def _answers(model: str, count: int, seed: int) -> dict[str, Any]:
         "ads_per_answer": float(np.mean(placed)),
         "fluent_share": fluent / len(scenes),
         "unfinished_share": unfinished / len(scenes),
-        "bid_placement_spearman": _spearman([b for b, _ in pairs], [float(p) for _, p in pairs]),
+        "bid_placement_spearman": float(spearmanr(*zip(*pairs, strict=True)).statistic),
     }
 
 
@@ -189,16 +190,3 @@ def _fluent(text: str, forms: Sequence[re.Pattern[str]]) -> bool:
             return False
         rest = rest[min(ends) :].lstrip()
     return bool(text.strip())
-
-
-def _spearman(left: Sequence[float], right: Sequence[float]) -> float:
-    """Rank correlation, ties sharing their mean rank."""
-    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    array = np.asarray(values)
-    _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    means: np.ndarray[Any, np.dtype[np.float64]] = (ends - counts + ends - 1) / 2
-    return means[inverse]

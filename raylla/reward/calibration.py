@@ -1,4 +1,4 @@
-"""How good predicted click rates are: ranking, log loss, calibration. Pure numpy."""
+"""How good predicted click rates are: ranking, log loss, calibration."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def auc(predicted: _Floats, clicked: _Labels) -> float:
     negatives = len(y) - positives
     if not positives or not negatives:
         return math.nan
-    _, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    ranks = mean_rank[inverse]
-    return float((ranks[y].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    from scipy.stats import rankdata  # slow to load
+
+    above = rankdata(p)[y].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
 
 
 def log_loss(predicted: _Floats, clicked: _Labels, floor: float = 1e-7) -> float:
