@@ -206,7 +206,7 @@ class Cluster:
         same run id in another storage has jobs here too, and deleted jobs leave gaps."""
         ids = [str(job.submission_id) for job in self._ask("for its jobs", self._client.list_jobs)]
         numbers = [one.removeprefix(f"{name}-") for one in ids if one.startswith(f"{name}-")]
-        return f"{name}-{max((int(one) for one in numbers if one.isdecimal()), default=0) + 1}"
+        return f"{name}-{max((int(number) for number in numbers if number.isdecimal()), default=0) + 1}"
 
     def _jobs(self, planned: Submission) -> list[Any]:
         found = self._ask("for its jobs", self._client.list_jobs)

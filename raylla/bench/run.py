@@ -116,7 +116,7 @@ def table(title: str, rows: Sequence[Row]) -> Table:
     """Median, spread and sides of each row."""
     found = Table("what", "median", "spread", "sides", "notes", title=title, title_justify="left")
     for row in rows:
-        sides = [f"{one.name} {figure(one.spread.median)} {row.side_unit}" for one in row.sides]
+        sides = [f"{side.name} {figure(side.spread.median)} {row.side_unit}" for side in row.sides]
         notes = [
             f"{name} {value if isinstance(value, str) else figure(value)}"
             for name, value in row.notes.items()
@@ -156,7 +156,7 @@ def _plain(row: Row) -> dict[str, Any]:
     found: dict[str, Any] = {"name": row.name, "unit": row.unit, **_spread(row.value)}
     if row.sides:
         found["sides"] = [
-            {"name": one.name, "unit": row.side_unit, **_spread(one.spread)} for one in row.sides
+            {"name": side.name, "unit": row.side_unit, **_spread(side.spread)} for side in row.sides
         ]
     return found | ({"notes": dict(row.notes)} if row.notes else {})
 

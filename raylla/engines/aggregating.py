@@ -119,7 +119,7 @@ class Joined:
 def write_jointly(texts: Sequence[Joined], joining: Joining) -> None:
     """Write all of ``texts`` to their ends, or to ``sampling.max_tokens``, a token of each at a time."""
     for _ in range(joining.sampling.max_tokens):
-        asked = [(one, one.begin()) for one in texts if not one.finished]
+        asked = [(text, text.begin()) for text in texts if not text.finished]
         contexts = [one.prompts[place] + one.token_ids for one, bidders in asked for place in bidders]
         if not contexts:
             return
@@ -131,7 +131,7 @@ def write_jointly(texts: Sequence[Joined], joining: Joining) -> None:
 def joined(request: Aggregate, prompts: Sequence[list[int]], texts: Sequence[Joined]) -> Aggregated:
     """The answer to ``request`` from its finished ``texts``."""
     lengths = tuple(len(ids) for ids in prompts)
-    return Aggregated(request.id, lengths, tuple(one.told() for one in texts))
+    return Aggregated(request.id, lengths, tuple(text.told() for text in texts))
 
 
 def as_sampled(ids: NDArray[np.int64], logprobs: Array, sampling: Sampling) -> Listed:

@@ -64,8 +64,8 @@ class ChatFormat:
         Where it knows no answers, the user tells them; where it wants roles to alternate, neighbours of one
         role are one message, and before an answer that comes first there is a turn that says nothing.
         """
-        rules = "\n\n".join(one["content"] for one in messages if one["role"] == "system")
-        said = [one for one in messages if one["role"] != "system"]
+        rules = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+        said = [message for message in messages if message["role"] != "system"]
         if not self._takes_answers:
             said = [
                 _message("user", f"You said: {one['content']}") if one["role"] == "assistant" else one
@@ -145,7 +145,9 @@ class ChatFormat:
         the rendered chat as it is.
         """
         if self._spells_bytes:
-            messages = [_message(one["role"], _without_bytes(one["content"])) for one in messages]
+            messages = [
+                _message(message["role"], _without_bytes(message["content"])) for message in messages
+            ]
         shaped = self.shaped(messages)
         ids: list[int] = self._applied(shaped, tokenize=True)
         if self._controls(ids) == self._own_controls(tuple(one["role"] for one in shaped)):
@@ -197,7 +199,7 @@ class ChatFormat:
         """The ids, with contents put into the rendered template behind its back and read literally."""
         literal = self.literal()
         marks = [secrets.token_hex(16) for _ in messages]
-        turns = _turns([one["role"] for one in messages], [f" {mark} " for mark in marks])
+        turns = _turns([message["role"] for message in messages], [f" {mark} " for mark in marks])
         text = literal.meant(self._applied(turns, tokenize=False))
         for mark, one in zip(marks, messages, strict=True):
             # A template that strips its contents has stripped the mark.
@@ -233,11 +235,11 @@ def _turns(roles: Sequence[str], contents: Sequence[str]) -> Messages:
 def _joined(messages: Messages) -> Messages:
     """With neighbours of one role as one message."""
     found: Messages = []
-    for one in messages:
-        if found and found[-1]["role"] == one["role"]:
-            found[-1] = {**one, "content": f"{found[-1]['content']}\n\n{one['content']}".strip()}
+    for message in messages:
+        if found and found[-1]["role"] == message["role"]:
+            found[-1] = {**message, "content": f"{found[-1]['content']}\n\n{message['content']}".strip()}
         else:
-            found.append(one)
+            found.append(message)
     return found
 
 

@@ -221,10 +221,10 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
     rng = np.random.default_rng(config.seed)
 
     def column(name: str) -> list[Array]:
-        return [one.shares[:, :, COUNTED.index(name)] for one in seeds]
+        return [seed.shares[:, :, COUNTED.index(name)] for seed in seeds]
 
     found: dict[str, Any] = {
-        name: [bounded(one, 0, 1) for one in means(column(name), resamples, rng)] for name in COUNTED[:4]
+        name: [bounded(mean, 0, 1) for mean in means(column(name), resamples, rng)] for name in COUNTED[:4]
     }
     against = column("against")
     either = [a + b for a, b in zip(against, column("for"), strict=True)]
@@ -238,8 +238,8 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
             for one, seen in zip(quotients(above, below, resamples, rng), some, strict=True)
         ]
     found["seeds"] = len(seeds)
-    found["pairs"] = sum(len(one.shares) for one in seeds)
-    found["choices"] = [dict(one.choice) for one in seeds]
+    found["pairs"] = sum(len(seed.shares) for seed in seeds)
+    found["choices"] = [dict(seed.choice) for seed in seeds]
     found["examples"] = seeds[0].examples
     return found
 

@@ -46,7 +46,7 @@ def drift(runs: Sequence[PredictedClicks]) -> list[dict[str, Any]]:
     for version, epoch in runs[0]:
         rows = [row for run in runs for row in run[version, epoch]]
         predictions = [one for one, _ in rows]
-        p = np.array([one.mean for one in predictions])
+        p = np.array([prediction.mean for prediction in predictions])
         clicked = np.array([hit for _, hit in rows], bool)
         found.append(
             {

@@ -103,7 +103,7 @@ def hold(
     backend.bound(f"judgements of {mechanism.name}", unread, len(judged))
     outcomes = []
     measure = backend.measure
-    terms = [one for one in backend.terms if all_terms or one.name in measure.term_weights]
+    terms = [term for term in backend.terms if all_terms or term.name in measure.term_weights]
     answers = [(planned, offer.text) for planned, offer in offers]
     valued = term_values(terms, backend.sources, answers)
     for (planned, offer), one, values in zip(offers, judged, valued, strict=True):
@@ -118,7 +118,7 @@ def hold(
             )
     names = sorted({name for one in ran for name in one.notes})
     notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
-    weights = dict.fromkeys((one.name for one in terms), 0.0) | measure.term_weights
+    weights = dict.fromkeys((term.name for term in terms), 0.0) | measure.term_weights
     table = per_query(outcomes, measure.penalty, weights)
     return Held(table, np.array(costs or torn), notes, unread, answers, least_values(terms))
 
@@ -145,7 +145,7 @@ def mechanism_row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str,
     found = row_figures([held.table for held in seeds], resamples, seed, seeds[0].terms)
     timed = not any(np.isnan(held.costs).any() for held in seeds)
     known = [held.costs if timed else held.costs[:, :-1] for held in seeds]
-    costs = [bounded(one, 0) for one in means(known, resamples, np.random.default_rng(seed))]
+    costs = [bounded(mean, 0) for mean in means(known, resamples, np.random.default_rng(seed))]
     if not timed:
         costs.append(UNTIMED)
     found["cost_per_auction"] = dict(zip(COSTS, costs, strict=True))
@@ -184,5 +184,5 @@ def _costs(ran: Sequence[Ran], seconds: float) -> list[float]:
 
 
 def _means(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for one in seeds for name in one)
-    return {name: float(np.mean([one[name] for one in seeds if name in one])) for name in names}
+    names = dict.fromkeys(name for seed in seeds for name in seed)
+    return {name: float(np.mean([seed[name] for seed in seeds if name in seed])) for name in names}

@@ -147,8 +147,8 @@ def _respond(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch
     choice: Choice = seen.search[name]["chosen"]
     where = f"{backend.run.path.name}: {name}"
     tested = [
-        replace(one, n=config.incentive_answers)
-        for one in efficiency.test_auctions(backend.config, backend.world)
+        replace(auction, n=config.incentive_answers)
+        for auction in efficiency.test_auctions(backend.config, backend.world)
     ]
     with watch.stage(f"{where}: regret"):
         some = tested[: config.incentive_queries]

@@ -194,13 +194,13 @@ def charge(
     variants = [_with_bids(one, row) for one, row in zip(auctions, drawn.tolist(), strict=True)]
     clicks, _ = _outcomes(backend, mechanism, choice, variants)
     return Charged(
-        np.array([one.sum(axis=0).mean() for one in values]),
+        np.array([value.sum(axis=0).mean() for value in values]),
         {
-            beta: np.array([truthful_rules.sampled_prices(one, beta).sum() for one in values])
+            beta: np.array([truthful_rules.sampled_prices(value, beta).sum() for value in values])
             for beta in betas
         },
         {
-            beta: np.array([optimum.effective_sample_size(-one / beta).mean() for one in values])
+            beta: np.array([optimum.effective_sample_size(-value / beta).mean() for value in values])
             for beta in betas
         },
         truthful_rules.charges(bids, clicks, resampled, MU).sum(axis=1),
@@ -221,21 +221,21 @@ def truthful(groups: Sequence[Charged], resamples: int, seed: int) -> dict[str, 
     def mean(found: Sequence[Array]) -> Figure:
         return means([one[:, None] for one in found], resamples, rng)[0]
 
-    charges = np.concatenate([one.resampled for one in groups])
+    charges = np.concatenate([group.resampled for group in groups])
     total, error = truthful_rules.summed_charges(charges)
     return {
-        "first_price": mean([one.first_price for one in groups]),
+        "first_price": mean([group.first_price for group in groups]),
         "closed_form": [
             {
                 "beta": beta,
-                "revenue": mean([one.closed[beta] for one in groups]),
-                "effective_sample_size": float(np.mean([one.sizes[beta].mean() for one in groups])),
+                "revenue": mean([group.closed[beta] for group in groups]),
+                "effective_sample_size": float(np.mean([group.sizes[beta].mean() for group in groups])),
             }
             for beta in groups[0].closed
         ],
         "self_resampling": {
             "mu": MU,
-            "revenue": mean([one.resampled for one in groups]),
+            "revenue": mean([group.resampled for group in groups]),
             "settled": float(total),
             "standard_error": float(error),
             "auctions": len(charges),

@@ -32,7 +32,9 @@ def with_bid(planned: Planned, place: int, bid: float) -> Planned:
 
 def random_places(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[int]:
     """One random ad of each auction, by its place; the same in every measurement of a run."""
-    return [int(backend.generator(one, "monotonicity").integers(len(one.ads))) for one in auctions]
+    return [
+        int(backend.generator(auction, "monotonicity").integers(len(auction.ads))) for auction in auctions
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,14 @@ def monotonicity(
     query's bids were shuffled among its prompts.
     """
     versions: dict[str, Any] = {}
-    for name in (one for one in sweeps[0].rates if all(one in sweep.rates for sweep in sweeps)):
+    for name in (rate for rate in sweeps[0].rates if all(rate in sweep.rates for sweep in sweeps)):
         groups = [one.rates[name] for one in sweeps]
         rng = np.random.default_rng(seed)
         shuffled = [rng.permuted(group, axis=1) for group in groups]
         versions[name] = {
-            "click_rate": [intervals.bounded(one, 0, 1) for one in intervals.means(groups, resamples, rng)],
+            "click_rate": [
+                intervals.bounded(mean, 0, 1) for mean in intervals.means(groups, resamples, rng)
+            ],
             "trend": intervals.rank_trend(bids, groups, resamples, rng),
             "control": intervals.rank_trend(bids, shuffled, resamples, rng),
         }
@@ -166,7 +170,7 @@ def _examples(
     for planned, place in zip(auctions, places, strict=True):
         variants = [with_bid(planned, place, bid) for bid in bids]
         written = backend.write(
-            TRAINED, [Prompt(one, one.ads, one.auction.bids, answers) for one in variants]
+            TRAINED, [Prompt(variant, variant.ads, variant.auction.bids, answers) for variant in variants]
         )
         texts = [generated.completions[0].text for generated in written if generated.completions]
         ad = planned.ads[place]

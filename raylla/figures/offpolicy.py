@@ -257,7 +257,7 @@ def _variance(log: Log, shares: Array) -> float:
 def _by_group(groups: Sequence[Any], rows: Array) -> tuple[Array, Array]:
     """Sums [groups, k] of rows [n, k], and how many rows each has."""
     names: dict[Any, int] = {}
-    places = np.array([names.setdefault(one, len(names)) for one in groups])
+    places = np.array([names.setdefault(group, len(names)) for group in groups])
     sums = np.zeros((len(names), rows.shape[1]))
     np.add.at(sums, places, rows)
     return sums, np.bincount(places).astype(float)

@@ -76,8 +76,8 @@ class Read:
 def reads_per_query(reads: Sequence[Read]) -> Table:
     """The table of some answers."""
     by_query: dict[str, list[list[float]]] = {}
-    for one in reads:
-        by_query.setdefault(one.query_id, []).append(_row(one))
+    for read in reads:
+        by_query.setdefault(read.query_id, []).append(_row(read))
     return {query: np.mean(rows, axis=0) for query, rows in by_query.items()}
 
 

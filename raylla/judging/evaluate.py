@@ -179,4 +179,6 @@ def _predicted(network: RewardTrainer, shown: Sequence[JudgedImpression]) -> Arr
 
 
 def _clicks(impressions: Sequence[JudgedImpression], judges: Sequence[str]) -> Clicks:
-    return np.array([[one.clicks[judge] for judge in judges] for one in impressions], dtype=np.bool_)
+    return np.array(
+        [[impression.clicks[judge] for judge in judges] for impression in impressions], dtype=np.bool_
+    )

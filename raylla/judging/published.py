@@ -107,7 +107,7 @@ def split_impressions(
     Raises:
         DataError: one of the two would hold no question.
     """
-    questions = sorted({one.question for one in impressions})
+    questions = sorted({impression.question for impression in impressions})
     count = round(held_out * len(questions))
     if not 0 < count < len(questions):
         raise DataError(
@@ -117,8 +117,8 @@ def split_impressions(
     random.Random(seed).shuffle(questions)
     apart = set(questions[:count])
     return (
-        [one for one in impressions if one.question not in apart],
-        [one for one in impressions if one.question in apart],
+        [impression for impression in impressions if impression.question not in apart],
+        [impression for impression in impressions if impression.question in apart],
     )
 
 

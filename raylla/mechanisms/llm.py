@@ -20,7 +20,7 @@ class Pretrained:
 
     def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """One generation for each offer."""
-        prompts = [Prompt(one, one.ads, one.auction.bids, one.n) for one in auctions]
+        prompts = [Prompt(planned, planned.ads, planned.auction.bids, planned.n) for planned in auctions]
         found = []
         for planned, generated in zip(auctions, backend.write(self.version, prompts), strict=True):
             offers = tuple(Offer(draw.text, planned.bids) for draw in generated.completions)

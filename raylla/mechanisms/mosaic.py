@@ -113,7 +113,10 @@ class Mosaic:
 
     def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """`CANDIDATES` generations for each auction; offers are draws among them."""
-        asked = [Prompt(one, one.ads, (None,) * len(one.ads), CANDIDATES, "mosaic") for one in auctions]
+        asked = [
+            Prompt(auction, auction.ads, (None,) * len(auction.ads), CANDIDATES, "mosaic")
+            for auction in auctions
+        ]
         written = backend.write(BASE, asked)
         answers = [
             (planned, draw.text)

@@ -44,14 +44,14 @@ class RangeVcg:
     def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """The organic answer and ``answers`` generations for each ad; offers are draws among them."""
         profiles = [
-            (one, _canonical(place, len(one.ads), backend.highest_bid), f"range/{ad.id}/{answer}")
-            for one in auctions
-            for place, ad in enumerate(one.ads)
+            (auction, _canonical(place, len(auction.ads), backend.highest_bid), f"range/{ad.id}/{answer}")
+            for auction in auctions
+            for place, ad in enumerate(auction.ads)
             for answer in range(int(choice["answers"]))
         ]
         asked = [Prompt(one, one.ads, bids, 1, name) for one, bids, name in profiles]
         written = iter(backend.write(TRAINED, asked))
-        organic = backend.organic([replace(one, n=1) for one in auctions], self.name)
+        organic = backend.organic([replace(auction, n=1) for auction in auctions], self.name)
         ranges = [
             _range(one, own, [next(written) for _ in range(len(one.ads) * int(choice["answers"]))])
             for one, own in zip(auctions, organic, strict=True)

@@ -77,10 +77,12 @@ class ScreenedVcg:
         """For each offer an organic answer and one about each ad, and one more where several are sold."""
         organic = backend.organic(auctions, self.name)
         prompts = [
-            Prompt(one, (ad,), (None,), one.n, f"screened/{ad.id}") for one in auctions for ad in one.ads
+            Prompt(auction, (ad,), (None,), auction.n, f"screened/{ad.id}")
+            for auction in auctions
+            for ad in auction.ads
         ]
         written = iter(backend.write(BASE, prompts))
-        about = [[next(written) for _ in one.ads] for one in auctions]
+        about = [[next(written) for _ in auction.ads] for auction in auctions]
         trials = [_trials(*one) for one in zip(auctions, organic, about, strict=True)]
         flat = [trial for some in trials for trial in some]
         sales = list(zip(flat, _sales(backend, flat, choice), strict=True))
@@ -146,9 +148,9 @@ def _trials(planned: Planned, organic: Generated, about: Sequence[Generated]) ->
 
 
 def _sales(backend: Backend, trials: Sequence[_Trial], choice: Choice) -> list[_Sale]:
-    answers = [(one.planned, text) for one in trials for text in one.about]
+    answers = [(trial.planned, text) for trial in trials for text in trial.about]
     read = [stripped(text, planned.ads) for planned, text in answers]
-    texts = list(dict.fromkeys([*(one.organic for one in trials), *read]))
+    texts = list(dict.fromkeys([*(trial.organic for trial in trials), *read]))
     vectors = backend.encode(texts).astype(np.float64) if texts else np.zeros((0, 1))
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     at = dict(zip(texts, vectors, strict=True))
@@ -156,12 +158,12 @@ def _sales(backend: Backend, trials: Sequence[_Trial], choice: Choice) -> list[_
         zip(read, backend.predict(answers, int(choice["pctr_epoch"])), backend.costs(answers), strict=True)
     )
     quality, found = float(choice["quality"]), []
-    for one in trials:
-        auction, rates, losses = one.planned.auction, [], []
+    for trial in trials:
+        auction, rates, losses = trial.planned.auction, [], []
         for ad in auction.ad_ids:
             text, rate, cost = next(told)
             rates.append(rate.get(ad, 0.0))
-            losses.append(max(cost, 0.0) + quality * max(0.0, 1 - float(at[text] @ at[one.organic])))
+            losses.append(max(cost, 0.0) + quality * max(0.0, 1 - float(at[text] @ at[trial.organic])))
         winners, prices = screened_vcg(auction.bids, rates, losses, int(choice["ads"]))
         sold = {auction.ad_ids[place]: float(prices[place]) for place in winners}
         passed = float(np.mean(np.array(auction.bids) * rates > losses))
@@ -174,4 +176,4 @@ def _single(trial: _Trial, sale: _Sale) -> Offer:
 
 
 def _joint(generated: Generated, sale: _Sale) -> list[Offer]:
-    return [Offer(one.text, sale.prices) for one in generated.completions]
+    return [Offer(completion.text, sale.prices) for completion in generated.completions]

@@ -99,9 +99,9 @@ class TokenAuction:
 
 def _ran(planned: Planned, written: Aggregated, least: Array) -> Ran:
     """The joint answers as offers. A bidder's model is a generation, and reads its prompt for each text."""
-    priced = [_prices(planned, one, least) for one in written.texts]
+    priced = [_prices(planned, text, least) for text in written.texts]
     models = sum(length > 0 for length in written.prompt_tokens)
-    opened = sum(len(one.openings) for one in written.texts)
+    opened = sum(len(text.openings) for text in written.texts)
     notes = {"markups_begun": opened / len(priced)} if priced else {}
     if opened:
         notes["markups_whole"] = sum(map(len, priced)) / opened
@@ -110,17 +110,17 @@ def _ran(planned: Planned, written: Aggregated, least: Array) -> Ran:
         len(priced),
         models * len(priced),
         sum(written.prompt_tokens) * len(priced),
-        models * sum(one.tokens for one in written.texts),
+        models * sum(text.tokens for text in written.texts),
         notes,
     )
 
 
 def _prices(planned: Planned, written: JointText, least: Array) -> dict[str, float]:
     """Per click, of the ads that their own bidder's model placed; an ad that another's did pays nothing."""
-    opened = {(one.bidder, one.start): one.least for one in written.openings}
+    opened = {(opening.bidder, opening.start): opening.least for opening in written.openings}
     places = {ad.id: place for place, ad in enumerate(planned.ads)}
     return {
-        one.ad_id: max(opened[key], float(least[key[0]]))
-        for one in parse(written.text, planned.ads).placements
-        if (key := (places[one.ad_id], one.start)) in opened
+        placement.ad_id: max(opened[key], float(least[key[0]]))
+        for placement in parse(written.text, planned.ads).placements
+        if (key := (places[placement.ad_id], placement.start)) in opened
     }

@@ -99,7 +99,7 @@ def consumed(config: Config) -> set[str]:
 def _answered(run: Run, world: World) -> set[str]:
     """Ids of the served auctions of a run's sampled epochs."""
     epochs = range(1, run.config.irpo.epochs + 1)
-    sampled = [one for one in epochs if run.committed(f"epoch-{one}/sample") is not None]
+    sampled = [epoch for epoch in epochs if run.committed(f"epoch-{epoch}/sample") is not None]
     return {
         auction.query_id
         for auction in world.auctions
@@ -175,7 +175,7 @@ def _profile(auction: ServedAuction) -> Profile:
     """The user, by the id that the application gave, else by what it said of the user."""
     said = json.dumps([auction.basics, auction.interests])
     id = auction.user_id or f"anonymous-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
-    return Profile(id, _plain(auction.basics), tuple(_plain(one) for one in auction.interests))
+    return Profile(id, _plain(auction.basics), tuple(_plain(interest) for interest in auction.interests))
 
 
 def _plain(text: str) -> str:

@@ -66,7 +66,7 @@ class Budget:
 
     def phase(self, name: str) -> PhaseCost:
         """By name."""
-        return next(one for one in self.phases if one.name == name)
+        return next(phase for phase in self.phases if phase.name == name)
 
     @property
     def epoch_seconds(self) -> float:
@@ -76,7 +76,7 @@ class Budget:
         sample = max(one.seconds for one in sampling)
         if self.cores is not None:
             sample = max(sample, sum(one.workers * one.seconds for one in sampling) / self.cores)
-        return sample + sum(one.seconds for one in self.phases if one.name not in together)
+        return sample + sum(phase.seconds for phase in self.phases if phase.name not in together)
 
     @property
     def run_seconds(self) -> float:
@@ -88,11 +88,13 @@ class Budget:
         """Share of its GPU hours in which a disaggregated cluster waits: trainers while answers are
         sampled, engines while weights are trained. Of shared cores, what no phase has work for."""
         if self.cores is not None:
-            busy = sum(one.workers * one.seconds for one in self.phases if one.flops)
+            busy = sum(phase.workers * phase.seconds for phase in self.phases if phase.flops)
             return 1 - busy / (self.cores * self.epoch_seconds)
         workers = sum(self.phase(name).workers for name in ("rollout", "judge", "align"))
         busy = sum(
-            one.workers * one.seconds for one in self.phases if one.name in ("rollout", "judge", "align")
+            phase.workers * phase.seconds
+            for phase in self.phases
+            if phase.name in ("rollout", "judge", "align")
         )
         return 1 - busy / (workers * self.epoch_seconds)
 

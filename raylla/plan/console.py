@@ -72,10 +72,10 @@ def show_reckoning(console: Console, found: Reckoning) -> None:
         highlight=False,
     )
     table = Table("phase", "", "planned", "with its texts", "the run", "off", "off with texts", box=None)
-    for one in found.figures:
-        shown = [_amount(one.quantity, value) for value in (one.planned, one.informed, one.had)]
-        off = ["" if value is None else f"{value:+.0%}" for value in one.off]
-        table.add_row(one.phase, _UNITS.get(one.quantity, one.quantity), *shown, *off)
+    for figure in found.figures:
+        shown = [_amount(figure.quantity, value) for value in (figure.planned, figure.informed, figure.had)]
+        off = ["" if value is None else f"{value:+.0%}" for value in figure.off]
+        table.add_row(figure.phase, _UNITS.get(figure.quantity, figure.quantity), *shown, *off)
     console.print(table)
     shares = ", ".join(f"{name} {share:.2f}" for name, share in found.shares.items())
     console.print(f"share of a device's best that the run reached: {shares}", highlight=False)

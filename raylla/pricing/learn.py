@@ -60,9 +60,9 @@ class _Held:
     def made(cls, parts: Sequence[_Held], how: Callable[[list[Array]], Array]) -> _Held:
         """``how`` of each of the parts' figures."""
         return cls(
-            how([one.revenue for one in parts]),
-            how([one.welfare for one in parts]),
-            how([one.regret for one in parts]),
+            how([part.revenue for part in parts]),
+            how([part.welfare for part in parts]),
+            how([part.regret for part in parts]),
         )
 
 
@@ -96,7 +96,7 @@ def learn_sheet(
     depth = _chosen(table, bounds)
     curve = fit_curve(log.contests, log.placed, log.answers, largest)
     rates, markets = click_rates(log), _markets(_some(log, seed), bidders, seed)
-    floor = bounds.least_surplus * sum(_shaded(curve, rates, one).surplus.sum() for one in markets)
+    floor = bounds.least_surplus * sum(_shaded(curve, rates, market).surplus.sum() for market in markets)
     reserves = learn_reserves(curve, markets, rates, floor)[depth]
     report = {
         **about,
@@ -125,7 +125,7 @@ def _fold(
     rates, real = click_rates(inside), click_rates(outside)
     true = fit_curve(outside.contests, outside.placed, outside.answers, curve.largest)
     markets = _markets(_some(inside, seed), bidders, seed)
-    floor = bounds.least_surplus * sum(_shaded(curve, rates, one).surplus.sum() for one in markets)
+    floor = bounds.least_surplus * sum(_shaded(curve, rates, market).surplus.sum() for market in markets)
     tested = _markets(outside, bidders, seed)
     found = {"first_price": _mean([_first(true, real, one, seed) for one in tested])}
     found["first_price_shading"] = _mean([_shaded(true, real, one) for one in tested])

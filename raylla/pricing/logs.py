@@ -134,14 +134,14 @@ def _fault(one: LoggedAuction, largest: float) -> str | None:
 
 def code(traits: Sequence[float]) -> str:
     """Traits as a word: "110"."""
-    return "".join(str(int(one)) for one in traits)
+    return "".join(str(int(trait)) for trait in traits)
 
 
 def as_log(auctions: Sequence[LoggedAuction], folds: int) -> AuctionLog:
     """The arrays of ``auctions``; each question's are in one of ``folds``, told by its text alone."""
     names: dict[tuple[str, str, str], int] = {}
     questions: dict[str, int] = {}
-    contests = Contests.of([one.bids for one in auctions], [one.traits for one in auctions])
+    contests = Contests.of([auction.bids for auction in auctions], [auction.traits for auction in auctions])
     cells = np.full(contests.bids.shape, -1)
     sums = {what: np.zeros(contests.bids.shape) for what in ("placed", "judged", "clicks")}
     for row, one in enumerate(auctions):
@@ -151,12 +151,14 @@ def as_log(auctions: Sequence[LoggedAuction], folds: int) -> AuctionLog:
             table[row, : len(one.bids)] = getattr(one, what)
     return AuctionLog(
         contests,
-        np.array([float(one.answers) for one in auctions]),
+        np.array([float(auction.answers) for auction in auctions]),
         sums["placed"],
         sums["judged"],
         sums["clicks"],
-        np.array([questions.setdefault(one.asked, len(questions)) for one in auctions], dtype=np.int64),
-        np.array([_fold(one.asked, folds) for one in auctions]),
+        np.array(
+            [questions.setdefault(auction.asked, len(questions)) for auction in auctions], dtype=np.int64
+        ),
+        np.array([_fold(auction.asked, folds) for auction in auctions]),
         cells,
         tuple(names),
     )
@@ -197,4 +199,4 @@ def rates_at(rates: dict[str, float], traits: Array) -> Array:
     """The click rate [a, n] of ads with ``traits`` [a, n, t]."""
     flat = traits.reshape(-1, traits.shape[-1])
     words = [code(one) for one in flat.tolist()]
-    return np.array([rates.get(one, rates[""]) for one in words]).reshape(traits.shape[:-1])
+    return np.array([rates.get(word, rates[""]) for word in words]).reshape(traits.shape[:-1])

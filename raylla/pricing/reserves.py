@@ -111,10 +111,10 @@ def learn_reserves(
     tried = np.unique(np.round(np.linspace(1, curve.largest, _STEPS)))
     found, values = {DEPTHS[0]: Reserves()}, dict[str, float]()
     for depth in DEPTHS[1:]:
-        tables = [one.cells(depth) for one in markets]
+        tables = [market.cells(depth) for market in markets]
         for cell in sorted({key(depth, *name) for name in logs[0].names}):
             members = [table == cell for table in tables]
-            if sum(int(one.sum()) for one in members) >= LEAST_ADS:
+            if sum(int(member.sum()) for member in members) >= LEAST_ADS:
                 best = _best(curve, rates, markets, members, tried, least_surplus)
                 values |= {} if best is None else {cell: best}
         own = dict(values)

@@ -84,7 +84,7 @@ class PriceSheet:
         """
         traits = [traits_of(query, profile, ad) for ad in ads]
         contests = Contests.of([bids], [traits])
-        least = np.array([[float(one) for one in reserves]])
+        least = np.array([[float(reserve) for reserve in reserves]])
         found: list[float] = quote(self.curve, contests, least).prices[0].tolist()
         return found
 

@@ -107,16 +107,18 @@ class CuesEnsemble:
     def __init__(self, members: Sequence[Cues]) -> None:
         first = members[0]
         self._structure, self._match, self._tone = first.groups
-        rarity = torch.stack([one.rarity() for one in members])
+        rarity = torch.stack([member.rarity() for member in members])
         self._rarity = rarity
-        self._kindred_query = torch.stack([one.kindred_query.weight for one in members]) * rarity[..., None]
-        self._kindred_category = (
-            torch.stack([one.kindred_category.weight for one in members]) * rarity[..., None]
+        self._kindred_query = (
+            torch.stack([member.kindred_query.weight for member in members]) * rarity[..., None]
         )
-        self._tones = torch.stack([one.tone.weight for one in members])
+        self._kindred_category = (
+            torch.stack([member.kindred_category.weight for member in members]) * rarity[..., None]
+        )
+        self._tones = torch.stack([member.tone.weight for member in members])
         self._tones[:, 0] = 0  # padding
-        self._linear = Dense([one.linear for one in members])
-        hidden, out = zip(*(linears(one.mlp) for one in members), strict=True)
+        self._linear = Dense([member.linear for member in members])
+        hidden, out = zip(*(linears(member.mlp) for member in members), strict=True)
         self._hidden, self._out = Dense(hidden), Dense(out)
 
     def __call__(self, structure: Tensor, words: Words) -> Tensor:
@@ -143,8 +145,8 @@ class Dense:
     """Linear layers of one shape at once: [M, N, in] to [M, N, out], each member by its own weights."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        self._weight = torch.stack([one.weight.T for one in layers])
-        self._bias = torch.stack([one.bias for one in layers])[:, None]
+        self._weight = torch.stack([layer.weight.T for layer in layers])
+        self._bias = torch.stack([layer.bias for layer in layers])[:, None]
 
     def __call__(self, values: Tensor) -> Tensor:
         """``values`` through each member's layer."""
@@ -153,7 +155,7 @@ class Dense:
 
 def linears(modules: Iterable[nn.Module]) -> list[nn.Linear]:
     """Those of ``modules`` that have weights, in order."""
-    return [one for one in modules if isinstance(one, nn.Linear)]
+    return [module for module in modules if isinstance(module, nn.Linear)]
 
 
 def _shared(text: Tensor, ad: Tensor, rarity: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,8 @@ def coverage(predictions: Sequence[Prediction], clicked: NDArray[np.bool_]) -> d
     NaN where there are fewer rows than a group has.
     """
     mean, low, high = (
-        np.array([getattr(one, name) for one in predictions]) for name in ("mean", "low", "high")
+        np.array([getattr(prediction, name) for prediction in predictions])
+        for name in ("mean", "low", "high")
     )
     held = [low[part].mean() <= clicked[part].mean() <= high[part].mean() for part in groups(mean)]
     return {

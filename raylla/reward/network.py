@@ -72,16 +72,16 @@ class Ensemble:
         """``members`` share their texts, table sizes and settings."""
         first = members[0]
         self._texts = first.texts
-        by_text = list(zip(*(linears(one.project.values()) for one in members), strict=True))
+        by_text = list(zip(*(linears(member.project.values()) for member in members), strict=True))
         self._project = torch.stack([torch.cat([one.weight for one in text]).T for text in by_text])
         self._bias = torch.stack([torch.cat([one.bias for one in text]) for text in by_text])[:, None]
         self._members = len(members)
-        self._users = torch.stack([one.users.weight for one in members])
-        self._ads = torch.stack([one.ads.weight for one in members])
-        layers = zip(*(linears(one.mlp) for one in members), strict=True)
+        self._users = torch.stack([member.users.weight for member in members])
+        self._ads = torch.stack([member.ads.weight for member in members])
+        layers = zip(*(linears(member.mlp) for member in members), strict=True)
         self._hidden = [Dense(layer) for layer in layers]
-        self._out = Dense([one.out for one in members])
-        cues = [one.cues for one in members if one.cues is not None]
+        self._out = Dense([member.out for member in members])
+        cues = [member.cues for member in members if member.cues is not None]
         self._cues = CuesEnsemble(cues) if cues else None
 
     @torch.inference_mode()

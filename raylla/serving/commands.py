@@ -204,8 +204,8 @@ def audit_books(
     console.print(f"accounts: {held or 'empty'}", highlight=False, soft_wrap=True)
     if found.last:
         console.print(f"sealed {found.last}:{found.seal}", highlight=False, soft_wrap=True)
-    for one in found.discrepancies[:show]:
-        console.print(f"{one}", highlight=False, soft_wrap=True, markup=False)
+    for discrepancy in found.discrepancies[:show]:
+        console.print(f"{discrepancy}", highlight=False, soft_wrap=True, markup=False)
     if found.discrepancies:
         console.print(f"{len(found.discrepancies)} discrepancies", highlight=False)
         raise typer.Exit(1)

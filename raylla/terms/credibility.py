@@ -99,4 +99,4 @@ def _described(ad: Ad) -> list[str]:
 
 def _nearest(unit: _Unit, text: str, sources: Sequence[str]) -> float:
     """The highest cosine of ``text`` to one of ``sources``; 0 where there is none."""
-    return min(max((float(unit[text] @ unit[one]) for one in sources), default=0.0), 1.0)
+    return min(max((float(unit[text] @ unit[source]) for source in sources), default=0.0), 1.0)

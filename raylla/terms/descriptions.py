@@ -79,7 +79,7 @@ class Descriptions:
         """Mean share of ``claim`` that descriptions of other ads hold: of the category's, if any."""
         peers = [one for one in self._by_category[ad.category] if one != ad.id]
         others: Sequence[str] = peers or [one for one in self._said if one != ad.id]
-        return float(np.mean([_share(claim, self._said[one]) for one in others])) if others else 0.0
+        return float(np.mean([_share(claim, self._said[other]) for other in others])) if others else 0.0
 
 
 def _said(ad: Ad) -> frozenset[str]:

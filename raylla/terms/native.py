@@ -101,8 +101,8 @@ class Detector:
         threshold: float = 0.0,
         curve: tuple[float, float] = (1.0, 0.0),
     ) -> None:
-        texts = [terms for one in answers for terms in one.sentences]
-        labels = np.array([ad for one in answers for ad in one.ads], np.float64)
+        texts = [terms for answer in answers for terms in answer.sentences]
+        labels = np.array([ad for answer in answers for ad in answer.ads], np.float64)
         counts = Counter(term for terms in texts for term in set(terms))
         kept = [term for term, count in counts.items() if count >= LEAST_SENTENCES]
         self.threshold, self.curve = threshold, curve
@@ -214,8 +214,8 @@ def _curve(scores: Array, labels: NDArray[np.bool_]) -> tuple[float, float]:
 def _held_out(answers: Sequence[AnswerTerms], fold: int) -> Outcomes:
     """Scores and labels of the answers of one fold, from a detector that saw none of its queries and
     brands.  Of answers without an ad as large a share is tested as of those with one."""
-    queries = [_fold(one.query) for one in answers]
-    brands = [_fold(one.brand or one.id) for one in answers]
+    queries = [_fold(answer.query) for answer in answers]
+    brands = [_fold(answer.brand or answer.id) for answer in answers]
     seen = [
         one
         for one, query, brand in zip(answers, queries, brands, strict=True)

@@ -20,7 +20,7 @@ class Nativeness:
         """`protocol.RewardTerm.values`."""
         read: list[tuple[str, list[str]]] = []
         for planned, text in answers:
-            spans = [(one.start, one.end) for one in parse(text, planned.ads).placements]
+            spans = [(placement.start, placement.end) for placement in parse(text, planned.ads).placements]
             holding = [enclosing_sentence(text, planned.ads, span) for span in spans]
             sentences = [stripped(one, planned.ads) for one in holding]
             read.append((without_ads(text, planned.ads), sentences))
@@ -30,6 +30,8 @@ class Nativeness:
         place = {text: at for at, text in enumerate(distinct)}
         found = []
         for rest, sentences in read:
-            near = [float(unit[place[rest]] @ unit[place[one]]) if rest else 0.0 for one in sentences]
+            near = [
+                float(unit[place[rest]] @ unit[place[sentence]]) if rest else 0.0 for sentence in sentences
+            ]
             found.append(float(np.mean(near)) - 1 if near else 0.0)
         return found

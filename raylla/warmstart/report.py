@@ -134,7 +134,7 @@ def figures(
     ranks: list[float] = []
     for row, generated in zip(asked, answered, strict=True):
         parsed = [parse(draw.text, row.ads) for draw in generated.completions]
-        violations.update(one for each in parsed for one in each.violations)
+        violations.update(violation for each in parsed for violation in each.violations)
         table.append(_account(row, parsed, [draw.finished for draw in generated.completions]))
         placed = Counter(ad for each in parsed for ad in each.ad_ids)
         shares += [placed[ad.id] / len(parsed) for ad in row.ads]

@@ -210,7 +210,7 @@ def _chat(rules: str, content: str, turns: Messages | None = None) -> Messages:
 
 def _turns(query: Query, change: Callable[[str], str] = str) -> Messages:
     """What was said before, a message a turn; `raylla.engines.chat` brings them into a template's form."""
-    return [{"role": one.role, "content": change(neutral(one.text))} for one in query.turns]
+    return [{"role": turn.role, "content": change(neutral(turn.text))} for turn in query.turns]
 
 
 def _user(content: str) -> Messages:

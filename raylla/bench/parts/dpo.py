@@ -238,9 +238,13 @@ def _pair_trainer(subject: Subject, shape: Shape, scratch: str) -> Any:
 
     worker.quiet()
     pairs = [
-        {"prompt_ids": list(one.prompt), "chosen_ids": list(one.answers[0]), "rejected_ids": list(loser)}
-        for one in make_groups(shape)
-        for loser in one.answers[1:]
+        {
+            "prompt_ids": list(group.prompt),
+            "chosen_ids": list(group.answers[0]),
+            "rejected_ids": list(loser),
+        }
+        for group in make_groups(shape)
+        for loser in group.answers[1:]
     ]
 
     class Tokenized(trl.DPOTrainer):  # type: ignore[misc]

@@ -78,7 +78,7 @@ def _rows(what: str, costs: Mapping[int, Sequence[Cost]], base: Mapping[str, int
         ),
         Row(
             f"prompt tokens computed ~ {what}^x; {held}",
-            Spread(tuple(exponent(sizes, one) for one in tokens)),
+            Spread(tuple(exponent(sizes, token) for token in tokens)),
             "",
         ),
     ]
@@ -104,12 +104,12 @@ def _answer(llm: Any, seed: int, queries: int, candidates: int, samples: int) ->
     inputs = [
         TokensPrompt(
             prompt_token_ids=tokenizer.apply_chat_template(
-                one.messages, add_generation_prompt=True, return_dict=False
+                request.messages, add_generation_prompt=True, return_dict=False
             )
         )
-        for one in requests
+        for request in requests
     ]
-    llm.generate(inputs, [sampling_params(one, SAMPLING) for one in requests], use_tqdm=False)
+    llm.generate(inputs, [sampling_params(request, SAMPLING) for request in requests], use_tqdm=False)
     return Cost(time.process_time() - started, _computed(llm) - before)
 
 

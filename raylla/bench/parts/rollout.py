@@ -51,15 +51,16 @@ def rows(bench: Bench) -> list[Row]:
                     return tokens / (time.perf_counter() - started)
                 if item.error is not None:
                     raise ConfigError(f"request {item.request_id}: {item.error}")
-                tokens += sum(len(one.token_ids) for one in item.completions)
+                tokens += sum(len(completion.token_ids) for completion in item.completions)
 
         def raw() -> float:
             requests = asked("vLLM")
             started = time.perf_counter()
             inputs = [
-                TokensPrompt(prompt_token_ids=prompt_ids(tokenizer, one.messages)) for one in requests
+                TokensPrompt(prompt_token_ids=prompt_ids(tokenizer, request.messages))
+                for request in requests
             ]
-            params = [sampling_params(one, config.ad_llm.sampling) for one in requests]
+            params = [sampling_params(request, config.ad_llm.sampling) for request in requests]
             found = llm.generate(inputs, params, use_tqdm=False)
             for one in found:
                 for draw in one.outputs:

@@ -63,31 +63,34 @@ def market_row(seeds: Sequence[DayAccount], config: Config) -> dict[str, Any]:
     """
     resamples, rng = config.evaluation.bootstrap, np.random.default_rng(config.seed)
     above = [
-        np.stack([one.played.paid[-1].sum(axis=1), one.played.value[-1].sum(axis=1)], axis=1)
-        for one in seeds
+        np.stack([seed.played.paid[-1].sum(axis=1), seed.played.value[-1].sum(axis=1)], axis=1)
+        for seed in seeds
     ]
-    below = [np.repeat(one.users[-1][:, None], 2, axis=1) for one in seeds]
+    below = [np.repeat(seed.users[-1][:, None], 2, axis=1) for seed in seeds]
     found: dict[str, Any] = {
         name: bounded(one, 0)
         for name, one in zip(("revenue", "welfare"), quotients(above, below, resamples, rng), strict=True)
     }
-    found |= _advertisers([one.advertisers() for one in seeds], resamples, rng)
-    found["price_of_anarchy"] = _over_seeds([_ratio(one.own, one.liquid)[-1] for one in seeds])
-    found["price_of_anarchy_any"] = _over_seeds([_ratio(one.any, one.liquid)[-1] for one in seeds])
-    found["moved"] = _over_seeds([one.moved()[-1] for one in seeds])
-    kinds = list(dict.fromkeys(str(kind) for one in seeds for kind in one.kinds))
+    found |= _advertisers([seed.advertisers() for seed in seeds], resamples, rng)
+    found["price_of_anarchy"] = _over_seeds([_ratio(seed.own, seed.liquid)[-1] for seed in seeds])
+    found["price_of_anarchy_any"] = _over_seeds([_ratio(seed.any, seed.liquid)[-1] for seed in seeds])
+    found["moved"] = _over_seeds([seed.moved()[-1] for seed in seeds])
+    kinds = list(dict.fromkeys(str(kind) for seed in seeds for kind in seed.kinds))
     found["bidders"] = {
-        kind: _advertisers([one.advertisers(kind) for one in seeds if kind in one.kinds], resamples, rng)
-        | {"moved": _over_seeds([one.moved(kind)[-1] for one in seeds if kind in one.kinds])}
+        kind: _advertisers([seed.advertisers(kind) for seed in seeds if kind in seed.kinds], resamples, rng)
+        | {"moved": _over_seeds([seed.moved(kind)[-1] for seed in seeds if kind in seed.kinds])}
         for kind in kinds
     }
-    candidates = sum(one.played.entered + one.played.kept_out.total() for one in seeds)
-    reasons = sorted({reason for one in seeds for reason in one.played.kept_out})
+    candidates = sum(seed.played.entered + seed.played.kept_out.total() for seed in seeds)
+    reasons = sorted({reason for seed in seeds for reason in seed.played.kept_out})
     found["kept_out"] = {
-        reason: sum(one.played.kept_out[reason] for one in seeds) / max(1, candidates) for reason in reasons
+        reason: sum(seed.played.kept_out[reason] for seed in seeds) / max(1, candidates)
+        for reason in reasons
     }
     found["days"] = _course(seeds)
-    found["curves"] = {kind: _curves([one for one in seeds if kind in one.kinds], kind) for kind in kinds}
+    found["curves"] = {
+        kind: _curves([seed for seed in seeds if kind in seed.kinds], kind) for kind in kinds
+    }
     found["seeds"] = len(seeds)
     return found
 
@@ -95,10 +98,10 @@ def market_row(seeds: Sequence[DayAccount], config: Config) -> dict[str, Any]:
 def _advertisers(tables: Sequence[Array], resamples: int, rng: np.random.Generator) -> dict[str, Any]:
     """Of tables of value, payment and budget [n, 3]: the share of budgets spent, value per unit spent,
     not defined where nothing was, and the share of advertisers whose budget is used up."""
-    above, below = [one[:, [1, 0]] for one in tables], [one[:, [2, 1]] for one in tables]
+    above, below = [table[:, [1, 0]] for table in tables], [table[:, [2, 1]] for table in tables]
     use, back = quotients(above, below, resamples, rng)
-    spent = any(one[:, 1].any() for one in tables)
-    full = [(one[:, [1]] >= USED_UP * one[:, [2]]).astype(float) for one in tables]
+    spent = any(table[:, 1].any() for table in tables)
+    full = [(table[:, [1]] >= USED_UP * table[:, [2]]).astype(float) for table in tables]
     return {
         "budget_use": bounded(use, 0, 1),
         "return": bounded(back, 0) if spent else dict.fromkeys(back, math.nan),
@@ -113,19 +116,19 @@ def _course(seeds: Sequence[DayAccount]) -> list[dict[str, float]]:
     for day in range(len(seeds[0].users)):
         figures = [
             {
-                "revenue": one.played.paid[day].sum() / one.users[day].sum(),
-                "welfare": one.played.value[day].sum() / one.users[day].sum(),
-                "liquid_welfare": one.liquid[day] / one.users[day].sum(),
-                "budget_use": one.played.paid[day].sum() / one.budgets.sum(),
-                "beyond_budgets": one.played.unpaid[day]
-                / max(one.played.unpaid[day] + one.played.paid[day].sum(), np.finfo(float).tiny),
-                "price_of_anarchy": _ratio(one.own, one.liquid)[day],
-                "price_of_anarchy_any": _ratio(one.any, one.liquid)[day],
-                "moved": one.moved()[day],
+                "revenue": seed.played.paid[day].sum() / seed.users[day].sum(),
+                "welfare": seed.played.value[day].sum() / seed.users[day].sum(),
+                "liquid_welfare": seed.liquid[day] / seed.users[day].sum(),
+                "budget_use": seed.played.paid[day].sum() / seed.budgets.sum(),
+                "beyond_budgets": seed.played.unpaid[day]
+                / max(seed.played.unpaid[day] + seed.played.paid[day].sum(), np.finfo(float).tiny),
+                "price_of_anarchy": _ratio(seed.own, seed.liquid)[day],
+                "price_of_anarchy_any": _ratio(seed.any, seed.liquid)[day],
+                "moved": seed.moved()[day],
             }
-            for one in seeds
+            for seed in seeds
         ]
-        days.append({name: float(np.mean([one[name] for one in figures])) for name in figures[0]})
+        days.append({name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]})
     return days
 
 
@@ -133,11 +136,11 @@ def _curves(seeds: Sequence[DayAccount], kind: str) -> dict[str, list[float]]:
     """Of one kind of bidder, means over seeds: the share of its budgets that is gone after each period of
     the last day, and its mean multiple in each period of all days."""
     spent = [
-        one.played.spent[-1][:, one.kinds == kind].sum(axis=1).cumsum()
-        / one.budgets[one.kinds == kind].sum()
-        for one in seeds
+        seed.played.spent[-1][:, seed.kinds == kind].sum(axis=1).cumsum()
+        / seed.budgets[seed.kinds == kind].sum()
+        for seed in seeds
     ]
-    multiples = [one.played.multiples[:, :, one.kinds == kind].mean(axis=2).ravel() for one in seeds]
+    multiples = [seed.played.multiples[:, :, seed.kinds == kind].mean(axis=2).ravel() for seed in seeds]
     return {
         "spent": np.mean(spent, axis=0).round(_DIGITS).tolist(),
         "multiples": np.mean(multiples, axis=0).round(_DIGITS).tolist(),
@@ -153,4 +156,4 @@ def _over_seeds(values: Sequence[float]) -> Figure:
     """The mean, with an interval where there are several."""
     if len(values) == 1 or not np.isfinite(values).all():
         return {"mean": float(np.mean(values)), "low": math.nan, "high": math.nan}
-    return bounded(means([[[one]] for one in values], 1, np.random.default_rng(0))[0], 0)
+    return bounded(means([[[value]] for value in values], 1, np.random.default_rng(0))[0], 0)

@@ -78,7 +78,7 @@ def day_market(config: Config, world: World) -> Market:
             f"{len(queries)} test queries are fewer than evaluation.day.queries={day.queries}; lower it"
         )
     auctions = tuple(plan_auctions(config, world, 0, "test", queries, 1))
-    ads = tuple(sorted({ad for one in auctions for ad in one.auction.ad_ids}))
+    ads = tuple(sorted({ad for planned in auctions for ad in planned.auction.ad_ids}))
     number = {ad: place for place, ad in enumerate(ads)}
     values = np.zeros((len(auctions), len(ads)))
     for row, one in enumerate(auctions):
@@ -87,7 +87,7 @@ def day_market(config: Config, world: World) -> Market:
     rng = np.random.default_rng([config.seed, 48])
     wave = day.users * PERIODS * traffic()[:, None]
     users = rng.poisson(wave, (day.days, PERIODS, len(queries)))
-    places = tuple(tuple(number[ad] for ad in one.auction.ad_ids) for one in auctions)
+    places = tuple(tuple(number[ad] for ad in planned.auction.ad_ids) for planned in auctions)
     return Market(auctions, ads, places, values, users)
 
 
@@ -133,7 +133,7 @@ class Books:
         unit: Micros,
         cap: int | None,
     ) -> None:
-        known = {ad.id: ad for one in market.auctions for ad in one.ads}
+        known = {ad.id: ad for auction in market.auctions for ad in auction.ads}
         self._budgets = {
             ad: from_units(budget, unit) for ad, (budget, _) in zip(market.ads, limits, strict=True)
         }

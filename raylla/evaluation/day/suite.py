@@ -125,8 +125,8 @@ def _account(
         bidders.kinds,
         played,
         np.array([liquid_welfare(value.sum(axis=0), *terms).sum() for value in played.value]),
-        np.array([_best(played.answers, one, *terms) for one in users]),
-        np.array([_best(seen, one, *terms) for one in users]),
+        np.array([_best(played.answers, user, *terms) for user in users]),
+        np.array([_best(seen, user, *terms) for user in users]),
     )
 
 

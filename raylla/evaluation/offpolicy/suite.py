@@ -141,8 +141,8 @@ def _scores(
     found = {}
     for writer, answers in drawn.items():
         scores = backend.score_sampled(version, [(prompt, ids) for prompt, ids, _ in answers])
-        outside = np.array([one.outside > 0 for one in scores])
-        logprobs = np.array([one.logprob for one in scores])
+        outside = np.array([score.outside > 0 for score in scores])
+        logprobs = np.array([score.logprob for score in scores])
         found[writer] = (
             logprobs if writer == version else np.where(outside, -np.inf, logprobs),
             float(outside.mean()),
@@ -200,7 +200,7 @@ def hold_pairs(
         halves.append({queries[place] for place in order[: len(queries) // 2]})
     names, found = list(written), []
     for old in names:
-        for new in (one for one in names if one != old):
+        for new in (name for name in names if name != old):
             sides = written[old], written[new]
             epoch = max(1, *(side.epoch for side in sides))
             rng = _generator(seed, f"{old}/{new}")
@@ -308,10 +308,10 @@ def _over_splits(held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def column(measure: str, name: str) -> dict[str, float]:
         rows = [one[measure]["estimates"][name] for one in held]
         return {
-            "coverage": float(np.mean([one["holds"]["difference"] for one in rows])),
-            "value_coverage": float(np.mean([one["holds"]["value"] for one in rows])),
-            "width": float(np.mean([one["difference"]["high"] - one["difference"]["low"] for one in rows])),
-            "error": float(np.mean([abs(one["off"]["mean"]) for one in rows])),
+            "coverage": float(np.mean([row["holds"]["difference"] for row in rows])),
+            "value_coverage": float(np.mean([row["holds"]["value"] for row in rows])),
+            "width": float(np.mean([row["difference"]["high"] - row["difference"]["low"] for row in rows])),
+            "error": float(np.mean([abs(row["off"]["mean"]) for row in rows])),
         }
 
     return {measure: {name: column(measure, name) for name in ESTIMATORS} for measure in SUITE_MEASURES}
@@ -324,8 +324,8 @@ def summed(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for measure in SUITE_MEASURES:
         found[measure] = {}
         for name in ESTIMATORS:
-            first = [one["measures"][measure]["estimates"][name]["holds"]["difference"] for one in pairs]
-            over = [one["over_splits"][measure][name] for one in pairs]
+            first = [pair["measures"][measure]["estimates"][name]["holds"]["difference"] for pair in pairs]
+            over = [pair["over_splits"][measure][name] for pair in pairs]
             found[measure][name] = {"pairs_held": sum(first)} | {
                 key: float(np.mean([one[key] for one in over])) for key in over[0]
             }

@@ -133,7 +133,9 @@ class Auditor:
             one
             for one in [
                 await self._probed(terms, world, questions[0], ads),  # alone: it may be no test auction
-                *await asyncio.gather(*(self._probed(terms, world, one, ads) for one in questions[1:])),
+                *await asyncio.gather(
+                    *(self._probed(terms, world, question, ads) for question in questions[1:])
+                ),
             ]
             if one is not None
         ]
@@ -238,11 +240,11 @@ def responses_outside(
     shape = (len(seen.probed), len(seen.bids))
     clicked, paid, kept = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     shown = [
-        (row, column, one)
+        (row, column, draw)
         for row, some in enumerate(seen.answers)
         for column, draws in enumerate(some)
-        for one in draws
-        if one.price is not None
+        for draw in draws
+        if draw.price is not None
     ]
     rates = _judged(seen, shown, reads) if clicks == "judge" else [one.rate for _, _, one in shown]
     unread = sum(rate is None for rate in rates)

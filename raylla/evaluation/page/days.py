@@ -72,8 +72,8 @@ def _anarchy(axes: Axes, found: dict[str, Any]) -> None:
     width = 0.8 / len(markets)
     for place, market in enumerate(markets):
         means = [
-            one["markets"].get(market, {}).get("price_of_anarchy", {}).get("mean") or np.nan
-            for one in mechanisms.values()
+            mechanism["markets"].get(market, {}).get("price_of_anarchy", {}).get("mean") or np.nan
+            for mechanism in mechanisms.values()
         ]
         at = np.arange(len(means)) + width * (place - (len(markets) - 1) / 2)
         axes.bar(at, means, width, color=_COLOURS.get(market, "C4"), label=market)

@@ -42,7 +42,9 @@ def _mechanisms(axes: Axes, found: Found) -> None:
     for place, (key, colour) in enumerate((("revenue", "C0"), ("reward", "C2"))):
         figures = [row[key] for row in rows.values()]
         at = [index + 0.38 * (place - 0.5) for index in range(len(rows))]
-        axes.barh(at, [one["mean"] for one in figures], 0.36, xerr=_bars(figures), color=colour, label=key)
+        axes.barh(
+            at, [figure["mean"] for figure in figures], 0.36, xerr=_bars(figures), color=colour, label=key
+        )
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.axvline(0, color="0.3", lw=0.8)
@@ -57,7 +59,7 @@ def _epochs(axes: Axes, found: Found) -> None:
     for key, colour in (("revenue", "C0"), ("reward", "C2")):
         figures = [row[key] for row in rows]
         axes.errorbar(
-            at, [one["mean"] for one in figures], _bars(figures), color=colour, marker="o", label=key
+            at, [figure["mean"] for figure in figures], _bars(figures), color=colour, marker="o", label=key
         )
     axes.set_xticks(at)
     axes.set_xlabel("epoch")
@@ -72,9 +74,11 @@ def _monotonicity(axes: Axes, found: Found) -> None:
     for index, name in enumerate(names):
         figures = curve["versions"][name]["click_rate"]
         shade = mpl.colormaps["viridis"](0.9 - 0.8 * index / max(1, len(names) - 1))
-        axes.plot(curve["bids"], [one["mean"] for one in figures], color=shade, marker=".", label=name)
+        axes.plot(
+            curve["bids"], [figure["mean"] for figure in figures], color=shade, marker=".", label=name
+        )
         if index in (0, len(names) - 1):
-            low, high = ([one[end] for one in figures] for end in ("low", "high"))
+            low, high = ([figure[end] for figure in figures] for end in ("low", "high"))
             axes.fill_between(curve["bids"], low, high, color=shade, alpha=0.15)
     axes.set_xlabel("bid of the ad")
     axes.set_ylabel("shown and clicked")
@@ -135,7 +139,7 @@ def _conflict(axes: Axes, found: Found) -> None:
     conflict = found["conflict"]
     for name, row in conflict["mechanisms"].items():
         figures = row["against"]
-        means = [one["mean"] for one in figures]
+        means = [figure["mean"] for figure in figures]
         axes.errorbar(conflict["ratios"], means, _bars(figures), marker="o", ms=3, capsize=2, label=name)
     axes.set_xscale("log")
     axes.set_xticks(conflict["ratios"], [f"{ratio}" for ratio in conflict["ratios"]])
@@ -191,6 +195,6 @@ FIGURES: dict[str, tuple[str, Callable[[Axes, Found], None]]] = {
 
 def _bars(figures: Sequence[dict[str, float]]) -> list[list[float]]:
     return [
-        [max(0.0, one["mean"] - one["low"]) for one in figures],
-        [max(0.0, one["high"] - one["mean"]) for one in figures],
+        [max(0.0, figure["mean"] - figure["low"]) for figure in figures],
+        [max(0.0, figure["high"] - figure["mean"]) for figure in figures],
     ]

@@ -106,7 +106,7 @@ def learn_prices(
     found, largest = _logged(source, version, chosen)
     bounds = Bounds(most_regret, least_surplus)
     about = {"version": found[-1].version if found else "", "seed": seed}
-    thin = [one for one in bidders if one]
+    thin = [bidder for bidder in bidders if bidder]
     with steps().stage("learn prices"):
         sheet = learn_sheet(as_log(found, folds), largest, folds, thin, bounds, seed, about)
     write_text(out, sheet.text)
@@ -161,7 +161,7 @@ def evaluate_prices(
                     name = "all" if count is None else str(count)
                     with watch.stage(f"auctions of {name} bidders"):
                         held = hold_market(backend, sheet, auctions, seed)
-                    questions = len({one.query.id for one in auctions})
+                    questions = len({auction.query.id for auction in auctions})
                     market = market_figures(held, chosen.bootstrap, seed)
                     found["markets"][name] = {"questions": questions, "auctions": len(auctions), **market}
             write_json(out or opened.path / "prices.json", found)

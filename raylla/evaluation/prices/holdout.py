@@ -82,14 +82,14 @@ def _judged(planned: Planned, text: str) -> Planned:
 
 def contests_of(auctions: Sequence[Planned]) -> Contests:
     """The auctions as arrays."""
-    traits = [[traits_of(one.query, one.profile, ad) for ad in one.ads] for one in auctions]
-    return Contests.of([one.auction.bids for one in auctions], traits)
+    traits = [[traits_of(auction.query, auction.profile, ad) for ad in auction.ads] for auction in auctions]
+    return Contests.of([planned.auction.bids for planned in auctions], traits)
 
 
 def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[dict[str, float]]:
     """The mean clicks of each ad over the answers to each auction, as the judge expects them; where nobody
     bids there are none."""
-    asked = [one for one in auctions if one.ads]
+    asked = [auction for auction in auctions if auction.ads]
     prompts = [Prompt(one, one.ads, one.auction.bids, one.n) for one in asked]
     written = backend.write(TRAINED, prompts)
     texts = {
@@ -105,7 +105,7 @@ def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[d
             judgement.probabilities, one, name[2], placed, backend.world.ad_by_id
         )
         chances[name] = None if judgement.clicks is None else expected
-    backend.bound("judgements of prices", sum(one is None for one in chances.values()), len(chances))
+    backend.bound("judgements of prices", sum(chance is None for chance in chances.values()), len(chances))
     found: dict[int, dict[str, float]] = {}
     for one, wrote in zip(asked, written, strict=True):
         names = [(one.auction.id, one.ads, draw.text) for draw in wrote.completions]
@@ -113,7 +113,7 @@ def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[d
         found[id(one)] = {
             ad: sum(each.get(ad, 0.0) for each in read) / max(1, len(read)) for ad in one.auction.ad_ids
         }
-    return [found.get(id(one), {}) for one in auctions]
+    return [found.get(id(auction), {}) for auction in auctions]
 
 
 class ModelClicks:
@@ -231,7 +231,7 @@ def _came_to(
         columns = (revenue, welfare, welfare - revenue, got.sum(axis=1), expected)
         sums.setdefault(name, []).append(np.stack(columns, axis=1))
     numbers: dict[str, int] = {}
-    asked = np.array([numbers.setdefault(one.query.id, len(numbers)) for one in answers.auctions])
+    asked = np.array([numbers.setdefault(auction.query.id, len(numbers)) for auction in answers.auctions])
     return {name: by_question(np.mean(found, axis=0), asked) for name, found in sums.items()}
 
 
@@ -248,7 +248,8 @@ def _responses(
     count = min(len(answers.auctions), backend.config.evaluation.incentive_queries)
     some = np.arange(count)
     asked = [
-        replace(one, n=backend.config.evaluation.incentive_answers) for one in answers.auctions[:count]
+        replace(auction, n=backend.config.evaluation.incentive_answers)
+        for auction in answers.auctions[:count]
     ]
     few, held = values.rows(some), ModelClicks(backend, asked)
     places = np.array(random_places(backend, asked))

@@ -35,7 +35,7 @@ def of_run(run: Run) -> tuple[list[LoggedAuction], float]:
         raise RunError(f"run {run.place} is not finished; `raylla resume` it first")
     world, epoch = store.load_world(run.part("world")), run.config.irpo.epochs
     stage = f"epoch-{epoch}/sample"
-    planned = [one for one in auctions(run.config, world, epoch) if one.phase != "test"]
+    planned = [auction for auction in auctions(run.config, world, epoch) if auction.phase != "test"]
     sampled = read_sampled(run, stage, planned)
     answered: dict[str, list[_Read]] = defaultdict(list)
     for answer in sampled.answers:
@@ -68,7 +68,7 @@ def of_store(database: str, version: str | None, unit: int) -> list[LoggedAuctio
     opened = open_store(database, must_exist=True)
     try:
         always = dt.datetime.min.replace(tzinfo=dt.UTC), dt.datetime.now(dt.UTC)
-        served = [one for one in opened.auctions(*always) if _counts(one)]
+        served = [auction for auction in opened.auctions(*always) if _counts(auction)]
     finally:
         opened.close()
     wanted = version or (served[-1].auction.weight_version if served else None)

@@ -67,7 +67,7 @@ class _Reader:
 
     def prepare(self, answers: Answers) -> None:
         """Encode, score and suspect all of ``answers``, each distinct text once."""
-        bare = list(dict.fromkeys(_bare(*one) for one in answers))
+        bare = list(dict.fromkeys(_bare(*answer) for answer in answers))
         vectors = self._backend.encode(bare)
         place = {text: at for at, text in enumerate(bare)}
         own = vectors[[place[text] for text in self._own]]

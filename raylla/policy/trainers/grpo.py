@@ -108,7 +108,11 @@ class PackedGRPOTrainer(PackedDPOTrainer):
         for step in self.plan:
             for members in step.micros[self._rank]:
                 groups = [self._groups[member] for member in members]
-                gains = [one for group in groups for one in advantages(group.rewards, self._grpo.scaled)]
+                gains = [
+                    advantage
+                    for group in groups
+                    for advantage in advantages(group.rewards, self._grpo.scaled)
+                ]
                 yield self._packed(groups) | {
                     "reference": self._tokens[self._places(members)] if groups else torch.zeros(1),
                     "advantage": torch.tensor(gains or [0.0]),
@@ -138,7 +142,7 @@ class PackedGRPOTrainer(PackedDPOTrainer):
         of_answers = [(one.detach() * share[owner]).sum() for one in (clipped, divergence)]
         # `curve` divides all of a step by its pairs.
         scale = plan.pairs / answers
-        sums = [total.detach() * scale, *of_pairs, *(one * scale for one in of_answers)]
+        sums = [total.detach() * scale, *of_pairs, *(answer * scale for answer in of_answers)]
         self._sums[step] += torch.stack(sums).cpu()
         loss = total * (self._ranks / answers)
         return (loss, {"margins": margins}) if return_outputs else loss

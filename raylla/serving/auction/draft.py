@@ -39,7 +39,7 @@ class Field:
     @property
     def ads(self) -> list[Ad]:
         """The candidates' ads."""
-        return [one.listing.ad for one in self.candidates]
+        return [candidate.listing.ad for candidate in self.candidates]
 
     def filtered(self, limit: int) -> tuple[Filtered, ...]:
         """``limit`` of the ads kept out, those nearest to competing first."""

@@ -84,13 +84,13 @@ class Limits:
             {one.id: number for number, one in enumerate(campaigns)},
             dict(seats),
             {
-                one.id: (one.cap_impressions, one.cap_hours)
-                for one in campaigns
-                if one.cap_impressions and one.cap_hours
+                campaign.id: (campaign.cap_impressions, campaign.cap_hours)
+                for campaign in campaigns
+                if campaign.cap_impressions and campaign.cap_hours
             },
-            np.array([one.daily_budget_micros for one in campaigns], np.int64),
-            np.array([one.pacing == "even" for one in campaigns], np.bool_),
-            np.array([one.paused for one in campaigns], np.bool_),
+            np.array([campaign.daily_budget_micros for campaign in campaigns], np.int64),
+            np.array([campaign.pacing == "even" for campaign in campaigns], np.bool_),
+            np.array([campaign.paused for campaign in campaigns], np.bool_),
         )
 
 
@@ -274,7 +274,7 @@ class Eligibility:
                 blocked[catalogue.limits.seats.get(names.party(name), [])] = True
             codes = _first(codes, Reason.BLOCKED_ADVERTISER, blocked[catalogue.campaign_of])
         if filters.blocked_categories:
-            unwanted = {names.name(one) for one in filters.blocked_categories} - {""}
+            unwanted = {names.name(category) for category in filters.blocked_categories} - {""}
             kinds = [not unwanted.isdisjoint(kind) for kind in catalogue.names]
             codes = _first(codes, Reason.BLOCKED_CATEGORY, np.array(kinds, np.bool_)[catalogue.kind_of])
         if filters.floor_micros > self._floor:
@@ -350,8 +350,8 @@ def _first(codes: NDArray[np.uint8], reason: Reason, hit: NDArray[np.bool_]) -> 
 
 def _merged(before: Catalogue, changes: Changes) -> Catalogue:
     """``before`` with the changed rows replaced and the new ones appended."""
-    campaigns = {one.id: one for one in before.campaigns}
-    campaigns.update((one.id, one) for one in changes.campaigns)
+    campaigns = {campaign.id: campaign for campaign in before.campaigns}
+    campaigns.update((campaign.id, campaign) for campaign in changes.campaigns)
     limits = Limits.of(tuple(campaigns.values())) if changes.campaigns else before.limits
     kinds = {kind: index for index, kind in enumerate(before.kinds)}
     for ad in changes.ads:

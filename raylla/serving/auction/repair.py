@@ -104,7 +104,7 @@ class Repair:
     @property
     def disclosed(self) -> list[tuple[int, int]]:
         """Characters of each ad in the clean text so far, its label included."""
-        return [(one.start, one.end + len(self._label)) for one in self._spans]
+        return [(span.start, span.end + len(self._label)) for span in self._spans]
 
     def clean(self, start: int = 0, end: int | None = None) -> str:
         """The clean text so far, from character ``start`` to ``end``, both within no ad."""
@@ -149,7 +149,7 @@ class Repair:
         ``end``: only so many characters of the clean text, which must not end within an ad.
         """
         parsed = parse(self.raw(end), self._candidates, catalogue_ids)
-        spans = tuple(one for one in self._spans if end is None or one.end <= end)
+        spans = tuple(span for span in self._spans if end is None or span.end <= end)
         shown_spans = tuple(self._shown_spans[: len(spans)])
         return Repaired(self.clean(end=end), spans, parsed, self.shown(end=end), shown_spans)
 

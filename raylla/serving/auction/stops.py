@@ -45,7 +45,7 @@ class Stops:
         starts = (
             size
             for size in range(longest, 0, -1)
-            if any(one.startswith(tail[-size:]) for one in self._words)
+            if any(word.startswith(tail[-size:]) for word in self._words)
         )
         return next(starts, 0)
 

@@ -36,7 +36,7 @@ class Tickets:
     def __init__(self, asked: Asked, field: Field, serving: Serving, keys: TokenKeys) -> None:
         self._asked, self._serving, self._keys = asked, serving, keys
         self._field = field
-        self._by_ad = {one.listing.ad.id: one for one in field.candidates}
+        self._by_ad = {candidate.listing.ad.id: candidate for candidate in field.candidates}
         self._given: dict[str, Ticket] = {}
 
     def of(self, ad_id: str) -> Ticket:

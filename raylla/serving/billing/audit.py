@@ -346,7 +346,7 @@ def _auctions(session: Session, found: Audit, currency: str) -> None:
                 continue
             for name in ("price_rule", "weight_version", "currency", "resample_share", "test"):
                 found.expect(subject, name, getattr(auction, name), getattr(served, name))
-            written = {one.id: _terms(one) for one in served.impressions}
+            written = {impression.id: _terms(impression) for impression in served.impressions}
             found.expect(subject, "impressions", shown[auction.id], written)
             if PriceRule.RESERVE in (auction.price_rule, served.price_rule):
                 quoted.check(served)

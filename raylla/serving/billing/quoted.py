@@ -46,13 +46,16 @@ class QuotedPrices:
     def _impressions(self, auction: ServedAuction) -> None:
         """What was shown had competed, at that bid and price."""
         candidates = {one.listing.ad.id: one for one in auction.candidates}
-        for one in auction.impressions:
-            of, candidate = f"auction {auction.id} impression {one.id}", candidates.get(one.ad_id)
+        for impression in auction.impressions:
+            of, candidate = (
+                f"auction {auction.id} impression {impression.id}",
+                candidates.get(impression.ad_id),
+            )
             if candidate is None:
-                self._found.expect(of, "ad_id", one.ad_id, "a candidate's")
+                self._found.expect(of, "ad_id", impression.ad_id, "a candidate's")
                 continue
-            self._found.expect(of, "bid_micros", one.bid_micros, candidate.bid_micros)
-            self._found.expect(of, "price_micros", one.price_micros, candidate.price_micros)
+            self._found.expect(of, "bid_micros", impression.bid_micros, candidate.bid_micros)
+            self._found.expect(of, "price_micros", impression.price_micros, candidate.price_micros)
 
     def _entered(
         self, auction: ServedAuction, sheet: PriceSheet, unit: Micros
@@ -60,22 +63,29 @@ class QuotedPrices:
         """Each candidate's ad, bid and reserve; None where no price can be computed of them."""
         query, profile = question_of(auction)
         found, usable = [], True
-        for one in auction.candidates:
-            of, least = f"auction {auction.id} candidate {one.listing.ad.id}", one.reserve_micros
-            own = reserve_micros(sheet, query, profile, one.listing.ad, unit)
-            self._found.expect(of, "listing's bid_micros", one.listing.bid_micros, one.bid_micros)
-            units, rest = divmod(one.bid_micros, unit)
+        for candidate in auction.candidates:
+            of, least = (
+                f"auction {auction.id} candidate {candidate.listing.ad.id}",
+                candidate.reserve_micros,
+            )
+            own = reserve_micros(sheet, query, profile, candidate.listing.ad, unit)
+            self._found.expect(
+                of, "listing's bid_micros", candidate.listing.bid_micros, candidate.bid_micros
+            )
+            units, rest = divmod(candidate.bid_micros, unit)
             if rest or not 1 <= units <= sheet.curve.largest:
-                self._found.expect(of, "bid_micros", one.bid_micros, f"a bid of the sheet, times {unit}")
+                self._found.expect(
+                    of, "bid_micros", candidate.bid_micros, f"a bid of the sheet, times {unit}"
+                )
                 usable = False
             if least is None or least < own or least % unit:
                 wanted = f"at least {own}, a multiple of {unit}"
                 self._found.expect(of, "reserve_micros", least, wanted)
                 usable = False
-            elif one.bid_micros < least:
-                self._found.expect(of, "bid_micros", one.bid_micros, f"at least {least}")
+            elif candidate.bid_micros < least:
+                self._found.expect(of, "bid_micros", candidate.bid_micros, f"at least {least}")
                 usable = False
-            found.append((one.listing.ad, one.bid_micros, least or own))
+            found.append((candidate.listing.ad, candidate.bid_micros, least or own))
         return found if usable else None
 
     def _sheet(self, digest: str) -> PriceSheet | None:

@@ -86,7 +86,9 @@ class Reports:
         self._auctions.labels(end.weight_version, str(auction.canary).lower()).inc()
         self._impressions.inc(len(auction.impressions))
         if not auction.test:
-            self._expected.inc(sum(one.bid_micros * one.pctr for one in auction.impressions))
+            self._expected.inc(
+                sum(impression.bid_micros * impression.pctr for impression in auction.impressions)
+            )
         for kind, count in auction.violations.items():
             self._violations.labels(kind).inc(count)
         line |= {
@@ -94,7 +96,7 @@ class Reports:
             "pctr_version": auction.pctr_version,
             "canary": auction.canary,
             "test": auction.test,
-            "ads": [one.ad_id for one in auction.impressions],
+            "ads": [impression.ad_id for impression in auction.impressions],
             "violations": dict(auction.violations),
         }
         log.info("auction", extra=line)

@@ -137,10 +137,10 @@ def read_auctions(session: Session, page: Sequence[models.StoredAuction]) -> lis
         clicked[auction_id][impression_id] = click_id
     ids = [id for of_auction in clicked.values() for id in of_auction.values()]
     values: dict[str, Micros] = defaultdict(int)
-    for one in session.scalars(
+    for conversion in session.scalars(
         select(models.StoredConversion).where(models.StoredConversion.click_id.in_(ids))
     ):
-        values[one.click_id] += one.value_micros
+        values[conversion.click_id] += conversion.value_micros
     of_auction = select(models.StoredEntry.auction_id, ledger.earned()).group_by(
         models.StoredEntry.auction_id
     )

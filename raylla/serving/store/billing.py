@@ -267,7 +267,11 @@ def lose(session: Session, auctions: Sequence[ServedAuction]) -> None:
     lost = []
     for auction in auctions:
         placed = {shown.ad_id for shown in auction.impressions}
-        lost += [(auction, one.listing) for one in auction.candidates if one.listing.ad.id not in placed]
+        lost += [
+            (auction, candidate.listing)
+            for candidate in auction.candidates
+            if candidate.listing.ad.id not in placed
+        ]
     ids = {listing.campaign_id for _, listing in lost}
     query = select(models.StoredCampaign).where(
         models.StoredCampaign.id.in_(ids), models.StoredCampaign.lurl.is_not(None)

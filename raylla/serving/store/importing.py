@@ -133,7 +133,7 @@ def import_ads(
         raise ClashError(
             f"world or table {name}: some of its ads are listed in {store.database} already"
         ) from None
-    return ImportCounts(len(parts), sum(len(one) for one in parts.values()), len(ads))
+    return ImportCounts(len(parts), sum(len(part) for part in parts.values()), len(ads))
 
 
 def _seat(ad: Ad) -> tuple[str, str, str]:

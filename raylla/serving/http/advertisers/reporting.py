@@ -138,7 +138,7 @@ def get_report(
         since=wanted.since,
         until=wanted.until,
         currency=behind.serving.currency,
-        lines=[_line(one) for one in found.lines],
+        lines=[_line(line) for line in found.lines],
         total=_line(found.total),
         next=after,
     )

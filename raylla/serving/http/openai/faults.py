@@ -48,7 +48,7 @@ class OpenAiRoute(APIRoute):
 
 def _invalid(errors: Sequence[Any]) -> HttpError:
     """Of what is wrong, the first, with all of it in the message."""
-    said = "; ".join(f"{_path(one['loc']) or 'body'}: {one['msg']}" for one in errors)
+    said = "; ".join(f"{_path(error['loc']) or 'body'}: {error['msg']}" for error in errors)
     first = errors[0]
     return HttpError(
         400, CODES.get(first["type"], "invalid_value"), said, param=_path(first["loc"]) or None

@@ -28,12 +28,12 @@ def detail(end: Answered, disclosure: str, notes: Sequence[str]) -> dict[str, An
         return {"auction_id": None, "weight_version": end.weight_version, "ads": [], **read}
     candidates = [
         {
-            "ad_id": one.listing.ad.id,
-            "title": one.listing.ad.title,
-            "category": one.listing.ad.category,
-            "bid_micros": one.bid_micros,
+            "ad_id": candidate.listing.ad.id,
+            "title": candidate.listing.ad.title,
+            "category": candidate.listing.ad.category,
+            "bid_micros": candidate.bid_micros,
         }
-        for one in auction.candidates
+        for candidate in auction.candidates
     ]
     return {
         "auction_id": auction.id,

@@ -98,7 +98,7 @@ class AuctionView(BaseModel):
 def router(users: Sequence[Profile]) -> APIRouter:
     """The page at ``/`` with ``users`` to choose from, and `GET /v1/auctions/{auction_id}`."""
     made = APIRouter()
-    shown = [UserView(id=one.id, basics=one.basics, interests=list(one.interests)) for one in users]
+    shown = [UserView(id=user.id, basics=user.basics, interests=list(user.interests)) for user in users]
 
     @made.get("/", include_in_schema=False)
     def page() -> Response:
@@ -141,23 +141,23 @@ def auction(auction_id: AuctionId, behind: web.Behind, _: web.Application) -> Au
     served = behind.store.auction(auction_id)
     held = served.auction
     lines = behind.store.charges(auction_id)
-    booked = {one.impression_id: one for one in lines if one.impression_id is not None}
+    booked = {line.impression_id: line for line in lines if line.impression_id is not None}
     invalid = behind.store.invalid_clicks(auction_id)
-    void = {one.voids for one in lines}
+    void = {line.voids for line in lines}
     impressions = []
-    for one in held.impressions:
-        entry = booked.get(one.id)
+    for impression in held.impressions:
+        entry = booked.get(impression.id)
         impressions.append(
             ImpressionView(
-                impid=one.id,
-                ad_id=one.ad_id,
-                bid_micros=one.bid_micros,
-                price_micros=one.price_micros,
+                impid=impression.id,
+                ad_id=impression.ad_id,
+                bid_micros=impression.bid_micros,
+                price_micros=impression.price_micros,
                 charged_at=pricing.charged_at(held.price_rule),
-                clicked=one.id in served.clicked,
+                clicked=impression.id in served.clicked,
                 booked_micros=(0 if entry.id in void else entry.amount_micros) if entry else None,
                 booked_as=entry.kind if entry else None,
-                invalid_clicks=invalid.get(one.id, {}),
+                invalid_clicks=invalid.get(impression.id, {}),
             )
         )
     return AuctionView(
