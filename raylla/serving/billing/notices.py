@@ -199,7 +199,7 @@ class Sender:
         until = now + _pause(FIRST_BREAK_SECONDS * 2.0 ** (failures - BREAK_AFTER))
         why = f"{destination} has not answered {failures} times in a row"
         log.warning("%s: its notices wait until %s", why, until.isoformat(timespec="seconds"))
-        await self._ask(self._outbox.hold, destination, until, now - self._deadline, why)
+        await self._ask(self._outbox.postpone, destination, until, now - self._deadline, why)
 
     async def _ask(self, call: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)

@@ -37,7 +37,7 @@ def put_auctions(session: Session, auctions: Sequence[ServedAuction]) -> None:
     session.connection().execute(insert(models.StoredAuction), rows)
     _check_listed(session, auctions)
     billing.lose(session, [auction for auction in auctions if not auction.test])
-    billing.add_impressions(session, auctions)
+    billing.book_impressions(session, auctions)
 
 
 def check_auction(auction: ServedAuction) -> None:

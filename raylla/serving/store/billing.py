@@ -121,7 +121,7 @@ _COPIED = (
 """Of an impression's row, those that are the record's own."""
 
 
-def add_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None:
+def book_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None:
     """Write the impressions of ``auctions``; under `expected`, bill each to its campaign's budget."""
     every = [(shown, auction) for auction in auctions for shown in auction.impressions]
     every.sort(key=lambda one: (one[0].advertiser_id, one[0].campaign_id, one[0].id))

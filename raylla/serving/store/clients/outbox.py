@@ -92,7 +92,7 @@ class Outbox:
         """Leave it unsent for good."""
         self._set(id, due=None, error=error)
 
-    def hold(self, destination: str, until: dt.datetime, oldest: dt.datetime, error: str) -> None:
+    def postpone(self, destination: str, until: dt.datetime, oldest: dt.datetime, error: str) -> None:
         """Try nothing at a destination before ``until``; give up what was written before ``oldest``."""
         there = models.StoredNotice.destination == destination
         with self._database.writing() as session:
