@@ -83,3 +83,27 @@ def test_every_setting_and_option_says_what_it_is() -> None:
 
 def _text(path: Path) -> str:
     return path.read_text(errors="replace")
+
+
+TOLD = re.compile(
+    r"\b(formerly|previously|used to (?!\w+ing)|in the past|from now on|has been (?:changed|replaced)|"
+    r"what was done about it|we (?:found|tried|changed|now))\b",
+    re.I,
+)
+"""How pages tell of what has been: what is, is for them; what changed is for `CHANGELOG.md`."""
+LONGEST = 55
+"""Words of a sentence, or of its part before a colon."""
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Name and prose of each page: no code, tables or headings."""
+    for path in (*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        yield path.name, re.sub(r"^(?:    |\||#|<).*$", "", path.read_text(), flags=re.M)
+
+
+def test_pages_say_what_is_in_short_sentences() -> None:
+    for name, text in pages():
+        assert not TOLD.findall(text), name
+        for part in re.split(r"\n\s*\n|\n- |\n\d\. ", text):
+            sentences = re.split(r"(?<=[.!?:])\s+", part)
+            assert [words for words in sentences if len(words.split()) > LONGEST] == [], name
