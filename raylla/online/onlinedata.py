@@ -55,7 +55,7 @@ def read_served(config: Config, simulated: World) -> OnlineData:
         StoreError: the database is not there, or cannot be opened.
     """
     assert config.online.database is not None
-    opened = open_store(config.online.database, must_exist=True)
+    opened = open_store(config.online.database, must_exist=True, field="online.database")
     try:
         since = config.online.since or dt.datetime.min.replace(tzinfo=dt.UTC)
         until = config.online.until or dt.datetime.now(dt.UTC)

@@ -156,7 +156,7 @@ def campaigns_import(
     from raylla.world.imports.tablefiles import is_table
 
     chosen = settings.load_config(config, set_) if config else settings.changed(_of_run(source), None, set_)
-    max_bid, url = chosen.world.max_bid, database or chosen.serving.database
+    max_bid = chosen.world.max_bid
     if is_table(Path(source)):
         taken = importing.read_table(Path(source), mapping(map_), max_bid)
         tell(taken.faults)
@@ -167,10 +167,11 @@ def campaigns_import(
             raise ConfigError(f"--map names the columns of a table; {source} is none")
         world = importing.read_world(source)
         name, ads, offers = world.name, list(world.ads), [None] * len(world.ads)
+    store = open_store(database, field="--database") if database else open_store(chosen.serving.database)
     done = importing.import_ads(
-        open_store(url), name, ads, offers, chosen.serving, max_bid, seed, datetime.now(UTC), daily_budget
+        store, name, ads, offers, chosen.serving, max_bid, seed, datetime.now(UTC), daily_budget
     )
-    say(f"{url}: {done.ads} ads in {done.campaigns} campaigns of {done.advertisers} advertisers")
+    say(f"{store.database}: {done.ads} ads in {done.campaigns} campaigns of {done.advertisers} advertisers")
 
 
 def _of_run(source: str) -> settings.Config:
@@ -197,7 +198,7 @@ def audit_books(
     from raylla.serving.store import open_store
 
     known = dict(_noted(one) for one in sealed or [])
-    found = recompute(open_store(database, must_exist=True), known)
+    found = recompute(open_store(database, must_exist=True, field="--database"), known)
     read = ", ".join(f"{number} {name}" for name, number in found.counts.items())
     console.print(f"{read or 'empty'}; billed {decimal(found.billed_micros)}", highlight=False)
     held = ", ".join(f"{name} {decimal(amount)}" for name, amount in found.accounts.items())

@@ -1,160 +1,35 @@
-"""The evaluation's backend and what is measured at it, with a model and a judge that follow a rule."""
+"""What an evaluation's backend asks, keeps and counts, with a model and a judge that follow a rule."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import random
-import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from raylla import config
-from raylla.actors.judge import JudgeItem, Judgement
-from raylla.actors.pool import Call, Pool, next_item
+from raylla.actors.judge import Judgement
+from raylla.actors.pool import Call, next_item
 from raylla.auction import markup
-from raylla.config import Actors
 from raylla.engines.protocol import (
-    Aggregate,
-    Aggregated,
     Completion,
     Generated,
-    Given,
-    JointText,
-    Opening,
-    Request,
     Scored,
 )
 from raylla.errors import BudgetError, WorkerLostError
-from raylla.evaluation import efficiency, incentives, properties
-from raylla.evaluation.backend import EvaluationBackend
+from raylla.evaluation import efficiency, incentives
 from raylla.evaluation.kept import ANSWERS, JUDGEMENTS, SCORES, Kept, kept
 from raylla.irpo import dispatch
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import CANDIDATES, Mosaic
 from raylla.mechanisms.protocol import BASE, Prompt, named_mechanisms
-from raylla.progress import Steps
-from raylla.records import Ad, Ids, Prediction, Profile, Query
-from raylla.runs.state import Run
-from raylla.storage import home
-from raylla.terminal import plain_console
-from raylla.world import World
-
-ADS = tuple(Ad(str(1000 + i), f"Brand Word{i}", "tea", "food") for i in range(3))
-LINE = re.compile(r"tea \u00a4?(\S+) \d\d (@.+?@\[Ad-\d+\])")
-Rule = Callable[[float], float]
-
-
-class Writer:
-    """Places each listed ad with the chance that ``rule`` gives its bid; hidden bids count as 50."""
-
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
-        self.asked: list[Request] = []
-        self.read: list[Given] = []
-        self.joint: list[Aggregate] = []
-
-    def generate(self, requests: list[Request], version: str) -> Iterator[Generated]:
-        for request in requests:
-            self.asked.append(request)
-            listed = LINE.findall(request.messages[0]["content"])
-            draws = []
-            for draw in range(request.n):
-                rng = random.Random(request.seed + draw)
-                chances = [self._rule(50 if bid == "?" else float(bid)) for bid, _ in listed]
-                shown = [
-                    mark for chance, (_, mark) in zip(chances, listed, strict=True) if rng.random() < chance
-                ]
-                draws.append(Completion(f"Try {', '.join(shown) or 'nothing'}.", (1, 2), True))
-            yield Generated(request.id, (1,) * 5, tuple(draws))
-
-    def aggregate(self, requests: list[Aggregate], version: str) -> Iterator[Aggregated]:
-        """A bidder drawn in proportion to its bid places its ad, for half of it."""
-        for request in requests:
-            self.joint.append(request)
-            marks = [LINE.findall(messages[0]["content"]) for messages in request.prompts]
-            assert all(len(one) == 1 and one[0][0] == "?" for one in marks)  # its own ad, no bid
-            texts = []
-            for draw in range(request.n):
-                (place,) = random.Random(request.seed + draw).choices(range(len(marks)), request.bids)
-                opened = Opening(place, 4, request.bids[place] / 2)
-                texts.append(JointText(f"Try {marks[place][0][1]}.", 3, True, (opened,)))
-            yield Aggregated(request.id, tuple(5 * (bid > 0) for bid in request.bids), tuple(texts))
-
-    def score(self, given: list[Given], version: str) -> Iterator[Scored]:
-        for one in given:
-            self.read.append(one)
-            length = len(one.token_ids) or len(one.text.split())
-            yield Scored(one.id, -float(sum(one.token_ids)) - len(one.messages[0]["content"]), length)
-
-
-class Encoded:
-    """Vectors that follow from a text alone."""
-
-    @staticmethod
-    def encode(texts: list[str]) -> np.ndarray:
-        return np.array([np.random.default_rng(zlib.crc32(text.encode())).normal(size=8) for text in texts])
-
-
-class Reader:
-    """Clicks everything, or cannot be read; says that a click is as probable as ``told``."""
-
-    def __init__(self, unread: bool, told: float | None = None) -> None:
-        self._unread = unread
-        self.told = told
-        self.read: list[str] = []
-
-    def judge(self, items: list[JudgeItem]) -> Iterator[Judgement]:
-        for item in items:
-            self.read.append(item.sample_id)
-            told = None if self.told is None else dict.fromkeys(item.ad_ids, self.told)
-            clicks = None if self._unread else dict.fromkeys(item.ad_ids, True)
-            yield Judgement(item.sample_id, clicks, 1, None, told)
-
-
-def make(path: Path, rule: Rule, queries: int = 30, unread: bool = False) -> Any:
-    """A backend, and the workers behind it."""
-    profile = Profile("p", "30 nurse Oslo", ("tea",))
-    asked = tuple(Query(f"q{i}", "p", f"which tea {i}?", "tea", "food", "test") for i in range(queries))
-    tuned = tuple(Query(f"t{i}", "p", f"what tea {i}?", "tea", "food", "train") for i in range(10))
-    world = World("w", 0, (profile,), ADS, asked + tuned)
-    settings = config.parse_config(
-        {"world": {"candidates": 3, "ads": 3}, "penalty": {"per_ad": 0, "free_ads": 3}}, "test"
-    )
-    writer, reader = Writer(rule), Reader(unread)
-    pools = []
-    for name, worker in (("rollout", writer), ("judge", reader)):
-        pool = Pool(name, lambda worker=worker: worker, (), Actors(), in_process=True)  # type: ignore[arg-type]
-        worker.ready = lambda: None  # type: ignore[attr-defined]
-        pool.start(10)
-        pools.append(pool)
-
-    def ask_reward(method: str, *args: Any) -> Any:
-        if method == "encode":
-            return Encoded.encode(*args)
-        return [Prediction(0.5, 0.3, 0.6)] * len(args[0]) if method == "predict_intervals" else None
-
-    crew: Any = SimpleNamespace(
-        rollouts=pools[0],
-        judges=pools[1],
-        reward=SimpleNamespace(restarts=0),
-        version=None,
-        refresh=lambda *_: [],
-        ask_reward=ask_reward,
-        persistently=lambda work: work(),
-        restart=None,  # nobody is lost
-    )
-    run = Run(home(path), settings)
-    backend = EvaluationBackend(run, settings, crew, world, kept(run, settings), Steps(plain_console()))
-    return SimpleNamespace(backend=backend, writer=writer, reader=reader)
+from raylla.records import Ids
+from tests.unit.backends import make
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
@@ -318,79 +193,6 @@ def test_relevance_does_not_depend_on_the_company(tmp_path: Path) -> None:
         assert np.abs(cosines).max() <= 1
 
 
-def swept(made: Any, bids: Sequence[float]) -> Any:
-    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
-    sweep = properties.sweep(made.backend, planned, bids, 8, ["v0"])
-    return properties.monotonicity([sweep, sweep], bids, 500, 0)
-
-
-def jumps(made: Any, queries: int) -> Any:
-    planned = efficiency.test_auctions(made.backend.config, made.backend.world)[:queries]
-    fine = properties.fine(made.backend, planned, range(1, 101), 200, 20)
-    return properties.continuity([fine], range(1, 101), 500, 0)
-
-
-def test_clicks_that_follow_bids_are_seen_to(tmp_path: Path) -> None:
-    made = make(tmp_path, lambda bid: bid / 100)
-    bids = [1, 20, 40, 60, 80, 100]
-    found = swept(made, bids)
-    curve = found["versions"]["v0"]
-    assert curve["trend"]["mean"] == 1
-    assert abs(curve["control"]["mean"]) < 0.95
-    rates = [one["mean"] for one in curve["click_rate"]]
-    assert rates == pytest.approx([bid / 100 for bid in bids], abs=0.1)
-    assert (found["seeds"], found["queries"]) == (2, 60)
-    assert found["auctions_per_second"] > 0
-    smooth = jumps(made, 10)
-    assert smooth["one"][0]["jump"]["jump"] <= smooth["one"][0]["jump"]["high"]
-    assert smooth["many"]["trend"]["mean"] > 0.95
-    assert smooth["many"]["answers"] == 200
-
-
-def test_a_step_is_a_jump(tmp_path: Path) -> None:
-    made = make(tmp_path, lambda bid: 0.8 * (bid > 50))
-    jump = jumps(made, 5)["one"][0]["jump"]
-    assert jump["jump"] > jump["high"]
-    assert jump["at"] == 49
-
-
-def test_clicks_that_ignore_bids_have_no_trend(tmp_path: Path) -> None:
-    made, bids = make(tmp_path, lambda _: 0.5), range(1, 101, 5)
-    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
-    # One seed: two that are the same would leave no spread between seeds.
-    sweep = properties.sweep(made.backend, planned, bids, 8, ["v0"])
-    trend = properties.monotonicity([sweep], bids, 500, 0)["versions"]["v0"]["trend"]
-    assert trend["low"] < 0 < trend["high"]
-
-
-def test_first_price_leaves_nothing_and_is_regretted(tmp_path: Path) -> None:
-    made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.backend.config, made.backend.world)
-    bids = range(0, 101, 10)
-    responses = incentives.responses(made.backend, Pretrained(), {}, planned, bids)
-    found = incentives.regret_table([responses], bids, 500, 0)
-    assert found["queries"] == 30
-    own, myerson = found["rules"]["own"], found["rules"]["myerson"]
-    # x(b) = b / 100: first price takes b^2 / 100 and the truth gains nothing; half the value is best,
-    # worth v^2 / 400, on average over the grid 8.75. Myerson's price is half of first price.
-    assert own["least_utility"]["mean"] == pytest.approx(0, abs=1e-9)
-    assert own["regret"]["utility"]["mean"] == pytest.approx(8.75, rel=0.2)
-    assert myerson["payment"]["mean"] == pytest.approx(own["payment"]["mean"] / 2, rel=0.15)
-    assert myerson["regret"]["utility"]["mean"] < 0.2 * own["regret"]["utility"]["mean"]
-    assert own["regret"]["value"]["mean"] < 1
-
-
-def test_best_responses_shade_the_bids(tmp_path: Path) -> None:
-    made = make(tmp_path, lambda bid: bid / 100)
-    planned = efficiency.test_auctions(made.backend.config, made.backend.world)[:2]
-    bids = [1, 20, 40, 60, 80, 100]
-    settled = incentives.settle_bids(made.backend, Pretrained(), {}, planned, bids)
-    found = incentives.equilibrium([settled, settled], bids)
-    assert found["queries"] == 4
-    assert found["utility"]["revenue"] < found["truthful"]["revenue"]
-    assert found["utility"]["converged"] == 1
-
-
 def test_mosaic_is_tuned_on_training_queries(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: 0.4)
     choice, tried = efficiency.tune_mechanism(
@@ -479,19 +281,3 @@ def test_predictions_are_of_the_ads_that_an_answer_places_among_its_candidates(t
     for answers in ([(whole, text), (one, text)], [(one, text)], [(whole, text)]):
         found = made.predict(answers, 1)
         assert [len(each) for each in found] == [len(planned.ads[:2]) for planned, _ in answers]
-
-
-def test_a_sweep_counts_expected_clicks_where_the_judge_gives_them_and_a_fine_curve_drawn_ones(
-    tmp_path: Path,
-) -> None:
-    made = make(tmp_path, lambda bid: float(bid > 50))
-    auctions = efficiency.test_auctions(made.backend.config, made.backend.world)[:3]
-    name = list(made.backend.versions)[-1]
-    drawn = properties.sweep(made.backend, auctions, (1, 100), 4, [name]).rates[name]
-    other = make(tmp_path / "told", lambda bid: float(bid > 50))
-    other.reader.told = 0.25
-    expected = properties.sweep(other.backend, auctions, (1, 100), 4, [name]).rates[name]
-    assert drawn[:, 1].min() > 0
-    assert expected == pytest.approx(drawn / 4)
-    fine = properties.fine(other.backend, auctions, (1, 20, 40, 60, 80, 100), 4, 4)
-    assert fine.one.max() == drawn.max() > expected.max()

@@ -35,7 +35,7 @@ from raylla.mechanisms.protocol import Mechanism, Ran
 from raylla.mechanisms.rag import RagAuction
 from raylla.records import Ad, Auction, Planned, Profile, Query, Turn
 from raylla.terminal import plain_console
-from tests.unit.test_backend import make
+from tests.unit.backends import make
 
 BETTER, WORSE = Ad("1", "Lumo Kettle", "tea", "food"), Ad("2", "Uber", "tea", "food")
 

@@ -37,7 +37,7 @@ from raylla.mechanisms.protocol import Mechanism, Offer
 from raylla.mechanisms.rag import RagAuction
 from raylla.progress import Steps
 from raylla.terminal import plain_console
-from tests.unit.test_backend import make
+from tests.unit.backends import make
 
 UNBOUND = 1e9
 

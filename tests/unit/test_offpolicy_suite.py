@@ -18,7 +18,7 @@ from raylla.evaluation.offpolicy.suite import SUITE_MEASURES, Written, answered,
 from raylla.figures.offpolicy import ESTIMATORS
 from raylla.records import WeightVersion
 from raylla.terminal import plain_console
-from tests.unit.test_backend import LINE, Writer, make
+from tests.unit.backends import LINE, Writer, make
 
 CHANCES = {"v0": 0.2, "v1": 0.5, "v2": 0.7}
 """Of each listed ad to be placed, whatever it bids."""

@@ -164,7 +164,8 @@ def test_a_place_that_is_none_is_named_without_its_password() -> None:
 
 def test_learn_makes_no_database(tmp_path: Path) -> None:
     said = refused(f"sqlite:///{tmp_path}/none.db", tmp_path)
-    assert "does not exist" in said
+    assert "SOURCE: " in said
+    assert "none.db does not exist" in said
     assert not (tmp_path / "none.db").exists()
 
 

@@ -19,7 +19,7 @@ from raylla.evaluation.reader import reading
 from raylla.figures import quality
 from raylla.figures.quality import Read
 from raylla.world import World
-from tests.unit.test_backend import make
+from tests.unit.backends import make
 
 
 def read(query: str, tokens: int, nll: float, claims: list[tuple[float, float]] | None = None) -> Read:

@@ -31,7 +31,7 @@ from raylla.terms.native import taught
 from raylla.terms.protocol import named_terms, weighed_terms
 from raylla.terms.sources import detector_for
 from raylla.terms.welfare import UserWelfare
-from tests.unit.test_backend import make
+from tests.unit.backends import make
 from tests.unit.test_detect import PLAIN, made, written
 
 

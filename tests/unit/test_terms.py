@@ -38,7 +38,7 @@ from raylla.terms.fidelity import Fidelity
 from raylla.terms.nativeness import Nativeness
 from raylla.terms.protocol import known_terms, least_values, named_terms, term_values, weighted
 from raylla.terms.welfare import UserWelfare
-from tests.unit.test_backend import make
+from tests.unit.backends import make
 
 BEST = Ad("1", "Lumo Kettle", "tea", "food", "Boils a litre in two minutes.")
 WORSE = Ad("2", "Uber", "tea", "food")

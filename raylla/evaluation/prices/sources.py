@@ -65,7 +65,7 @@ def of_store(database: str, version: str | None, unit: int) -> list[LoggedAuctio
         StoreError: the database is not there, or cannot be opened.
         DataError: it has no such auction.
     """
-    opened = open_store(database, must_exist=True)
+    opened = open_store(database, must_exist=True, field="SOURCE")
     try:
         always = dt.datetime.min.replace(tzinfo=dt.UTC), dt.datetime.now(dt.UTC)
         served = [auction for auction in opened.auctions(*always) if _counts(auction)]

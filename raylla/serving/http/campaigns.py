@@ -44,8 +44,7 @@ def get_advertiser(
     advertiser_id: bodies.AdvertiserId, behind: web.Behind, caller: web.Seat
 ) -> views.AdvertiserView:
     """An advertiser and its balance."""
-    _own(caller, advertiser_id)
-    return views.AdvertiserView.model_validate(behind.store.parties.advertiser(advertiser_id))
+    return views.AdvertiserView.model_validate(_own(behind, caller, advertiser_id))
 
 
 @router.post("/advertisers/{advertiser_id}/payments", status_code=201, tags=["accounts"], responses=_CLASH)
@@ -76,8 +75,7 @@ def list_ledger(
     limit: bodies.Limit = 100,
 ) -> views.Page[views.EntryView]:
     """Every charge, settlement and payment of an advertiser, in order."""
-    _own(caller, advertiser_id)
-    behind.store.parties.advertiser(advertiser_id)
+    _own(behind, caller, advertiser_id)
     return _page(views.EntryView, behind.store.ledger(advertiser_id, after, limit), limit)
 
 
@@ -86,8 +84,7 @@ def count_clicks(
     advertiser_id: bodies.AdvertiserId, behind: web.Behind, caller: web.Seat, day: bodies.Day = None
 ) -> list[views.TallyView]:
     """An advertiser's clicks of a day by campaign and outcome; of invalid ones by reason."""
-    _own(caller, advertiser_id)
-    behind.store.parties.advertiser(advertiser_id)
+    _own(behind, caller, advertiser_id)
     found = behind.store.clicks(advertiser_id, day or web.now().date())
     return [views.TallyView.model_validate(one) for one in found]
 
@@ -101,8 +98,7 @@ def list_notices(
     limit: bodies.Limit = 100,
 ) -> views.Page[views.NoticeView]:
     """An advertiser's billing and loss notices, and whether they arrived."""
-    _own(caller, advertiser_id)
-    behind.store.parties.advertiser(advertiser_id)
+    _own(behind, caller, advertiser_id)
     return _page(views.NoticeView, behind.store.outbox.of(advertiser_id, after, limit), limit)
 
 
@@ -111,8 +107,7 @@ def get_notice_key(
     advertiser_id: bodies.AdvertiserId, behind: web.Behind, caller: web.Seat
 ) -> views.NoticeKey:
     """What verifies an advertiser's notices; it changes when the endpoint's signing key does."""
-    _own(caller, advertiser_id)
-    behind.store.parties.advertiser(advertiser_id)
+    _own(behind, caller, advertiser_id)
     key_id, key = next(iter(notice_keys(behind.tokens, advertiser_id).items()))
     return views.NoticeKey(secret=webhook_secret(key), key_id=key_id, key=key.hex())
 
@@ -128,7 +123,7 @@ def add_campaign(
     advertiser_id: bodies.AdvertiserId, body: bodies.NewCampaign, behind: web.Behind, caller: web.Seat
 ) -> views.CampaignView:
     """Start a campaign."""
-    _own(caller, advertiser_id)
+    _own(behind, caller, advertiser_id)
     new = CampaignTerms(**_flat(body.model_dump()))
     return _campaign(behind, behind.store.parties.add_campaign(advertiser_id, new, web.now()))
 
@@ -142,8 +137,7 @@ def list_campaigns(
     limit: bodies.Limit = 100,
 ) -> views.Page[views.CampaignView]:
     """An advertiser's campaigns by id."""
-    _own(caller, advertiser_id)
-    behind.store.parties.advertiser(advertiser_id)
+    _own(behind, caller, advertiser_id)
     rows = behind.store.parties.campaigns(advertiser_id, after, limit)
     items = [_campaign(behind, row) for row in rows]
     return views.Page(items=items, next=items[-1].id if len(items) == limit else None)
@@ -247,9 +241,11 @@ def revoke_key(key_id: bodies.KeyId, behind: web.Behind, _: web.Admin) -> views.
     return views.KeyView.model_validate(revoked)
 
 
-def _own(caller: Principal, advertiser_id: str) -> None:
+def _own(behind: web.Services, caller: Principal, advertiser_id: str) -> models.StoredAdvertiser:
+    """The advertiser, where it exists and is the caller's."""
     if caller.role is Role.ADVERTISER and caller.advertiser_id != advertiser_id:
         raise UnknownError(f"advertiser {advertiser_id!r} does not exist")
+    return behind.store.parties.advertiser(advertiser_id)
 
 
 def own_campaign(behind: web.Services, caller: Principal, id: str) -> models.StoredCampaign:

@@ -26,32 +26,34 @@ from raylla.errors import StoreError
 BUSY_SECONDS = 30
 """How long a transaction waits for SQLite's write lock."""
 _MIGRATION_LOCK = 0x5261796C6C61
-_WAY_OUT = "set serving.database to sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"
+SETTING = "serving.database"
+"""Where a URL is given, where nobody says otherwise; errors name it."""
+_WAY_OUT = "give sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"
 
 
 class Database:
     """An engine and its two kinds of session."""
 
-    def __init__(self, url: str, must_exist: bool = False) -> None:
-        """Connect to ``url`` and bring its tables up to date.
+    def __init__(self, url: str, must_exist: bool = False, field: str = SETTING) -> None:
+        """Connect to ``url``, which ``field`` gave, and bring its tables up to date.
 
         Raises:
             StoreError: no such database, not reachable, or of a newer raylla.
         """
-        self.url = _checked(url, must_exist)
+        self.url = _checked(url, must_exist, field)
         self.currency: str | None = None
         """The store's, once somebody has asked (`ledger.denominate`): it never changes."""
-        self.engine = _engine(self.url)
+        self.engine = _engine(self.url, field)
         self._writer = self.engine.execution_options(writes=True)
         try:
             self._migrate()
         except CommandError as error:
             self.close()
-            raise StoreError(f"database {self}: {error}; it is of another version of raylla") from None
+            raise StoreError(f"{field}: {self}: {error}; it is of another version of raylla") from None
         except (SQLAlchemyError, OSError) as error:
             self.close()
             cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-            raise StoreError(f"database {self} cannot be opened: {cause}; {_WAY_OUT}") from None
+            raise StoreError(f"{field}: {self} cannot be opened: {cause}; {_WAY_OUT}") from None
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
@@ -95,33 +97,31 @@ def _revision(connection: Connection) -> str | None:
     return found
 
 
-def _checked(url: str, must_exist: bool) -> URL:
+def _checked(url: str, must_exist: bool, field: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
         # the whole of it may be a URL with a password and a slip
-        raise StoreError(f"serving.database is no database URL; {_WAY_OUT}") from None
+        raise StoreError(f"{field} is no database URL; {_WAY_OUT}") from None
     except ValueError:  # the error's words may hold a part of the password
-        raise StoreError(f"serving.database: its port is no number; {_WAY_OUT}") from None
+        raise StoreError(f"{field}: its port is no number; {_WAY_OUT}") from None
     backend = parsed.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
-        raise StoreError(f"serving.database: {backend} is not supported; {_WAY_OUT}")
+        raise StoreError(f"{field}: {backend} is not supported; {_WAY_OUT}")
     if backend == "sqlite":
         if parsed.database in (None, "", ":memory:"):
-            raise StoreError(
-                "serving.database: a database in memory has one connection; give sqlite:///PATH"
-            )
+            raise StoreError(f"{field}: a database in memory has one connection; give sqlite:///PATH")
         if must_exist and not Path(str(parsed.database)).is_file():
-            raise StoreError(f"serving.database: {parsed.database} does not exist; {_WAY_OUT}")
+            raise StoreError(f"{field}: {parsed.database} does not exist; {_WAY_OUT}")
         try:
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
-            raise StoreError(f"serving.database: {parsed.database!r}: {why}; {_WAY_OUT}") from None
+            raise StoreError(f"{field}: {parsed.database!r}: {why}; {_WAY_OUT}") from None
     return parsed
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, field: str) -> Engine:
     options: dict[str, Any] = {"pool_size": 8, "max_overflow": 32, "pool_timeout": BUSY_SECONDS}
     if url.get_backend_name() == "postgresql":
         options |= {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
@@ -131,9 +131,9 @@ def _engine(url: URL) -> Engine:
         engine = create_engine(url, **options)
         engine.dialect.create_connect_args(url)
     except (ValueError, ArgumentError) as error:  # of one of its parameters
-        raise StoreError(f"serving.database: {error}; {_WAY_OUT}") from None
+        raise StoreError(f"{field}: {error}; {_WAY_OUT}") from None
     except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise StoreError(f"serving.database: {error}; install the driver that the URL names") from None
+        raise StoreError(f"{field}: {error}; install the driver that the URL names") from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

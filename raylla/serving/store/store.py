@@ -24,7 +24,7 @@ from raylla.serving.store.billing import Settlement
 from raylla.serving.store.clicks import REPEATED
 from raylla.serving.store.clients.outbox import Outbox
 from raylla.serving.store.clients.responses import Responses
-from raylla.serving.store.database import Database
+from raylla.serving.store.database import SETTING, Database
 from raylla.serving.store.numbering import new_id
 from raylla.serving.store.parties import Parties, find_row
 from raylla.serving.store.snapshot import Changes
@@ -299,15 +299,15 @@ class Store:
             return list(session.scalars(query.order_by(models.StoredEntry.id).limit(limit)))
 
 
-def open_store(url: str, must_exist: bool = False) -> Store:
-    """The store of a database URL, its tables made or brought up to date.
+def open_store(url: str, must_exist: bool = False, field: str = SETTING) -> Store:
+    """The store of a database URL, its tables made or brought up to date; errors name the ``field``.
 
     A SQLite file that is not there is made, unless it ``must_exist``.
 
     Raises:
         StoreError: no such database, not reachable, or of a newer raylla.
     """
-    return Store(Database(url, must_exist))
+    return Store(Database(url, must_exist, field))
 
 
 def _day(day: dt.date) -> tuple[dt.datetime, dt.datetime]:

@@ -135,3 +135,4 @@ def test_the_command_names_what_is_wrong_and_fails(busy: Store) -> None:
     assert "ledger 1: amount_micros is 400001, should be 400000" in wrong.output
     missing = runner.invoke(app, ["audit", "--database", "sqlite:////nowhere/at/all.db"])
     assert missing.exit_code == 2
+    assert "--database: /nowhere/at/all.db does not exist" in missing.output

@@ -145,10 +145,10 @@ def test_too_few_auctions_are_refused(market: Market, listings: list[Listing], t
     with pytest.raises(RunError, match=r"1 auctions to learn from, fewer than online\.least_auctions=2"):
         onlinedata.read_served(config, _simulated(config))
     wrong = _config(market, database="mysql://host/x")
-    with pytest.raises(StoreError, match="mysql"):
+    with pytest.raises(StoreError, match=r"^online\.database: mysql"):
         onlinedata.read_served(wrong, _simulated(config))
     gone = _config(market, database=f"sqlite:///{tmp_path}/gone.db")
-    with pytest.raises(StoreError, match=r"gone\.db does not exist"):
+    with pytest.raises(StoreError, match=r"^online\.database: .*gone\.db does not exist"):
         onlinedata.read_served(gone, _simulated(config))
     assert not (tmp_path / "gone.db").exists()
 

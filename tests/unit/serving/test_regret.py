@@ -38,9 +38,9 @@ from raylla.serving.tracing import NO_TRACE, Carrier
 from raylla.terminal import plain_console
 from raylla.world import World
 from raylla.world import store as worlds
+from tests.unit.backends import Writer, make
 from tests.unit.serving.market import UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint, tokenizer
-from tests.unit.test_backend import Writer, make
 
 BASE = "http://endpoint.test"
 BIDS = (10, 30, 50, 70, 90)
