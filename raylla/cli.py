@@ -299,6 +299,13 @@ def plan(
     node_gpus: Annotated[int, typer.Option(min=1, help="GPUs of one more machine")] = 8,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="mean of the Ad-LLM's prompts")] = None,
     answer_tokens: Annotated[int | None, typer.Option(min=1, help="mean of its answers")] = None,
+    estimate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE: placing, the share of answers with an ad; groups of queries that make a "
+            "preference group; members of their answers in it; uneven, computed tokens of a row's"
+        ),
+    ] = None,
     cores: Annotated[
         int | None,
         typer.Option(min=1, help="shared where no group has a GPU; none: this machine's"),
@@ -312,15 +319,15 @@ def plan(
     """What a config costs: tokens, FLOPs, memory and time of each phase, from counts; runs nothing.
 
     With --against RUN, how far the plan of a finished run's config is from what the run had."""
-    from raylla.plan import Lengths, hardware
+    from raylla.plan import Lengths, Yields, hardware
     from raylla.plan.console import show_plan, show_reckoning
 
     shared = cores or os.cpu_count() or 1
     if against is not None:
-        if config is not None or set_ or prompt_tokens is not None or answer_tokens is not None:
+        if config is not None or set_ or estimate or prompt_tokens is not None or answer_tokens is not None:
             raise ConfigError(
-                f"--against {against} plans the run's own config; leave out CONFIG, --set, --prompt-tokens "
-                "and --answer-tokens"
+                f"--against {against} plans the run's own config; leave out CONFIG, --set, --estimate, "
+                "--prompt-tokens and --answer-tokens"
             )
         from raylla.plan.against import reckon
         from raylla.runs.state import Run, write_json
@@ -336,7 +343,8 @@ def plan(
         raise ConfigError("--json writes the table of --against RUN; give that, too")
     loaded = settings.load_config(config, set_)
     lengths = Lengths.of(loaded, prompt_tokens, answer_tokens)
-    show_plan(console, loaded, hardware.gpu(gpu), lengths, node_gpus, shared)
+    yields = Yields.of(loaded, estimate or ())
+    show_plan(console, loaded, hardware.gpu(gpu), lengths, yields, node_gpus, shared)
 
 
 @app.command()

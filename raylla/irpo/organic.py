@@ -49,6 +49,7 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
     asked = {one.query.id: organic_request(config, one, ORGANIC, ORGANIC_ANSWERS) for one in every}
     live, model = crew.version, untouched(run)
     texts: dict[str, list[str]] = {}
+    total = 0
     with watch.stage("organic answers", organic=ORGANIC_ANSWERS * len(asked)), heeded(ORGANIC):
         if live != model:
             crew.refresh(model, None)
@@ -60,6 +61,7 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
             if one.request_id not in texts:
                 tokens = sum(len(completion.token_ids) for completion in one.completions)
                 watch.advance("organic", len(one.completions), tokens)
+                total += tokens + len(one.prompt_token_ids)
             texts[one.request_id] = [completion.text for completion in one.completions]
         if live != model:
             crew.refresh(live, None)
@@ -71,7 +73,8 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
         )
     directory = run.fresh(run.records(ORGANIC))
     write_text(directory / _FILE, dumps({id: texts[id] for id in asked}))
-    run.commit(ORGANIC, [], {"wall_seconds": watch.wall["organic answers"], "weight_version": model.name})
+    report = {"wall_seconds": watch.wall["organic answers"], "weight_version": model.name, "tokens": total}
+    run.commit(ORGANIC, [], report)
 
 
 class OrganicAnswers:

@@ -6,6 +6,6 @@
 """
 
 from raylla.plan.budget import Budget, budget
-from raylla.plan.work import Counts, Lengths
+from raylla.plan.work import AT_MOST, Counts, Lengths, Yields
 
-__all__ = ["Budget", "Counts", "Lengths", "budget"]
+__all__ = ["AT_MOST", "Budget", "Counts", "Lengths", "Yields", "budget"]

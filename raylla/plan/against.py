@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -16,12 +17,15 @@ from raylla.config import Config
 from raylla.errors import RunError
 from raylla.plan.budget import Budget, PhaseCost, budget
 from raylla.plan.hardware import Device, Shares
-from raylla.plan.work import Counts, Lengths
+from raylla.plan.work import AT_MOST, Counts, Lengths
+from raylla.policy.schedule import plan_steps
 from raylla.runs.state import Run
 
 PHASES = ("rollout", "judge", "learn", "align", "deploy")
 _PHASE_OF = {"rollout": "rollout", "judge": "judge", "reward-trainer": "learn", "policy-trainer": "align"}
 """Phase by the actors whose spans in a run's timeline are its; an engine's ``load`` is deploy's."""
+_ORGANIC = "organic"
+"""The stage of the untouched model's answers, once before the first epoch and in no timeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +117,13 @@ def reckon(run: Run, device: Device, cores: int) -> Reckoning:
     lengths = Lengths.of(config, fmean(one.prompt for one in epochs), fmean(one.answer for one in epochs))
     counts = _mean([one.counts for one in epochs])
     informed = budget(config, device, lengths, cores=cores, counts=counts)
-    best = budget(config, device, lengths, Shares(1, 1, 1, 1), cores, counts)
+    best = budget(config, device, lengths, Shares(1, 1, 1, 1, 1), cores, counts)
     seconds = {name: fmean(epoch.seconds[name] for epoch in epochs) for name in PHASES}
     wall = fmean(epoch.wall for epoch in epochs)
     found = [*_phases(planned, informed, seconds), *_whole(planned, informed, wall)]
+    if planned.organic and informed.organic:
+        once = run.committed(_ORGANIC) or {}
+        found += _organic(planned.organic, informed.organic, once)
     if planned.cores is not None:
         peak = json.loads(run.part("results.json").read_text())["peak_memory_bytes"]
         found.append(Compared("epoch", "memory", planned.host_bytes, informed.host_bytes, float(peak)))
@@ -189,22 +196,9 @@ def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budge
     seconds = {name: busy[name] / planned.phase(name).workers for name in PHASES}
     wall = next(line["wall_seconds"] for line in lines if "wall_seconds" in line)
     stages = [run.part(f"records/epoch-{epoch}/{name}") for name in ("sample", "test")]
-    columns = ["sample_id", "auction_id", "prompt_token_ids", "token_ids", "text"]
-    answers = [
-        row
-        for stage in stages
-        for batch in pq.ParquetFile(stage / "answers.parquet").iter_batches(256, columns=columns)
-        for row in zip(
-            batch["sample_id"].to_pylist(),
-            batch["auction_id"].to_pylist(),
-            pc.list_value_length(batch["prompt_token_ids"]).to_pylist(),
-            pc.list_value_length(batch["token_ids"]).to_pylist(),
-            batch["text"].to_pylist(),
-            strict=True,
-        )
-    ]
-    prompts = {auction: length for _, auction, length, _, _ in answers}
-    lengths = {name: length for name, _, _, length, _ in answers}
+    answers = [one for stage in stages for one in _answers(stage)]
+    prompts = {one.auction: one.prompt for one in answers}
+    lengths = {one.name: one.length for one in answers}
     prompt, answer = fmean(prompts.values()), fmean(lengths.values())
     clicked = [
         name
@@ -212,18 +206,14 @@ def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budge
         for name in pq.read_table(stage / "clicks.parquet", columns=["sample_id"])["sample_id"].to_pylist()
     ]
     unread = "/preference/" if config.irpo.reward == "judge" else None
-    placed = sum(
-        length
-        for name, _, _, length, text in answers
-        if MARKUP.search(text) and not (unread and unread in name)
-    )
+    placed = sum(one.length for one in answers if one.places and not (unread and unread in one.name))
     aligned = run.committed(f"epoch-{epoch}/align") or {}
     trained = json.loads((run.part(f"records/epoch-{epoch}/learn") / "groups.json").read_text())
     rows = [
-        prompts[one["auction_id"]] + sum(lengths[name] for name in (one["winner"], *one["losers"]))
+        _Row(prompts[one["auction_id"]] + sum(lengths[name] for name in (one["winner"], *one["losers"])))
         for one in trained
     ]
-    at_most = Counts.of(config)
+    at_most = Counts.of(config, AT_MOST)
     counts = Counts(
         requests=len(prompts),
         answers=len(answers),
@@ -235,9 +225,61 @@ def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budge
         groups=len(rows),
         members=(aligned["tokens"] / config.dpo.passes / len(rows) - prompt) / answer,
         steps=aligned["steps"],
-        longest=max(rows),
+        longest=max(row.length for row in rows),
+        uneven=_uneven(rows, config),
     )
     return _Epoch(prompt, answer, counts, seconds, wall)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One recorded answer: its sample id and auction, tokens of both, and whether it places an ad."""
+
+    name: str
+    auction: str
+    prompt: int
+    length: int
+    places: bool
+
+
+def _answers(stage: Path) -> Iterator[_Answer]:
+    """The answers that a stage recorded, its token ids counted and left on the disk."""
+    columns = ["sample_id", "auction_id", "prompt_token_ids", "token_ids", "text"]
+    for batch in pq.ParquetFile(stage / "answers.parquet").iter_batches(256, columns=columns):
+        for name, auction, prompt, length, text in zip(
+            batch["sample_id"].to_pylist(),
+            batch["auction_id"].to_pylist(),
+            pc.list_value_length(batch["prompt_token_ids"]).to_pylist(),
+            pc.list_value_length(batch["token_ids"]).to_pylist(),
+            batch["text"].to_pylist(),
+            strict=True,
+        ):
+            yield _Answer(name, auction, prompt, length, bool(MARKUP.search(text)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A packed group by its tokens alone, as `schedule` deals them out."""
+
+    length: int
+    prompt: tuple[int, ...] = ()
+    answers: tuple[tuple[int, ...], ...] = ()
+    pairs: int = 0
+
+
+def _uneven(rows: Sequence[_Row], config: Config) -> float:
+    """Tokens that ranks compute or wait for ÷ tokens of their rows: in each step all wait for the one that
+    has most, and rows of one forward pass are as long as its longest."""
+    dpo = config.dpo
+    steps = plan_steps(rows, dpo.batch_groups, dpo.micro_groups, dpo.workers, 1, config.seed)
+    taken = sum(
+        max(
+            sum(len(some) * max((rows[one].length for one in some), default=0) for some in rank)
+            for rank in step.micros
+        )
+        for step in steps
+    )
+    return dpo.workers * taken / sum(row.length for row in rows)
 
 
 def _mean(epochs: Sequence[Counts]) -> Counts:
@@ -264,6 +306,13 @@ def _phases(planned: Budget, informed: Budget, seconds: dict[str, float]) -> Ite
         for first, second in zip(planned.memory, informed.memory, strict=True):
             if first.group == of:
                 yield Compared(name, "memory", first.used, second.used, None)
+
+
+def _organic(planned: PhaseCost, informed: PhaseCost, once: dict[str, Any]) -> Iterable[Compared]:
+    """``once``: what its commit reports."""
+    tokens = once.get("tokens")
+    yield Compared(planned.name, "tokens", planned.tokens, informed.tokens, tokens)
+    yield Compared(planned.name, "seconds", planned.seconds, informed.seconds, once.get("wall_seconds"))
 
 
 def _whole(planned: Budget, informed: Budget, wall: float) -> Iterable[Compared]:

@@ -8,19 +8,29 @@ same steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from raylla.config import Config
 from raylla.plan.architecture import Architecture, architecture
-from raylla.plan.hardware import CORE, DISK, NETWORK, Device, Shares, width
+from raylla.plan.hardware import DISK, NETWORK, Device, Shares, core, width
 from raylla.plan.memory import Memory, cache_bytes, group_memory, trained
 from raylla.plan.work import AD_TEXT, PROMPTS, QUERY, Counts, Lengths, Work, organic_questions
+from raylla.precision import Precision
 from raylla.terms.protocol import ORGANIC_ANSWERS
 
 HANDLING = 0.2e-3
 """Seconds of a core that an engine's Python takes for each token of an answer: scheduling, sampling, its
 log-probability, its text. An estimate, from one run of the pocket models: what it took beside their
 products. On GPUs it is taken to hide behind the step."""
+
+ROW = 1.2e-3
+"""Seconds of a core that the pCTR model takes for each encoded answer beside the encoder: the networks over
+the encodings, and Python. An estimate, from a run of the pocket models and two of SmolLM2."""
+
+LOADING, PROBING = 0.6e9, 0.06
+"""Bytes of float32 a second that an engine on a core merges and loads of a version, and seconds of its
+probe. An estimate, from the same runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +118,15 @@ def budget(
     config: Config,
     device: Device,
     lengths: Lengths,
-    shares: Shares = Shares(),  # noqa: B008
+    shares: Shares | None = None,
     cores: int | None = None,
     counts: Counts | None = None,
 ) -> Budget:
     """The budget of ``config`` with GPUs like ``device``; groups without GPUs get a CPU core a worker.
 
-    Where no group has a GPU they share ``cores`` of one machine (none: each worker has its own).
-    ``counts`` are the epoch's texts, where they are known better than from the config.
+    ``shares`` stand in for those of each device. Where no group has a GPU they share ``cores`` of one
+    machine (none: each worker has its own). ``counts`` are the epoch's texts, where they are known better
+    than from the config.
 
     Raises:
         ConfigError: a model whose sizes are not known.
@@ -130,12 +141,18 @@ def budget(
         + config.dpo.workers * config.dpo.gpus
     )
     work = Work(config, lengths, counts or Counts.of(config), None if gpus else cores)
+
+    def of(gpus: float, precision: Precision | Literal["auto"]) -> Device:
+        found = device if gpus else core(precision)
+        return found if shares is None else replace(found, shares=shares)
+
+    engines = of(config.rollout.gpus, config.engine.dtype)
     phases = (
-        _rollout(work, ad_llm, device if config.rollout.gpus else CORE, shares),
-        _judge(work, user_llm, device if config.judge.gpus else CORE, shares),
-        _learn(work, encoder, device if config.reward_trainer.gpus else CORE, shares),
-        _align(work, ad_llm, device if config.dpo.gpus else CORE, shares),
-        _deploy(work, ad_llm),
+        _rollout(work, ad_llm, engines),
+        _judge(work, user_llm, of(config.judge.gpus, config.engine.dtype)),
+        _learn(work, encoder, of(config.reward_trainer.gpus, "float32")),
+        _align(work, ad_llm, of(config.dpo.gpus, config.dpo.precision)),
+        _deploy(work, ad_llm, engines),
     )
     return Budget(
         phases,
@@ -143,7 +160,7 @@ def budget(
         config.irpo.epochs,
         gpus,
         work.cores,
-        _organic(work, ad_llm, device if config.rollout.gpus else CORE, shares),
+        _organic(work, ad_llm, engines),
     )
 
 
@@ -152,14 +169,14 @@ def concurrency(
 ) -> float:
     """Draws in progress on one engine: what ``max_num_seqs`` allows and its KV cache holds, where a
     request's ``n`` draws share the cache of their prompt."""
-    size = model.kv_bytes(width(config.engine.dtype, device is not CORE))
+    size = model.kv_bytes(width(config.engine.dtype, device.gpu))
     held = cache_bytes(config, model, device) / size
     requests = held / (prompt + n * text)
     return max(1.0, min(config.engine.max_num_seqs, n * requests))
 
 
 def step_times(
-    model: Architecture, device: Device, size: int, wide: int, draws: float, context: float, shares: Shares
+    model: Architecture, device: Device, size: int, wide: int, draws: float, context: float
 ) -> tuple[float, float]:
     """Seconds of one decoding step of ``draws`` sequences: to read the memory, and to compute.
 
@@ -168,16 +185,14 @@ def step_times(
     """
     read = model.parameters * size + draws * context * model.kv_bytes(size)
     computed = model.flops(draws, context, draws)
-    return read / (wide * device.bandwidth * shares.decode), computed / (
-        wide * device.flops * shares.prefill
-    )
+    shares = device.shares
+    return read / (wide * device.bandwidth * shares.decode), computed / (wide * device.flops * shares.thin)
 
 
 def _generate(
     work: Work,
     model: Architecture,
     device: Device,
-    shares: Shares,
     name: str,
     workers: int,
     requests: float,
@@ -187,90 +202,97 @@ def _generate(
 ) -> PhaseCost:
     """``requests`` prompts of ``draws_each`` texts each on ``workers`` engines."""
     config = work.config
-    wide, size = config.engine.tensor_parallel, width(config.engine.dtype, device is not CORE)
+    wide, size = config.engine.tensor_parallel, width(config.engine.dtype, device.gpu)
     workers = work.devices(workers)
     prefilled, decoded = requests * prompt, requests * draws_each * text
     prefill_flops = model.flops(prefilled, prompt / 2, requests)
     decode_flops = model.flops(decoded, prompt + text / 2, decoded)
     draws = concurrency(config, model, device, prompt, draws_each, text)
-    read, computed = step_times(model, device, size, wide, draws, prompt + text / 2, shares)
+    read, computed = step_times(model, device, size, wide, draws, prompt + text / 2)
     steps = decoded / draws / workers
-    times = {"prefill compute": prefill_flops / (workers * wide * device.flops * shares.prefill)}
+    times = {"prefill compute": prefill_flops / (workers * wide * device.flops * device.shares.prefill)}
     times["decode bandwidth" if read >= computed else "decode compute"] = steps * max(read, computed)
-    if device is CORE:
+    if not device.gpu:
         times["handling"] = HANDLING * decoded / workers
     notes = {"draws per engine": draws, "tokens/s per engine": draws / max(read, computed)}
     return PhaseCost(name, workers * wide, prefilled + decoded, prefill_flops + decode_flops, times, notes)
 
 
-def _rollout(work: Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost:
+def _rollout(work: Work, model: Architecture, device: Device) -> PhaseCost:
     requests = work.counts.requests
     lengths, workers = work.lengths, work.config.rollout.workers
     each = work.counts.answers / requests
     return _generate(
-        work, model, device, shares, "rollout", workers, requests, each, lengths.prompt, lengths.answer
+        work, model, device, "rollout", workers, requests, each, lengths.prompt, lengths.answer
     )
 
 
-def _organic(work: Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost | None:
+def _organic(work: Work, model: Architecture, device: Device) -> PhaseCost | None:
     count, config = organic_questions(work.config), work.config
     if not count:
         return None
     prompt, answer, workers = PROMPTS[config.ad_llm.prompt][0], work.lengths.answer, config.rollout.workers
-    return _generate(
-        work, model, device, shares, "organic, once", workers, count, ORGANIC_ANSWERS, prompt, answer
-    )
+    return _generate(work, model, device, "organic, once", workers, count, ORGANIC_ANSWERS, prompt, answer)
 
 
-def _judge(work: Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost:
+def _judge(work: Work, model: Architecture, device: Device) -> PhaseCost:
     lengths, workers = work.lengths, work.config.judge.workers
     count = work.counts.readings
     return _generate(
-        work, model, device, shares, "judge", workers, count, 1, lengths.judge_prompt, lengths.judgement
+        work, model, device, "judge", workers, count, 1, lengths.judge_prompt, lengths.judgement
     )
 
 
-def _learn(work: Work, encoder: Architecture, device: Device, shares: Shares) -> PhaseCost:
-    """Encoding of every judged and every scored answer; the MLP over it is a thousandth of that."""
+def _learn(work: Work, encoder: Architecture, device: Device) -> PhaseCost:
+    """Encoding of every judged and every scored answer; of the networks over it, which are a thousandth of
+    that, what they and Python take of a core."""
     counts = work.counts
     answers = counts.encoded * work.lengths.answer
     short = counts.queries * QUERY + counts.ads * AD_TEXT
     flops = encoder.flops(answers, work.lengths.answer, 0) + encoder.flops(short, QUERY, 0)
     workers = work.devices(work.config.reward_trainer.workers)
-    times = {"compute": flops / (workers * device.flops * shares.prefill)}
+    times = {"compute": flops / (workers * device.flops * device.shares.prefill)}
+    if not device.gpu:
+        times["handling"] = ROW * counts.encoded / workers
     return PhaseCost("learn", workers, answers + short, flops, times)
 
 
-def _align(work: Work, model: Architecture, device: Device, shares: Shares) -> PhaseCost:
+def _align(work: Work, model: Architecture, device: Device) -> PhaseCost:
     """DPO or GRPO: forward and backward (twice a forward; once below adapters, which need no gradients of
-    the weights), the forward again where activations are not kept, and one for the reference where the
-    rollout did not give it, which for GRPO it never does. What adapters themselves compute, a twentieth at
-    rank 16, is left out."""
+    the weights), the forward again where activations are not kept, one for the reference where the
+    rollout did not give it, which for GRPO it never does, and one to check it by a sample where the rollout
+    did. What adapters themselves compute, a twentieth at rank 16, is left out."""
     dpo, counts, row = work.config.dpo, work.counts, work.row
     forward = model.flops(row, work.seen, counts.members * work.lengths.answer)
-    given = dpo.reference == "policy" and dpo.reference_logprobs == "rollout"
-    given = given and work.config.irpo.align == "dpo"
     each = (3 if work.config.lora is None else 2) + dpo.gradient_checkpointing
-    passes = dpo.passes * each + (0 if given else 1)
-    flops = counts.groups * forward * passes
+    learned = counts.groups * dpo.passes * each
+    told = dpo.reference == "policy" and dpo.reference_logprobs == "rollout"
+    checked = min(counts.groups, dpo.reference_check) if told else 0.0
+    read = checked + (0 if told and work.config.irpo.align == "dpo" else counts.groups)
     micro = counts.steps * dpo.batch_groups / dpo.workers / dpo.micro_groups
     # Gradients are reduced once a step and weights gathered once; under ZeRO-3 they are gathered for each
     # forward and each backward pass.
     moved = 2 * counts.steps if dpo.zero_stage < 3 else 3 * micro
-    size = trained(work.config, model) * width(dpo.precision, device is not CORE)
+    size = trained(work.config, model) * width(dpo.precision, device.gpu)
     workers = work.devices(dpo.workers)
-    times = {"compute": flops / (workers * device.flops * shares.train)}
+    shares, best = device.shares, workers * device.flops
+    rows = learned * counts.uneven / shares.train + read / shares.prefill
+    times = {"compute": forward * rows / best}
     if dpo.workers > 1:
         times["link"] = moved * size * (dpo.workers - 1) / dpo.workers / (device.link * shares.link)
     notes = {"tokens per group": row, "steps": float(counts.steps)}
-    return PhaseCost("align", workers, counts.groups * row * passes, flops, times, notes)
+    return PhaseCost("align", workers, row * (learned + read), forward * (learned + read), times, notes)
 
 
-def _deploy(work: Work, model: Architecture) -> PhaseCost:
-    """The version written and read as it is stored, then sent whole in float32 to each engine in turn."""
+def _deploy(work: Work, model: Architecture, device: Device) -> PhaseCost:
+    """The version written and read as it is stored, then sent whole in float32 to each engine in turn; an
+    engine on a core takes its time to load and to probe it."""
     stored, _ = stored_bytes(work.config)
     workers = work.config.rollout.workers
-    times = {"disk": 2 * stored / DISK, "network": model.parameters * 4 * workers / NETWORK}
+    whole = 4 * model.parameters
+    times = {"disk": 2 * stored / DISK, "network": whole * workers / NETWORK}
+    if not device.gpu:
+        times["handling"] = whole / LOADING + PROBING
     return PhaseCost("deploy", work.devices(workers), 0, 0, times)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -10,22 +12,31 @@ from raylla.config import Config
 from raylla.plan.against import Reckoning
 from raylla.plan.budget import Budget, budget, stored_bytes
 from raylla.plan.hardware import Device
-from raylla.plan.work import Lengths
+from raylla.plan.work import Counts, Lengths, Yields
 
 _UNITS = {"tokens": "k tokens", "FLOP": "TFLOP", "memory": "GB"}
 
 
 def show_plan(
-    console: Console, config: Config, device: Device, lengths: Lengths, node: int, cores: int | None = None
+    console: Console,
+    config: Config,
+    device: Device,
+    lengths: Lengths,
+    yields: Yields,
+    node: int,
+    cores: int | None = None,
 ) -> None:
     """Print phases, memory, the epoch and what one more machine of ``node`` GPUs buys; without GPUs all
     groups share ``cores``."""
-    found = budget(config, device, lengths, cores=cores)
+    counts = Counts.of(config, yields)
+    found = budget(config, device, lengths, cores=cores, counts=counts)
     where = f"{found.gpus:g} GPUs" if found.cores is None else f"{found.cores} cores that all groups share"
     console.print(
         f"{config.name}: {where}; prompts of {lengths.prompt:g} tokens and answers of "
         f"{lengths.answer:g}, the judge's of {lengths.judge_prompt:g} and {lengths.judgement:g} "
-        "(estimates: --prompt-tokens, --answer-tokens)",
+        "(estimates: --prompt-tokens, --answer-tokens); "
+        + ", ".join(f"{one.name} {getattr(yields, one.name):g}" for one in fields(yields))
+        + " (--estimate)",
         highlight=False,
     )
     console.print(_phases(found))
@@ -49,7 +60,7 @@ def show_plan(
         highlight=False,
     )
     for group, grown in more(config, node):
-        gain = found.epoch_seconds / budget(grown, device, lengths).epoch_seconds
+        gain = found.epoch_seconds / budget(grown, device, lengths, counts=counts).epoch_seconds
         console.print(
             f"one more node of {node} GPUs for {group}: epoch {gain:.2f} times as fast", highlight=False
         )

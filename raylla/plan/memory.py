@@ -84,18 +84,18 @@ def trained(config: Config, model: Architecture) -> int:
 def cache_bytes(config: Config, model: Architecture, device: Device) -> float:
     """Bytes of one engine's KV cache, over all its devices."""
     wide = config.engine.tensor_parallel
-    if device is CORE:
+    if not device.gpu:
         return float(config.engine.kv_cache_mib * 2**20)
     taken = wide * config.engine.gpu_memory_utilization * device.memory
     return taken - model.parameters * width(config.engine.dtype, True) - wide * WORKSPACE
 
 
 def _engine(group: str, config: Config, model: Architecture, device: Device, workers: int) -> Memory:
-    wide, size = config.engine.tensor_parallel, width(config.engine.dtype, device is not CORE)
+    wide, size = config.engine.tensor_parallel, width(config.engine.dtype, device.gpu)
     parts = {"weights": model.parameters * size / wide}
     least = config.engine.max_model_len * model.kv_bytes(size) / wide
     parts["KV cache"] = max(cache_bytes(config, model, device) / wide, least)
-    if device is CORE:
+    if not device.gpu:
         batch = max(BATCHED, config.engine.max_model_len)
         parts["workspace"] = batch * size * (4 * model.hidden + 3 * model.ffn)
         return Memory(group, parts | {"process": ENGINE_PROCESS}, device.memory, workers)
@@ -109,23 +109,24 @@ def _trainer(work: Work, model: Architecture, device: Device) -> Memory:
     Beside adapters the whole weights are held, and gradients and optimizer state of the adapters alone.
     """
     dpo = work.config.dpo
-    size, ranks = width(dpo.precision, device is not CORE), dpo.workers
-    changed = trained(work.config, model)
+    size, ranks = width(dpo.precision, device.gpu), dpo.workers
+    moved = trained(work.config, model)
     # Two moments in float32; beside bfloat16 weights also their float32 copy and the step's gradients.
-    optimizer = changed * (8 if size == 4 else 16) / ranks
-    tokens = dpo.micro_groups * (work.counts.longest or work.row)
+    optimizer = moved * (8 if size == 4 else 16) / ranks
+    longest = work.lengths.prompt + work.config.irpo.preference_answers * work.lengths.answer
+    tokens = dpo.micro_groups * (work.counts.longest or longest)
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
     layer = tokens * size * (8 * model.hidden + 2 * heads + 4 * model.ffn)
     kept = tokens * size * model.hidden * model.layers
     answers = tokens - dpo.micro_groups * work.lengths.prompt
     parts = {
         "weights": model.parameters * size / (ranks if dpo.zero_stage == 3 else 1),
-        "gradients": changed * size / (ranks if dpo.zero_stage >= 2 else 1),
-        "optimizer": 0.0 if dpo.offload and device is not CORE else optimizer,
+        "gradients": moved * size / (ranks if dpo.zero_stage >= 2 else 1),
+        "optimizer": 0.0 if dpo.offload and device.gpu else optimizer,
         "activations": kept + layer if dpo.gradient_checkpointing else layer * model.layers,
         # Logits and their slopes, in float32.
         "logits": 2 * 4 * min(answers * model.vocabulary, LOGITS),
     }
-    if device is CORE:
+    if not device.gpu:
         parts["process"] = TRAINER_PROCESS
     return Memory("dpo", parts, device.memory, ranks)

@@ -6,9 +6,11 @@ Both may be estimated from a config alone, or be those that a run had (`raylla.p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from raylla.config import Config
+from raylla.errors import ConfigError
 from raylla.terms.protocol import needs_of, weighed_terms
 
 PROMPTS = {"paper": (400, 35, 400), "plain": (82, 24, 77), "compact": (21, 14, 25)}
@@ -47,13 +49,62 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Yields:
+    """What an epoch has of the most that its config comes to.
+
+    ``placing``: of all answers, those that place an ad, which alone are judged and encoded; ``groups``: of
+    all queries, those that make a preference group; ``members``: of a query's answers, those in its group;
+    ``uneven``: tokens that ranks compute or wait for ÷ tokens of their rows, which differ in length.
+    """
+
+    placing: float = 0.9
+    groups: float = 0.96
+    members: float = 0.73
+    uneven: float = 1.12
+
+    @classmethod
+    def of(cls, config: Config, given: Sequence[str] = ()) -> Yields:
+        """Estimates, from a run of SmolLM2, one of the pocket models, and one with GRPO, whose groups hold
+        all answers; those ``given`` as NAME=VALUE in their place.
+
+        Raises:
+            ConfigError: no such name, or no such value.
+        """
+        found = cls(groups=1.0, members=1.0, uneven=1.05) if config.irpo.align == "grpo" else cls()
+        if config.dpo.workers * config.dpo.micro_groups == 1:
+            found = replace(found, uneven=1.0)
+        names = [one.name for one in fields(cls)]
+        for one in given:
+            name, _, value = one.partition("=")
+            if name not in names:
+                raise ConfigError(f"--estimate {one}: there is {', '.join(names)}, as NAME=VALUE")
+            found = replace(found, **{name: _share(one, value, name == "uneven")})
+        return found
+
+
+def _share(what: str, value: str, beyond: bool) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        raise ConfigError(f"--estimate {what}: {value!r} is no number") from None
+    if not (1 <= found < math.inf if beyond else 0 < found <= 1):
+        raise ConfigError(f"--estimate {what}: give {'at least 1' if beyond else 'more than 0, at most 1'}")
+    return found
+
+
+AT_MOST = Yields(1.0, 1.0, 1.0, 1.0)
+"""Every answer places an ad, every query makes a group of all its answers, and all are of one length."""
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Texts of one epoch.
 
     ``requests`` are the Ad-LLM's prompts, each computed once for its share of ``answers``; ``readings`` the
     judge's prompts. The pCTR model reads ``encoded`` answers, ``queries`` and ``ads`` once each, a sentence
     with its answer. ``groups`` preference groups of ``members`` answers are trained on in ``steps`` steps;
-    the ``longest`` has so many tokens (none: as many as the others).
+    the ``longest`` has so many tokens (none: as many as all of a query's answers come to). ``uneven`` is as
+    in `Yields`.
     """
 
     requests: float
@@ -66,12 +117,12 @@ class Counts:
     members: float
     steps: float
     longest: float | None = None
+    uneven: float = 1.0
 
     @classmethod
-    def of(cls, config: Config) -> Counts:
-        """The most that a config comes to: every query makes a group of all its answers, and every answer
-        holds one ad to be judged."""
-        irpo, dpo = config.irpo, config.dpo
+    def of(cls, config: Config, yields: Yields | None = None) -> Counts:
+        """What a config comes to; an answer that places ads holds one."""
+        irpo, dpo, found = config.irpo, config.dpo, yields or Yields.of(config)
         asked, tested = _queries(config)
         trained = asked * (irpo.reward_answers + irpo.preference_answers)
         judged = asked * irpo.reward_answers + tested * config.evaluation.answers
@@ -79,13 +130,14 @@ class Counts:
         return cls(
             requests=2 * asked + tested,
             answers=trained + tested * config.evaluation.answers,
-            readings=judged + (scored * config.readings if irpo.reward == "judge" else 0),
-            encoded=judged + (scored if irpo.reward == "pctr" else 0),
+            readings=found.placing * (judged + (scored * config.readings if irpo.reward == "judge" else 0)),
+            encoded=found.placing * (judged + (scored if irpo.reward == "pctr" else 0)),
             queries=asked + tested,
             ads=config.world.ads if "ad_text" in config.pctr.features else 0,
-            groups=asked,
-            members=irpo.preference_answers,
-            steps=math.ceil(asked / dpo.batch_groups) * dpo.passes,
+            groups=found.groups * asked,
+            members=max(2.0, found.members * irpo.preference_answers),
+            steps=math.ceil(found.groups * asked / dpo.batch_groups) * dpo.passes,
+            uneven=found.uneven,
         )
 
 

@@ -14,11 +14,11 @@ from raylla import config, precision
 from raylla.cli import app
 from raylla.errors import ConfigError
 from raylla.models import POCKET
-from raylla.plan import Lengths, budget
+from raylla.plan import AT_MOST, Lengths, Yields, budget, hardware
 from raylla.plan.architecture import KNOWN, Architecture, architecture
 from raylla.plan.budget import concurrency, step_times
 from raylla.plan.console import more
-from raylla.plan.hardware import CORE, GPUS, Shares, gpu, width
+from raylla.plan.hardware import CORE, GPUS, HALF_CORE, WIDE_CORE, Shares, core, gpu, width
 from raylla.plan.memory import BATCHED, DRIVER, ENGINE_PROCESS, LOGITS, TRAINER_PROCESS
 from raylla.plan.work import PROMPTS, Counts
 from raylla.terms.protocol import ORGANIC_ANSWERS
@@ -26,7 +26,8 @@ from raylla.terms.protocol import ORGANIC_ANSWERS
 CONFIGS = Path(__file__).parents[2] / "configs"
 ONE = config.load_config(CONFIGS / "qwen3-4b-1node.yaml")
 H100 = GPUS["h100"]
-ALL = Shares(1, 1, 1, 1)
+ALL = Shares(1, 1, 1, 1, 1)
+ALL_OF_IT = replace(H100, shares=ALL)
 QWEN = KNOWN["Qwen3-4B"]
 SMOLLM2 = Architecture(30, 576, 9, 3, 64, 1536, 49152, True)
 LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -76,12 +77,14 @@ def test_bytes_and_flops_of_a_token() -> None:
 
 
 def test_a_decoding_step_is_bound_by_bandwidth() -> None:
-    read, computed = step_times(QWEN, H100, 2, 1, 256, 4100, ALL)
+    read, computed = step_times(QWEN, ALL_OF_IT, 2, 1, 256, 4100)
     assert read == pytest.approx((8.0449e9 + 256 * 4100 * 147_456) / 3.35e12, rel=1e-4)
     assert computed == pytest.approx(256 * (7.2666e9 + 4100 * 589_824 + 7.7791e8) / 989e12, rel=1e-4)
     assert read > 10 * computed
-    halves = step_times(QWEN, H100, 2, 2, 256, 4100, ALL)
+    halves = step_times(QWEN, ALL_OF_IT, 2, 2, 256, 4100)
     assert halves == (read / 2, computed / 2)
+    thin = replace(H100, shares=Shares(thin=0.25, decode=0.5))
+    assert step_times(QWEN, thin, 2, 1, 256, 4100) == (2 * read, 4 * computed)
 
 
 def test_the_cache_bounds_what_is_in_progress() -> None:
@@ -92,16 +95,17 @@ def test_the_cache_bounds_what_is_in_progress() -> None:
 
 
 def test_tokens_and_flops_of_the_paper_s_epoch() -> None:
-    found = budget(ONE, H100, Lengths(3900, 400, 750, 40), ALL)
+    found = budget(ONE, H100, Lengths(3900, 400, 750, 40), ALL, counts=Counts.of(ONE, AT_MOST))
     # 12k queries twice and 3k test queries; 10 + 5 answers, and 4 of each test query.
     assert found.phase("rollout").tokens == 27_000 * 3900 + (12_000 * 15 + 3000 * 4) * 400
     assert found.phase("judge").tokens == 132_000 * 790
     align = found.phase("align")
-    # A row of 3900 + 5 x 400; forward, forward again and backward (twice): 4 forward passes. A token of the
-    # prompt sees half of it, one of an answer all of it and half of the answer.
+    # A row of 3900 + 5 x 400; forward, forward again and backward (twice): 4 forward passes, and one of the
+    # 16 groups whose reference is checked. A token of the prompt sees half of it, one of an answer all of
+    # it and half of the answer.
     seen = 3900**2 / 2 + 5 * 400 * (3900 + 200)
     row = 5900 * 7_266_631_680 + 589_824 * seen + 2000 * 777_912_320
-    assert align.flops == pytest.approx(12_000 * row * 4)
+    assert align.flops == pytest.approx((12_000 * 4 + 16) * row)
     assert align.times["compute"] == pytest.approx(align.flops / (2 * 989e12))
     # 750 steps, in each half of 8.04 GB out and half in.
     assert align.times["link"] == pytest.approx(750 * 2 * 4_022_468_096 * 2 * 0.5 / 450e9)
@@ -112,11 +116,14 @@ def test_tokens_and_flops_of_the_paper_s_epoch() -> None:
 def test_what_alignment_saves() -> None:
     def flops(**changed: object) -> float:
         dpo = ONE.dpo.model_copy(update=changed)
-        return budget(ONE.model_copy(update={"dpo": dpo}), H100, Lengths.of(ONE)).phase("align").flops
+        one, most = ONE.model_copy(update={"dpo": dpo}), Counts.of(ONE, AT_MOST)
+        return budget(one, H100, Lengths.of(ONE), counts=most).phase("align").flops
 
-    assert flops(reference_logprobs="recomputed") == pytest.approx(flops() * 5 / 4)
+    once = flops(reference_check=0) / 4
+    assert flops() == pytest.approx(once * (4 + 16 / 12_000))
+    assert flops(reference_logprobs="recomputed") == pytest.approx(once * 5)
     assert flops(reference="bid_masked") == flops(reference_logprobs="recomputed")
-    assert flops(gradient_checkpointing=False) == pytest.approx(flops() * 3 / 4)
+    assert flops(gradient_checkpointing=False, reference_check=0) == pytest.approx(once * 3)
     assert flops(attention="parts") == flops()
 
 
@@ -189,7 +196,8 @@ def test_the_documented_figures_are_the_plan_s() -> None:
     text = (CONFIGS.parent / "docs" / "scaling.md").read_text()
     for name, gpus in (("qwen3-4b-1node", 8), ("qwen3-4b-multinode", 16)):
         chosen = config.load_config(CONFIGS / f"{name}.yaml")
-        found = budget(chosen, H100, Lengths.of(chosen))
+        most = Counts.of(chosen, AT_MOST)
+        found = budget(chosen, H100, Lengths.of(chosen), counts=most)
         whole = found.epochs * found.epoch_seconds / 3600
         assert f"{found.epoch_seconds / 3600:.1f} h" in text
         assert f"{whole:.1f} h, {whole * gpus:.0f} GPU hours" in text
@@ -197,7 +205,7 @@ def test_the_documented_figures_are_the_plan_s() -> None:
             one = found.phase(phase)
             assert f"{one.seconds / 60:.0f} min on {one.workers}" in text
     for _, grown in more(chosen, 8):
-        gain = found.epoch_seconds / budget(grown, H100, Lengths.of(chosen)).epoch_seconds
+        gain = found.epoch_seconds / budget(grown, H100, Lengths.of(chosen), counts=most).epoch_seconds
         assert f"{gain:.2f} times" in text
 
 
@@ -225,9 +233,11 @@ def test_parameters_of_adapters() -> None:
 def test_below_adapters_no_gradients_of_the_weights_are_made() -> None:
     lora = ONE.model_copy(update={"lora": config.parse_config({"lora": {}}, "here").lora})
     lengths = Lengths.of(ONE)
-    whole, adapted = (budget(one, H100, lengths, ALL) for one in (ONE, lora))
-    # Forward, backward and, as activations are not kept, forward again: 3 for 4.
-    assert adapted.phase("align").flops == pytest.approx(whole.phase("align").flops * 3 / 4)
+    most = Counts.of(ONE, AT_MOST)
+    whole, adapted = (budget(one, H100, lengths, ALL, counts=most) for one in (ONE, lora))
+    # Forward, backward and, as activations are not kept, forward again: 3 for 4. 16 groups are checked.
+    expected = whole.phase("align").flops * (3 * 12_000 + 16) / (4 * 12_000 + 16)
+    assert adapted.phase("align").flops == pytest.approx(expected)
     # Of each of 36 layers: 2560 -> 4096 twice, 1024 twice, 9728 three times.
     changed = 36 * 16 * (2 * 6656 + 2 * 3584 + 3 * 12_288)
     assert changed == 33_030_144
@@ -346,3 +356,73 @@ def test_the_untouched_model_s_answers_are_planned_once() -> None:
     plain = budget(config.load_config(CONFIGS / "pocket.yaml", tree[1:]), H100, lengths, cores=2)
     assert plain.organic is None
     assert plain.epoch_seconds == found.epoch_seconds
+
+
+def test_counts_are_shares_of_the_most_that_a_config_comes_to() -> None:
+    most = Counts.of(ONE, AT_MOST)
+    assert (most.groups, most.members, most.steps, most.uneven) == (12_000, 5, 750, 1)
+    found = Counts.of(ONE, Yields(placing=0.5, groups=0.25, members=0.6, uneven=1.2))
+    assert (found.readings, found.encoded) == (most.readings / 2, most.encoded / 2)
+    assert (found.groups, found.members, found.uneven) == (3000, 3, 1.2)
+    assert found.steps == math.ceil(3000 / 16)
+    assert (found.requests, found.answers) == (most.requests, most.answers)
+    # A pair at the least.
+    assert Counts.of(ONE, Yields(members=0.1)).members == 2
+
+
+def test_groups_of_grpo_hold_all_answers() -> None:
+    grpo = ONE.model_copy(update={"irpo": ONE.irpo.model_copy(update={"align": "grpo"})})
+    assert Yields.of(ONE) == Yields()
+    assert (Yields.of(grpo).groups, Yields.of(grpo).members) == (1, 1)
+    alone = ONE.model_copy(update={"dpo": ONE.dpo.model_copy(update={"workers": 1, "micro_groups": 1})})
+    assert Yields.of(alone).uneven == 1
+
+
+def test_ranks_wait_for_the_longest_row_in_training_alone() -> None:
+    counts, lengths = Counts.of(ONE, AT_MOST), Lengths.of(ONE)
+    even, uneven = (
+        budget(ONE, H100, lengths, ALL, counts=replace(counts, uneven=by)).phase("align") for by in (1, 1.5)
+    )
+    assert even.flops == uneven.flops
+    checked = 16 / (4 * 12_000 + 16)
+    assert uneven.times["compute"] == pytest.approx(even.times["compute"] * (1.5 - 0.5 * checked))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "said"),
+    [
+        ("luck=1", "--estimate luck=1: there is placing, groups, members, uneven, as NAME=VALUE"),
+        ("placing", "--estimate placing: '' is no number"),
+        ("groups=1.5", "--estimate groups=1.5: give more than 0, at most 1"),
+        ("uneven=0.9", "--estimate uneven=0.9: give at least 1"),
+    ],
+)
+def test_estimates_that_are_none(estimate: str, said: str) -> None:
+    result = CliRunner().invoke(app, ["plan", "pocket", "--estimate", estimate])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+
+
+def test_estimates_are_given_and_said() -> None:
+    arguments = ["plan", "pocket", "--estimate", "placing=0.5", "--estimate", "uneven=1.3"]
+    output = " ".join(CliRunner().invoke(app, arguments).output.split())
+    assert "placing 0.5, groups 0.96, members 0.73, uneven 1.3 (--estimate)" in output
+
+
+def test_cores_are_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "unit", lambda: None)
+    monkeypatch.setattr(hardware, "unit", lambda: None)
+    assert (core("auto"), core("bfloat16"), core("float32")) == (CORE, CORE, CORE)
+    monkeypatch.setattr(precision, "unit", lambda: "avx512_bf16")
+    monkeypatch.setattr(hardware, "unit", lambda: "avx512_bf16")
+    assert (core("auto"), core("bfloat16"), core("float32")) == (HALF_CORE, HALF_CORE, WIDE_CORE)
+
+
+def test_what_python_takes_of_a_core_is_counted() -> None:
+    pocket = config.load_config(CONFIGS / "pocket.yaml")
+    counts = Counts.of(pocket)
+    found = budget(pocket, H100, Lengths.of(pocket), cores=2, counts=counts)
+    assert found.phase("learn").times["handling"] == pytest.approx(1.2e-3 * counts.encoded)
+    assert found.phase("deploy").times["handling"] == pytest.approx(4 * 1_115_520 / 0.6e9 + 0.06)
+    gpus = budget(ONE, H100, Lengths.of(ONE))
+    assert all("handling" not in one.times for one in gpus.phases)

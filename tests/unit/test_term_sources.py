@@ -122,6 +122,8 @@ def test_organic_answers_are_written_once_a_run(tmp_path: Path) -> None:
     assert all("@" not in request.messages[-1]["content"] for request in one.writer.asked)  # told of no ads
     write_organic(one.run, one.crew, one.watch, world)
     assert len(one.writer.asked) == len(questions)
+    # A prompt of five tokens, computed once, and two answers of two.
+    assert one.run.committed("organic")["tokens"] == len(questions) * (5 + 2 * 2)
     (planned,) = auctions(settings, world, 1)[:1]
     ((kept),) = OrganicAnswers(one.run)([planned])
     assert kept == ("Try nothing.", "Try nothing.")
