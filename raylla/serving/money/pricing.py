@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -87,7 +87,13 @@ def enter(
 
 def charged_at(rule: PriceRule) -> Event:
     """Whether an impression is charged when it is shown or when it is clicked."""
-    return "impression" if rule is PriceRule.EXPECTED else "click"
+    match rule:
+        case PriceRule.EXPECTED:
+            return "impression"
+        case PriceRule.FIRST_PRICE | PriceRule.RESAMPLED | PriceRule.RESERVE:
+            return "click"
+        case _:
+            assert_never(rule)
 
 
 def price(
@@ -111,22 +117,28 @@ def price(
     """
     if bid_micros < 0:
         raise ValueError(f"bid_micros={bid_micros}: a bid is at least 0")
-    if rule is PriceRule.RESERVE:
-        if quoted is None or not 0 <= quoted <= bid_micros:
-            raise ValueError(
-                f"price_micros={quoted} of its candidate: under `reserve` it is at most the bid, "
-                f"{bid_micros}, and at least 0"
-            )
-        return quoted
-    if rule is PriceRule.EXPECTED:
-        if not 0 <= pctr <= 1:
-            raise ValueError(f"pctr={pctr!r} is no probability; give a number in [0, 1]")
-        return times(bid_micros, pctr)
-    if rule is PriceRule.RESAMPLED and resampled:
-        if not 0 < mu < 1:
-            raise ValueError(f"mu={mu!r}: give a probability between 0 and 1, for example 0.1")
-        return round(bid_micros * (1 - 1 / Fraction(str(mu))))
-    return bid_micros
+    match rule:
+        case PriceRule.FIRST_PRICE:
+            return bid_micros
+        case PriceRule.EXPECTED:
+            if not 0 <= pctr <= 1:
+                raise ValueError(f"pctr={pctr!r} is no probability; give a number in [0, 1]")
+            return times(bid_micros, pctr)
+        case PriceRule.RESAMPLED:
+            if not resampled:
+                return bid_micros
+            if not 0 < mu < 1:
+                raise ValueError(f"mu={mu!r}: give a probability between 0 and 1, for example 0.1")
+            return round(bid_micros * (1 - 1 / Fraction(str(mu))))
+        case PriceRule.RESERVE:
+            if quoted is None or not 0 <= quoted <= bid_micros:
+                raise ValueError(
+                    f"price_micros={quoted} of its candidate: under `reserve` it is at most the bid, "
+                    f"{bid_micros}, and at least 0"
+                )
+            return quoted
+        case _:
+            assert_never(rule)
 
 
 def per_click(

@@ -26,8 +26,8 @@ class PriceRule(StrEnum):
     @property
     def at(self) -> int:
         """OpenRTB auction type: 1 is first price, rules of our own count from 500."""
-        numbers = {PriceRule.FIRST_PRICE: 1, PriceRule.EXPECTED: 500, PriceRule.RESAMPLED: 501}
-        return numbers.get(self, 502)
+        numbers = {"first_price": 1, "expected": 500, "resampled": 501, "reserve": 502}
+        return numbers[self.value]
 
 
 class Reason(StrEnum):

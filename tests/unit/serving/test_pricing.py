@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from raylla.auction import optimum, truthful
 from raylla.auction.checks import Array
+from raylla.config import Serving
 from raylla.serving.money import pricing
 from raylla.serving.money.records import PriceRule
 
@@ -20,6 +22,12 @@ EFFECTS = np.array([[0.8, 0.0, 0.3, 0.0], [0.0, 0.7, 0.3, 0.0]])
 LOG_REFERENCE = np.log([0.1, 0.2, 0.3, 0.4])
 BETA = 15.0
 TOP = 24
+
+
+def test_every_rule_has_a_setting_and_a_number_of_its_own() -> None:
+    settings = get_args(Serving.model_fields["price_rule"].annotation)
+    assert list(settings) == [rule.value for rule in PriceRule]
+    assert len({rule.at for rule in PriceRule}) == len(PriceRule)
 
 
 def _policy(own: float) -> Array:
