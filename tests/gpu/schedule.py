@@ -32,9 +32,9 @@ class Part:
 
 
 PARTS = (
-    Part("flex", "0.6B", 75),
+    Part("flex", "0.6B", 120),  # the first: what is imported comes from a cold disk
     Part("pairs", "0.6B", 45),
-    Part("flex", "4B", 90),
+    Part("flex", "4B", 100),
     Part("pairs", "4B", 60),
     Part("parts", "4B", 45),
     Part("gradients", "4B", 75),
