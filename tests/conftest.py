@@ -12,7 +12,7 @@ import pytest
 from tests.lightness import Light
 
 SLOW = "slow"
-BEYOND = ("no CUDA device", "no mount namespace", "W&B did not begin")
+BEYOND = ("no CUDA device", "no mount namespace")
 """How reasons begin that no tool mends: the machine's own."""
 SKIPPED: dict[str, list[str]] = {}
 """Why tests were skipped, but for `BEYOND` -> which."""

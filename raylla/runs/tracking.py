@@ -28,6 +28,9 @@ IDENTITY = "wandb-id"
 SERVICE = "wandb-core"
 """The name of the process that W&B sends from."""
 
+SERVICE_ADDRESS = "WANDB_SERVICE"
+"""Environment variable by which a process below this one finds that process."""
+
 
 class Tracker:
     """One run's W&B; calls never block and never raise. `close` waits ``wandb.timeout`` at most."""
@@ -112,6 +115,8 @@ def _end_service() -> None:
     for child in psutil.Process().children():
         if child.name() == SERVICE:
             child.kill()
+            # Else a process below this one would wait for it.
+            os.environ.pop(SERVICE_ADDRESS, None)
     if hooks := sys.modules.get("wandb.sdk.lib.import_hooks"):
         hooks.unregister_all_post_import_hooks()
 

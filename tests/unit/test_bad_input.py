@@ -27,7 +27,7 @@ CONFIG = str(Path(__file__).parents[2] / "configs" / "pocket.yaml")
     ],
 )
 def test_train_says_what_is_wrong(tmp_path: Path, changed: list[str], words: str) -> None:
-    sets = [part for one in changed for part in ("--set", one)]
+    sets = [part for one in (*changed, "wandb.mode=disabled") for part in ("--set", one)]
     result = CliRunner().invoke(app, ["train", CONFIG, "--run", str(tmp_path / "run"), *sets])
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
