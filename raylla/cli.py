@@ -286,6 +286,7 @@ def check(
         f"trainer {precision.explained(loaded.dpo.precision, loaded.dpo.gpus > 0)}",
         highlight=False,
     )
+    console.print(f"adapters   {roles.versions_taken(loaded)}", highlight=False, soft_wrap=True)
     console.print(f"versions   {package_versions()}")
 
 
@@ -353,8 +354,8 @@ def bench(
     parts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="rollout, dpo, lora, reference, refresh, retrieval, serve, epoch, overlap, driver, "
-            "mechanisms, growth; none: all"
+            help="rollout, dpo, lora, reference, refresh, adapters, retrieval, serve, epoch, overlap, "
+            "driver, mechanisms, growth; none: all"
         ),
     ] = None,
     json_: Annotated[

@@ -19,6 +19,7 @@ from raylla.engines import (
     open_engine,
 )
 from raylla.errors import WeightError
+from raylla.models import Adapter
 
 OpenEngine = Callable[[str, Settings, int], Engine]
 
@@ -79,7 +80,7 @@ class RolloutWorker:
         self._hold(version)
         yield from self._engine.aggregate(requests, self._sampling)
 
-    def load(self, weights: Weights, probe: Probe | None, version: str) -> float:
+    def load(self, weights: Weights | Adapter, probe: Probe | None, version: str) -> float:
         """Take over ``weights`` under the name ``version``; the measured difference (nats).
 
         Raises:

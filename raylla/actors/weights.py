@@ -12,16 +12,23 @@ from typing import Any
 from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
 from raylla.engines import Probe, Weights
 from raylla.errors import WeightError
-from raylla.models import read_weights
+from raylla.models import Adapter, read_weights
+from raylla.models.adapters import adapter_over
 from raylla.records import WeightVersion
 
 
 class WeightStore:
-    """The worker of a pool of one: holds the newest published version."""
+    """The worker of a pool of one: holds the newest published version.
 
-    def __init__(self) -> None:
+    Args:
+        base: where engines share a base, its place: versions are then adapters over it, or itself, of which
+            nothing is to be brought. None: versions are whole weights.
+    """
+
+    def __init__(self, base: str | None = None) -> None:
+        self._base = base
         self._version: WeightVersion | None = None
-        self._weights: Weights = {}
+        self._weights: Weights | Adapter = {}
 
     def ready(self) -> None:
         """Nothing to wait for."""
@@ -30,14 +37,17 @@ class WeightStore:
         """Read ``version`` and hold it in place of the one before; a version is read only once.
 
         Raises:
-            WeightError: its directory holds no readable safetensors.
+            WeightError: its directory holds no readable safetensors, or no adapter over the base.
         """
         if version == self._version:
             return
-        self._weights = read_weights(version.path)
+        if self._base is None:
+            self._weights = read_weights(version.path)
+        else:
+            self._weights = {} if version.path == self._base else adapter_over(self._base, version.path)
         self._version = version
 
-    def current(self) -> tuple[str, Weights]:
+    def current(self) -> tuple[str, Weights | Adapter]:
         """Name and arrays of the version held: what a restarted engine must load.
 
         Raises:
@@ -47,7 +57,7 @@ class WeightStore:
             raise WeightError("no weight version was published yet; start from the base model's files")
         return self._version.name, self._weights
 
-    def weights(self, name: str) -> Weights:
+    def weights(self, name: str) -> Weights | Adapter:
         """Arrays of version ``name``.
 
         Raises:

@@ -22,6 +22,8 @@ AIMS = {
     "packed DPO ÷ TRL DPOTrainer, paper shape": "≥ 7",
     "packed LoRA DPO ÷ TRL DPOTrainer": "≥ 5",
     "weight refresh ÷ engine restart": "≤ 0.01",
+    "weights of canary, stable and organic ÷ one": "≤ 1.1",
+    "adapter live ÷ engine restart": "≤ 1/150",
     "epoch wall ÷ critical path": "≤ 1.10",
     "overlapped ÷ sequential epoch, scripted": "≥ 1.3",
     "driver's CPU ÷ epoch, 256": "≤ 0.05",

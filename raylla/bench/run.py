@@ -31,6 +31,7 @@ PARTS = {
     "lora": "raylla.bench.parts.lora",
     "reference": "raylla.bench.parts.reference",
     "refresh": "raylla.bench.parts.refresh",
+    "adapters": "raylla.bench.adapters",
     "retrieval": "raylla.bench.parts.retrieval",
     "serve": "raylla.bench.parts.serving",
     "epoch": "raylla.bench.parts.epoch",
@@ -41,7 +42,7 @@ PARTS = {
 }
 """Module of each part, in the order in which they run; its function `rows` makes the rows."""
 
-MODELS = {"lora": "package:smollm2-135m"}
+MODELS = {"lora": "package:smollm2-135m", "adapters": "package:smollm2-135m"}
 """Models of parts that need another than the config's."""
 
 PINNED = {

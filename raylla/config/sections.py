@@ -145,6 +145,16 @@ class Engines(Actors):
         return self
 
 
+class Rollout(Engines):
+    """Engines of the Ad-LLM."""
+
+    adapters: Literal["merged", "shared"] = Field(
+        "merged",
+        description="how engines take the versions of `lora`: as whole weights, merged with the base; or "
+        "the adapter alone, over a base that stays",
+    )
+
+
 class Pctr(Section):
     """The pCTR reward model (paper, section 4.2)."""
 

@@ -117,6 +117,16 @@ class Serving(Section):
         description="engine and pCTR model live in the ingress replica (fewest hops); false: in "
         "deployments of their own, which fail, restart and scale apart from it",
     )
+    adapters: Literal["merged", "shared"] = Field(
+        "merged",
+        description="how versions of a run with lora are served: merged with the base, each as whole "
+        "weights of an engine of its own; or as adapters that share one engine and its base",
+    )
+    organic: Literal["served", "untouched"] = Field(
+        "served",
+        description="who answers without ads: the version that serves, or the model below all adapters, "
+        "which adapters: shared keeps",
+    )
     refresh: Seconds = Field(1, description="between two looks at budgets and catalogue")
     filtered_logged: Annotated[int, Field(ge=0)] = Field(
         100, description="ads filtered out that an auction's record names; it counts all"
@@ -137,6 +147,14 @@ class Serving(Section):
         if self.price_rule == "reserve" and self.prices is None:
             raise ValueError(
                 "price_rule: reserve charges by a price sheet; set prices to one of `raylla prices learn`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kept(self) -> Serving:
+        if self.organic == "untouched" and self.adapters == "merged":
+            raise ValueError(
+                "organic: untouched needs the base beside what serves; set adapters: shared, which keeps it"
             )
         return self
 

@@ -24,6 +24,7 @@ from raylla.config.sections import (
     Penalty,
     Ray,
     RewardTerm,
+    Rollout,
     Section,
     Seed,
     Storage,
@@ -52,7 +53,7 @@ class Config(Section):
     ad_llm: Model = Model(path="pocket:ad-llm")
     user_llm: UserLlm = UserLlm(path="pocket:user-llm")
     engine: Engine = Engine()
-    rollout: Engines = Engines()
+    rollout: Rollout = Rollout()
     judge: Engines = Engines()
     reward_trainer: Actors = Actors()
     pctr: Pctr = Pctr()
@@ -102,6 +103,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapters_are_trained(self) -> Config:
+        if self.rollout.adapters == "shared" and self.lora is None:
+            raise ValueError(
+                "rollout.adapters: shared needs versions that are adapters; set lora, or adapters: merged"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Config:
         if len(self.term_weights) != len(self.reward_terms):
             raise ValueError("reward_terms: a name occurs twice; give each term once")
@@ -139,4 +148,6 @@ class Config(Section):
         decisive["evaluation"] = self.evaluation.model_dump(mode="json", include=read)
         for group in POOLS:
             decisive[group] = {name: decisive[group][name] for name in ("cpus", "gpus")}
+        if self.rollout.adapters == "shared":  # sums of another order than with merged weights
+            decisive["rollout"]["adapters"] = "shared"
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

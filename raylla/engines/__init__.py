@@ -2,6 +2,7 @@
 
 from raylla.config import Engine as Settings
 from raylla.engines.protocol import (
+    AdapterRoom,
     Aggregate,
     Aggregated,
     Completion,
@@ -15,6 +16,7 @@ from raylla.engines.protocol import (
 )
 
 __all__ = [
+    "AdapterRoom",
     "Aggregate",
     "Aggregated",
     "Completion",
@@ -29,8 +31,9 @@ __all__ = [
 ]
 
 
-def open_engine(model_path: str, settings: Settings, seed: int) -> Engine:
-    """A vLLM engine in this process, ready to answer (seconds on CPU, minutes for large models)."""
+def open_engine(model_path: str, settings: Settings, seed: int, room: AdapterRoom | None = None) -> Engine:
+    """A vLLM engine in this process, ready to answer (seconds on CPU, minutes for large models); with
+    ``room``, its weight versions are adapters over one base."""
     from raylla.engines.vllm import VllmEngine
 
-    return VllmEngine(model_path, settings, seed)
+    return VllmEngine(model_path, settings, seed, room)

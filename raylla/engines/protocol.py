@@ -7,11 +7,27 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raylla.auction.aggregation import Aggregation
-from raylla.config import Sampling
+from raylla.config import Lora, Sampling
 from raylla.errors import ConfigError
+from raylla.models.adapters import Adapter
 
 Weights = dict[str, Any]
 """Parameter name -> array (numpy float32), Hugging Face names, tied heads included."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRoom:
+    """Room in an engine for ``most`` adapters over one base at once, each of ``rank`` at most, on the
+    linear layers ``targets``."""
+
+    most: int
+    rank: int
+    targets: tuple[str, ...]
+
+    @classmethod
+    def of(cls, lora: Lora) -> AdapterRoom:
+        """Room for two of the adapters that ``lora`` trains: one that answers, and one that comes."""
+        return cls(2, lora.rank, lora.targets)
 
 
 class Wish(Sampling):
@@ -146,11 +162,13 @@ class Aggregated:
 @dataclass(frozen=True, slots=True)
 class Probe:
     """A text and the trainer's log-probability of each of its answer tokens: what an engine
-    that holds the same weights must reproduce."""
+    that holds the same weights must reproduce. ``brief`` is a part of the text by itself, of an adapter,
+    for engines that compute it beside others while these answer."""
 
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    brief: Probe | None = None
 
 
 def choice_ids(tokenizer: Any, choices: Sequence[str]) -> tuple[int, ...]:
@@ -186,8 +204,9 @@ class Engine(Protocol):
     def aggregate(self, requests: Sequence[Aggregate], sampling: Sampling) -> Iterator[Aggregated]:
         """Texts that several prompts' models write together; yields each request's as they are done."""
 
-    def load(self, weights: Weights, probe: Probe | None) -> float:
-        """Take over ``weights`` and drop every cache.
+    def load(self, weights: Weights | Adapter, probe: Probe | None) -> float:
+        """Take over ``weights`` and drop every cache; an adapter, where there is room for one, beside the
+        base.
 
         Returns the mean absolute difference of the engine's and the probe's log-probabilities.
 

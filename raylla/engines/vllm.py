@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from raylla.config import Sampling
 from raylla.engines.aggregating import Joined, Joining, Listed, joined, write_jointly
 from raylla.engines.chat import chat_format, prompt_ids
 from raylla.engines.protocol import (
+    AdapterRoom,
     Aggregate,
     Aggregated,
     Completion,
@@ -31,10 +34,23 @@ from raylla.engines.protocol import (
     choice_ids,
 )
 from raylla.engines.sampled import likeliest, sampling_logprobs
-from raylla.engines.vllmparams import choosing, engine_arguments, looking, reading, sampling_params
+from raylla.engines.sharing import Sharing, given_logprobs, mean_gap, probe_text
+from raylla.engines.vllmparams import (
+    adapter_arguments,
+    choosing,
+    engine_arguments,
+    looking,
+    reading,
+    sampling_params,
+)
 from raylla.errors import ConfigError, WeightError
-from raylla.models import HEAD, local, renamed, shapes, tied
+from raylla.models import HEAD, Adapter, base, local, renamed, shapes, tied
+from raylla.models.adapters import adapter_over
+from raylla.models.places import is_adapter
 from raylla.records import Ids
+
+_TEXT = "A good answer names what the question asks for, says why, and is short: three sentences at most."
+"""By which policies without a probe are told apart."""
 
 
 class VllmEngine:
@@ -45,19 +61,25 @@ class VllmEngine:
 
     Args:
         model_path: whatever `models.resolve` knows: a model in safetensors, with its tokenizer, or an
-            adapter, which is merged with its base.
+            adapter, which is merged with its base where there is no room for it.
         settings: see `config.Engine`; lengths in tokens.
         seed: of the engine; requests carry their own.
+        room: for adapters over the base of ``model_path``, which is loaded once; none: weights are whole.
 
     Raises:
         ConfigError: there is no such model, or vLLM does not take it with these settings.
         WeightError: its files cannot be read.
     """
 
-    def __init__(self, model_path: str, settings: Settings, seed: int) -> None:
+    def __init__(
+        self, model_path: str, settings: Settings, seed: int, room: AdapterRoom | None = None
+    ) -> None:
         self._settings = settings
-        with local(model_path) as directory:
+        place = model_path if room is None else base(model_path, "model_path")
+        with local(place) as directory:
             given = engine_arguments(str(directory), settings, seed)
+            if room is not None:
+                given |= adapter_arguments(room, settings)
             known = precision.PROBE_TOLERANCE[given["dtype"]]
             self._tolerance = known if settings.probe_tolerance is None else settings.probe_tolerance
             from vllm import LLM
@@ -78,6 +100,14 @@ class VllmEngine:
         self._block = settings.block_size
         chat_format(self._tokenizer)  # says now if there is none
         self._ids = itertools.count()
+        self._current = ""
+        """Name of the adapter that computes; none: the base, or whole weights."""
+        self._sharing: Sharing | None = None
+        if room is not None:
+            text = self._tokenizer.encode(_TEXT, add_special_tokens=False)
+            self._sharing = Sharing(self._engine, room, self._tolerance, text, settings.max_model_len)
+            if is_adapter(model_path):
+                self.load(adapter_over(place, model_path), None)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Generated]:
         """Answer all requests together; yields each as soon as its last draw finishes.
@@ -157,8 +187,10 @@ class VllmEngine:
             used += room
         yield from _written(together, joining)
 
-    def load(self, weights: Weights, probe: Probe | None) -> float:
-        """Take over ``weights`` in place, drop the prefix cache and measure against ``probe``.
+    def load(self, weights: Weights | Adapter, probe: Probe | None) -> float:
+        """Take over ``weights`` in place, drop the prefix cache and measure against ``probe``; an adapter
+        beside the one that computes until then, which stays where it is refused, and no weights at all
+        for its base alone.
 
         Returns the mean absolute difference of the probe's token log-probabilities (nats), 0 where
         there is no probe.
@@ -169,6 +201,8 @@ class VllmEngine:
             RuntimeError: requests are unfinished (they would mix two versions).
         """
         self._refuse_if_busy("load")
+        if isinstance(weights, Adapter) or self._sharing is not None:
+            return self._exchange(weights, probe)
         weights = renamed(weights, self._shapes)
         self._check(weights)
         if self._headless:
@@ -186,6 +220,29 @@ class VllmEngine:
                 "the trainer's weights, or engine.dtype is too coarse for the tolerance"
             )
         return difference
+
+    def _exchange(self, weights: Weights | Adapter, probe: Probe | None) -> float:
+        """Compute with an adapter, or with the base alone, in the place of the adapter before."""
+        if self._sharing is not None and not weights:
+            self._current = self._let_go()
+            return 0.0 if probe is None else self._measure(probe)
+        if self._sharing is None or not isinstance(weights, Adapter):
+            kind = "an adapter" if isinstance(weights, Adapter) else "a whole model"
+            raise WeightError(
+                f"{kind} is handed to an engine that has no room for one; open another engine"
+            )
+        name = f"version-{next(self._ids)}"
+        with TemporaryDirectory(prefix="raylla-adapter-") as folder:
+            weights.write(Path(folder))
+            difference = self._sharing.hold(name, Path(folder), probe)
+        self._let_go()
+        self._current = name
+        return difference
+
+    def _let_go(self) -> str:
+        if self._sharing is not None and self._current:
+            self._sharing.drop(self._current)
+        return ""
 
     def _check(self, weights: Weights) -> None:
         """Refuse what is not this model's whole set of parameters, while the old ones still stand.
@@ -224,7 +281,7 @@ class VllmEngine:
         return prompt_ids(self._tokenizer, asked.messages, asked.turns, room)
 
     def _scored(self, output: Any, one: Given, ids: Sequence[int], first: int) -> Scored:
-        own, outside = np.array(_read(output, ids, first)), 0
+        own, outside = np.array(given_logprobs(output, ids, first)), 0
         if one.sampling is not None:
             count, told = likeliest(one.sampling), output.prompt_logprobs
             best = [
@@ -238,21 +295,12 @@ class VllmEngine:
         return choice_ids(self._tokenizer, request.choices)
 
     def _measure(self, probe: Probe) -> float:
-        # The engine insists on sampling one token more than it is given.
-        ids = [*probe.prompt_token_ids, *probe.token_ids][: self._settings.max_model_len - 1]
-        first = len(probe.prompt_token_ids)
-        if first == 0 or len(ids) <= first:
-            raise WeightError(
-                f"the probe's prompt has {first} tokens and leaves none of its answer within "
-                f"engine.max_model_len={self._settings.max_model_len}; give a shorter, non-empty prompt"
-            )
+        ids = probe_text(probe, self._settings.max_model_len)
         self._submit(ids, reading())
         outputs: list[Any] = []
         while not outputs:
             outputs = self._engine.step()
-        measured = _read(outputs[0], ids, first)
-        differences = [abs(one - expected) for one, expected in zip(measured, probe.logprobs, strict=False)]
-        return sum(differences) / len(differences)
+        return mean_gap(given_logprobs(outputs[0], ids, len(probe.prompt_token_ids)), probe.logprobs)
 
     def _generated(self, request: Request, output: Any) -> Generated:
         draws = tuple(
@@ -305,7 +353,8 @@ class VllmEngine:
 
     def _submit(self, prompt: list[int], params: Any) -> str:
         name = str(next(self._ids))
-        self._engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        lora = self._sharing.lora(self._current) if self._sharing is not None else None
+        self._engine.add_request(name, {"prompt_token_ids": prompt}, params, lora_request=lora)
         return name
 
     def _refuse_if_busy(self, what: str) -> None:
@@ -328,12 +377,6 @@ def _ends(tokenizer: Any, settings: Any) -> frozenset[int]:
     named = settings.try_get_generation_config().get("eos_token_id")
     more = named if isinstance(named, list) else [named]
     return frozenset(one for one in (tokenizer.eos_token_id, *more) if one is not None)
-
-
-def _read(output: Any, ids: Sequence[int], first: int) -> list[float]:
-    """Log-probability (nats) of each token of ``ids`` from place ``first`` on."""
-    measured = output.prompt_logprobs
-    return [float(measured[place][ids[place]].logprob) for place in range(first, len(ids))]
 
 
 def _has_head(worker: Any) -> bool:

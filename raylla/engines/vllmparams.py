@@ -10,8 +10,9 @@ from raylla import precision
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
 from raylla.engines.aggregating import LISTED
-from raylla.engines.protocol import Request
+from raylla.engines.protocol import AdapterRoom, Request
 from raylla.engines.sampled import MOST_TOP_K
+from raylla.errors import ConfigError
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process costs 20 s of start and a hop per step
@@ -57,6 +58,48 @@ def engine_arguments(model_path: str, settings: Settings, seed: int) -> dict[str
         "max_logprobs": MOST_TOP_K,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+    }
+
+
+def adapter_arguments(room: AdapterRoom, settings: Settings) -> dict[str, Any]:
+    """vLLM's own arguments for ``room`` beside those of `engine_arguments`; where this vLLM is a CPU's, it
+    computes adapters as `raylla.engines.grouped` does from here on.
+
+    On GPUs a slot is left empty: no adapter is slot -1, which a kernel may take for the last one.
+
+    Raises:
+        ConfigError: vLLM has no room of that shape, or its processes would compute in their own way.
+    """
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+    from vllm.platforms import current_platform
+
+    ranks = [one for one in get_args(MaxLoRARanks) if one >= room.rank]
+    if not ranks:
+        raise ConfigError(f"lora.rank={room.rank} is more than vLLM computes with; serve versions merged")
+    if settings.max_num_seqs <= room.most:
+        raise ConfigError(
+            f"engine.max_num_seqs={settings.max_num_seqs} does not hold a row of each of {room.most} "
+            "adapters and the base; raise it"
+        )
+    slots = room.most + 1
+    if current_platform.is_cpu():
+        from raylla.engines.grouped import KERNEL
+
+        if settings.tensor_parallel > 1:
+            raise ConfigError(
+                f"engine.tensor_parallel={settings.tensor_parallel}: adapters share an engine on CPUs in "
+                "one process alone; set it to 1, or serve versions merged"
+            )
+        current_platform.get_punica_wrapper = lambda: KERNEL
+        slots = room.most
+    return {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": slots,
+        "max_lora_rank": min(ranks),
+        "lora_target_modules": list(room.targets),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +14,9 @@ from raylla.actors.reward import RewardWorker
 from raylla.actors.rollout import RolloutWorker
 from raylla.actors.weights import WeightStore, begin_load, roll_out
 from raylla.config import Actors, Config
-from raylla.engines.protocol import Probe
+from raylla.engines import AdapterRoom, Probe, open_engine
 from raylla.errors import WorkerLostError
-from raylla.models import resolve
+from raylla.models import base, resolve
 from raylla.records import WeightVersion
 from raylla.runs.observe import Observer
 
@@ -35,14 +36,18 @@ class Crew:
         self._first = version
         self._probe: Probe | None = None
         self._watch = watch
-        self.rollouts = Pool(
-            "rollout",
-            RolloutWorker,
-            (version.path, config.ad_llm.sampling, config.engine, config.seed, version.name),
-            config.rollout,
-            here,
-            record,
+        args: tuple[Any, ...] = (
+            version.path,
+            config.ad_llm.sampling,
+            config.engine,
+            config.seed,
+            version.name,
         )
+        over: tuple[str, ...] = ()
+        if config.rollout.adapters == "shared" and config.lora is not None:
+            args = *args, partial(open_engine, room=AdapterRoom.of(config.lora))
+            over = (base(config.ad_llm.path, "ad_llm.path"),)
+        self.rollouts = Pool("rollout", RolloutWorker, args, config.rollout, here, record)
         self.judges = Pool(
             "judge",
             JudgeWorker,
@@ -61,7 +66,7 @@ class Crew:
         )
         # Beside the engines that read from it: a head node has no room for a model's weights.
         beside = Actors(workers=1, cpus=0, labels=config.rollout.labels)
-        self.store = Pool("weight-store", WeightStore, (), beside, here)
+        self.store = Pool("weight-store", WeightStore, over, beside, here)
         self.policy = PolicyTrainer(
             config.dpo, config.seed, here, storage / "trainer", config.deadlines, config.lora
         )

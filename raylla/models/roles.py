@@ -50,6 +50,21 @@ def check_chat(place: str, field: str) -> None:
         )
 
 
+def versions_taken(config: Config) -> str:
+    """How engines take the weight versions of ``config``, and why, for a reader."""
+    if config.lora is None:
+        return "whole models in rollout and endpoint, for lora is not set"
+    ways = {
+        "merged": "merged with the base: whole weights compute fastest, and are all there is at a time",
+        "shared": "as adapters over one base: little is moved and held, and each row costs its adapter's "
+        "products",
+    }
+    rollout, serving = config.rollout.adapters, config.serving.adapters
+    if rollout == serving:
+        return f"in rollout and endpoint {ways[rollout]}"
+    return f"in rollout {ways[rollout]}; at the endpoint {ways[serving]}"
+
+
 def _settings(place: str, name: str) -> dict[str, Any]:
     """What a JSON file of a model's directory says; nothing where there is none."""
     file = within(place, name)

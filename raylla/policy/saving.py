@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from raylla.engines.protocol import Probe
 from raylla.models import copied, local
+from raylla.models.places import is_adapter
 from raylla.policy.groups import Packable
 from raylla.storage import writing
+
+BRIEF = 32, 16
+"""Tokens of a brief probe: the prompt's last, and the answer's first.  On 40 answers of a model of 135 M
+parameters the mean |difference| of forwards in bfloat16 and float32 was 0.050 nats at most; that of the
+versions an epoch before and after 0.17 and 0.21 in the median, that of the base 0.65 at least."""
 
 
 def gather_trained(model: nn.Module, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
@@ -54,14 +61,22 @@ def adapted(model: Any) -> bool:
 def probe(directory: Path, group: Packable) -> Probe:
     """Log-probabilities of a group's first answer, from a float32 forward of the weights as saved.
 
-    ``directory`` may hold an adapter, which is then read merged, as the engines will.
+    ``directory`` may hold an adapter, which is then read merged, and has a brief probe, too.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with local(directory) as whole:
         model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32).to(device).eval()
     prompt, answer = group.prompt, group.answers[0]
-    tokens = torch.tensor([prompt + answer], device=device)
+    found = Probe(prompt, answer, _logprobs(model, prompt, answer))
+    if not is_adapter(directory):
+        return found
+    prompt, answer = prompt[-BRIEF[0] :], answer[: BRIEF[1]]
+    return replace(found, brief=Probe(prompt, answer, _logprobs(model, prompt, answer)))
+
+
+def _logprobs(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> tuple[float, ...]:
+    """The log-probability (nats) of each token of ``answer`` behind ``prompt``."""
+    tokens = torch.tensor([prompt + answer], device=model.device)
     with torch.no_grad():
         logits = model(tokens, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
-    chosen = logits.log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])[:, 0]
-    return Probe(prompt, answer, tuple(chosen.tolist()))
+    return tuple(logits.log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])[:, 0].tolist())

@@ -115,5 +115,14 @@ def _served(run: Run, trained: list[str]) -> set[str]:
 
 def read_probe(report: dict[str, Any]) -> Probe:
     """The probe that an align stage committed."""
-    probe = report["probe"]
-    return Probe(tuple(probe["prompt_token_ids"]), tuple(probe["token_ids"]), tuple(probe["logprobs"]))
+    return _probe(report["probe"])
+
+
+def _probe(told: dict[str, Any]) -> Probe:
+    brief = told.get("brief")
+    return Probe(
+        tuple(told["prompt_token_ids"]),
+        tuple(told["token_ids"]),
+        tuple(told["logprobs"]),
+        None if brief is None else _probe(brief),
+    )

@@ -17,6 +17,7 @@ from raylla.config import Actors, Sampling
 from raylla.config import Engine as Settings
 from raylla.engines import Completion, Generated, Probe, Request, Weights
 from raylla.errors import WeightError
+from raylla.models import Adapter
 from raylla.records import WeightVersion
 
 
@@ -75,6 +76,26 @@ def test_a_tied_head_is_added_and_an_untied_one_is_not(tmp_path: Path) -> None:
         "model.embed_tokens.weight",
         "model.norm.weight",
     }
+
+
+def test_a_store_of_engines_that_share_a_base_holds_adapters_over_it(tmp_path: Path) -> None:
+    base, other = save(tmp_path / "base", 1.0), save(tmp_path / "other", 1.0)
+    versions = {}
+    for name, over in (("v1", base), ("v2", other)):
+        (tmp_path / name).mkdir()
+        Adapter({"base_model_name_or_path": over.path, "r": 4}, b"tensors").write(tmp_path / name)
+        versions[name] = WeightVersion(name, 1, str(tmp_path / name))
+    store = WeightStore(base.path)
+    store.publish(base)
+    assert store.weights("base") == {}
+    store.publish(versions["v1"])
+    found = store.weights("v1")
+    assert isinstance(found, Adapter)
+    assert (found.settings["r"], found.weights) == (4, b"tensors")
+    for wrong, why in ((versions["v2"], "other, and the engine's base is"), (other, "whole model and no")):
+        with pytest.raises(WeightError, match=why):
+            store.publish(wrong)
+    assert store.current()[0] == "v1"
 
 
 def test_unusable_files_are_named(tmp_path: Path) -> None:

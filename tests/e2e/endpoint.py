@@ -50,11 +50,14 @@ def standing_run(path: Path, config: Config) -> Run:
 
 
 @asynccontextmanager
-async def served(config: Config, run: Run) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
-    """The ingress of ``run``'s last version with engine and pCTR model inside it, and an admin's client."""
+async def served(
+    config: Config, run: Run, version: str | None = None
+) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
+    """The ingress of ``run``'s last version, or another, with engine and pCTR model inside it, and an
+    admin's client."""
     from raylla.serving.deploy.replicas import Ingress
 
-    complete, target = effective(config, run.path, None)
+    complete, target = effective(config, run.path, version)
     keyring.ensure(complete.serving.database)
     bare = Ingress.__mro__[1]  # the class under Serve's wrapper, which wants a controller
     ingress = bare(complete.model_dump(mode="json"), None)

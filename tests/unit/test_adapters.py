@@ -1,14 +1,22 @@
-"""Adapters in the trainer: what is loaded, and what a saved one says of its base."""
+"""Adapters in the trainer: what is loaded, what a saved one says of its base, and how it is known."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import pytest
 import torch
 
-from raylla.config import Lora
-from raylla.policy import adapters
+from raylla.config import Lora, parse_config
+from raylla.errors import ConfigError
+from raylla.models import roles
+from raylla.policy import adapters, saving
+from raylla.policy.groups import Packable
+from raylla.runs.versions import read_probe
 
 LORA = Lora(rank=2, alpha=4, targets=("q_proj",))
 
@@ -31,3 +39,37 @@ def test_an_adapter_that_is_trained_further_keeps_the_name_of_its_base(
     again.save_pretrained(tmp_path / "again")
     about = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == named
+
+
+def test_a_brief_probe_is_a_part_of_the_text_by_itself(tiny_model: Path, tmp_path: Path) -> None:
+    model = adapters.load_trainable(tiny_model, str(tiny_model), LORA, 0, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "v1")
+    prompt, answer = tuple(range(20, 90)), tuple(range(30, 60))
+    group = cast(Packable, SimpleNamespace(prompt=prompt, answers=(answer,)))
+    found = saving.probe(tmp_path / "v1", group)
+    assert (found.prompt_token_ids, found.token_ids, len(found.logprobs)) == (prompt, answer, 30)
+    assert found.brief is not None
+    assert (found.brief.prompt_token_ids, found.brief.token_ids) == (prompt[-32:], answer[:16])
+    ids = torch.tensor([[*prompt[-32:], *answer[:16]]])
+    with torch.no_grad():
+        logs = model(ids).logits[0, 31:-1].log_softmax(-1)
+    expected = logs.gather(1, ids[0, 32:, None])[:, 0].tolist()
+    assert found.brief.logprobs == pytest.approx(expected, abs=1e-4)
+    assert read_probe({"probe": json.loads(json.dumps(asdict(found)))}) == found
+    assert saving.probe(tiny_model, group).brief is None
+
+
+def test_check_says_how_versions_are_taken() -> None:
+    def said(**tree: object) -> str:
+        return roles.versions_taken(parse_config(tree, "test"))
+
+    assert said() == "whole models in rollout and endpoint, for lora is not set"
+    assert said(lora={}).startswith("in rollout and endpoint merged with the base: whole weights")
+    mixed = said(lora={}, serving={"adapters": "shared"})
+    assert mixed.startswith("in rollout merged with the base")
+    assert "; at the endpoint as adapters over one base" in mixed
+    with pytest.raises(ConfigError, match=r"rollout\.adapters: shared needs versions that are adapters"):
+        said(rollout={"adapters": "shared"})
+    plain, shared = ({"lora": {}, "rollout": {"adapters": one}} for one in ("merged", "shared"))
+    assert parse_config(plain, "t").digest() == parse_config({"lora": {}}, "t").digest()
+    assert parse_config(plain, "t").digest() != parse_config(shared, "t").digest()

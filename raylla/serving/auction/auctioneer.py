@@ -141,7 +141,7 @@ class Auctioneer:
         clock.begin("prompt")
         sampling = _sampling(self._config.ad_llm.sampling, asked)
         prompt, turns = self._prompt(field, asked, self._config.engine.max_model_len - sampling.max_tokens)
-        writer, canary = self.traffic.writer(asked.request_id)
+        writer, canary = self.traffic.writer(asked.request_id, asked.ads)
         tickets = Tickets(asked, field, self._serving, self._tokens)
         draft = Draft(
             prompt,

@@ -117,14 +117,18 @@ class Writer(Protocol):
 
 @dataclass(slots=True)
 class Traffic:
-    """Which engine answers which request: a ``share`` of them the canary, told by the request's id."""
+    """Who answers which request: a ``share`` of them the canary, told by the request's id, and those
+    without ads ``organic``, where that is another."""
 
     stable: Writer
     canary: Writer | None = None
     share: float = 0.0
+    organic: Writer | None = None
 
-    def writer(self, request_id: str) -> tuple[Writer, bool]:
+    def writer(self, request_id: str, ads: bool = True) -> tuple[Writer, bool]:
         """Who answers, and whether that is the canary; the same request id goes the same way."""
+        if not ads and self.organic is not None:
+            return self.organic, False
         if self.canary is None or self.share <= 0:
             return self.stable, False
         place = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") / 2**64

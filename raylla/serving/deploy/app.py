@@ -3,6 +3,8 @@
     colocated (serving.colocate)   Ingress: HTTP, auctioneer, engine, pCTR model      Canary: engine
     apart                          Ingress: HTTP, auctioneer    Engine    Predictor   Canary: engine
 
+Where versions are adapters that share an engine (serving.adapters) the canary is in it, and no deployment.
+
 `manifest` writes the application as a Serve config, which `raylla serve` deploys and which is a
 RayService's `serveConfigV2`; `build` is its import path. The driver imports neither torch nor vllm here.
 """
@@ -17,6 +19,7 @@ from raylla.config import Config, Replicas, Serving, parse_config
 from raylla.errors import ConfigError
 from raylla.models import roles
 from raylla.runs.state import Run
+from raylla.serving.deploy.policies import check_shared
 from raylla.serving.deploy.versions import Target, find
 from raylla.serving.money.sheets import served_sheet
 from raylla.serving.tracing import check_tracing
@@ -34,9 +37,10 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
     """The run's config with sections ``serving``, ``engine`` and ``ray`` of ``config``; what to serve.
 
     Raises:
-        ConfigError: no run was named, its Ad-LLM cannot chat, there is no such price sheet, or nothing that
-            sends traces.
+        ConfigError: no run was named, its Ad-LLM cannot chat, there is no such price sheet, nothing that
+            sends traces, or its versions are no adapters and should share an engine.
         RunError: there is no such run or version.
+        WeightError: the version cannot share an engine.
     """
     run = run or config.serving.run
     if run is None:
@@ -60,6 +64,8 @@ def effective(config: Config, run: str | Path | None, version: str | None) -> tu
         tree["serving"]["prices_digest"] = sheet.digest
         served = parse_config(tree, "serving")
     check_tracing(served.serving.traces)
+    if served.serving.adapters == "shared":
+        check_shared(served, target)
     roles.check_chat(models.resolve(served.ad_llm.path, "ad_llm.path"), "ad_llm.path")
     return served, target
 
@@ -72,15 +78,19 @@ def manifest(config: Config, target: Target) -> dict[str, Any]:
             "name": "Ingress",
             "user_config": {"stable": target.plain(), "canary": None, "share": 0.0, "since": None},
         },
-        {
-            "name": "Canary",
-            "user_config": {"version": None},
-            "autoscaling_config": canary_scale(serving, 0),
-        },
     ]
+    if serving.adapters == "merged":
+        deployments.append(
+            {
+                "name": "Canary",
+                "user_config": {"version": None},
+                "autoscaling_config": canary_scale(serving, 0),
+            }
+        )
     if not serving.colocate:
         deployments += [
-            {"name": name, "user_config": {"version": target.plain()}} for name in ("Engine", "Predictor")
+            {"name": "Engine", "user_config": told_engine(serving, target, None)},
+            {"name": "Predictor", "user_config": {"version": target.plain()}},
         ]
     return {
         "proxy_location": "EveryNode",
@@ -95,6 +105,14 @@ def manifest(config: Config, target: Target) -> dict[str, Any]:
             }
         ],
     }
+
+
+def told_engine(serving: Serving, stable: Target, canary: Target | None) -> dict[str, Any]:
+    """What the deployment Engine is told to answer by."""
+    told: dict[str, Any] = {"version": stable.plain()}
+    if serving.adapters == "shared":
+        told["canary"] = canary.plain() if canary is not None else None
+    return told
 
 
 def canary_scale(serving: Serving, least: int) -> dict[str, Any]:
@@ -136,9 +154,11 @@ def build(args: dict[str, Any]) -> Any:
             **options,
         )
 
-    canary = deployed(
-        replicas.EngineReplica, "Canary", serving.engine, scale=canary_scale(serving, 0)
-    ).bind(tree)
+    canary = None
+    if serving.adapters == "merged":
+        canary = deployed(
+            replicas.EngineReplica, "Canary", serving.engine, scale=canary_scale(serving, 0)
+        ).bind(tree)
     if serving.colocate:
         held = serving.ingress.model_copy(update={"gpus": serving.engine.gpus})
         return deployed(replicas.Ingress, "Ingress", held).bind(tree, canary)
@@ -155,4 +175,13 @@ def _absolute(database: str) -> str:
     return prefix + str(Path(database.removeprefix(prefix)).resolve())
 
 
-__all__ = ["IMPORT_PATH", "NAME", "autoscale", "build", "canary_scale", "effective", "manifest"]
+__all__ = [
+    "IMPORT_PATH",
+    "NAME",
+    "autoscale",
+    "build",
+    "canary_scale",
+    "effective",
+    "manifest",
+    "told_engine",
+]

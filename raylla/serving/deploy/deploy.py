@@ -4,6 +4,9 @@
     promote    the engines that serve take the version over in place, between two requests
     roll back  the canary's share is 0 and its replica goes
 
+Where versions are adapters that share an engine (`raylla.serving.deploy.policies`) the engines that serve
+hold the canary's beside the stable one's, and the latter two change only which is called what.
+
 Each is a change of the deployed Serve config's `user_config` (`raylla.serving.deploy.versions`): nothing
 restarts, and a replica that restarts later finds the same wish.
 """
@@ -24,8 +27,9 @@ from raylla.config import Config, parse_config
 from raylla.errors import DeployError, RunError, WeightError
 from raylla.figures import intervals
 from raylla.runs.state import Run
-from raylla.serving.deploy.app import canary_scale
+from raylla.serving.deploy.app import canary_scale, told_engine
 from raylla.serving.deploy.cluster import POLL_SECONDS, Dashboard
+from raylla.serving.deploy.policies import check_shared
 from raylla.serving.deploy.versions import Target, find
 from raylla.serving.money.money import to_units
 from raylla.serving.money.records import Served
@@ -54,12 +58,18 @@ def canary(at: Dashboard, run: str, version: str | None, share: float) -> None:
 
     Raises:
         RunError: no such run or version, or one of another model.
-        WeightError: the canary's engine refuses the weights; the stable version goes on alone.
+        WeightError: the canary's engine refuses the weights, or the version cannot share the one that
+            serves; the stable version goes on alone.
     """
     deployed = at.deployed()
-    config, _, target = compatible(deployed, run, version)
+    config, stable, target = compatible(deployed, run, version)
+    if config.serving.adapters == "shared":
+        check_shared(config, target)
     since = datetime.now(UTC).isoformat()
-    _set(deployed, "Canary", {"version": target.plain()}, canary_scale(config.serving, 1))
+    if config.serving.adapters == "merged":
+        _set(deployed, "Canary", {"version": target.plain()}, canary_scale(config.serving, 1))
+    elif not config.serving.colocate:
+        _set(deployed, "Engine", told_engine(config.serving, stable, target))
     wish = {"canary": target.plain(), "share": share, "since": since}
     _set(deployed, "Ingress", _told(deployed, "Ingress") | wish)
     at.apply(deployed, config.deadlines.start)
@@ -208,12 +218,13 @@ def _serve(at: Dashboard, deployed: dict[str, Any], config: Config, target: Targ
     The canary's replicas keep the version that they were given until they are gone: one that Serve starts
     meanwhile would else come up with the base model, and may still be asked.
     """
-    _set(deployed, "Canary", _told(deployed, "Canary"), canary_scale(config.serving, 0))
+    if config.serving.adapters == "merged":
+        _set(deployed, "Canary", _told(deployed, "Canary"), canary_scale(config.serving, 0))
     wish = {"stable": target.plain(), "canary": None, "share": 0.0, "since": None}
     _set(deployed, "Ingress", wish)
     if not config.serving.colocate:
-        for name in ("Engine", "Predictor"):
-            _set(deployed, name, {"version": target.plain()})
+        _set(deployed, "Engine", told_engine(config.serving, target, None))
+        _set(deployed, "Predictor", {"version": target.plain()})
     at.apply(deployed, config.deadlines.start)
 
 

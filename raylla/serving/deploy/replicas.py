@@ -30,12 +30,13 @@ from raylla.serving.auction.auctioneer import Auctioneer
 from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.auction.exchange import Traffic, Writer
 from raylla.serving.billing.notices import Sender
+from raylla.serving.deploy.policies import Policies, RoleWriter, adapter_room, shared_base
 from raylla.serving.deploy.supervision import Supervisor
 from raylla.serving.deploy.versions import Holding, Target, load_pctr
 from raylla.serving.engine.engine import start_engine
 from raylla.serving.engine.predictor import Oracle, Predictor, Rate
 from raylla.serving.engine.remote import RemoteOracle, RemoteWriter
-from raylla.serving.engine.wire import Piece
+from raylla.serving.engine.wire import Piece, PolicyRole
 from raylla.serving.http import web
 from raylla.serving.http.api import Health, create
 from raylla.serving.http.reports import Reports
@@ -65,8 +66,14 @@ def _begun(tree: dict[str, Any]) -> Config:
     return config
 
 
-def _open_engine(config: Config) -> Holding:
-    """An engine with the base model's weights; a run's version comes with `Holding.want`."""
+def _open_engine(config: Config) -> Holding | Policies:
+    """An engine with the base model's weights; a run's versions come with `want`."""
+    if config.serving.adapters == "shared":
+        base, room = shared_base(config), adapter_room(config)
+        return Policies(
+            start_engine(base.path, config.engine, config.seed, base, config.deadlines.start, room),
+            base,
+        )
     path = models.resolve(config.ad_llm.path, "ad_llm.path")
     version = WeightVersion("v0", 0, path)
     engine = start_engine(path, config.engine, config.seed, version, config.deadlines.start)
@@ -80,20 +87,20 @@ class EngineReplica:
         self._holding = _open_engine(_begun(tree))
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
-        """Take over the version that Serve says."""
+        """Take over the versions that Serve says."""
         if target := Target.of(wanted["version"]):
-            await self._holding.want(target)
+            await self._holding.want(target, Target.of(wanted.get("canary")))
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier, role: PolicyRole
     ) -> AsyncGenerator[Piece, None]:
-        """See `AsyncEngine.generate`."""
-        async for piece in self._holding.engine.generate(prompt, sampling, stream, trace):
+        """See `AsyncEngine.generate`, as ``role``."""
+        async for piece in self._holding.generate(prompt, sampling, stream, trace, role):
             yield piece
 
-    async def state(self) -> tuple[Target, str | None]:
-        """The version that it holds, and why not another."""
-        return self._holding.held, self._holding.problem
+    async def state(self) -> tuple[Target, Target | None, str | None]:
+        """The version that it holds, the canary beside it, and why not another."""
+        return self._holding.held, self._holding.canary, self._holding.problem
 
     def check_health(self) -> None:
         """Asked by Serve, which starts another replica where this raises."""
@@ -138,7 +145,7 @@ class Ingress:
     """HTTP, the auctioneer and, where colocated, engine and pCTR model."""
 
     def __init__(
-        self, tree: dict[str, Any], canary: Any, engine: Any = None, predictor: Any = None
+        self, tree: dict[str, Any], canary: Any = None, engine: Any = None, predictor: Any = None
     ) -> None:
         self._config = config = _begun(tree)
         run = Run.open(_run(config))  # held while it is read: its working copy goes with it
@@ -148,10 +155,12 @@ class Ingress:
         self._canary = canary
         self._holding = _open_engine(config) if engine is None else None
         self._predictor = Predictor(config) if predictor is None else None
-        writer: Writer = self._holding.engine if self._holding else RemoteWriter(engine)
         self._engine = engine
         self._oracle: Oracle = self._predictor or RemoteOracle(predictor)
-        self._traffic = Traffic(writer)
+        untouched = config.serving.organic == "untouched"
+        self._traffic = Traffic(
+            self._writer("stable"), organic=self._writer("organic") if untouched else None
+        )
         self._tokens = TokenKeys.parse(keyring.read_keyring(config.serving.database).token_keys)
         self._eligibility = Eligibility(self._store, config.serving, config.world.max_bid)
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
@@ -170,7 +179,7 @@ class Ingress:
         if self._wanted_canary is None:
             self._traffic.canary = None  # first: what follows may outlast the canary's replica
         if self._holding:
-            await self._holding.want(stable)
+            await self._holding.want(stable, self._wanted_canary)
         if self._predictor:
             take_pctr(self._predictor, stable)
         if self._auctioneer.retrieval is None:
@@ -239,18 +248,34 @@ class Ingress:
             self._supervisor.start(name, seconds, once)
             self._reports.watch(name, partial(self._supervisor.age, name))
 
+    def _writer(self, role: PolicyRole) -> Writer:
+        """Who answers as ``role``: this replica's engine, or a deployment's."""
+        if role == "canary" and self._canary is not None:
+            return RemoteWriter(self._canary, role)
+        if self._holding is not None:
+            return RoleWriter(self._holding, role)
+        return RemoteWriter(self._engine, role)
+
     async def _watch_canary(self) -> None:
         """Give the canary its share once it holds the version that it should, and no sooner."""
         wanted = self._wanted_canary
         if wanted is None or (self._traffic.canary is not None and self._live == wanted):
             return
         try:
-            self._live, problem = await asyncio.wait_for(self._canary.state.remote(), HEALTH_SECONDS)
+            self._live, problem = await self._canary_state()
         except (RayError, TimeoutError) as error:
             self._live, problem = None, f"the canary is not up: {error}"
         ready = self._live == wanted == self._wanted_canary
-        self._traffic.canary = RemoteWriter(self._canary) if ready else None
+        self._traffic.canary = self._writer("canary") if ready else None
         self._problem = problem
+
+    async def _canary_state(self) -> tuple[Target | None, str | None]:
+        """The canary that answers, if one does, and why not another."""
+        if self._canary is None and self._holding is not None:
+            return self._holding.canary, self._holding.problem
+        asked = self._engine if self._canary is None else self._canary
+        held, beside, problem = await asyncio.wait_for(asked.state.remote(), HEALTH_SECONDS)
+        return beside if self._canary is None else held, problem
 
     async def _health(self) -> Health:
         problems = [self._problem] if self._wanted_canary and self._problem else []
@@ -260,9 +285,10 @@ class Ingress:
                 self._holding.engine.check()
                 held, problem = self._holding.held, self._holding.problem
             else:
-                held, problem = await asyncio.wait_for(self._engine.state.remote(), HEALTH_SECONDS)
+                state = await asyncio.wait_for(self._engine.state.remote(), HEALTH_SECONDS)
+                held, _, problem = state
             stable = held.version
-            problems += [problem] if problem else []
+            problems += [problem] if problem and problem not in problems else []
             ok = await asyncio.wait_for(self._reachable(), HEALTH_SECONDS)
         except (RayllaError, RayError, SQLAlchemyError, TimeoutError) as error:
             ok = False

@@ -6,21 +6,28 @@ and a change of them is a change of config that Serve applies in place:
     Ingress  {"stable": TARGET, "canary": TARGET or null, "share": 0.1, "since": time or null}
     Engine   {"version": TARGET}        Canary  {"version": TARGET or null}
     Predictor {"version": TARGET}       TARGET  {"run": directory, "version": name}
+
+Where versions share an engine (`raylla.serving.deploy.policies`) there is no Canary, and an Engine is told
+{"version": TARGET, "canary": TARGET or null}.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raylla.config import Sampling
 from raylla.engines.protocol import Probe
 from raylla.errors import RayllaError, RunError
 from raylla.records import WeightVersion
 from raylla.runs.state import Run
 from raylla.runs.versions import committed, named, note_served
 from raylla.serving.engine.engine import AsyncEngine
+from raylla.serving.engine.wire import Piece, PolicyRole
+from raylla.serving.tracing import Carrier
 
 if TYPE_CHECKING:
     from raylla.serving.engine.predictor import Predictor
@@ -95,14 +102,15 @@ def load_pctr(predictor: Predictor, target: Target) -> None:
 
 
 class Holding:
-    """An engine and the version that it should hold."""
+    """An engine and the version that it should hold; a canary has another."""
 
     def __init__(self, engine: AsyncEngine, held: Target) -> None:
         self.engine = engine
         self.held = held
+        self.canary: Target | None = None
         self.problem: str | None = None
 
-    async def want(self, target: Target) -> None:
+    async def want(self, target: Target, canary: Target | None = None) -> None:
         """Take over ``target``; where that fails the old version goes on, and ``problem`` says why."""
         if target == self.held:
             self.problem = None
@@ -118,3 +126,9 @@ class Holding:
             "weight version is live", extra={"weight_version": target.version, "difference": difference}
         )
         self.held, self.problem = target, None
+
+    def generate(
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier, role: PolicyRole
+    ) -> AsyncGenerator[Piece, None]:
+        """See `AsyncEngine.generate`; whatever the role, it is the version that is held."""
+        return self.engine.generate(prompt, sampling, stream, trace)

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 from raylla.config import Engine as Settings
 from raylla.config import Sampling
-from raylla.engines.protocol import Probe
+from raylla.engines.protocol import AdapterRoom, Probe
 from raylla.errors import DeadlineError, EndpointError, RequestError
 from raylla.records import WeightVersion
 from raylla.serving.engine.stepping import work
@@ -25,8 +25,10 @@ from raylla.serving.engine.wire import (
     Abort,
     Ask,
     Command,
+    Drop,
     Failed,
     Heard,
+    Hold,
     Load,
     Loaded,
     Piece,
@@ -49,10 +51,18 @@ class AsyncEngine:
         pipe: to a `Stepper` that is ready.
         version: the weights that its engine holds.
         alive: whether it still steps.
+        end: ends what steps it, once the pipe is closed.
     """
 
-    def __init__(self, pipe: Connection, version: WeightVersion, alive: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        pipe: Connection,
+        version: WeightVersion,
+        alive: Callable[[], bool],
+        end: Callable[[], None] = lambda: None,
+    ) -> None:
         self._pipe = pipe
+        self._end = end
         self._held = version
         self._alive = alive
         self._names = itertools.count()
@@ -76,16 +86,24 @@ class AsyncEngine:
             raise self._failed or EndpointError(ENDED)
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        stream: bool,
+        trace: Carrier = NO_TRACE,
+        policy: str = "",
     ) -> AsyncGenerator[Piece, None]:
         """The answer, in pieces as they are sampled or (not ``stream``) as one; closing it aborts.
+
+        Args:
+            policy: path of a version whose adapter is held and writes it; none: the base, or whole weights.
 
         Raises:
             EndpointError: the engine refuses the prompt, or has failed.
         """
         written = 0
         with traced("engine", trace) as told:
-            async with aclosing(self._pieces(prompt, sampling, stream)) as pieces:
+            async with aclosing(self._pieces(prompt, sampling, stream, policy)) as pieces:
                 async for piece in pieces:
                     written += len(piece.token_ids)
                     if piece.finish is not None:
@@ -95,14 +113,14 @@ class AsyncEngine:
                     yield piece
 
     async def _pieces(
-        self, prompt: Sequence[int], sampling: Sampling, stream: bool
+        self, prompt: Sequence[int], sampling: Sampling, stream: bool, policy: str
     ) -> AsyncGenerator[Piece, None]:
         name = str(next(self._names))
         pieces: asyncio.Queue[Piece | EndpointError] = asyncio.Queue()
         self._answers[name] = pieces
         finished = False
         try:
-            self._ask(Ask(name, prompt, sampling, stream))
+            self._ask(Ask(name, prompt, sampling, stream, policy))
             while not finished:
                 piece = await pieces.get()
                 if isinstance(piece, EndpointError):
@@ -123,16 +141,38 @@ class AsyncEngine:
             StorageError: they cannot be brought here; the old ones stand.
             EndpointError: the engine has failed.
         """
-        name = str(next(self._names))
-        done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._loads[name] = done
-        try:
-            self._ask(Load(name, version, probe))
-            difference = await done
-        finally:
-            del self._loads[name]
+        difference = await self._loaded(Load(str(next(self._names)), version, probe))
         self._held = version
         return difference
+
+    async def hold(self, version: WeightVersion, probe: Probe | None) -> float:
+        """Take the adapter of ``version`` in beside what answers; mean |difference| to the probe (nats).
+
+        Raises:
+            WeightError: an unreadable adapter, another base's, or not the probe's; nothing has changed.
+            StorageError: it cannot be brought here.
+            EndpointError: the engine has failed.
+        """
+        return await self._loaded(Hold(str(next(self._names)), version, probe))
+
+    def drop(self, version: WeightVersion) -> None:
+        """Let the adapter of ``version`` go, once what it writes is done; nobody may ask for it then."""
+        self._ask(Drop(version.path))
+
+    def close(self) -> None:
+        """End it; whoever waits for an answer hears of it."""
+        self._fail(ENDED)
+        self._pipe.close()
+        self._end()
+
+    async def _loaded(self, asked: Load | Hold) -> float:
+        done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._loads[asked.name] = done
+        try:
+            self._ask(asked)
+            return await done
+        finally:
+            del self._loads[asked.name]
 
     def _ask(self, asked: Command) -> None:
         if self._failed:
@@ -190,9 +230,15 @@ class AsyncEngine:
 
 
 def start_engine(
-    model: str, settings: Settings, seed: int, version: WeightVersion, seconds: float
+    model: str,
+    settings: Settings,
+    seed: int,
+    version: WeightVersion,
+    seconds: float,
+    room: AdapterRoom | None = None,
 ) -> AsyncEngine:
-    """An engine on ``model`` (the files of ``version`` on this machine), in a process that ends with this.
+    """An engine on ``model`` (the files of ``version`` on this machine), in a process that ends with this;
+    with ``room``, ``version`` is the base that adapters share.
 
     Raises:
         DeadlineError: it was not ready within ``seconds``.
@@ -200,7 +246,7 @@ def start_engine(
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=work, args=(theirs, model, settings, seed, version), name="engine")
+    process = spawn.Process(target=work, args=(theirs, model, settings, seed, version, room), name="engine")
     process.start()
     theirs.close()
 
@@ -209,6 +255,7 @@ def start_engine(
         process.join(END_SECONDS)
         if process.is_alive():
             process.kill()
+        atexit.unregister(end)
 
     atexit.register(end)  # before multiprocessing's own, which waits for the process without end
     try:
@@ -219,4 +266,4 @@ def start_engine(
         raise EndpointError(f"{ENDED} before it was ready") from None
     if isinstance(first, Failed):
         raise EndpointError(f"the engine on {model}: {first.reason}")
-    return AsyncEngine(ours, version, process.is_alive)
+    return AsyncEngine(ours, version, process.is_alive, end)

@@ -14,7 +14,7 @@ from raylla.config import Sampling
 from raylla.errors import BusyError, EndpointError
 from raylla.reward.rows import ClickRow
 from raylla.serving.engine.predictor import Rate
-from raylla.serving.engine.wire import Piece
+from raylla.serving.engine.wire import Piece, PolicyRole
 from raylla.serving.tracing import NO_TRACE, Carrier
 from raylla.world.retrieval import Vectors
 
@@ -25,10 +25,11 @@ AGAIN_SECONDS = 0.2
 
 
 class RemoteWriter:
-    """A `Writer` over a handle."""
+    """A `Writer` over a handle, whose engine answers as ``role``."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, role: PolicyRole = "stable") -> None:
         self._handle = handle.options(stream=True)
+        self._role = role
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier = NO_TRACE
@@ -41,7 +42,7 @@ class RemoteWriter:
         """
         begun = False
         while True:
-            pieces = self._handle.generate.remote(prompt, sampling, stream, trace)
+            pieces = self._handle.generate.remote(prompt, sampling, stream, trace, self._role)
             try:
                 async for piece in pieces:
                     begun = True

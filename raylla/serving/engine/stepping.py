@@ -8,6 +8,8 @@ a step them: they share neither an interpreter nor a core.
 A new weight version is taken over between two steps: what runs is finished under the old version,
 what comes in meanwhile waits for the new one, and nothing is dropped.  A version that fails leaves
 the old one in place.
+
+Where versions are adapters over one base, one more is held between two steps, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -21,15 +23,19 @@ from multiprocessing.connection import Connection
 
 from raylla.config import Engine as Settings
 from raylla.engines.live import Live, LiveVllm, Step
-from raylla.errors import StorageError, WeightError
+from raylla.engines.protocol import AdapterRoom
+from raylla.errors import ConfigError, StorageError, WeightError
 from raylla.models import read_weights
+from raylla.models.found import found
 from raylla.records import WeightVersion
 from raylla.serving.engine.wire import (
     Abort,
     Ask,
     Command,
+    Drop,
     Failed,
     Heard,
+    Hold,
     Load,
     Loaded,
     Piece,
@@ -43,17 +49,23 @@ log = logging.getLogger("raylla.serving")
 
 
 class Stepper:
-    """Steps ``engine``, which holds ``version``, for who is at the other end of ``pipe``."""
+    """Steps ``engine``, which holds ``version``, for who is at the other end of ``pipe``; ``most`` adapters
+    may be held beside it."""
 
-    def __init__(self, engine: Live, version: WeightVersion, pipe: Connection) -> None:
+    def __init__(self, engine: Live, version: WeightVersion, pipe: Connection, most: int = 0) -> None:
         self._engine = engine
         self._held = version
         self._pipe = pipe
+        self._most = most
+        self._adapters: dict[str, str] = {}
+        """Path of each version whose adapter is held -> its name."""
+        self._leaving: set[str] = set()
+        self._holds: deque[Hold] = deque()
         self._inbox: deque[Command] = deque()
         self._news = threading.Event()
         self._gone = False
-        self._running: dict[str, str] = {}
-        """Request -> the version that writes it."""
+        self._running: dict[str, tuple[str, str]] = {}
+        """Request -> name and policy of the version that writes it."""
         self._waiting: deque[Ask | Load] = deque()
 
     def run(self) -> None:
@@ -63,12 +75,13 @@ class Stepper:
         try:
             self._tell(Ready())
             while True:
-                if not self._running and not self._waiting:
+                if not self._running and not self._waiting and not self._holds:
                     self._news.wait()
                 self._news.clear()
                 if self._gone:
                     return
                 self._take()
+                self._change_adapters()
                 self._admit()
                 if self._running:
                     self._deliver(self._engine.step())
@@ -95,7 +108,11 @@ class Stepper:
     def _take(self) -> None:
         while self._inbox:
             item = self._inbox.popleft()
-            if not isinstance(item, Abort):
+            if isinstance(item, Hold):
+                self._holds.append(item)
+            elif isinstance(item, Drop):
+                self._leaving.add(item.policy)
+            elif not isinstance(item, Abort):
                 self._waiting.append(item)
             elif item.name in self._running:
                 del self._running[item.name]
@@ -113,12 +130,40 @@ class Stepper:
                 self._take_over(first)
             else:
                 try:
-                    self._engine.submit(first.name, first.prompt, first.sampling, first.stream)
+                    self._engine.submit(
+                        first.name, first.prompt, first.sampling, first.stream, first.policy
+                    )
                 except ValueError as error:
                     self._tell(RequestRefused(first.name, str(error)))
                 else:
-                    self._running[first.name] = self._held.name
+                    written_by = self._adapters.get(first.policy, self._held.name)
+                    self._running[first.name] = written_by, first.policy
             self._waiting.popleft()
+
+    def _change_adapters(self) -> None:
+        """Let go what leaves and writes nothing more, then hold what there is room for."""
+        asked = {one.policy for one in self._waiting if isinstance(one, Ask)}
+        busy = asked | {policy for _, policy in self._running.values()}
+        for policy in self._leaving - busy:
+            self._leaving.discard(policy)
+            if self._adapters.pop(policy, None) is not None:
+                self._engine.drop(policy)
+        while self._holds and (len(self._adapters) < self._most or not self._leaving):
+            wanted = self._holds.popleft()
+            path, name = wanted.version.path, wanted.version.name
+            if path in self._adapters:  # it was to leave, and was asked for again
+                self._leaving.discard(path)
+                self._tell(Loaded(wanted.name, 0.0))
+                continue
+            try:
+                with found(path) as directory:
+                    difference = self._engine.hold(path, directory, wanted.probe)
+            except (WeightError, StorageError, ConfigError) as error:
+                log.error("weight version %s is refused: %s", name, error)
+                self._tell(Loaded(wanted.name, 0.0, error))
+            else:
+                self._adapters[path] = name
+                self._tell(Loaded(wanted.name, difference))
 
     def _take_over(self, wanted: Load) -> None:
         try:
@@ -141,23 +186,30 @@ class Stepper:
     def _deliver(self, steps: Sequence[Step]) -> None:
         pieces: list[tuple[str, Piece]] = []
         for step in steps:
-            if (version := self._running.get(step.name)) is None:
+            if (writer := self._running.get(step.name)) is None:
                 continue
-            pieces.append((step.name, Piece(step.token_ids, step.finish, version)))
+            pieces.append((step.name, Piece(step.token_ids, step.finish, writer[0])))
             if step.finish is not None:
                 del self._running[step.name]
         if pieces:
             self._tell(StepOutput(tuple(pieces)))
 
 
-def work(pipe: Connection, model: str, settings: Settings, seed: int, version: WeightVersion) -> None:
+def work(
+    pipe: Connection,
+    model: str,
+    settings: Settings,
+    seed: int,
+    version: WeightVersion,
+    room: AdapterRoom | None,
+) -> None:
     """What the process does: an engine on ``model``, stepped until the other end of ``pipe`` is closed."""
     log_json()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks decides when this ends
     try:
-        engine = LiveVllm(model, settings, seed)
+        engine = LiveVllm(model, settings, seed, room)
     except Exception as error:  # whatever it was, it is the asker's, who waits for `Ready`
         log.exception("the engine does not start")
         pipe.send(Failed(f"it does not start: {error}"))
         return
-    Stepper(engine, version, pipe).run()
+    Stepper(engine, version, pipe, room.most if room is not None else 0).run()

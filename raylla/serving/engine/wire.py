@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from raylla.config import Sampling
 from raylla.engines.live import Finish
 from raylla.engines.protocol import Probe
-from raylla.errors import StorageError, WeightError
+from raylla.errors import ConfigError, StorageError, WeightError
 from raylla.records import WeightVersion
+
+PolicyRole = Literal["stable", "canary", "organic"]
+"""As whom an engine answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +27,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Begin an answer."""
+    """Begin an answer; by the adapter of the version at ``policy``, or by the base, or whole weights."""
 
     name: str
     prompt: Sequence[int]
     sampling: Sampling
     stream: bool
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,22 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Take the adapter of ``version`` in beside what answers, once there is room."""
+
+    name: str
+    version: WeightVersion
+    probe: Probe | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Let the adapter of the version at ``policy`` go, once what it writes is done."""
+
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What one step added, by request."""
 
@@ -64,11 +85,11 @@ class RequestRefused:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """How a `Load` ended: the mean |difference| to the probe (nats), or why it is refused."""
+    """How a `Load` or `Hold` ended: the mean |difference| to the probe (nats), or why it is refused."""
 
     name: str
     difference: float
-    refusal: WeightError | StorageError | None = None
+    refusal: WeightError | StorageError | ConfigError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +104,5 @@ class Failed:
     reason: str
 
 
-Command = Ask | Abort | Load
+Command = Ask | Abort | Load | Hold | Drop
 Heard = StepOutput | RequestRefused | Loaded | Ready | Failed

@@ -17,6 +17,8 @@ from raylla.config import Sampling
 from raylla.engines.live import Step
 from raylla.engines.protocol import Probe, Weights
 from raylla.errors import EndpointError, WeightError
+from raylla.models import Adapter
+from raylla.models.places import adapter_settings
 from raylla.records import WeightVersion
 from raylla.serving.engine.engine import AsyncEngine
 from raylla.serving.engine.stepping import Stepper
@@ -34,14 +36,21 @@ class Counting:
         self.streams: dict[str, bool] = {}
         self.aborted: list[str] = []
         self.mixed = False
+        self.adapters: dict[str, int] = {}
+        self.events: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.broken = False
 
-    def submit(self, name: str, prompt: Sequence[int], sampling: Sampling, stream: bool) -> None:
+    def submit(
+        self, name: str, prompt: Sequence[int], sampling: Sampling, stream: bool, policy: str = ""
+    ) -> None:
         if prompt[0] == 0:
             raise ValueError("the prompt has 0 tokens")
-        self.left[name], self.streams[name] = [self.value] * prompt[0], stream
+        if policy and policy not in self.adapters:
+            raise ValueError(f"no adapter {policy} is held")
+        value = self.adapters[policy] if policy else self.value
+        self.left[name], self.streams[name] = [value] * prompt[0], stream
 
     def step(self) -> list[Step]:
         self.gate.wait(10)
@@ -71,6 +80,25 @@ class Counting:
         self.value = value
         return 0.0
 
+    def hold(self, policy: str, directory: Path, probe: Probe | None) -> float:
+        value = adapter_settings(directory)["r"]
+        if probe is not None and value != probe.logprobs[0]:
+            raise WeightError(f"the probe differs by {value - probe.logprobs[0]}")
+        self.adapters[policy] = value
+        self.events.append(f"hold {value} beside {len(self.left)}")
+        return 0.25
+
+    def drop(self, policy: str) -> None:
+        value = self.adapters.pop(policy)
+        assert all(value not in tokens for tokens in self.left.values())
+        self.events.append(f"drop {value}")
+
+
+def adapted(path: Path, value: int) -> WeightVersion:
+    path.mkdir()
+    Adapter({"base_model_name_or_path": "base", "r": value}, b"").write(path)
+    return WeightVersion(path.name, value, str(path))
+
 
 def saved(path: Path, value: int) -> WeightVersion:
     path.mkdir()
@@ -78,8 +106,10 @@ def saved(path: Path, value: int) -> WeightVersion:
     return WeightVersion(path.name, value, str(path))
 
 
-async def tokens(engine: AsyncEngine, count: int, stream: bool = True) -> tuple[list[int], set[str]]:
-    pieces = [piece async for piece in engine.generate([count], SAMPLING, stream)]
+async def tokens(
+    engine: AsyncEngine, count: int, stream: bool = True, policy: str = ""
+) -> tuple[list[int], set[str]]:
+    pieces = [piece async for piece in engine.generate([count], SAMPLING, stream, policy=policy)]
     return [one for piece in pieces for one in piece.token_ids], {piece.version for piece in pieces}
 
 
@@ -87,7 +117,7 @@ def run(tmp_path: Path, body: Callable[[AsyncEngine, Counting], Awaitable[Any]])
     """``body`` beside a stepping thread, which ends once the engine's end of the pipe is closed."""
     live, version = Counting(), saved(tmp_path / "v0", 0)
     ours, theirs = Pipe()
-    thread = threading.Thread(target=Stepper(live, version, theirs).run)
+    thread = threading.Thread(target=Stepper(live, version, theirs, most=2).run)
     thread.start()
     try:
         assert ours.recv() == Ready()
@@ -166,6 +196,62 @@ def test_a_version_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
             await engine.load(WeightVersion("v3", 3, str(tmp_path / "absent")), None)
         assert engine.version == "v1"
         assert await tokens(engine, 2) == ([1, 1], {"v1"})
+
+    run(tmp_path, body)
+
+
+def test_adapters_answer_side_by_side_and_nothing_waits_for_one_more(tmp_path: Path) -> None:
+    async def body(engine: AsyncEngine, live: Counting) -> None:
+        first, second, third = (adapted(tmp_path / f"v{n}", n) for n in (1, 2, 3))
+        base = engine.generate([10**6], SAMPLING, True)
+        assert (await anext(base)).version == "v0"
+        assert await engine.hold(first, None) == 0.25
+        own = engine.generate([10**6], SAMPLING, True, policy=first.path)
+        assert (await anext(own)).version == "v1"
+        assert await engine.hold(second, Probe((1,), (1,), (2.0,))) == 0.25
+        assert live.events == ["hold 1 beside 1", "hold 2 beside 2"]
+        assert await tokens(engine, 3, policy=second.path) == ([2] * 3, {"v2"})
+        engine.drop(first)
+        more = asyncio.ensure_future(engine.hold(third, None))
+        assert await tokens(engine, 3) == ([0] * 3, {"v0"})  # what is behind it does not wait
+        assert (await anext(own)).token_ids == (1,)  # its adapter is there until it is done
+        assert not more.done()
+        await own.aclose()
+        assert await more == 0.25
+        assert live.events[2:] == ["drop 1", "hold 3 beside 1"]
+        assert await tokens(engine, 3, policy=third.path) == ([3] * 3, {"v3"})
+        assert {(await anext(base)).token_ids for _ in range(9)} == {(0,)}
+        await base.aclose()
+
+    run(tmp_path, body)
+
+
+def test_an_adapter_that_fails_leaves_what_was_live(tmp_path: Path) -> None:
+    async def body(engine: AsyncEngine, live: Counting) -> None:
+        version = adapted(tmp_path / "v1", 1)
+        await engine.hold(version, None)
+        with pytest.raises(WeightError, match="probe differs"):
+            await engine.hold(adapted(tmp_path / "v2", 2), Probe((1,), (1,), (9.0,)))
+        with pytest.raises(WeightError, match="cannot be read as an adapter"):
+            await engine.hold(saved(tmp_path / "v3", 3), None)
+        assert live.adapters == {version.path: 1}
+        assert await tokens(engine, 2, policy=version.path) == ([1, 1], {"v1"})
+        with pytest.raises(EndpointError, match="absent"):
+            await tokens(engine, 1, policy="absent")
+
+    run(tmp_path, body)
+
+
+def test_an_adapter_that_was_to_leave_is_kept_where_it_is_asked_for_again(tmp_path: Path) -> None:
+    async def body(engine: AsyncEngine, live: Counting) -> None:
+        version = adapted(tmp_path / "v1", 1)
+        await engine.hold(version, None)
+        writing = engine.generate([10**6], SAMPLING, True, policy=version.path)
+        await anext(writing)
+        engine.drop(version)
+        await engine.hold(version, None)
+        await writing.aclose()
+        assert await tokens(engine, 2, policy=version.path) == ([1, 1], {"v1"})
 
     run(tmp_path, body)
 
