@@ -46,12 +46,13 @@ class StorageError(RunError):
 
 class WorkerLostError(LostError):
     """A worker's process or node died at work: nobody's fault in the data or the code, so that it may be
-    started anew. ``worker`` is its place in the pool named ``pool``."""
+    started anew. ``worker`` is its place in the pool named ``pool``; its node was ``announced`` to go."""
 
-    def __init__(self, message: str, pool: str, worker: int) -> None:
+    def __init__(self, message: str, pool: str, worker: int, announced: bool = False) -> None:
         super().__init__(message)
         self.pool = pool
         self.worker = worker
+        self.announced = announced
 
 
 class DeadlineError(RayllaError):

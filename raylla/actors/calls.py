@@ -114,7 +114,8 @@ class RayCall(Call):
     def _typed(self, error: RayError) -> RayllaError:
         if not isinstance(error, RayTaskError) or isinstance(error.cause, RayError):
             why = f"{self} was lost with its worker ({type(error).__name__}): {error}"
-            return WorkerLostError(why, self.pool, self.index)
+            died = error.cause if isinstance(error, RayTaskError) else error
+            return WorkerLostError(why, self.pool, self.index, getattr(died, "preempted", False))
         if isinstance(error.cause, RayllaError):
             return type(error.cause)(f"{self.worker}: {error.cause}")
         return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")

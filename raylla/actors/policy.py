@@ -1,7 +1,8 @@
 """The policy trainer as the driver sees it: start early, ask for one version after another, stop.
 
 One Ray Train run serves all epochs. Its workers take jobs from a hub, an actor that outlives them: where
-a worker dies, Ray Train brings the group up anew and the hub hands out the unfinished job again.
+a worker dies, Ray Train brings the group up anew and the hub hands out the unfinished job again. A node
+that is announced to go may finish the job in hand; when its time is up the group is brought up elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from raylla.policy.groups import token_group
 from raylla.policy.jobs import AlignJob, AlignResult, Told, TuneJob, TuneResult
 
 MAX_FAILURES = 2
-"""Times that workers are brought up anew before the run fails."""
+"""Times that workers are brought up anew before the run fails, but for nodes that were announced to go."""
 
 _POLL = 5.0
 """Seconds after which a waiting worker asks the hub again, so that it notices a dead driver."""
@@ -166,7 +167,9 @@ class PolicyTrainer:
         self._started = time.monotonic()
         if self._in_process or self._fit is not None:
             return
-        self._hub = ray.remote(num_cpus=0)(Hub).remote()
+        # Where this driver is, for elsewhere it would go with a node that the run can do without.
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        self._hub = ray.remote(num_cpus=0, label_selector=here)(Hub).remote()
         self._fit = threading.Thread(target=self._run, name="policy-trainer", daemon=True)
         self._fit.start()
 

@@ -27,6 +27,7 @@ from raylla.actors.calls import (
     next_reference,
     soon,
 )
+from raylla.actors.draining import draining, node_of
 from raylla.actors.host import START, Host
 from raylla.config import Actors, Engines
 from raylla.errors import RayllaError, WorkerHungError, WorkerLostError
@@ -68,11 +69,12 @@ class Pool:
         self._kind = kind
         self._args = args
         self._actors = actors
-        self._in_process = in_process
         self._record = record
         self._hosts: dict[int, Any] = {}
         self._queues: dict[int, deque[LocalCall]] = {}
         self._starting: dict[int, Call] = {}
+        self._nodes: dict[Any, str | None] = {}
+        self.in_process = in_process
         self.restarts = 0
 
     @property
@@ -116,7 +118,7 @@ class Pool:
         Returns the call whose end says that it is ready. It is a member after `admit`, or `wait_ready`.
         """
         index = next(number for number in itertools.count() if number not in self._hosts)
-        self._hosts[index] = Host() if self._in_process else self._actor(index)
+        self._hosts[index] = Host() if self.in_process else self._actor(index)
         self._queues[index] = deque()
         self._starting[index] = self._submit(index, START, self._kind, self._args)
         return self._starting[index]
@@ -130,7 +132,7 @@ class Pool:
         host = self._hosts.pop(worker)
         self._starting.pop(worker, None)
         del self._queues[worker]
-        if not self._in_process:
+        if not self.in_process:
             ray.kill(host)
 
     def wait_ready(self, deadline: float) -> None:
@@ -166,12 +168,25 @@ class Pool:
         self._begin_again(lost)
         self._wait({lost.worker}, deadline, f"{self.name}[{lost.worker}] to be ready again")
 
+    def leaving(self) -> dict[int, float]:
+        """Members whose node is announced to go, and the seconds that they have left there."""
+        going = {} if self.in_process else draining()
+        if not going:
+            return {}
+        hosts = {worker: self._hosts[worker] for worker in self.members}
+        self._nodes = {host: self._nodes.get(host) or node_of(host) for host in hosts.values()}
+        return {
+            worker: going[node] for worker, host in hosts.items() if (node := self._nodes[host]) in going
+        }
+
     def count(self, lost: WorkerLostError) -> None:
-        """Count the loss of a worker that is to be replaced.
+        """Count the loss of a worker that is to be replaced, unless its node was announced to go.
 
         Raises:
             WorkerLostError: ``lost`` itself, where the pool has replaced ``actors.max_restarts`` already.
         """
+        if lost.announced:
+            return
         if self.restarts >= self._actors.max_restarts:
             raise lost
         self.restarts += 1
@@ -190,7 +205,7 @@ class Pool:
 
     def stop(self) -> None:
         """End all workers, whatever they are doing; does nothing where none was started."""
-        if not self._in_process:
+        if not self.in_process:
             for host in self._hosts.values():
                 ray.kill(host)
         self._hosts, self._queues, self._starting = {}, {}, {}
@@ -217,7 +232,7 @@ class Pool:
 
     def _submit(self, worker: int, method: str, *args: Any) -> Call:
         host = self._hosts[worker]
-        if self._in_process:
+        if self.in_process:
             items = host.run(method, *args)
             return LocalCall(self.name, worker, method, self._record, items, self._queues[worker])
         stream = self._stream(worker, method, *args)

@@ -1,12 +1,14 @@
 """Who of a pool is at work, who is free, and how many there should be.
 
     begun --ready--> loading --live weights--> free --work--> busy --done--> free --no work--> ended
+                                               free, busy --its node is to go--> ended, another begun
 
 A pool with room to grow has as many workers as the work that waits can keep busy, between its least
 and its most.  A worker for which the cluster has no room yet waits for it, which is what an autoscaler
-acts on; what waits longer than ``deadlines.start`` is withdrawn, and the others do the work.  Nothing
-of `Dispatch` waits: the driver goes on with what is running.  Where all that there is to do is known, and a
-pool is as large as it is, `dealt` deals it out and waits.
+acts on; what waits longer than ``deadlines.start`` is withdrawn, and the others do the work.  A worker
+whose node is announced to go gets no new work; another is begun elsewhere once it is done, or when the
+node has no time left.  Nothing of `Dispatch` waits: the driver goes on with what is running.  Where all
+that there is to do is known, and a pool is as large as it is, `dealt` deals it out and waits.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ from typing import Any
 
 from raylla.actors.host import START
 from raylla.actors.pool import DONE, Call, Pool, next_item
-from raylla.errors import WorkerLostError
+from raylla.errors import DeadlineError, WorkerLostError
 from raylla.runs.observe import Observer
 
+LOOK = 2.0
+"""Seconds between two looks for nodes that are announced to go."""
+SPARE = 5.0
+"""Seconds that such a node may have left when what its workers hold is sent elsewhere."""
 Join = Callable[[Pool, int], Call | None]
 """Has a worker that is ready load what the others hold; the call that does, or none."""
 
@@ -42,7 +48,8 @@ class Dispatch:
         self._free = dict.fromkeys(pool.members, time.monotonic())
         self._joining: dict[Call, float] = {}
         self._pressed = time.monotonic()
-        self._fixed = pool.least == pool.most
+        self._leaving: dict[int, float] = {}
+        self._looked = -math.inf
         self._full = False
         self._tell()
 
@@ -66,7 +73,10 @@ class Dispatch:
 
         Returns the call's items.
         """
-        self._free[call.index] = time.monotonic()
+        if call.index in self._leaving:
+            self._move(call.index)
+        else:
+            self._free[call.index] = time.monotonic()
         return self.calls.pop(call)
 
     def joined(self, call: Call, item: object) -> bool:
@@ -94,17 +104,24 @@ class Dispatch:
 
     def lost(self) -> list[Any]:
         """The items of calls whose workers were lost, and are there again."""
-        return [item for call in [call for call in self.calls if call.done] for item in self.done(call)]
+        calls = [call for call in self.calls if call.done]
+        for call in calls:
+            self._leaving.pop(call.index, None)
+        return [item for call in calls for item in self.done(call)]
 
     def fit(self, batches: float) -> None:
-        """Grow to what ``batches`` more, each enough for one worker, keep busy; end who rests long."""
-        if self._fixed:
-            return
-        now = time.monotonic()
+        """Grow to what ``batches`` more, each enough for one worker, keep busy; end who rests long.
+
+        Raises:
+            WorkerLostError: a worker is at work whose node is about to go.
+            DeadlineError: the pool's nodes have gone, and no other has had room for a worker in time.
+        """
+        self._clear_out()
+        now, least = time.monotonic(), self._pool.least
         if batches:
             self._pressed = now
-        wanted = 0 if self._full else min(self._pool.most, len(self.calls) + math.ceil(batches))
-        for _ in range(wanted - self._pool.size - len(self._joining)):
+        wanted = max(least, min(self._pool.most, len(self.calls) + math.ceil(batches)))
+        for _ in range(0 if self._full else wanted - self._pool.size - len(self._joining)):
             self._joining[self._pool.begin()] = now + self._deadline
             self._tell()
         for call, until in list(self._joining.items()):
@@ -112,15 +129,23 @@ class Dispatch:
                 self._full = True
                 late = f"{call.worker}: not ready within deadlines.start={self._deadline:g} s, left out"
                 self._watch.say(late, "yellow")
-            if now >= until or now - self._pressed > self._pool.idle_seconds:
+            spared = self._pool.size >= least and now - self._pressed > self._pool.idle_seconds
+            if now >= until or spared:
                 self._withdraw(call)
+        if self._full and not self._pool.size:
+            raise DeadlineError(
+                f"pool {self._pool.name}: its workers' nodes have gone, and no other had room for a worker "
+                f"within deadlines.start={self._deadline:g} s; add nodes, then `raylla resume`"
+            )
         self._rest(now - self._pool.idle_seconds)
 
     def wake(self) -> float:
         """Seconds until `fit` may have something to do, though nothing has come in."""
         now, idle = time.monotonic(), self._pool.idle_seconds
         times = list(self._joining.values())
-        if self._joining:
+        if not self._pool.in_process:
+            times.append(self._looked + LOOK)
+        if self._joining and self._pool.size >= self._pool.least:
             times.append(self._pressed + idle)
         if self._pool.size > self._pool.least:
             times += [since + idle for since in self._free.values()]
@@ -131,6 +156,28 @@ class Dispatch:
         for call in list(self._joining):
             self._withdraw(call)
         self._rest(math.inf)
+
+    def _clear_out(self) -> None:
+        """Have nobody work where a node is about to go, nor rest where one is announced to."""
+        now = time.monotonic()
+        if now < self._looked + LOOK:
+            return
+        self._looked, self._leaving = now, self._pool.leaving()
+        for worker in self._leaving.keys() & self._free.keys():
+            del self._free[worker]
+            self._move(worker)
+        for call in self.calls:
+            if self._leaving.get(call.index, math.inf) < SPARE:
+                call.done = True
+                raise WorkerLostError(f"{call}: its node is about to go", call.pool, call.index, True)
+
+    def _move(self, worker: int) -> None:
+        """End a worker where it is; `fit` begins another elsewhere."""
+        said = f"{self._pool.name}[{worker}]: its node is announced to go; another takes its place"
+        self._watch.say(said, "yellow")
+        del self._leaving[worker]
+        self._pool.end(worker)
+        self._tell()
 
     def _rest(self, since: float) -> None:
         """End workers that have been free since then, down to the least."""

@@ -63,6 +63,11 @@ class Nodes:
         self._route("add", name)
         self._cut.add(name)
 
+    def announce(self, name: str) -> None:
+        """Tell a node to end, as Kubernetes tells a pod: it is announced to go, and goes when what is on it
+        has gone, or after RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S seconds."""
+        self._running[name].terminate()
+
     def kill(self, name: str) -> None:
         """End a node with everything on it, at once."""
         process = self._running[name]

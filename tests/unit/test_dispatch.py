@@ -8,8 +8,8 @@ import pytest
 
 from raylla.actors.pool import DONE, Call, Pool, next_item
 from raylla.config import Config, Engines
-from raylla.errors import WorkerLostError
-from raylla.irpo.dispatch import Dispatch
+from raylla.errors import DeadlineError, WorkerLostError
+from raylla.irpo.dispatch import SPARE, Dispatch
 from raylla.runs.observe import Observer
 
 
@@ -141,3 +141,60 @@ def test_a_pool_of_fixed_size_stays() -> None:
 def test_bounds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ValueError, match="min_workers=3 exceeds workers=2"):
         Engines(workers=2, min_workers=3)
+
+
+def announced(pool: Pool, dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch, **left: float) -> None:
+    """Workers whose node goes, and in how many seconds; the next `fit` looks."""
+    going = {int(name.removeprefix("w")): seconds for name, seconds in left.items()}
+    monkeypatch.setattr(pool, "leaving", lambda: {one: going[one] for one in going if one in pool.members})
+    dispatch._looked = -1e9
+
+
+def test_who_has_nothing_to_do_on_a_node_that_goes_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, dispatch, _ = started(min_workers=None, max_restarts=0)
+    announced(pool, dispatch, monkeypatch, w1=60.0)
+    dispatch.fit(0)
+    assert pool.members == (0, 2, 3)
+    assert [call.worker for call in dispatch.waits] == ["rollout[1]"]
+    monkeypatch.undo()
+    take_all(dispatch)
+    assert pool.members == (0, 1, 2, 3)
+    assert sorted(dispatch.free) == [0, 1, 2, 3]
+
+
+def test_what_a_worker_holds_on_a_node_that_goes_is_finished_while_there_is_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, dispatch, _ = started(min_workers=None)
+    dispatch.give(1, [1, 2], "double", [1, 2])
+    announced(pool, dispatch, monkeypatch, w1=60.0)
+    dispatch.fit(0)
+    assert pool.members == (0, 1, 2, 3)
+    assert take_all(dispatch) == [2, 4]
+    assert pool.members == (0, 2, 3)
+    assert 1 not in dispatch.free
+    monkeypatch.undo()
+    dispatch.fit(0)
+    take_all(dispatch)
+    assert sorted(dispatch.free) == [0, 1, 2, 3]
+
+
+def test_what_there_is_no_time_for_is_sent_again_and_counts_as_no_restart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, dispatch, _ = started(min_workers=None, max_restarts=0)
+    dispatch.give(1, [1, 2], "double", [1, 2])
+    announced(pool, dispatch, monkeypatch, w1=SPARE - 1)
+    with pytest.raises(WorkerLostError, match=r"rollout\[1\]\.double: its node is about to go") as lost:
+        dispatch.fit(0)
+    pool.count(lost.value)
+    assert pool.restarts == 0
+    assert dispatch.lost() == [1, 2]
+    assert sorted(dispatch.free) == [0, 1, 2, 3]
+
+
+def test_a_pool_whose_nodes_have_all_gone_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, dispatch, _ = started(deadline=0, workers=1, min_workers=None)
+    announced(pool, dispatch, monkeypatch, w0=60.0)
+    with pytest.raises(DeadlineError, match=r"no other had room for a worker within deadlines\.start=0 s"):
+        dispatch.fit(1)

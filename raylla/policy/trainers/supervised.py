@@ -201,5 +201,9 @@ class _Checkpoints(TrainerCallback):
 
 
 def _last(checkpoints: Path) -> int:
+    """Steps of the last checkpoint; none where a rank is on a machine that has not got it."""
     note = checkpoints / "done.json"
-    return int(json.loads(note.read_text())["steps"]) if note.exists() else 0
+    found = [0] * torch.distributed.get_world_size()
+    mine = int(json.loads(note.read_text())["steps"]) if note.exists() else 0
+    torch.distributed.all_gather_object(found, mine)
+    return min(found)
