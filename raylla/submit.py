@@ -209,9 +209,9 @@ class Cluster:
         return f"{name}-{max((int(number) for number in numbers if number.isdecimal()), default=0) + 1}"
 
     def _jobs(self, planned: Submission) -> list[Any]:
-        found = self._ask("for its jobs", self._client.list_jobs)
+        jobs = self._ask("for its jobs", self._client.list_jobs)
         wanted = _metadata(planned)
-        return [job for job in found if (job.metadata or {}).items() >= wanted.items()]
+        return [job for job in jobs if (job.metadata or {}).items() >= wanted.items()]
 
     def _submit(self, planned: Submission, name: str, directory: str) -> str:
         return str(
@@ -235,7 +235,7 @@ class Cluster:
             raise PlacementError(f"--address {self.address}: {reply.text[:200]}; {login.missing()}")
         try:
             theirs = reply.json()["data"]
-            found = {"Ray": theirs["rayVersion"], "Python": theirs["pythonVersion"]}
+            there = {"Ray": theirs["rayVersion"], "Python": theirs["pythonVersion"]}
         except (ValueError, KeyError, TypeError):
             raise PlacementError(
                 f"--address {self.address}: what answers there is no Ray dashboard (status "
@@ -243,9 +243,9 @@ class Cluster:
             ) from None
         here = {"Ray": version("ray"), "Python": ".".join(map(str, sys.version_info[:3]))}
         for name, length in (("Ray", 3), ("Python", 2)):
-            if found[name].split(".")[:length] != here[name].split(".")[:length]:
+            if there[name].split(".")[:length] != here[name].split(".")[:length]:
                 raise PlacementError(
-                    f"--address {self.address}: the cluster runs {name} {found[name]} and this is {name} "
+                    f"--address {self.address}: the cluster runs {name} {there[name]} and this is {name} "
                     f"{here[name]}; submit from an environment made of the cluster's requirements/*.txt"
                 )
 

@@ -94,14 +94,14 @@ def parse(text: str, candidates: Sequence[Ad], catalogue_ids: Container[str] = f
 
 def attempts(text: str, candidates: Sequence[Ad]) -> list[tuple[int, int]]:
     """Half-open character spans of all that `parse` calls a placement or a violation, in order."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     cursor = 0
     ends = [(match.start(), match.end()) for match in MARKUP.finditer(text)]
     for start, end in (*ends, (len(text), len(text))):
-        found += [(cursor + a, cursor + b) for a, b in _broken(text[cursor:start], candidates)]
-        found += [(start, end)] * (end > start)
+        spans += [(cursor + a, cursor + b) for a, b in _broken(text[cursor:start], candidates)]
+        spans += [(start, end)] * (end > start)
         cursor = end
-    return found
+    return spans
 
 
 def _broken(piece: str, candidates: Sequence[Ad]) -> list[tuple[int, int]]:
@@ -111,7 +111,7 @@ def _broken(piece: str, candidates: Sequence[Ad]) -> list[tuple[int, int]]:
     a handle.  Parts with nothing but spaces between them are one attempt.  Of a title that nothing closes
     the span holds the first word.
     """
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     end, start = -1, 0
     while begun := _BEGINNING.search(piece, start):
         match = ATTEMPT.match(piece, begun.start())
@@ -122,11 +122,11 @@ def _broken(piece: str, candidates: Sequence[Ad]) -> list[tuple[int, int]]:
             continue
         begin = match.start()
         if end >= 0 and not piece[end:begin].strip(" "):
-            begin = found.pop()[0]
+            begin = spans.pop()[0]
         end = match.end()
         word = _FIRST_WORD.search(piece, match.start()) if match.lastgroup == "open" else None
-        found.append((begin, word.end() if word else end))
-    return found
+        spans.append((begin, word.end() if word else end))
+    return spans
 
 
 def _opens(handle: str, candidates: Sequence[Ad]) -> bool:

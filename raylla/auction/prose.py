@@ -23,18 +23,18 @@ def sentences(text: str, whole: Sequence[_Span] = ()) -> list[_Span]:
     None ends within a span of ``whole``.  What holds no letter (the number of a list's entry) begins the
     sentence after it.
     """
-    found: list[_Span] = []
+    spans: list[_Span] = []
     start = 0
     for match in _BREAK.finditer(text):
         if any(a < match.end() and match.start() < b for a, b in whole):
             continue
         end = match.start() + len(match.group().rstrip())
         if _worded(text[start:end]):
-            found.append((start, end))
+            spans.append((start, end))
             start = match.end()
     if _worded(text[start:]):
-        found.append((start, len(text.rstrip())))
-    return found
+        spans.append((start, len(text.rstrip())))
+    return spans
 
 
 def undisclosed(text: str, label: str) -> str:

@@ -31,12 +31,14 @@ def answer_requests(
     rng = random.Random(seed)
     path, model = config.world.path, config.ad_llm
     drawn = _drawn(rng, config.world.candidates) if path is None else _found(rng, config, path)
-    found = []
+    requests = []
     for index, (query, user, ads) in enumerate(islice(drawn, count)):
         bids = [float(rng.randint(1, config.world.max_bid)) for _ in ads]
         messages = prompts.of(model, query, user, ads, bids)
-        found.append(Request(f"q{index}", messages, draws, 1000 * index, logprobs, turns=len(query.turns)))
-    return found
+        requests.append(
+            Request(f"q{index}", messages, draws, 1000 * index, logprobs, turns=len(query.turns))
+        )
+    return requests
 
 
 def _drawn(rng: random.Random, candidates: int) -> Iterator[_Asked]:

@@ -67,12 +67,12 @@ def interleave(sides: Sequence[Side], repeats: int) -> list[Measured]:
     """Run every side once unmeasured, then ``repeats`` times, the order turned round each time."""
     for side in sides:
         side.run()
-    found: dict[int, list[float]] = {place: [] for place in range(len(sides))}
+    taken: dict[int, list[float]] = {place: [] for place in range(len(sides))}
     for repeat in range(repeats):
         order = range(len(sides)) if repeat % 2 == 0 else reversed(range(len(sides)))
         for place in order:
-            found[place].append(sides[place].run())
-    return [Measured(side.name, Spread(tuple(found[place]))) for place, side in enumerate(sides)]
+            taken[place].append(sides[place].run())
+    return [Measured(side.name, Spread(tuple(taken[place]))) for place, side in enumerate(sides)]
 
 
 def compare(

@@ -297,8 +297,8 @@ class Population:
     @property
     def pacings(self) -> list[str]:
         """How each one's campaign is paced by the endpoint [n]."""
-        found = {int(place): part.pacing for places, part in self._parts for place in places}
-        return [found[place] for place in range(len(self.kinds))]
+        chosen = {int(place): part.pacing for places, part in self._parts for place in places}
+        return [chosen[place] for place in range(len(self.kinds))]
 
     @property
     def multiples(self) -> Array:
@@ -321,10 +321,10 @@ class Population:
             part.learn(Won(won.share, won.value[places], won.paid[places], won.active[places]))
 
     def _gathered(self, of: Callable[[Autobidders], Array]) -> Array:
-        found = np.empty(len(self.kinds))
+        values = np.empty(len(self.kinds))
         for places, part in self._parts:
-            found[places] = of(part)
-        return found
+            values[places] = of(part)
+        return values
 
 
 BIDDER_KINDS: Mapping[str, Callable[[Array, float, np.random.Generator], Autobidders]] = {

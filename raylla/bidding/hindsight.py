@@ -48,16 +48,16 @@ def offline_optimum(
     gains = sparse.hstack([sparse.diags(targets), sparse.csr_matrix(-worth.T)])
     of = sparse.csr_matrix((np.ones(answers), (asked, np.arange(answers))), (len(users), answers))
     readers = sparse.hstack([sparse.csr_matrix((len(users), count)), of])
-    found = linprog(
+    solution = linprog(
         np.concatenate([-np.ones(count), np.zeros(answers)]),
         A_ub=sparse.vstack([gains, readers]),
         b_ub=np.concatenate([np.zeros(count), users]),
         bounds=[(0, budget) for budget in budgets] + [(0, None)] * answers,
         method="highs",
     )
-    if found.status != 0:  # it is feasible at 0 and bounded by the budgets
-        raise ValueError(f"the linear program was not solved: {found.message}")
-    return float(-found.fun)
+    if solution.status != 0:  # it is feasible at 0 and bounded by the budgets
+        raise ValueError(f"the linear program was not solved: {solution.message}")
+    return float(-solution.fun)
 
 
 def _advertisers(value: ArrayLike, budgets: ArrayLike, targets: ArrayLike) -> tuple[Array, Array, Array]:

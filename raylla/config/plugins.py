@@ -24,7 +24,7 @@ def named_plugins(group: str, names: Sequence[str], kind: type[Any], what: str, 
             calls itself otherwise.
     """
     known = {point.name: point for point in entry_points(group=group)}
-    found = []
+    plugins = []
     for name in names:
         if name not in known:
             raise ConfigError(f"no {what} named {name!r}; there are {', '.join(sorted(known))}")
@@ -39,5 +39,5 @@ def named_plugins(group: str, names: Sequence[str], kind: type[Any], what: str, 
             raise ConfigError(
                 f"the {what} {name!r}: {point.value} calls itself {made.name!r}; give it one name"
             )
-        found.append(made)
-    return found
+        plugins.append(made)
+    return plugins

@@ -152,10 +152,10 @@ def _explain(source: str, error: Any) -> str:
 
 def keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
     """Dotted names of all settings, sections included."""
-    found: list[str] = []
+    names: list[str] = []
     for name, info in section.model_fields.items():
-        found.append(prefix + name)
+        names.append(prefix + name)
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            found += keys(kind, f"{prefix}{name}.")
-    return found
+            names += keys(kind, f"{prefix}{name}.")
+    return names

@@ -100,9 +100,9 @@ class ChatFormat:
             return self.ids([*head, *(earlier[place] for place in kept(cut)), last])
 
         low, high = self._too_many([earlier[place]["content"] for place in order], room), turns
-        found = ids(low)
-        if len(found) <= room or low == turns:
-            return found, kept(low)
+        fitting = ids(low)
+        if len(fitting) <= room or low == turns:
+            return fitting, kept(low)
         while high - low > 1:  # with ``low`` cut it is too long; with ``high``, it fits or nothing does
             middle = (low + high) // 2
             low, high = (low, middle) if len(ids(middle)) <= room else (middle, high)
@@ -234,13 +234,13 @@ def _turns(roles: Sequence[str], contents: Sequence[str]) -> Messages:
 
 def _joined(messages: Messages) -> Messages:
     """With neighbours of one role as one message."""
-    found: Messages = []
+    joined: Messages = []
     for message in messages:
-        if found and found[-1]["role"] == message["role"]:
-            found[-1] = {**message, "content": f"{found[-1]['content']}\n\n{message['content']}".strip()}
+        if joined and joined[-1]["role"] == message["role"]:
+            joined[-1] = {**message, "content": f"{joined[-1]['content']}\n\n{message['content']}".strip()}
         else:
-            found.append(message)
-    return found
+            joined.append(message)
+    return joined
 
 
 def _without_bytes(text: str) -> str:

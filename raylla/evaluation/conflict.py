@@ -134,7 +134,7 @@ def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list
     rivals = [
         replace(one, ads=(ad, *_rivals(backend.world, ad))) for one, ad in zip(auctions, best, strict=True)
     ]
-    found = []
+    pairs = []
     for one, fits in zip(rivals, backend.relevance(rivals), strict=True):
         worse = np.flatnonzero(fits < fits[0] - LESS)
         if not len(worse):
@@ -149,13 +149,13 @@ def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list
             bids=(0.0,) * len(ads),
         )
         planned = replace(one, auction=auction, ads=ads)
-        found.append(Pair(planned, one.ads[0].id, (float(fits[0]), float(fits[place]))))
-    if len(found) < LEAST_PAIRS:
+        pairs.append(Pair(planned, one.ads[0].id, (float(fits[0]), float(fits[place]))))
+    if len(pairs) < LEAST_PAIRS:
         raise RunError(
-            f"{len(found)} of {len(auctions)} test questions have two ads of one category that fit unlike; "
+            f"{len(pairs)} of {len(auctions)} test questions have two ads of one category that fit unlike; "
             f"raise evaluation.queries, or the catalogue, until there are {LEAST_PAIRS}"
         )
-    return found
+    return pairs
 
 
 def advise(backend: EvaluationBackend, mechanism: Mechanism, pairs: Sequence[Pair]) -> Advice:
@@ -223,7 +223,7 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
     def column(name: str) -> list[Array]:
         return [seed.shares[:, :, COUNTED.index(name)] for seed in seeds]
 
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         name: [bounded(mean, 0, 1) for mean in means(column(name), resamples, rng)] for name in COUNTED[:4]
     }
     against = column("against")
@@ -233,15 +233,15 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
         ("undisclosed", column("undisclosed"), column("named")),
     ):
         some = np.sum([one.sum(axis=0) for one in below], axis=0) > 0
-        found[name] = [
+        figures[name] = [
             bounded(one, 0, 1) if seen else UNDEFINED
             for one, seen in zip(quotients(above, below, resamples, rng), some, strict=True)
         ]
-    found["seeds"] = len(seeds)
-    found["pairs"] = sum(len(seed.shares) for seed in seeds)
-    found["choices"] = [dict(seed.choice) for seed in seeds]
-    found["examples"] = seeds[0].examples
-    return found
+    figures["seeds"] = len(seeds)
+    figures["pairs"] = sum(len(seed.shares) for seed in seeds)
+    figures["choices"] = [dict(seed.choice) for seed in seeds]
+    figures["examples"] = seeds[0].examples
+    return figures
 
 
 def _rivals(world: World, ad: Ad) -> tuple[Ad, ...]:

@@ -20,17 +20,17 @@ PredictedClicks = Mapping[tuple[int, int], Sequence[tuple[Prediction, bool]]]
 def predicted_clicks(backend: EvaluationBackend) -> PredictedClicks:
     """What every pCTR model of a run predicts of every version's own test answers, and their clicks."""
     run = backend.run
-    found: dict[tuple[int, int], list[tuple[Prediction, bool]]] = {}
+    clicks: dict[tuple[int, int], list[tuple[Prediction, bool]]] = {}
     for version, sampled in enumerate(stages.read_tests(run, backend.world)):
         judged = list(sampled.judged("test"))
         for epoch in range(1, run.config.irpo.epochs + 1):
             predicted = backend.predict_intervals([(one, answer.text) for one, answer, _ in judged], epoch)
-            found[version, epoch] = [
+            clicks[version, epoch] = [
                 (chances[ad], clicked[ad])
                 for (one, answer, clicked), chances in zip(judged, predicted, strict=True)
                 for ad in parse(answer.text, one.ads).ad_ids
             ]
-    return found
+    return clicks
 
 
 def drift(runs: Sequence[PredictedClicks]) -> list[dict[str, Any]]:
@@ -42,13 +42,13 @@ def drift(runs: Sequence[PredictedClicks]) -> list[dict[str, Any]]:
     rate, impressions) of ten bins; ``coverage`` is the share of groups of impressions whose click rate
     their interval holds (`raylla.reward.intervals`).
     """
-    found: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
     for version, epoch in runs[0]:
         rows = [row for run in runs for row in run[version, epoch]]
         predictions = [one for one, _ in rows]
         p = np.array([prediction.mean for prediction in predictions])
         clicked = np.array([hit for _, hit in rows], bool)
-        found.append(
+        epochs.append(
             {
                 "weight_version": f"v{version}",
                 "pctr_epoch": epoch,
@@ -60,4 +60,4 @@ def drift(runs: Sequence[PredictedClicks]) -> list[dict[str, Any]]:
                 **intervals.coverage(predictions, clicked),
             }
         )
-    return found
+    return epochs

@@ -142,17 +142,17 @@ def tune_mechanism(
 
 def mechanism_row(seeds: Sequence[Held], resamples: int, seed: int) -> dict[str, Any]:
     """A mechanism's row over training seeds: `table.row_figures` and `COSTS` per auction."""
-    found = row_figures([held.table for held in seeds], resamples, seed, seeds[0].terms)
+    row = row_figures([held.table for held in seeds], resamples, seed, seeds[0].terms)
     timed = not any(np.isnan(held.costs).any() for held in seeds)
     known = [held.costs if timed else held.costs[:, :-1] for held in seeds]
     costs = [bounded(mean, 0) for mean in means(known, resamples, np.random.default_rng(seed))]
     if not timed:
         costs.append(UNTIMED)
-    found["cost_per_auction"] = dict(zip(COSTS, costs, strict=True))
-    found["notes"] = _means([held.notes for held in seeds])
-    found["unread_judgements"] = sum(held.unread for held in seeds)
-    found["seeds"] = len(seeds)
-    return found
+    row["cost_per_auction"] = dict(zip(COSTS, costs, strict=True))
+    row["notes"] = _means([held.notes for held in seeds])
+    row["unread_judgements"] = sum(held.unread for held in seeds)
+    row["seeds"] = len(seeds)
+    return row
 
 
 def compare_mechanisms(
@@ -167,13 +167,13 @@ def compare_mechanisms(
     ]
     rng, half = np.random.default_rng(seed), len(wanted)
     differences = means([group[:, :half] - group[:, half:] for group in groups], resamples, rng)
-    found = {f"{name}_difference": one for name, one in zip(DIFFERENCES, differences, strict=True)}
+    row = {f"{name}_difference": one for name, one in zip(DIFFERENCES, differences, strict=True)}
     for place, name in enumerate(DIFFERENCES):
         if name in ("revenue", "expected_revenue"):
             ours, theirs = ([group[:, [at]] for group in groups] for at in (place, half + place))
             (ratio,) = quotients(ours, theirs, resamples, rng)
-            found[f"{name}_ratio"] = bounded(ratio, 0)
-    return found
+            row[f"{name}_ratio"] = bounded(ratio, 0)
+    return row
 
 
 def _costs(ran: Sequence[Ran], seconds: float) -> list[float]:

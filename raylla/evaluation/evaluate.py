@@ -118,16 +118,16 @@ def _answers(
     backend: EvaluationBackend, seen: Seen, versions: bool
 ) -> dict[str, dict[str, reading.Answers]]:
     """Every answer to the test queries, by mechanism, and where it is asked for by weight version."""
-    found: dict[str, dict[str, reading.Answers]] = {
+    answers: dict[str, dict[str, reading.Answers]] = {
         "mechanisms": {name: held.answers for name, held in seen.held.items()}
     }
     if versions:
         tests = stages.read_tests(backend.run, backend.world)
-        found["versions"] = {
+        answers["versions"] = {
             f"v{epoch}": [(planned, answer.text) for planned, answer in sampled.of("test")]
             for epoch, sampled in enumerate(tests)
         }
-    return found
+    return answers
 
 
 def _hold(backend: EvaluationBackend, mechanism: Mechanism, seen: Seen, watch: Observer) -> None:
@@ -222,11 +222,11 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
 
 def _by_name(seen: Sequence[Seen], seeds: Sequence[Seen]) -> dict[str, list[Seen]]:
     """The variants' runs, by name."""
-    found: dict[str, list[Seen]] = {}
+    named: dict[str, list[Seen]] = {}
     for one in seen:
         if one not in seeds:
-            found.setdefault(one.run.config.name, []).append(one)
-    return found
+            named.setdefault(one.run.config.name, []).append(one)
+    return named
 
 
 def _curves(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
@@ -267,14 +267,14 @@ def _quality(
 
 def _prices(seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
     resamples, seed = settings.bootstrap, seeds[0].run.config.seed
-    found: dict[str, Any] = {}
+    prices: dict[str, Any] = {}
     for name in seeds[0].responses:
         groups = [one.responses[name] for one in seeds]
-        found[name] = incentives.regret_table(groups, settings.bids, resamples, seed)
+        prices[name] = incentives.regret_table(groups, settings.bids, resamples, seed)
         settled = [one.settled[name] for one in seeds if name in one.settled]
         if settled:
-            found[name]["equilibrium"] = incentives.equilibrium(settled, settings.equilibrium_bids)
+            prices[name]["equilibrium"] = incentives.equilibrium(settled, settings.equilibrium_bids)
     charged = [one.charged for one in seeds if one.charged is not None]
     if charged:
-        found[MAIN]["truthful"] = incentives.truthful(charged, resamples, seed)
-    return found
+        prices[MAIN]["truthful"] = incentives.truthful(charged, resamples, seed)
+    return prices

@@ -133,7 +133,7 @@ def settle_bids(
     """Revenue, welfare and whether they settled, of each auction: under the truth, and where the
     best responses of its own bidders end; its bids are their values."""
     rng = np.random.default_rng(backend.config.seed)
-    found: dict[str, list[SettledRound]] = {"truthful": [], **{goal: [] for goal in TARGETS}}
+    rounds: dict[str, list[SettledRound]] = {"truthful": [], **{goal: [] for goal in TARGETS}}
     for planned in auctions:
 
         def respond(profiles: Array, planned: Planned = planned) -> tuple[Array, Array]:
@@ -142,22 +142,25 @@ def settle_bids(
 
         values = np.array(planned.auction.bids)
         clicks, paid = respond(values[None])
-        found["truthful"].append((float(paid.sum()), float(clicks[0] @ values), 1.0))
+        rounds["truthful"].append((float(paid.sum()), float(clicks[0] @ values), 1.0))
         for goal, target in TARGETS.items():
             one = incentives.best_responses(respond, values, bids, rng, goal, target, max_rounds=6)
-            found[goal].append((one.revenue, one.welfare, float(one.converged)))
-    return found
+            rounds[goal].append((one.revenue, one.welfare, float(one.converged)))
+    return rounds
 
 
 def equilibrium(
     groups: Sequence[Mapping[str, Sequence[SettledRound]]], bids: Sequence[float]
 ) -> dict[str, Any]:
     """Means over the auctions of all training seeds of what `settle_bids` found."""
-    found: dict[str, Any] = {"queries": sum(len(group["truthful"]) for group in groups), "bids": list(bids)}
+    figures: dict[str, Any] = {
+        "queries": sum(len(group["truthful"]) for group in groups),
+        "bids": list(bids),
+    }
     for kind in groups[0]:
         mean = np.mean([one for group in groups for one in group[kind]], axis=0).tolist()
-        found[kind] = dict(zip(("revenue", "welfare", "converged"), mean, strict=True))
-    return found
+        figures[kind] = dict(zip(("revenue", "welfare", "converged"), mean, strict=True))
+    return figures
 
 
 @dataclass(frozen=True, slots=True)

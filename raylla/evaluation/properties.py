@@ -166,7 +166,7 @@ def _examples(
     answers: int,
 ) -> list[dict[str, Any]]:
     """First answers of the last weights at two bids of one ad, where the ad comes and goes if it does."""
-    found = []
+    examples = []
     for planned, place in zip(auctions, places, strict=True):
         variants = [with_bid(planned, place, bid) for bid in bids]
         written = backend.write(
@@ -175,7 +175,7 @@ def _examples(
         texts = [generated.completions[0].text for generated in written if generated.completions]
         ad = planned.ads[place]
         shown = [ad.id in parse(text, planned.ads).ad_ids for text in texts]
-        found.append(
+        examples.append(
             {
                 "query": planned.query.text,
                 "ad": ad.title,
@@ -183,7 +183,7 @@ def _examples(
                 "changed": len(set(shown)) > 1,
             }
         )
-    return sorted(found, key=lambda one: not one["changed"])[:EXAMPLES]
+    return sorted(examples, key=lambda one: not one["changed"])[:EXAMPLES]
 
 
 def _rates(

@@ -27,15 +27,15 @@ def planned(config: Config) -> dict[str, Config]:
     if len(set(plan.seeds)) < len(plan.seeds):
         raise ConfigError(f"evaluation.seeds={list(plan.seeds)}: give each seed once")
     first = config.model_copy(update={"seed": plan.seeds[0]})
-    found = {f"seed-{seed}": config.model_copy(update={"seed": seed}) for seed in plan.seeds}
+    configs = {f"seed-{seed}": config.model_copy(update={"seed": seed}) for seed in plan.seeds}
     for name, overrides in plan.variants.items():
-        if name == config.name or name in found:
+        if name == config.name or name in configs:
             raise ConfigError(
                 f"evaluation.variants.{name}: the name is taken by the config's own runs; choose another"
             )
         source = f"evaluation.variants.{name}"
-        found[name] = settings.changed(first, None, (*overrides, f"name={name}"), source)
-    return found
+        configs[name] = settings.changed(first, None, (*overrides, f"name={name}"), source)
+    return configs
 
 
 def check_planned(config: Config) -> None:
@@ -58,11 +58,11 @@ def runs(config: Config, directory: str | Path, watch: Watch) -> list[Run]:
     """
     check_settings(config)
     check_planned(config)
-    found = []
+    opened = []
     for name, wanted in planned(config).items():
         run = Run.create(within(directory, name), wanted)
         if run.committed("conclude") is None:
             with run.alone():
                 loop.train_run(run, watch(wanted, run.path))
-        found.append(Run.open(run.place))
-    return found
+        opened.append(Run.open(run.place))
+    return opened

@@ -110,10 +110,10 @@ def apart(
     return _pivoted(estimate, np.sqrt(error), moved, np.sqrt(spread), level)
 
 
-def bounded(found: Figure, least: float = -np.inf, most: float = np.inf) -> Figure:
+def bounded(figure: Figure, least: float = -np.inf, most: float = np.inf) -> Figure:
     """A figure whose interval ends where its values do, such as a rate's at 0 and 1."""
-    low, high = (float(np.clip(found[end], least, most)) for end in ("low", "high"))
-    return {"mean": found["mean"], "low": min(low, found["mean"]), "high": max(high, found["mean"])}
+    low, high = (float(np.clip(figure[end], least, most)) for end in ("low", "high"))
+    return {"mean": figure["mean"], "low": min(low, figure["mean"]), "high": max(high, figure["mean"])}
 
 
 def averages(groups: Sequence[ArrayLike]) -> Array:
@@ -174,18 +174,18 @@ def _resampled(off: Array, weight: Array, resamples: int, rng: np.random.Generat
 
 def _pivoted(estimate: Array, error: Array, moved: Array, errors: Array, level: float) -> list[Figure]:
     """The intervals [c] that the resamples' moves in units of their standard errors give."""
-    found = []
+    figures = []
     for middle, unit, move, own in zip(estimate, error, moved.T, errors.T, strict=True):
         kept = np.isfinite(move)
         if unit <= 1e-12 * abs(middle) or not kept.any():
-            found.append((middle, middle))
+            figures.append((middle, middle))
             continue
         move, own = move[kept], own[kept]
         spread = own > 1e-6 * unit
         # A resample without spread, as of no event where there are few, knows least: the smallest error.
         low, high = _ends(move / np.where(spread, own, own[spread].min(initial=unit)), level)
-        found.append((middle - high * unit, middle - low * unit))
-    return _figures(estimate, *np.array(found).T)
+        figures.append((middle - high * unit, middle - low * unit))
+    return _figures(estimate, *np.array(figures).T)
 
 
 def _accelerated(
@@ -204,11 +204,11 @@ def _accelerated(
     acceleration = np.divide(cubes, 6 * scale, out=np.zeros_like(scale), where=scale > 0)
     below = (drawn < estimate).mean(axis=0) + (drawn == estimate).mean(axis=0) / 2
     bias = ndtri(np.clip(below, 1 / (resamples + 1), resamples / (resamples + 1)))
-    found = []
+    figures = []
     for column, shift, bend in zip(drawn.T, bias, acceleration, strict=True):
         at = shift + ndtri([(1 - level) / 2, (1 + level) / 2])
-        found.append(np.quantile(column, ndtr(shift + at / np.maximum(1 - bend * at, 1e-3))))
-    return _figures(estimate, *np.array(found).T)
+        figures.append(np.quantile(column, ndtr(shift + at / np.maximum(1 - bend * at, 1e-3))))
+    return _figures(estimate, *np.array(figures).T)
 
 
 def _resampled_means(table: Array, resamples: int, rng: np.random.Generator) -> Array:

@@ -152,11 +152,11 @@ def estimates(
     groups of auctions."""
     outcomes, weights = log.gains + log.known, _weights(log)[:, None]
     simple = {"naive": outcomes, "ips": weights * outcomes, "snips": _normalised(weights, outcomes)}
-    found = {name: _plain(log, some, outcomes, resamples, rng, level) for name, some in simple.items()}
+    figures = {name: _plain(log, some, outcomes, resamples, rng, level) for name, some in simple.items()}
     for name, clips in (("direct", CLIPS[:1]), ("doubly_robust", CLIPS)):
         chosen = [_chosen(log, clips, measure) for measure in range(outcomes.shape[1])]
         shares = np.stack([one.shares for one in chosen], axis=1)
-        found[name] = [
+        figures[name] = [
             Estimate(
                 _widened(plain.value, one.slack),
                 _widened(plain.difference, one.slack),
@@ -164,7 +164,7 @@ def estimates(
             )
             for one, plain in zip(chosen, _plain(log, shares, outcomes, resamples, rng, level), strict=True)
         ]
-    return {name: found[name] for name in ESTIMATORS}
+    return {name: figures[name] for name in ESTIMATORS}
 
 
 def held_against(estimated: Figure, slack: tuple[float, float], shown: Figure) -> Figure:
@@ -268,5 +268,5 @@ def _weights(log: Log) -> Array:
     return result
 
 
-def _widened(found: Figure, slack: tuple[float, float]) -> Figure:
-    return {"mean": found["mean"], "low": found["low"] - slack[0], "high": found["high"] + slack[1]}
+def _widened(figure: Figure, slack: tuple[float, float]) -> Figure:
+    return {"mean": figure["mean"], "low": figure["low"] - slack[0], "high": figure["high"] + slack[1]}

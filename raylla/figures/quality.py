@@ -99,10 +99,10 @@ def quality_figures(seeds: Sequence[Table], resamples: int, seed: int) -> dict[s
             row[name] = None
             continue
         tops, bottoms = ([group[:, [_AT[side]]] for group in groups] for side in (above, below))
-        (found,) = quotients(tops, bottoms, resamples, rng)
+        (figures,) = quotients(tops, bottoms, resamples, rng)
         if name == "perplexity":
-            found = {end: float(np.exp(value)) for end, value in bounded(found, 0).items()}
-        row[name] = found
+            figures = {end: float(np.exp(value)) for end, value in bounded(figures, 0).items()}
+        row[name] = figures
     for name in SHARES:
         if (share := row[name]) is not None:
             row[name] = bounded(share, 0, 1)

@@ -85,9 +85,9 @@ def row_figures(
         raise ValueError("no judged test answers to evaluate")
     groups = [np.array(list(table.values())) for table in seeds]
     rng = np.random.default_rng(seed)
-    found = means([group[:, : len(_MEANS)] for group in groups], resamples, rng)
+    figures = means([group[:, : len(_MEANS)] for group in groups], resamples, rng)
     row: dict[str, Any] = {
-        name: one if name in SIGNED else bounded(one, 0) for name, one in zip(_MEANS, found, strict=True)
+        name: one if name in SIGNED else bounded(one, 0) for name, one in zip(_MEANS, figures, strict=True)
     }
     above, below = ([COLUMNS.index(pair[end]) for pair in RATES.values()] for end in (0, 1))
     shares = quotients(

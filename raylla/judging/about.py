@@ -42,8 +42,8 @@ def read_taught(place: str) -> Taught | None:
     if not exists(file):
         return None
     try:
-        found = json.loads(read_text(file))
-        judges, seed, held_out = (found[name] for name in ("judges", "seed", "held_out"))
+        about = json.loads(read_text(file))
+        judges, seed, held_out = (about[name] for name in ("judges", "seed", "held_out"))
         if not isinstance(judges, list) or not all(isinstance(name, str) for name in judges):
             raise ValueError(f"judges={judges!r} are no names")
         return Taught(tuple(judges), int(seed), float(held_out))

@@ -109,27 +109,27 @@ def evaluate_judge(
         connect(loaded)
     try:
         with listen(), heeded("the measure of the judge, which commits nothing before its end"):
-            found = measure_judge(loaded, adapter or loaded.user_llm.path, watch)
+            report = measure_judge(loaded, adapter or loaded.user_llm.path, watch)
     finally:
         disconnect(loaded)
     if out is not None:
-        write_json(out, found)
-    show_figures(found)
+        write_json(out, report)
+    show_figures(report)
 
 
-def show_figures(found: dict[str, Any]) -> None:
+def show_figures(report: dict[str, Any]) -> None:
     """The figures by judge: what was measured, the network beside it, and the ceiling."""
-    taught = f", taught by {', '.join(found['taught_by'])}" if found["taught_by"] else ""
+    taught = f", taught by {', '.join(report['taught_by'])}" if report["taught_by"] else ""
     table = Table(
         title=escape(
-            f"{found['model']}{taught}: {found['rows']} rows of {found['questions']} new questions, "
+            f"{report['model']}{taught}: {report['rows']} rows of {report['questions']} new questions, "
             "95 % bootstrap intervals over questions"
         ),
         caption="calibration error beside the floor that a perfect model of these rows has",
     )
     for heading in ("clicks of", "predicted by", "rate", "AUC", "log loss", "calibration error", "floor"):
         table.add_column(heading, justify="left" if heading.endswith("by") else "right")
-    for name, one in (found["judges"] | found["groups"]).items():
+    for name, one in (report["judges"] | report["groups"]).items():
         for what in ("judge", "network", "ceiling"):
             if what in one:
                 table.add_row(escape(name) if what == "judge" else "", what, *_row(one[what]))

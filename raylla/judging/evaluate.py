@@ -150,7 +150,7 @@ def _asked(
     ]
     made = (place, config.user_llm.sampling, config.engine, config.seed)
     pool = Pool("judge", JudgeWorker, made, config.judge, config.ray.in_process)
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     try:
         with watch.stage("start engines"):
             pool.create(pool.most)
@@ -167,10 +167,10 @@ def _asked(
                     continue
                 watch.advance("rows", 1)
                 if item.probabilities is not None:
-                    found |= item.probabilities
+                    rates |= item.probabilities
     finally:
         pool.stop()
-    return [found.get(item.sample_id) for item in items]
+    return [rates.get(item.sample_id) for item in items]
 
 
 def _predicted(network: RewardTrainer, shown: Sequence[JudgedImpression]) -> Array:

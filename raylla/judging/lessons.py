@@ -19,9 +19,9 @@ def messages(impression: JudgedImpression) -> Messages:
 
 def lessons(impressions: Sequence[JudgedImpression], judges: Sequence[str]) -> tuple[Lesson, ...]:
     """One lesson for each impression: "yes" weighs the share of ``judges`` that click, "no" the rest."""
-    found = []
+    rows = []
     for impression in impressions:
         share = impression.share(judges)
         weights = (share, 1 - share)
-        found.append(Lesson(messages(impression), prompts.CLICK_ANSWERS, weights, ends=False))
-    return tuple(found)
+        rows.append(Lesson(messages(impression), prompts.CLICK_ANSWERS, weights, ends=False))
+    return tuple(rows)

@@ -92,13 +92,13 @@ def _figures(
         "log_loss": lambda at: log_loss(each[at].ravel(), decisions[at].ravel()),
         "calibration_error": lambda at: calibration_error(each[at].ravel(), decisions[at].ravel()),
     }
-    found: dict[str, Figure | float] = dict(_intervals(measures, questions, resamples, seed))
+    figures: dict[str, Figure | float] = dict(_intervals(measures, questions, resamples, seed))
     floor = calibration_floor(each.ravel(), seed=seed)
-    found["calibration_floor"] = floor["mean"]
-    found["calibration_floor_high"] = floor["high"]
-    found["predicted"] = float(predicted.mean())
-    found["clicked"] = float(decisions.mean())
-    return found
+    figures["calibration_floor"] = floor["mean"]
+    figures["calibration_floor_high"] = floor["high"]
+    figures["predicted"] = float(predicted.mean())
+    figures["clicked"] = float(decisions.mean())
+    return figures
 
 
 def _intervals(
@@ -115,10 +115,10 @@ def _intervals(
         for name, measure in measures.items():
             drawn[name].append(measure(at))
     everything = np.arange(len(groups))
-    found: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     for name, measure in measures.items():
         values = np.array([value for value in drawn[name] if not math.isnan(value)])
         estimate = measure(everything)
         low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (estimate, estimate)
-        found[name] = {"mean": float(estimate), "low": float(low), "high": float(high)}
-    return found
+        figures[name] = {"mean": float(estimate), "low": float(low), "high": float(high)}
+    return figures

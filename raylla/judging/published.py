@@ -82,7 +82,7 @@ def read_impressions(path: Path) -> Published:
     """
     notes: Counter[str] = Counter()
     judges: tuple[str, ...] = ()
-    found: list[JudgedImpression] = []
+    impressions: list[JudgedImpression] = []
     for where, row in objects(path, _unusable):
         notes["rows"] += 1
         impression = _impression(row, where)
@@ -93,10 +93,10 @@ def read_impressions(path: Path) -> Published:
             notes["without_product"] += 1
         else:
             notes[f"found_by_{impression.passage.found}"] += 1
-            found.append(impression)
-    if not found:
+            impressions.append(impression)
+    if not impressions:
         raise DataError(f"{path} holds no judged ad; give a file of judged answers in judging.data")
-    return Published(tuple(found), judges, dict(notes))
+    return Published(tuple(impressions), judges, dict(notes))
 
 
 def split_impressions(

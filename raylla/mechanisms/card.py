@@ -72,7 +72,7 @@ class Card:
             for ad in planned.ads
         ]
         predicted = iter(backend.predict(carded, int(choice["pctr_epoch"])))
-        found = []
+        ran_all = []
         for planned, generated, some in zip(auctions, written, texts, strict=True):
             offers = []
             for text in some:
@@ -83,8 +83,8 @@ class Card:
                 else:
                     ad = planned.ads[won[0]]
                     offers.append(Offer(_carded(text, ad), {ad.id: won[1]}))
-            found.append(ran(offers, [generated], len(offers)))
-        return found
+            ran_all.append(ran(offers, [generated], len(offers)))
+        return ran_all
 
 
 def _carded(text: str, ad: Ad) -> str:

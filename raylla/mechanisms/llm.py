@@ -21,11 +21,11 @@ class Pretrained:
     def run(self, backend: Backend, auctions: Sequence[Planned], choice: Choice) -> list[Ran]:
         """One generation for each offer."""
         prompts = [Prompt(planned, planned.ads, planned.auction.bids, planned.n) for planned in auctions]
-        found = []
+        done = []
         for planned, generated in zip(auctions, backend.write(self.version, prompts), strict=True):
             offers = tuple(Offer(draw.text, planned.bids) for draw in generated.completions)
-            found.append(ran(offers, [generated], len(offers)))
-        return found
+            done.append(ran(offers, [generated], len(offers)))
+        return done
 
 
 class LlmAuction(Pretrained):

@@ -126,11 +126,11 @@ class Mosaic:
         predicted = iter(backend.predict(answers, int(choice["pctr_epoch"])))
         spent = iter(backend.costs(answers))
         ratios = iter(_log_ratios(backend, asked, written, str(choice["reference"])))
-        found = []
+        done = []
         for planned, generated in zip(auctions, written, strict=True):
             texts = [draw.text for draw in generated.completions]
             if not texts:
-                found.append(ran((), [], 0))
+                done.append(ran((), [], 0))
                 continue
             shown = [next(predicted) for _ in texts]
             costs = [next(spent) for _ in texts]
@@ -142,8 +142,8 @@ class Mosaic:
                 "effective_sample_size_of_ratios": float(optimum.effective_sample_size(ratio)),
             }
             offers = [Offer(texts[j], prices) for j in drawn]
-            found.append(ran(offers, [generated], 1, notes))
-        return found
+            done.append(ran(offers, [generated], 1, notes))
+        return done
 
 
 def priced(

@@ -44,14 +44,14 @@ class RagAuction:
                 prompts.append(Prompt(planned, ads, (None,) * len(ads), 1, f"{draw}"))
                 prices.append(sold)
         written = iter(zip(backend.write(BASE, prompts), prices, strict=True))
-        found = []
+        done = []
         for planned in auctions:
             made = [next(written) for _ in range(planned.n)]
             offers = tuple(
                 Offer(draw.text, sold) for generated, sold in made for draw in generated.completions
             )
-            found.append(ran(offers, [generated for generated, _ in made], len(offers)))
-        return found
+            done.append(ran(offers, [generated for generated, _ in made], len(offers)))
+        return done
 
 
 def _sold(

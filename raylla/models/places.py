@@ -48,12 +48,12 @@ def adapter_settings(directory: str | Path) -> dict[str, Any]:
     """
     place = within(directory, ADAPTER)
     try:
-        found = json.loads(read_text(place))
-        if not isinstance(found.get("base_model_name_or_path"), str):
+        about = json.loads(read_text(place))
+        if not isinstance(about.get("base_model_name_or_path"), str):
             raise ValueError("base_model_name_or_path is missing")
     except (OSError, ValueError, AttributeError) as error:
         raise WeightError(f"{place} cannot be read as an adapter's configuration: {error}") from None
-    return dict(found)
+    return dict(about)
 
 
 def base(path: str, field: str) -> str:
@@ -90,16 +90,16 @@ def check_places(config: Config) -> dict[str, str]:
     start = config.pctr.start
     if start is not None and not exists(start):
         raise ConfigError(f"pctr.start={start!r}: no such directory; give RUN/reward/epoch-N of a run")
-    found: dict[str, str] = {}
+    faults: dict[str, str] = {}
     missing: list[str] = []
     for field, path in named.items():
         try:
-            found[field] = resolve(path, field)
+            faults[field] = resolve(path, field)
         except ConfigError as error:
             missing.append(str(error))
     if missing:
         raise ConfigError("; ".join(missing))
-    return found
+    return faults
 
 
 def _resolve(path: str, field: str, above: tuple[str, ...]) -> str:

@@ -85,14 +85,14 @@ def held_out_users(config: Config, simulated: World) -> list[Profile]:
 
 def consumed(config: Config) -> set[str]:
     """Ids of the served auctions behind the weights that ``config`` starts from."""
-    found: set[str] = set()
+    ids: set[str] = set()
     while True:
         run = above(above(config.ad_llm.path))
         if not exists(within(run, "run.json")):
-            return found
+            return ids
         before = Run.open(run)
         if before.committed("world") is not None:
-            found |= _answered(before, store.load_world(before.part("world")))
+            ids |= _answered(before, store.load_world(before.part("world")))
         config = before.config
 
 

@@ -65,12 +65,12 @@ class SimulatedTraffic:
 
     def figures(self) -> dict[str, float]:
         """Counts and the median and 95th percentile of an answer's seconds."""
-        found: dict[str, float] = {name: float(count) for name, count in self.counts.items()}
+        counts: dict[str, float] = {name: float(count) for name, count in self.counts.items()}
         if self.seconds:
             ordered = sorted(self.seconds)
-            found["p50_seconds"] = ordered[len(ordered) // 2]
-            found["p95_seconds"] = ordered[int(0.95 * (len(ordered) - 1))]
-        return found
+            counts["p50_seconds"] = ordered[len(ordered) // 2]
+            counts["p95_seconds"] = ordered[int(0.95 * (len(ordered) - 1))]
+        return counts
 
 
 def simulate_users(

@@ -143,8 +143,8 @@ def budget(
     work = Work(config, lengths, counts or Counts.of(config), None if gpus else cores)
 
     def of(gpus: float, precision: Precision | Literal["auto"]) -> Device:
-        found = device if gpus else core(precision)
-        return found if shares is None else replace(found, shares=shares)
+        planned = device if gpus else core(precision)
+        return planned if shares is None else replace(planned, shares=shares)
 
     engines = of(config.rollout.gpus, config.engine.dtype)
     phases = (

@@ -29,8 +29,12 @@ def show_plan(
     """Print phases, memory, the epoch and what one more machine of ``node`` GPUs buys; without GPUs all
     groups share ``cores``."""
     counts = Counts.of(config, yields)
-    found = budget(config, device, lengths, cores=cores, counts=counts)
-    where = f"{found.gpus:g} GPUs" if found.cores is None else f"{found.cores} cores that all groups share"
+    planned = budget(config, device, lengths, cores=cores, counts=counts)
+    where = (
+        f"{planned.gpus:g} GPUs"
+        if planned.cores is None
+        else f"{planned.cores} cores that all groups share"
+    )
     console.print(
         f"{config.name}: {where}; prompts of {lengths.prompt:g} tokens and answers of "
         f"{lengths.answer:g}, the judge's of {lengths.judge_prompt:g} and {lengths.judgement:g} "
@@ -39,19 +43,19 @@ def show_plan(
         + " (--estimate)",
         highlight=False,
     )
-    console.print(_phases(found))
-    console.print(_memory(found))
-    if found.cores is not None:
-        console.print(f"all processes together: {found.host_bytes / 1e9:.1f} GB", highlight=False)
-    whole = found.run_seconds
+    console.print(_phases(planned))
+    console.print(_memory(planned))
+    if planned.cores is not None:
+        console.print(f"all processes together: {planned.host_bytes / 1e9:.1f} GB", highlight=False)
+    whole = planned.run_seconds
     console.print(
-        f"epoch {duration(found.epoch_seconds)}, {found.epochs} epochs {duration(whole)}, "
+        f"epoch {duration(planned.epoch_seconds)}, {planned.epochs} epochs {duration(whole)}, "
         + (
-            f"{whole * found.gpus / 3600:.1f} GPU hours; engines and trainers wait"
-            if found.cores is None
+            f"{whole * planned.gpus / 3600:.1f} GPU hours; engines and trainers wait"
+            if planned.cores is None
             else "cores wait"
         )
-        + f" {found.idle:.0%} of it",
+        + f" {planned.idle:.0%} of it",
         highlight=False,
     )
     size, versions = stored_bytes(config)
@@ -60,11 +64,11 @@ def show_plan(
         highlight=False,
     )
     for group, grown in more(config, node):
-        gain = found.epoch_seconds / budget(grown, device, lengths, counts=counts).epoch_seconds
+        gain = planned.epoch_seconds / budget(grown, device, lengths, counts=counts).epoch_seconds
         console.print(
             f"one more node of {node} GPUs for {group}: epoch {gain:.2f} times as fast", highlight=False
         )
-    for one in found.memory:
+    for one in planned.memory:
         if not one.fits:
             console.print(
                 Text.assemble(
@@ -74,21 +78,22 @@ def show_plan(
             )
 
 
-def show_reckoning(console: Console, found: Reckoning) -> None:
+def show_reckoning(console: Console, reckoning: Reckoning) -> None:
     """Print a plan beside a run: each figure, how far off it was, and the shares that the run reached."""
-    lengths = found.lengths
+    lengths = reckoning.lengths
     console.print(
-        f"{found.name}: mean of {found.epochs} epochs; prompts of {lengths.prompt:.0f} tokens and answers "
+        f"{reckoning.name}: mean of {reckoning.epochs} epochs; "
+        f"prompts of {lengths.prompt:.0f} tokens and answers "
         f"of {lengths.answer:.0f}",
         highlight=False,
     )
     table = Table("phase", "", "planned", "with its texts", "the run", "off", "off with texts", box=None)
-    for figure in found.figures:
+    for figure in reckoning.figures:
         shown = [_amount(figure.quantity, value) for value in (figure.planned, figure.informed, figure.had)]
         off = ["" if value is None else f"{value:+.0%}" for value in figure.off]
         table.add_row(figure.phase, _UNITS.get(figure.quantity, figure.quantity), *shown, *off)
     console.print(table)
-    shares = ", ".join(f"{name} {share:.2f}" for name, share in found.shares.items())
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in reckoning.shares.items())
     console.print(f"share of a device's best that the run reached: {shares}", highlight=False)
 
 
@@ -123,9 +128,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _phases(found: Budget) -> Table:
+def _phases(planned: Budget) -> Table:
     table = Table("phase", "devices", "M tokens", "PFLOP", "time", "bound by", "of which", box=None)
-    for one in (*found.phases, *filter(None, [found.organic])):
+    for one in (*planned.phases, *filter(None, [planned.organic])):
         notes = [f"{name} {value:,.0f}" for name, value in one.notes.items()]
         table.add_row(
             one.name,
@@ -139,9 +144,9 @@ def _phases(found: Budget) -> Table:
     return table
 
 
-def _memory(found: Budget) -> Table:
+def _memory(planned: Budget) -> Table:
     table = Table("GB per device", "used", "of", "of which", box=None)
-    for one in found.memory:
+    for one in planned.memory:
         parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in one.parts.items())
         table.add_row(one.group, f"{one.used / 1e9:.2f}", f"{one.limit / 1e9:.1f}", parts)
     return table

@@ -173,14 +173,14 @@ def _optimizers(model: Qwen3ForCausalLM, stage: Stage) -> list[torch.optim.Optim
     """Muon for the matrices of the layers, Adam for embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    found: list[torch.optim.Optimizer] = [
+    optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=stage.muon_lr, weight_decay=0.01, momentum=0.95),
         torch.optim.Adam(others, lr=stage.adam_lr, betas=(0.9, 0.98)),
     ]
-    for optimizer, peak in zip(found, (stage.muon_lr, stage.adam_lr), strict=True):
+    for optimizer, peak in zip(optimizers, (stage.muon_lr, stage.adam_lr), strict=True):
         for group in optimizer.param_groups:
             group["peak_lr"] = peak
-    return found
+    return optimizers
 
 
 def _schedule(step: int, stage: Stage) -> float:

@@ -50,8 +50,8 @@ def _generate(
 ) -> list[Generated]:
     requests = [Request(str(place), one, n, seed + n * place) for place, one in enumerate(messages)]
     engine = open_engine(model, Engine(), seed)
-    found = {generated.request_id: generated for generated in engine.generate(requests, sampling)}
-    return [found[request.id] for request in requests]
+    generated_by_id = {generated.request_id: generated for generated in engine.generate(requests, sampling)}
+    return [generated_by_id[request.id] for request in requests]
 
 
 def _answers(model: str, count: int, seed: int) -> dict[str, Any]:
@@ -108,10 +108,10 @@ def _listings(model: str, count: int, seed: int) -> dict[str, Any]:
         wanted.append(candidates[bids.index(max(bids))].id)
         request = Query("q0", user.id, "top", "", "", "test")
         scenes.append((candidates, prompts.answer("compact", request, user, candidates, bids)))
-    found = _generate(model, [scene[-1] for scene in scenes], seed, sampling=ANSWERING)
+    answers = _generate(model, [scene[-1] for scene in scenes], seed, sampling=ANSWERING)
     parsed = [
         parse(generated.completions[0].text, candidates)
-        for (candidates, _), generated in zip(scenes, found, strict=True)
+        for (candidates, _), generated in zip(scenes, answers, strict=True)
     ]
     first = [one.ad_ids[0] == best for one, best in zip(parsed, wanted, strict=True) if one.ad_ids]
     return {
@@ -165,10 +165,10 @@ def _judgements(model: str, count: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _broken(found: Sequence[Parsed]) -> float:
+def _broken(parsed: Sequence[Parsed]) -> float:
     """Share of placement attempts that break the format."""
-    attempts = sum(one.attempts for one in found)
-    return sum(len(one.violations) for one in found) / max(1, attempts)
+    attempts = sum(one.attempts for one in parsed)
+    return sum(len(one.violations) for one in parsed) / max(1, attempts)
 
 
 def _known_sentences() -> list[re.Pattern[str]]:

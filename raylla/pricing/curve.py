@@ -107,7 +107,7 @@ class AllocationCurve:
         ladder, fixed = self._ladder(), self._fixed(contests)
         base = fixed + self._of_bid(contests.bids)
         wanted = range(contests.bids.shape[1]) if places is None else places
-        found = np.zeros((len(contests), len(wanted), len(grid)))
+        points = np.zeros((len(contests), len(wanted), len(grid)))
         for at, i in enumerate(wanted):
             others = entered.copy()
             others[:, i] = False
@@ -121,8 +121,8 @@ class AllocationCurve:
             place = (others[:, None, :] & ~beaten).sum(axis=2)
             utility = fixed[:, i, None] + self._of_bid(grid) + ladder[np.minimum(place, len(self.gains))]
             weight = np.exp(utility)
-            found[:, at] = weight / (1 + weight + rivals)
-        return found
+            points[:, at] = weight / (1 + weight + rivals)
+        return points
 
     def _fixed(self, contests: Contests) -> Array:
         result: Array = self.constant + contests.traits @ np.array(self.traits)
@@ -169,9 +169,14 @@ def fit_curve(contests: Contests, placed: Array, answers: Array, largest: float)
 
     most = MOST_COEFFICIENT
     bounds = [(-most, most)] * free + [(0.0, most)] * (2 + RANK_GAINS)
-    found = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
+    solution = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
     return AllocationCurve(
-        found[0], tuple(found[1:free]), found[free], found[free + 1], tuple(found[free + 2 :]), largest
+        solution[0],
+        tuple(solution[1:free]),
+        solution[free],
+        solution[free + 1],
+        tuple(solution[free + 2 :]),
+        largest,
     )
 
 

@@ -213,8 +213,8 @@ def _joined(parts: Sequence[_Held]) -> _Held:
 
 
 def _summary(one: _Held) -> dict[str, float]:
-    found = {"revenue": one.revenue, "surplus": one.surplus, "regret": one.regret}
-    return {name: float(value.mean()) for name, value in found.items()}
+    summary = {"revenue": one.revenue, "surplus": one.surplus, "regret": one.regret}
+    return {name: float(value.mean()) for name, value in summary.items()}
 
 
 def _chosen(table: dict[str, _Held], bounds: Bounds) -> str:

@@ -186,13 +186,13 @@ def click_rates(log: AuctionLog) -> dict[str, float]:
     """Clicks of an ad for each answer that is its own, by `code` of its traits, "" all; a cell with few is
     drawn to the average."""
     judged, clicks = log.judged.sum(), log.clicks.sum()
-    found = {"": float(clicks / judged) if judged > 0 else 0.0}
+    rates = {"": float(clicks / judged) if judged > 0 else 0.0}
     codes = np.array(["", *(traits for _, _, traits in log.names)])[log.cells + 1]
     for one in sorted(set(codes.ravel()) - {""}):
         here = codes == one
-        above = log.clicks[here].sum() + CLICK_PRIOR * found[""]
-        found[str(one)] = float(above / (log.judged[here].sum() + CLICK_PRIOR))
-    return found
+        above = log.clicks[here].sum() + CLICK_PRIOR * rates[""]
+        rates[str(one)] = float(above / (log.judged[here].sum() + CLICK_PRIOR))
+    return rates
 
 
 def rates_at(rates: dict[str, float], traits: Array) -> Array:

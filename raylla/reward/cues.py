@@ -87,7 +87,7 @@ class Cues(nn.Module):
         """[N, 5]: rarest shared word and shared part, of query and ad, then of answer and ad;
         and how the query's words go with the category's, as learned."""
         rarity = self.rarity()
-        found = [
+        matches = [
             value
             for text in (words.query, words.answer)
             for value in _shared(text, words.ad, rarity[words.ad])
@@ -95,7 +95,7 @@ class Cues(nn.Module):
         asked = (self.kindred_query(words.query) * rarity[words.query][:, :, None]).sum(dim=1)
         offered = self.kindred_category(words.category) * rarity[words.category][:, :, None]
         kindred = (asked * offered.sum(dim=1)).sum(dim=1)
-        return torch.stack([*(2 * value for value in found), kindred], dim=1)
+        return torch.stack([*(2 * value for value in matches), kindred], dim=1)
 
 
 class CuesEnsemble:
@@ -135,10 +135,12 @@ class CuesEnsemble:
 
     def _matches(self, words: Words) -> Tensor:
         rarity = self._rarity[:, words.ad]
-        found = [value for text in (words.query, words.answer) for value in _shared(text, words.ad, rarity)]
+        matches = [
+            value for text in (words.query, words.answer) for value in _shared(text, words.ad, rarity)
+        ]
         asked = self._kindred_query[:, words.query].sum(dim=2)
         offered = self._kindred_category[:, words.category].sum(dim=2)
-        return torch.stack([*(2 * value for value in found), (asked * offered).sum(dim=2)], dim=2)
+        return torch.stack([*(2 * value for value in matches), (asked * offered).sum(dim=2)], dim=2)
 
 
 class Dense:

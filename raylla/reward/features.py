@@ -36,11 +36,11 @@ def encode(encoder: Encoder, rows: Sequence[ClickRow], names: Sequence[str]) -> 
 
 def buckets(encoder: Encoder, texts: Sequence[str]) -> Tensor:
     """Word buckets [N, T] of each text, 0 for padding."""
-    found = np.zeros((len(texts), MAX_WORDS), dtype=np.int64)
+    numbers = np.zeros((len(texts), MAX_WORDS), dtype=np.int64)
     for index, text in enumerate(texts):
         ids = encoder.words(text)
-        found[index, : len(ids)] = [1 + id % (BUCKETS - 1) for id in ids]
-    return torch.from_numpy(found[:, : max(1, int((found > 0).sum(axis=1).max(initial=0)))])
+        numbers[index, : len(ids)] = [1 + id % (BUCKETS - 1) for id in ids]
+    return torch.from_numpy(numbers[:, : max(1, int((numbers > 0).sum(axis=1).max(initial=0)))])
 
 
 def words(encoder: Encoder, rows: Sequence[ClickRow]) -> Words:
@@ -57,15 +57,15 @@ def words(encoder: Encoder, rows: Sequence[ClickRow]) -> Words:
 def structure(rows: Sequence[ClickRow], scaled: dict[str, Encodings]) -> Encodings:
     """[N, 14]: one-hot ads placed, rank and earlier ads of the category; cosines of the
     standardized encodings of query and ad text, query and sentence (0 where not encoded)."""
-    found = np.zeros((len(rows), PLACED + RANKS + EARLIER + 2), dtype=np.float32)
+    values = np.zeros((len(rows), PLACED + RANKS + EARLIER + 2), dtype=np.float32)
     for index, row in enumerate(rows):
-        found[index, min(max(row.placed, 1), PLACED) - 1] = 1
-        found[index, PLACED + min(row.rank, RANKS - 1)] = 1
-        found[index, PLACED + RANKS + min(row.earlier_same_category, EARLIER - 1)] = 1
+        values[index, min(max(row.placed, 1), PLACED) - 1] = 1
+        values[index, PLACED + min(row.rank, RANKS - 1)] = 1
+        values[index, PLACED + RANKS + min(row.earlier_same_category, EARLIER - 1)] = 1
     for column, other in enumerate(("ad_text", "sentence"), start=PLACED + RANKS + EARLIER):
         if other in scaled:
-            found[:, column] = _cosine(scaled["query"], scaled[other])
-    return found
+            values[:, column] = _cosine(scaled["query"], scaled[other])
+    return values
 
 
 @dataclass

@@ -37,13 +37,13 @@ def reader(model: Any) -> Any:
 
 def positions(model: Any) -> int | None:
     """Positions that ``model`` has learned a vector for; none where it tells them otherwise."""
-    found: list[int] = []
+    places: list[int] = []
     for name, table in model.named_modules():
         if isinstance(table, nn.Embedding) and _POSITIONS.search(name.rpartition(".")[2]):
             # Those before the first are for padding, or for nothing at all.
             first = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
-            found.append(table.num_embeddings - first)
-    return min(found, default=None)
+            places.append(table.num_embeddings - first)
+    return min(places, default=None)
 
 
 def longest(model: Any, most: int) -> int:

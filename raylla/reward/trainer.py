@@ -139,15 +139,15 @@ class RewardTrainer:
         """AUC, log loss, calibration error and its floor, coverage and mean width of the intervals, rows
         and base rate on judged rows; NaN where undefined."""
         clicked = _labels(rows) if rows else np.zeros(0, np.bool_)
-        found = self.predict_intervals(rows)
-        predicted = [one.mean for one in found]
+        predictions = self.predict_intervals(rows)
+        predicted = [one.mean for one in predictions]
         return {
             "auc": calibration.auc(predicted, clicked),
             "log_loss": calibration.log_loss(predicted, clicked),
             **calibration.calibration(predicted, clicked),
             "base_rate": float(clicked.mean()) if rows else math.nan,
             "rows": float(len(rows)),
-            **intervals.coverage(found, clicked),
+            **intervals.coverage(predictions, clicked),
         }
 
     def save(self, place: str | Path) -> None:
@@ -211,8 +211,8 @@ class RewardTrainer:
         parts = [inputs]
         if len(inputs.user) > PREDICT_BATCH:
             parts = [inputs.at(part) for part in torch.arange(len(inputs.user)).split(PREDICT_BATCH)]
-        found = torch.cat([torch.sigmoid(_logits(self._ensemble, part)) for part in parts], dim=1)
-        rates: NDArray[np.float64] = found.double().numpy()
+        predicted = torch.cat([torch.sigmoid(_logits(self._ensemble, part)) for part in parts], dim=1)
+        rates: NDArray[np.float64] = predicted.double().numpy()
         return rates
 
     def _fresh_networks(self) -> list[PctrNetwork]:

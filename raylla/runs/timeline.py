@@ -77,14 +77,14 @@ def idle(spans: Sequence[Span], began: float, ended: float) -> dict[str, float]:
 
 def pools(sizes: Sequence[Size], ended: float) -> dict[str, dict[str, float]]:
     """Of each pool the least and most workers, and the seconds of all of them together, up to ``ended``."""
-    found: dict[str, dict[str, float]] = {}
+    by_pool: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(size.pool for size in sizes):
         of_it = [size for size in sizes if size.pool == name]
         until = [*(size.at for size in of_it[1:]), ended]
         workers = [size.workers for size in of_it]
         lasted = (size.workers * (end - size.at) for size, end in zip(of_it, until, strict=True))
-        found[name] = {"least": min(workers), "most": max(workers), "worker_seconds": sum(lasted)}
-    return found
+        by_pool[name] = {"least": min(workers), "most": max(workers), "worker_seconds": sum(lasted)}
+    return by_pool
 
 
 def critical_seconds(spans: Sequence[Span]) -> float:

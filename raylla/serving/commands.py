@@ -198,17 +198,17 @@ def audit_books(
     from raylla.serving.store import open_store
 
     known = dict(_noted(one) for one in sealed or [])
-    found = recompute(open_store(database, must_exist=True, field="--database"), known)
-    read = ", ".join(f"{number} {name}" for name, number in found.counts.items())
-    console.print(f"{read or 'empty'}; billed {decimal(found.billed_micros)}", highlight=False)
-    held = ", ".join(f"{name} {decimal(amount)}" for name, amount in found.accounts.items())
+    books = recompute(open_store(database, must_exist=True, field="--database"), known)
+    read = ", ".join(f"{number} {name}" for name, number in books.counts.items())
+    console.print(f"{read or 'empty'}; billed {decimal(books.billed_micros)}", highlight=False)
+    held = ", ".join(f"{name} {decimal(amount)}" for name, amount in books.accounts.items())
     console.print(f"accounts: {held or 'empty'}", highlight=False, soft_wrap=True)
-    if found.last:
-        console.print(f"sealed {found.last}:{found.seal}", highlight=False, soft_wrap=True)
-    for discrepancy in found.discrepancies[:show]:
+    if books.last:
+        console.print(f"sealed {books.last}:{books.seal}", highlight=False, soft_wrap=True)
+    for discrepancy in books.discrepancies[:show]:
         console.print(f"{discrepancy}", highlight=False, soft_wrap=True, markup=False)
-    if found.discrepancies:
-        console.print(f"{len(found.discrepancies)} discrepancies", highlight=False)
+    if books.discrepancies:
+        console.print(f"{len(books.discrepancies)} discrepancies", highlight=False)
         raise typer.Exit(1)
     console.print("everything adds up", highlight=False)
 

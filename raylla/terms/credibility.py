@@ -46,13 +46,13 @@ class _Claims:
         What holds an ad, or is nearer to what an ad says of itself than to the organic answers, is a claim
         about the ad, and its description alone can bear that out where there is one.
         """
-        found = []
+        shares = []
         for text, of_ad in zip(self.said, self.of_ad, strict=True):
             near = _nearest(unit, text, self.organic)
             own = _nearest(unit, text, self.described)
             about = bool(self.described) and (of_ad or own > near)
-            found.append(own if about else near)
-        return found
+            shares.append(own if about else near)
+        return shares
 
 
 class Credibility:

@@ -18,8 +18,8 @@ class Fidelity:
     def values(self, texts: Texts, answers: Answered) -> list[float]:
         """`protocol.RewardTerm.values`."""
         described = Descriptions({ad.id: ad for planned, _ in answers for ad in planned.ads}.values())
-        found = []
+        values = []
         for planned, text in answers:
             shares = described.shares(planned, text)
-            found.append(float(np.mean(shares)) - 1 if shares else 0.0)
-        return found
+            values.append(float(np.mean(shares)) - 1 if shares else 0.0)
+        return values

@@ -68,22 +68,22 @@ def read_answers(path: Path) -> list[AnswerTerms]:
         ConfigError: it is not there, or a line is none; names the line.
     """
     field = "evaluation.native_answers"
-    found = []
+    answers = []
     for where, row in objects(path, lambda why: ConfigError(f"{field}: {why}; give another file")):
         try:
-            found.append(_published(row))
+            answers.append(_published(row))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{field}: {where}: {error!r}; each line is an answer with id, query, response and label, "
                 "and where that is 1 with advertisement and sen_span"
             ) from None
-    brands, queries = {one.brand for one in found if one.brand}, {one.query for one in found}
+    brands, queries = {one.brand for one in answers if one.brand}, {one.query for one in answers}
     if min(len(brands), len(queries)) < FOLDS:
         raise ConfigError(
             f"{field}: {path} holds {len(brands)} brands and {len(queries)} queries; "
             f"{FOLDS} of each are the least"
         )
-    return found
+    return answers
 
 
 class Detector:
@@ -114,21 +114,21 @@ class Detector:
         """Log-odds of the most suspicious sentence of each answer [n]; -inf where it has none."""
         texts = [terms for answer in answers for terms in answer]
         owner = np.repeat(np.arange(len(answers)), [len(answer) for answer in answers])
-        found = np.full(len(answers), -np.inf)
-        np.maximum.at(found, owner, self._table(texts).times(self._weights))
-        return found
+        scores = np.full(len(answers), -np.inf)
+        np.maximum.at(scores, owner, self._table(texts).times(self._weights))
+        return scores
 
     def suspects(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Whether each answer, markup and disclosure taken out, reads as holding an ad [n]."""
-        found: NDArray[np.bool_] = self.scores([_sentences(text) for text in texts]) >= self.threshold
-        return found
+        suspected: NDArray[np.bool_] = self.scores([_sentences(text) for text in texts]) >= self.threshold
+        return suspected
 
     def chances(self, texts: Sequence[str]) -> Array:
         """The probability that each answer, markup and disclosure taken out, has an ad hidden in it [n]; 0
         where it has no sentence."""
         scores = self.scores([_sentences(text) for text in texts])
-        found: Array = np.where(np.isfinite(scores), expit(self.curve[0] * scores + self.curve[1]), 0.0)
-        return found
+        chances: Array = np.where(np.isfinite(scores), expit(self.curve[0] * scores + self.curve[1]), 0.0)
+        return chances
 
     def _table(self, texts: Sequence[Terms]) -> _Table:
         """tf-idf of each sentence, of length 1, and a constant 1 in the last column."""

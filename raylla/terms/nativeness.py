@@ -28,10 +28,10 @@ class Nativeness:
         vectors = texts.encode(distinct)
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         place = {text: at for at, text in enumerate(distinct)}
-        found = []
+        shares = []
         for rest, sentences in read:
             near = [
                 float(unit[place[rest]] @ unit[place[sentence]]) if rest else 0.0 for sentence in sentences
             ]
-            found.append(float(np.mean(near)) - 1 if near else 0.0)
-        return found
+            shares.append(float(np.mean(near)) - 1 if near else 0.0)
+        return shares

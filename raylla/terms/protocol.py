@@ -85,14 +85,14 @@ def named_terms(names: Sequence[str]) -> list[RewardTerm]:
     Raises:
         ConfigError: as `named_plugins`, or one needs what nothing has.
     """
-    found: list[RewardTerm] = named_plugins(_GROUP, names, RewardTerm, "reward term", "name or values")
-    for term in found:
+    terms: list[RewardTerm] = named_plugins(_GROUP, names, RewardTerm, "reward term", "name or values")
+    for term in terms:
         if strange := sorted(needs_of(term) - set(get_args(TermNeed))):
             raise ConfigError(
                 f"the reward term {term.name!r} needs {', '.join(strange)}; a term may need "
                 f"{' and '.join(get_args(TermNeed))}"
             )
-    return found
+    return terms
 
 
 def weighed_terms(config: Config) -> list[RewardTerm]:
@@ -101,9 +101,9 @@ def weighed_terms(config: Config) -> list[RewardTerm]:
     Raises:
         ConfigError: as `named_terms`, or what one needs is not configured.
     """
-    found = named_terms(list(config.term_weights))
+    terms = named_terms(list(config.term_weights))
     path = config.evaluation.native_answers
-    for term in found:
+    for term in terms:
         if "detector" in needs_of(term) and not (path and path.is_file()):
             named = f"{str(path)!r} is no file" if path else "names no published answers"
             raise ConfigError(
@@ -111,7 +111,7 @@ def weighed_terms(config: Config) -> list[RewardTerm]:
                 f"evaluation.native_answers, which teaches it, {named}; give the file, or leave the term "
                 "out"
             )
-    return found
+    return terms
 
 
 def needs_of(term: RewardTerm) -> frozenset[str]:

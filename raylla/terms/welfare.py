@@ -22,9 +22,9 @@ class UserWelfare:
             planned.auction.id: dict(zip(planned.auction.ad_ids, fit.tolist(), strict=True))
             for planned, fit in zip(auctions, texts.relevance(auctions), strict=True)
         }
-        found = []
+        welfare = []
         for planned, text in answers:
             fit = fits[planned.auction.id]
             placed = [fit[ad] for ad in parse(text, planned.ads).ad_ids]
-            found.append(float(np.mean(placed)) - max(fit.values()) if placed else 0.0)
-        return found
+            welfare.append(float(np.mean(placed)) - max(fit.values()) if placed else 0.0)
+        return welfare

@@ -39,16 +39,16 @@ def warmstart(
         with listen(), heeded("the warm start"):
             if not any((target / name).exists() for name in models.CONFIGS):
                 train_warmstart(loaded, str(target), out, watch)
-            found = measure_warmstart(loaded, str(target), watch)
+            report = measure_warmstart(loaded, str(target), watch)
     finally:
         disconnect(loaded)
-    write_json(out / "warmstart.json", found)
-    _show(found)
+    write_json(out / "warmstart.json", report)
+    _show(report)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(report: dict[str, Any]) -> None:
     """The report, a line for each figure."""
-    for name, value in found.items():
+    for name, value in report.items():
         if isinstance(value, dict) and "mean" in value:
             value = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
         console.print(f"{name:<16}{value}", highlight=False)

@@ -63,8 +63,8 @@ def measure_warmstart(config: Config, place: str, watch: Steps) -> dict[str, Any
     for id, one in scored.items():
         read[int(id.partition("/")[0])] += (-one.logprob, one.tokens)
     with watch.stage("figures"):
-        found = figures(held_out, answered, read, config.evaluation.bootstrap, config.seed)
-    return found | {
+        report = figures(held_out, answered, read, config.evaluation.bootstrap, config.seed)
+    return report | {
         "model": config.ad_llm.path,
         "data": chosen.data.name,
         "train_rows": len(split.train),
@@ -90,7 +90,7 @@ def _asked(
     """What engines with the weights at ``place`` yield for ``items``, by the items' ids."""
     made = (place, config.ad_llm.sampling, config.engine, config.seed, VERSION)
     pool = Pool("rollout", RolloutWorker, made, config.rollout, config.ray.in_process)
-    found: dict[str, Any] = {}
+    shares: dict[str, Any] = {}
     try:
         pool.create(pool.most)
         pool.wait_ready(config.deadlines.start)
@@ -105,14 +105,14 @@ def _asked(
             elif isinstance(item, Generated):
                 if item.error is not None:
                     raise RunError(f"a held-out row was refused: {item.error}")
-                found[item.request_id] = item
+                shares[item.request_id] = item
                 watch.advance("rows", 1, sum(len(draw.token_ids) for draw in item.completions))
             else:
-                found[item.id] = item
+                shares[item.id] = item
                 watch.advance("rows", 1)
     finally:
         pool.stop()
-    return found
+    return shares
 
 
 def figures(

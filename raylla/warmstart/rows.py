@@ -71,30 +71,30 @@ def read_published(path: Path) -> list[PublishedAnswer]:
         if wrong or (brand is not None and (wrong := strange(row, ("advertisement",)))):
             raise WorldError(f"{where} is no published answer: {wrong}; fetch the file again")
         rows[row["id"]] = row
-    found = []
+    answers = []
     for row in rows.values():
         brand = " ".join((row["advertisement"] or "").split())
         text = " ".join(row["response"].split())
         if row.get("label") == 1 and brand and brand in text and not _SIGNS.search(brand):
             topic = row["meta_topic"].replace("_", " ")
-            found.append(PublishedAnswer(" ".join(row["query"].split()), topic, brand, text))
-    if not found:
+            answers.append(PublishedAnswer(" ".join(row["query"].split()), topic, brand, text))
+    if not answers:
         raise WorldError(f"warmstart.data={str(path)!r} holds no answer with an ad; give another file")
-    return found
+    return answers
 
 
-def split_answers(found: Sequence[PublishedAnswer], held_out: float, seed: int) -> SplitAnswers:
+def split_answers(answers: Sequence[PublishedAnswer], held_out: float, seed: int) -> SplitAnswers:
     """Hold out a share of the brands, with every question that one of their answers is to."""
-    brands = sorted({one.brand for one in found})
+    brands = sorted({one.brand for one in answers})
     random.Random(f"{seed}/brands").shuffle(brands)
     kept_back = set(brands[: max(1, round(held_out * len(brands)))])
-    test = [one for one in found if one.brand in kept_back]
+    test = [one for one in answers if one.brand in kept_back]
     asked = {one.query for one in test}
-    train = [one for one in found if one.brand not in kept_back and one.query not in asked]
+    train = [one for one in answers if one.brand not in kept_back and one.query not in asked]
     return SplitAnswers(tuple(train), tuple(test))
 
 
-def rows(found: Sequence[PublishedAnswer], settings: Warmstart, seed: int) -> list[AnsweredAuction]:
+def rows(answers: Sequence[PublishedAnswer], settings: Warmstart, seed: int) -> list[AnsweredAuction]:
     """One row for each answer whose ad stands in its first ``settings.longest_answer`` characters.
 
     All candidates are brands of ``found``.
@@ -103,7 +103,7 @@ def rows(found: Sequence[PublishedAnswer], settings: Warmstart, seed: int) -> li
         WorldError: there are fewer brands than candidates.
     """
     by_topic: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for one in found:
+    for one in answers:
         by_topic[one.topic][one.brand] = None
     topic_of = {brand: topic for topic, brands in by_topic.items() for brand in brands}
     if len(topic_of) < settings.candidates:
@@ -112,7 +112,7 @@ def rows(found: Sequence[PublishedAnswer], settings: Warmstart, seed: int) -> li
             "lower it, or raise or lower warmstart.held_out"
         )
     made = []
-    for number, one in enumerate(found):
+    for number, one in enumerate(answers):
         told = _shortened(one.text, one.brand)
         if told is None or len(told) > settings.longest_answer:
             continue

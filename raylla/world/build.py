@@ -119,9 +119,9 @@ def candidates(world: World, query: Query, count: int, seed: int) -> tuple[Ad, .
     if world.related:
         _take(rng, chosen, [ad for ad in world.ads if ad.theme != query.theme], count)
     _take(rng, chosen, world.ads, count)
-    found = list(chosen.values())
-    rng.shuffle(found)
-    return tuple(found)
+    ads = list(chosen.values())
+    rng.shuffle(ads)
+    return tuple(ads)
 
 
 def sample_queries(world: World, count: int, seed: int) -> World:

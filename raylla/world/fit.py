@@ -39,8 +39,8 @@ class Fit:
         if not len(vectors):
             return vectors
         vectors = vectors - self._center()
-        found: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-        return found
+        units: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        return units
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:
         """Cosine of query and ad (what it says of itself), [n] for each auction."""

@@ -24,7 +24,7 @@ def nearest_candidates(
     retrieval = Retrieval(said)
     retrieval.refresh(world.ads, encode)
     vectors = encoded([in_context(query) for query in queries], encode, said.shape[1])
-    found = {}
+    candidates = {}
     for query, vector in zip(queries, vectors, strict=True):
         rng = random.Random(f"{seed}/candidates/{query.id}")
         rows = retrieval.search(vector, None, min(near, count))
@@ -32,5 +32,5 @@ def nearest_candidates(
         drawn = rng.sample(range(len(world.ads)), min(count + len(rows), len(world.ads)))
         rows += [row for row in drawn if row not in rows][: count - len(rows)]
         rng.shuffle(rows)
-        found[query.id] = tuple(world.ads[row].id for row in rows)
-    return found
+        candidates[query.id] = tuple(world.ads[row].id for row in rows)
+    return candidates

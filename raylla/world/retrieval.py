@@ -188,10 +188,10 @@ def _fitted(mask: Mask, rows: int) -> Mask:
 
 def encoded(texts: Sequence[str], encode: Encode, dim: int) -> Vectors:
     """``encode`` of all ``texts``, asked for some thousands at a time: [texts, dim]."""
-    found = np.zeros((len(texts), dim), dtype=np.float32)
+    vectors = np.zeros((len(texts), dim), dtype=np.float32)
     for start in range(0, len(texts), ENCODED_AT_ONCE):
-        found[start : start + ENCODED_AT_ONCE] = encode(list(texts[start : start + ENCODED_AT_ONCE]))
-    return found
+        vectors[start : start + ENCODED_AT_ONCE] = encode(list(texts[start : start + ENCODED_AT_ONCE]))
+    return vectors
 
 
 class _Lists:

@@ -48,11 +48,11 @@ def read_turns(text: str) -> tuple[Turn, ...]:
         raise WorldError(wrong) from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise WorldError(wrong)
-    found = []
+    turns = []
     for row in rows:
         said = row.get("content", row.get("text"))
         if row.get("role") not in ROLES or not isinstance(said, str):
             raise WorldError(wrong)
         if words := one_line(said):
-            found.append(Turn(ROLES[row["role"]], words))
-    return tuple(found)
+            turns.append(Turn(ROLES[row["role"]], words))
+    return tuple(turns)

@@ -43,7 +43,7 @@ def rows(bench: Bench) -> list[Row]:
 
     llm = LLM(**given | {"disable_log_stats": False})
     _answer(llm, 0, **_BASE)
-    found = []
+    table = []
     for what, sizes, base in (
         ("queries", _QUERIES, _BASE),
         ("candidates", _CANDIDATES, _BASE),
@@ -54,8 +54,8 @@ def rows(bench: Bench) -> list[Row]:
         for repeat in range(bench.repeats):
             for size in sizes if repeat % 2 == 0 else reversed(sizes):
                 costs[size].append(_answer(llm, repeat, **base | {what: size}))
-        found += _rows(what, costs, base)
-    return found
+        table += _rows(what, costs, base)
+    return table
 
 
 def _rows(what: str, costs: Mapping[int, Sequence[Cost]], base: Mapping[str, int]) -> list[Row]:

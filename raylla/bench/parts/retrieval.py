@@ -36,22 +36,24 @@ def rows(bench: Bench) -> list[Row]:
     encoder = Encoder(resolve(bench.config.pctr.encoder, "pctr.encoder"))
     real = build.catalogue(config.World(ads=REAL), bench.config.seed)
     queries = encoder.encode(_questions())
-    found = Retrieval(queries)
+    search = Retrieval(queries)
     vectors = _crowd(encoder.encode([as_asked(ad) for ad in real]), bench.config.seed)
     crowd = [real[row % REAL] for row in range(_ADS)]
     encoded = _Cursor(vectors)
     started = time.perf_counter()
-    found.refresh(crowd, encoded)
+    search.refresh(crowd, encoded)
     built = time.perf_counter() - started
     del vectors, encoded
     rng = np.random.default_rng(bench.config.seed)
     asked = queries[rng.integers(0, len(queries), _QUERIES)]
-    measured = [_row(bench, found, crowd, asked, rng.random(_ADS) < share, share) for share in SHARES]
+    measured = [_row(bench, search, crowd, asked, rng.random(_ADS) < share, share) for share in SHARES]
     return [*measured, Row(f"index over {_ADS:,} ads, built", Spread((built,)), "s")]
 
 
-def _row(bench: Bench, found: Retrieval, ads: list[Ad], asked: Vectors, mask: Mask, share: float) -> Row:
-    every = partial(found.search, exact=True)
+def _row(
+    bench: Bench, retrieval: Retrieval, ads: list[Ad], asked: Vectors, mask: Mask, share: float
+) -> Row:
+    every = partial(retrieval.search, exact=True)
 
     def searched(search: Callable[[Vectors, Mask, int], list[int]], count: int) -> NDArray[np.float64]:
         seconds = []
@@ -61,11 +63,11 @@ def _row(bench: Bench, found: Retrieval, ads: list[Ad], asked: Vectors, mask: Ma
             seconds.append(time.perf_counter() - started)
         return 1e3 * np.array(seconds)
 
-    same = [len({*found.search(one, mask, K)} & {*every(one, mask, K)}) / K for one in asked[:50]]
-    times = searched(found.search, _QUERIES)
+    same = [len({*retrieval.search(one, mask, K)} & {*every(one, mask, K)}) / K for one in asked[:50]]
+    times = searched(retrieval.search, _QUERIES)
     return compare(
         f"retrieval of {K} from {len(ads):,} ads, {share:.0%} eligible ÷ comparing all eligible",
-        Side("raylla", lambda: float(np.median(searched(found.search, _QUERIES)))),
+        Side("raylla", lambda: float(np.median(searched(retrieval.search, _QUERIES)))),
         Side("all compared", lambda: float(np.median(searched(every, 10)))),
         bench.repeats,
         "ms",
@@ -93,8 +95,8 @@ def _crowd(real: Vectors, seed: int) -> Vectors:
     """`_ADS` vectors [_ADS, dim]: the real ones in turn, each moved by noise."""
     rng = np.random.default_rng(seed)
     deviation = real.std(axis=0) * NOISE
-    found = np.empty((_ADS, real.shape[1]), dtype=np.float32)
+    vectors = np.empty((_ADS, real.shape[1]), dtype=np.float32)
     for start in range(0, _ADS, REAL):
-        rows = found[start : start + REAL]
+        rows = vectors[start : start + REAL]
         rows[:] = real[: len(rows)] + deviation * rng.standard_normal(rows.shape, dtype=np.float32)
-    return found
+    return vectors

@@ -61,11 +61,11 @@ def rows(bench: Bench) -> list[Row]:
                 for request in requests
             ]
             params = [sampling_params(request, config.ad_llm.sampling) for request in requests]
-            found = llm.generate(inputs, params, use_tqdm=False)
-            for one in found:
+            generated = llm.generate(inputs, params, use_tqdm=False)
+            for one in generated:
                 for draw in one.outputs:
                     tokenizer.decode(draw.token_ids, skip_special_tokens=True)
-            tokens = sum(len(draw.token_ids) for one in found for draw in one.outputs)
+            tokens = sum(len(draw.token_ids) for one in generated for draw in one.outputs)
             return tokens / (time.perf_counter() - started)
 
         sides = Side("rollout actor", actor), Side("vLLM in process", raw)

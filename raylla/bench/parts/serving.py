@@ -125,10 +125,10 @@ def rows(bench: Bench) -> list[Row]:
         one = Server("vLLM", bare, "", [_completion(config, ids, 1) for ids in prompts])
         many = Server("MOSAIC", bare, "", [_completion(config, ids, CANDIDATES) for ids in prompts])
         most = max(counts) if bench.config.bench.work >= 1 else 1
-        found = _measured((ours, one, many), counts, bench.repeats, most)
+        measured = _measured((ours, one, many), counts, bench.repeats, most)
     generation = {one.auction.id: one.auction.latency_ms["generation"] for one in _auctions(store)}
     store.close()
-    return [*_rows(found), *_own(found, generation)]
+    return [*_rows(measured), *_own(measured, generation)]
 
 
 async def _load(server: Server, concurrency: int, count: int, stream: bool) -> LoadFigures:
@@ -191,7 +191,7 @@ _Found = dict[tuple[str, int, bool], list[LoadFigures]]
 def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int, most: int) -> _Found:
     """Every server at every concurrency, MOSAIC at ``most`` and less, whole and streamed, in alternating
     order; once unmeasured."""
-    found: _Found = {}
+    loads: _Found = {}
     for repeat in range(repeats + 1):
         for concurrency, count in counts.items():
             for stream in (False, True):
@@ -203,13 +203,13 @@ def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int
                     wanted = max(concurrency, count // MOSAIC_SHARE) if mosaic else count
                     got = asyncio.run(_load(server, concurrency, wanted, stream))
                     if repeat:
-                        found.setdefault((server.name, concurrency, stream), []).append(got)
-    return found
+                        loads.setdefault((server.name, concurrency, stream), []).append(got)
+    return loads
 
 
-def _rows(found: _Found) -> list[Row]:
+def _rows(measured: _Found) -> list[Row]:
     def side(name: str, concurrency: int, stream: bool, figure: Callable[[LoadFigures], float]) -> Measured:
-        loads = found[name, concurrency, stream]
+        loads = measured[name, concurrency, stream]
         return Measured(name, Spread(tuple(figure(one) for one in loads)))
 
     def row(
@@ -225,19 +225,19 @@ def _rows(found: _Found) -> list[Row]:
             made.append(row(f"tokens, {kind}", "endpoint", at, stream, lambda one: one.tokens, "1/s"))
             made.append(row(f"p50, {kind}", "endpoint", at, stream, lambda one: one.latency, "ms"))
         made.append(row("time to first token", "endpoint", at, True, lambda one: one.first, "ms"))
-        if ("MOSAIC", at, False) in found:
+        if ("MOSAIC", at, False) in measured:
             made.append(row("requests, whole", "MOSAIC", at, False, lambda one: one.requests, "1/s"))
             made.append(row("p50, whole", "MOSAIC", at, False, lambda one: one.latency, "ms"))
     return made
 
 
-def _own(found: _Found, generation: Mapping[str, float]) -> list[Row]:
+def _own(measured: _Found, generation: Mapping[str, float]) -> list[Row]:
     """Milliseconds of a whole answer of the endpoint but for ``generation`` (by auction), p50 and p99."""
     made = []
     for at in _REQUESTS:
         loads = [
             sorted(took - generation[id] for id, took in one.auctions)
-            for one in found["endpoint", at, False]
+            for one in measured["endpoint", at, False]
             if one.auctions
         ]
         if not loads:

@@ -39,10 +39,10 @@ class DayAccount:
 
     def advertisers(self, kind: str | None = None) -> Array:
         """Value, payment and budget of each on the last day [n, 3], perhaps of one kind."""
-        found = np.stack(
+        sums = np.stack(
             [self.played.value[-1].sum(axis=0), self.played.paid[-1].sum(axis=0), self.budgets], axis=1
         )
-        result: Array = found if kind is None else found[self.kinds == kind]
+        result: Array = sums if kind is None else sums[self.kinds == kind]
         return result
 
     def moved(self, kind: str | None = None) -> Array:
@@ -67,32 +67,30 @@ def market_row(seeds: Sequence[DayAccount], config: Config) -> dict[str, Any]:
         for seed in seeds
     ]
     below = [np.repeat(seed.users[-1][:, None], 2, axis=1) for seed in seeds]
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         name: bounded(one, 0)
         for name, one in zip(("revenue", "welfare"), quotients(above, below, resamples, rng), strict=True)
     }
-    found |= _advertisers([seed.advertisers() for seed in seeds], resamples, rng)
-    found["price_of_anarchy"] = _over_seeds([_ratio(seed.own, seed.liquid)[-1] for seed in seeds])
-    found["price_of_anarchy_any"] = _over_seeds([_ratio(seed.any, seed.liquid)[-1] for seed in seeds])
-    found["moved"] = _over_seeds([seed.moved()[-1] for seed in seeds])
+    row |= _advertisers([seed.advertisers() for seed in seeds], resamples, rng)
+    row["price_of_anarchy"] = _over_seeds([_ratio(seed.own, seed.liquid)[-1] for seed in seeds])
+    row["price_of_anarchy_any"] = _over_seeds([_ratio(seed.any, seed.liquid)[-1] for seed in seeds])
+    row["moved"] = _over_seeds([seed.moved()[-1] for seed in seeds])
     kinds = list(dict.fromkeys(str(kind) for seed in seeds for kind in seed.kinds))
-    found["bidders"] = {
+    row["bidders"] = {
         kind: _advertisers([seed.advertisers(kind) for seed in seeds if kind in seed.kinds], resamples, rng)
         | {"moved": _over_seeds([seed.moved(kind)[-1] for seed in seeds if kind in seed.kinds])}
         for kind in kinds
     }
     candidates = sum(seed.played.entered + seed.played.kept_out.total() for seed in seeds)
     reasons = sorted({reason for seed in seeds for reason in seed.played.kept_out})
-    found["kept_out"] = {
+    row["kept_out"] = {
         reason: sum(seed.played.kept_out[reason] for seed in seeds) / max(1, candidates)
         for reason in reasons
     }
-    found["days"] = _course(seeds)
-    found["curves"] = {
-        kind: _curves([seed for seed in seeds if kind in seed.kinds], kind) for kind in kinds
-    }
-    found["seeds"] = len(seeds)
-    return found
+    row["days"] = _course(seeds)
+    row["curves"] = {kind: _curves([seed for seed in seeds if kind in seed.kinds], kind) for kind in kinds}
+    row["seeds"] = len(seeds)
+    return row
 
 
 def _advertisers(tables: Sequence[Array], resamples: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def budgets_of(market: Market, rates: Array, config: Config) -> Array:
         )
     share = worth.max(axis=1).sum() / worth.sum()
     drawn = np.random.default_rng([config.seed, 4]).uniform(-1, 1, len(market.ads))
-    found = config.evaluation.day.budget * share * worth.sum(axis=0) * SPREAD**drawn
-    result: Array = np.maximum(found, SCANT * found.mean())
+    budgets = config.evaluation.day.budget * share * worth.sum(axis=0) * SPREAD**drawn
+    result: Array = np.maximum(budgets, SCANT * budgets.mean())
     return result
 
 

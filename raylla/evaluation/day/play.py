@@ -126,8 +126,8 @@ def click_chances(
         named = [(_judged(planned, text), text) for planned, text in answers]
         once = {(planned.auction.id, text): (planned, text) for planned, text in named}
         judged = dict(zip(once, backend.judgements(list(once.values())), strict=True))
-        found = [judged[planned.auction.id, text] for planned, text in named]
-        told, unread = [one.probabilities for one in found], [one.clicks is None for one in found]
+        chances = [judged[planned.auction.id, text] for planned, text in named]
+        told, unread = [one.probabilities for one in chances], [one.clicks is None for one in chances]
     ads = backend.world.ad_by_id
     return [
         None if lost else expected_clicks(one, planned, text, parse(text, planned.ads).placements, ads)
@@ -159,7 +159,7 @@ class _Days:
         self._eligibility.refresh(now)
         self.played.multiples[day, period] = self._population.means
         multiples, active = self._population.multiples, np.zeros(len(market.ads), np.bool_)
-        found: list[_Entered] = []
+        entered: list[_Entered] = []
         for query, places in enumerate(map(list, market.places)):
             planned = market.drawn(query, period, self._draws)
             user = f"{planned.profile.id}/{period % COHORTS}"
@@ -169,8 +169,8 @@ class _Days:
             kept = self._eligible(user, now, dict(zip(planned.auction.ad_ids, bids, strict=True)))
             active[[places[at] for at in kept]] = True
             if kept:
-                found.append((query, user, _among(planned, kept, [bids[at] for at in kept])))
-        return found, active
+                entered.append((query, user, _among(planned, kept, [bids[at] for at in kept])))
+        return entered, active
 
     def _eligible(self, user: str, now: dt.datetime, bids: Mapping[str, float]) -> list[int]:
         """Which of the candidates, by place, the endpoint lets compete at these bids."""
@@ -223,11 +223,11 @@ def _time(day: int, period: int) -> dt.datetime:
 
 def _worth(market: Market, query: int, chances: Mapping[str, float]) -> Array:
     """The value of the clicks that one user's reading of an answer brings each ad [n]."""
-    found = np.zeros(len(market.ads))
+    worth = np.zeros(len(market.ads))
     for ad, chance in chances.items():
         place = market.ads.index(ad)
-        found[place] = chance * market.values[query, place]
-    return found
+        worth[place] = chance * market.values[query, place]
+    return worth
 
 
 def _judged(planned: Planned, text: str) -> Planned:
@@ -257,8 +257,8 @@ def _offers(
     judged = click_chances(backend, answered)
     backend.bound(f"judgements of {mechanism.name}", sum(one is None for one in judged), len(judged))
     chances = iter(judged)
-    found: list[_Answer] = []
+    answers: list[_Answer] = []
     for offer in offers:
         told = None if offer is None else next(chances)
-        found.append((None, {}) if told is None else (offer, told))
-    return found
+        answers.append((None, {}) if told is None else (offer, told))
+    return answers

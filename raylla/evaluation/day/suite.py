@@ -49,8 +49,8 @@ def day_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -> dict
     with engines(runs, settings, watch) as opened:
         for run in runs:
             backend, own = opened(run), run.config.name == main.name
-            found = played_days(backend, mechanisms if own else named_mechanisms([MAIN]), watch)
-            for name, (choice, accounts) in found.items():
+            days = played_days(backend, mechanisms if own else named_mechanisms([MAIN]), watch)
+            for name, (choice, accounts) in days.items():
                 name = name if own else f"{name}: {run.config.name}"
                 choices.setdefault(name, []).append(choice)
                 for kind, account in accounts.items():

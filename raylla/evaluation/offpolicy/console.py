@@ -13,19 +13,20 @@ from raylla.figures.intervals import with_ends
 from raylla.judging.about import caption
 
 
-def show_offpolicy(console: Console, found: Mapping[str, Any]) -> None:
+def show_offpolicy(console: Console, evaluation: Mapping[str, Any]) -> None:
     """Print `offpolicy.json`."""
-    level = f"{found['level']:.0%}"
-    for measure in found["measures"]:
+    level = f"{evaluation['level']:.0%}"
+    for measure in evaluation["measures"]:
         table = Table(
             title=Text(
-                f"{found['name']}: {measure} per auction, new version less the log's, {level} intervals"
+                f"{evaluation['name']}: {measure} per auction, new version less the log's, "
+                f"{level} intervals"
             ),
-            caption=Text(caption(found["clicks"])),
+            caption=Text(caption(evaluation["clicks"])),
         )
         for heading in ("log -> new", "ESS of", "mean weight", "cut at", "shown", "estimated", "holds"):
             table.add_column(heading, justify="right")
-        for pair in found["pairs"]:
+        for pair in evaluation["pairs"]:
             one, over = pair["measures"][measure], pair["overlap"]
             made = one["estimates"]["doubly_robust"]
             table.add_row(
@@ -38,11 +39,13 @@ def show_offpolicy(console: Console, found: Mapping[str, Any]) -> None:
                 "yes" if made["holds"]["difference"] else "no",
             )
         console.print(table)
-    table = Table(title=Text(f"differences held within {level} intervals, {found['splits']} splits a pair"))
+    table = Table(
+        title=Text(f"differences held within {level} intervals, {evaluation['splits']} splits a pair")
+    )
     for heading in ("measure", "estimate", "pairs held", "coverage", "mean width", "mean error"):
         table.add_column(heading, justify="right")
-    summary = found["summary"]
-    for measure in found["measures"]:
+    summary = evaluation["summary"]
+    for measure in evaluation["measures"]:
         for name, row in summary[measure].items():
             held = f"{row['pairs_held']} of {summary['pairs']}"
             numbers = (f"{row['coverage']:.3f}", f"{row['width']:.1f}", f"{row['error']:.1f}")

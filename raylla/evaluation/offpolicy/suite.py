@@ -111,11 +111,11 @@ def answered(backend: EvaluationBackend) -> dict[str, Written]:
     names, epochs = list(backend.versions), range(1, backend.config.irpo.epochs + 1)
     drawn: dict[str, list[tuple[Prompt, Sequence[int], str]]] = {}
     for name in names:
-        found = backend.write(name, prompts)
-        backend.bound(f"auctions of {name}", sum(one.error is not None for one in found), len(found))
+        written = backend.write(name, prompts)
+        backend.bound(f"auctions of {name}", sum(one.error is not None for one in written), len(written))
         drawn[name] = [
             (prompt, draw.token_ids, draw.text)
-            for prompt, one in zip(prompts, found, strict=True)
+            for prompt, one in zip(prompts, written, strict=True)
             for draw in one.completions
         ]
     scored = {name: _scores(backend, name, drawn) for name in names}  # each version is loaded once more
@@ -138,16 +138,16 @@ def _scores(
 ) -> dict[str, tuple[Array, float]]:
     """Whose answers -> their log-probabilities under ``version``, and the share that its cuts leave out; of
     its own that is rounding's."""
-    found = {}
+    by_writer = {}
     for writer, answers in drawn.items():
         scores = backend.score_sampled(version, [(prompt, ids) for prompt, ids, _ in answers])
         outside = np.array([score.outside > 0 for score in scores])
         logprobs = np.array([score.logprob for score in scores])
-        found[writer] = (
+        by_writer[writer] = (
             logprobs if writer == version else np.where(outside, -np.inf, logprobs),
             float(outside.mean()),
         )
-    return found
+    return by_writer
 
 
 def _written(
@@ -320,13 +320,13 @@ def _over_splits(held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def summed(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """For each measure and estimator: ``pairs_held`` of ``pairs`` in the first split, and the means over
     pairs of what was found over splits."""
-    found: dict[str, Any] = {"pairs": len(pairs)}
+    sums: dict[str, Any] = {"pairs": len(pairs)}
     for measure in SUITE_MEASURES:
-        found[measure] = {}
+        sums[measure] = {}
         for name in ESTIMATORS:
             first = [pair["measures"][measure]["estimates"][name]["holds"]["difference"] for pair in pairs]
             over = [pair["over_splits"][measure][name] for pair in pairs]
-            found[measure][name] = {"pairs_held": sum(first)} | {
+            sums[measure][name] = {"pairs_held": sum(first)} | {
                 key: float(np.mean([one[key] for one in over])) for key in over[0]
             }
-    return found
+    return sums

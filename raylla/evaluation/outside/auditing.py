@@ -175,7 +175,7 @@ def _report(
     inside: tuple[Array, Array] | None,
 ) -> dict[str, Any]:
     bids, settings = [float(bid) for bid in seen.bids], (config.evaluation.bootstrap, config.seed)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "url": plan.url,
         "weight_versions": seen.versions,
         "price_rule": seen.terms.price_rule.value,
@@ -184,6 +184,6 @@ def _report(
         "outside": incentives.regret_table([outside], bids, *settings),
     }
     if inside is not None:
-        found["inside"] = incentives.regret_table([inside], bids, *settings)
-        found["difference"] = incentives.regret_difference(outside, inside, bids, *settings)
-    return found
+        report["inside"] = incentives.regret_table([inside], bids, *settings)
+        report["difference"] = incentives.regret_difference(outside, inside, bids, *settings)
+    return report

@@ -67,7 +67,7 @@ def regret_outside(
         concurrency,
         inside,
     )
-    found = auditing.audit_regret(opened, plan, Observer(opened.config, None, console))
+    report = auditing.audit_regret(opened, plan, Observer(opened.config, None, console))
     if out is not None:
-        write_json(out, found)
-    show_regret(console, found)
+        write_json(out, report)
+    show_regret(console, report)

@@ -291,20 +291,20 @@ async def ads_of(client: httpx.AsyncClient) -> frozenset[str]:
     seat = checked_json(await client.get("/console/start"))["advertiser_id"]
     if seat is None:
         raise EndpointError("the advertiser's key is an admin's; give one of role advertiser, or name ads")
-    found: set[str] = set()
+    ads: set[str] = set()
     for campaign in await _pages(client, f"/v1/advertisers/{seat}/campaigns"):
-        found |= {ad["id"] for ad in await _pages(client, f"/v1/campaigns/{campaign['id']}/ads")}
-    return frozenset(found)
+        ads |= {ad["id"] for ad in await _pages(client, f"/v1/campaigns/{campaign['id']}/ads")}
+    return frozenset(ads)
 
 
 async def _pages(client: httpx.AsyncClient, path: str) -> list[Any]:
-    found: list[Any] = []
+    items: list[Any] = []
     after: str | None = ""
     while after is not None:
         page = checked_json(await client.get(path, params={"after": after} if after else {}))
-        found += page["items"]
+        items += page["items"]
         after = page["next"]
-    return found
+    return items
 
 
 def client_of(url: str, key: str, seconds: float) -> httpx.AsyncClient:

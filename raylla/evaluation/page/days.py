@@ -17,14 +17,14 @@ TOTALS = ("revenue", "welfare", "budget_use", "used_up", "return")
 ANARCHY = ("price_of_anarchy", "price_of_anarchy_any", "moved")
 
 
-def day_totals(found: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def day_totals(evaluation: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     """A row for each mechanism and market: caption, headings, rows."""
     rows = [
         [name, dumps(one["choices"][0]), market, *(row[key] for key in (*TOTALS, *ANARCHY)), _out(row)]
-        for name, one in _mechanisms(found).items()
+        for name, one in _mechanisms(evaluation).items()
         for market, row in one["markets"].items()
     ]
-    day = found["day"] or {"settings": {"days": 0, "queries": 0}, "clicks": ""}
+    day = evaluation["day"] or {"settings": {"days": 0, "queries": 0}, "clicks": ""}
     caption = (
         f"Last of {day['settings']['days']} days, {day['settings']['queries']} queries in every period, "
         f"bid units per user; clicks as expected by {day['clicks']}"
@@ -33,25 +33,25 @@ def day_totals(found: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     return caption, ["mechanism", "setting", "bidders", *TOTALS, *ANARCHY, kept_out], rows
 
 
-def day_bidders(found: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def day_bidders(evaluation: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     """A row for each mechanism, market and kind of bidder in it: caption, headings, rows."""
     keys = ("budget_use", "used_up", "return", "moved", "advertisers")
     rows = [
         [name, market, kind, *(one[key] for key in keys)]
-        for name, market, row in _markets(found)
+        for name, market, row in _markets(evaluation)
         for kind, one in row["bidders"].items()
     ]
     return "The last day, by kind of bidder", ["mechanism", "market", "bidder", *keys], rows
 
 
-def day_figures(found: dict[str, Any]) -> Drawn:
+def day_figures(evaluation: dict[str, Any]) -> Drawn:
     """The price of anarchy, and for each mechanism spend over the last day and multiples over all days."""
-    if not found["day"]:
+    if not evaluation["day"]:
         return {}
     drawn: Drawn = {
         "day": ("Price of anarchy: the best mix of its own answers over what was had", _anarchy)
     }
-    for name, one in _mechanisms(found).items():
+    for name, one in _mechanisms(evaluation).items():
         which = "mixed market" if "mixed" in one["markets"] else "each kind by itself"
         short = name.replace(": ", "-")
         drawn[f"day-spend-{short}"] = (
@@ -65,10 +65,10 @@ def day_figures(found: dict[str, Any]) -> Drawn:
     return drawn
 
 
-def _anarchy(axes: Axes, found: dict[str, Any]) -> None:
+def _anarchy(axes: Axes, evaluation: dict[str, Any]) -> None:
     """Bars for each mechanism, a colour for each market."""
-    mechanisms = _mechanisms(found)
-    markets = list(dict.fromkeys(market for _, market, _ in _markets(found)))
+    mechanisms = _mechanisms(evaluation)
+    markets = list(dict.fromkeys(market for _, market, _ in _markets(evaluation)))
     width = 0.8 / len(markets)
     for place, market in enumerate(markets):
         means = [
@@ -83,12 +83,12 @@ def _anarchy(axes: Axes, found: dict[str, Any]) -> None:
     axes.legend(frameon=False, ncols=3, fontsize="small")
 
 
-def _spend(axes: Axes, found: dict[str, Any], name: str) -> None:
+def _spend(axes: Axes, evaluation: dict[str, Any], name: str) -> None:
     """The share of budgets that is gone after each period, beside the share of the day's traffic."""
-    hours = np.arange(1, found["day"]["periods"] + 1) * 24 / found["day"]["periods"]
-    for kind, curve in _curves(found, name):
+    hours = np.arange(1, evaluation["day"]["periods"] + 1) * 24 / evaluation["day"]["periods"]
+    for kind, curve in _curves(evaluation, name):
         axes.plot(hours, curve["spent"], color=_COLOURS[kind], label=kind)
-    axes.plot(hours, np.cumsum(found["day"]["traffic"]), color="k", ls=":", lw=1, label="traffic")
+    axes.plot(hours, np.cumsum(evaluation["day"]["traffic"]), color="k", ls=":", lw=1, label="traffic")
     axes.set_ylim(0, 1.02)
     axes.set_xticks(range(0, 25, 4))
     axes.set_xlabel("hour of the day")
@@ -96,10 +96,10 @@ def _spend(axes: Axes, found: dict[str, Any], name: str) -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def _multiples(axes: Axes, found: dict[str, Any], name: str) -> None:
+def _multiples(axes: Axes, evaluation: dict[str, Any], name: str) -> None:
     """What a kind of bidder bids per unit of value, mean over its advertisers."""
-    periods = found["day"]["periods"]
-    for kind, curve in _curves(found, name):
+    periods = evaluation["day"]["periods"]
+    for kind, curve in _curves(evaluation, name):
         days = np.arange(len(curve["multiples"])) / periods
         axes.plot(days, curve["multiples"], color=_COLOURS[kind], label=kind)
     axes.set_ylim(bottom=0)
@@ -108,9 +108,9 @@ def _multiples(axes: Axes, found: dict[str, Any], name: str) -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def _curves(found: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _curves(evaluation: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of the mixed market, or of each market of one kind where there is none."""
-    markets = _mechanisms(found)[name]["markets"]
+    markets = _mechanisms(evaluation)[name]["markets"]
     for row in [markets["mixed"]] if "mixed" in markets else markets.values():
         yield from row["curves"].items()
 
@@ -119,14 +119,14 @@ def _out(row: dict[str, Any]) -> str:
     return ", ".join(f"{reason} {share:.2g}" for reason, share in row["kept_out"].items()) or "-"
 
 
-def _mechanisms(found: dict[str, Any]) -> dict[str, Any]:
-    mechanisms: dict[str, Any] = found["day"]["mechanisms"] if found["day"] else {}
+def _mechanisms(evaluation: dict[str, Any]) -> dict[str, Any]:
+    mechanisms: dict[str, Any] = evaluation["day"]["mechanisms"] if evaluation["day"] else {}
     return mechanisms
 
 
-def _markets(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def _markets(evaluation: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (name, market, row)
-        for name, one in _mechanisms(found).items()
+        for name, one in _mechanisms(evaluation).items()
         for market, row in one["markets"].items()
     ]

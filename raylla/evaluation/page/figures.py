@@ -25,20 +25,20 @@ _BESIDE: dict[str, Any] = {
 """Where a legend of many stands: beside the chart."""
 
 
-def png(draw: Callable[[Axes, Found], None], found: Found) -> bytes:
+def png(draw: Callable[[Axes, Found], None], evaluation: Found) -> bytes:
     """One chart as the bytes of a PNG file."""
     figure = Figure(figsize=(7.2, 3.6), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    draw(axes, found)
+    draw(axes, evaluation)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": ""})
     return buffer.getvalue()
 
 
-def _mechanisms(axes: Axes, found: Found) -> None:
+def _mechanisms(axes: Axes, evaluation: Found) -> None:
     """Revenue and reward per query of every mechanism."""
-    rows = found["efficiency"]
+    rows = evaluation["efficiency"]
     for place, (key, colour) in enumerate((("revenue", "C0"), ("reward", "C2"))):
         figures = [row[key] for row in rows.values()]
         at = [index + 0.38 * (place - 0.5) for index in range(len(rows))]
@@ -52,9 +52,9 @@ def _mechanisms(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def _epochs(axes: Axes, found: Found) -> None:
+def _epochs(axes: Axes, evaluation: Found) -> None:
     """Learning curve over all training seeds."""
-    rows = found["epochs"]
+    rows = evaluation["epochs"]
     at = [row["epoch"] for row in rows]
     for key, colour in (("revenue", "C0"), ("reward", "C2")):
         figures = [row[key] for row in rows]
@@ -67,9 +67,9 @@ def _epochs(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def _monotonicity(axes: Axes, found: Found) -> None:
+def _monotonicity(axes: Axes, evaluation: Found) -> None:
     """Click rate of one ad against its bid, for the weights of every epoch."""
-    curve = found["curves"]["monotonicity"]
+    curve = evaluation["curves"]["monotonicity"]
     names = list(curve["versions"])
     for index, name in enumerate(names):
         figures = curve["versions"][name]["click_rate"]
@@ -85,9 +85,9 @@ def _monotonicity(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False, title="weights")
 
 
-def _continuity(axes: Axes, found: Found) -> None:
+def _continuity(axes: Axes, evaluation: Found) -> None:
     """Click rate on the fine grid of bids."""
-    curve = found["curves"]["continuity"]
+    curve = evaluation["curves"]["continuity"]
     for one in curve["one"]:
         axes.plot(curve["bids"], one["click_rate"], lw=0.8, alpha=0.7, label="one query")
     many = curve["many"]
@@ -97,10 +97,10 @@ def _continuity(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def _reliability(axes: Axes, found: Found) -> None:
+def _reliability(axes: Axes, evaluation: Found) -> None:
     """Predicted against observed click rates: each pCTR model on the policy that it scores next."""
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
-    for row in found["pctr"]:
+    for row in evaluation["pctr"]:
         if row["weight_version"] == f"v{row['pctr_epoch']}":
             predicted, observed, _ = zip(*row["reliability"], strict=True)
             label = f"model {row['pctr_epoch']} on {row['weight_version']}, bias {row['bias']:+.3f}"
@@ -110,19 +110,19 @@ def _reliability(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def _responses(axes: Axes, found: Found) -> None:
+def _responses(axes: Axes, evaluation: Found) -> None:
     """Click rate against the bid in every mechanism, its random numbers held fixed."""
-    for name, one in found["incentives"].items():
+    for name, one in evaluation["incentives"].items():
         axes.plot(one["bids"], one["click_rate"], marker=".", label=name)
     axes.set_xlabel("bid of the ad")
     axes.set_ylabel("clicks per auction")
     axes.legend(frameon=False)
 
 
-def shift(axes: Axes, found: Found) -> None:
+def shift(axes: Axes, evaluation: Found) -> None:
     """Bias of each epoch's pCTR model on the policy that it scores next, main config and variants."""
-    everyone = {"main config": found["pctr"]}
-    everyone |= {name: one["pctr"] for name, one in found["ablations"].items()}
+    everyone = {"main config": evaluation["pctr"]}
+    everyone |= {name: one["pctr"] for name, one in evaluation["ablations"].items()}
     for name, table in everyone.items():
         rows = [row for row in table if row["weight_version"] == f"v{row['pctr_epoch']}"]
         at = [row["pctr_epoch"] for row in rows]
@@ -134,9 +134,9 @@ def shift(axes: Axes, found: Found) -> None:
     axes.legend(frameon=False)
 
 
-def _conflict(axes: Axes, found: Found) -> None:
+def _conflict(axes: Axes, evaluation: Found) -> None:
     """How often the ad that fits less is placed alone, against what it bids more."""
-    conflict = found["conflict"]
+    conflict = evaluation["conflict"]
     for name, row in conflict["mechanisms"].items():
         figures = row["against"]
         means = [figure["mean"] for figure in figures]
@@ -150,20 +150,20 @@ def _conflict(axes: Axes, found: Found) -> None:
     axes.legend(**_BESIDE)
 
 
-def frontiers(found: Found) -> dict[str, tuple[str, Callable[[Axes, Found], None]]]:
+def frontiers(evaluation: Found) -> dict[str, tuple[str, Callable[[Axes, Found], None]]]:
     """A figure for each reward term: what every mechanism earns against what its reader loses."""
     return {
         f"frontier-{term}": (
             f"Revenue against {term}: at 0 the ads cost the reader nothing",
             partial(_frontier, term=term),
         )
-        for term in terms_of(found["efficiency"].values())
+        for term in terms_of(evaluation["efficiency"].values())
     }
 
 
-def _frontier(axes: Axes, found: Found, term: str) -> None:
+def _frontier(axes: Axes, evaluation: Found, term: str) -> None:
     """Expected revenue and a reward term of every mechanism and variant."""
-    rows = {name: row for name, row in found["efficiency"].items() if term in row.get("terms", {})}
+    rows = {name: row for name, row in evaluation["efficiency"].items() if term in row.get("terms", {})}
     for place, (name, row) in enumerate(rows.items()):
         revenue, value = row["expected_revenue"], row["terms"][term]
         axes.errorbar(

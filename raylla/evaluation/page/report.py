@@ -92,18 +92,18 @@ def write_report(evaluation: Path, out: Path) -> Path:
 
 def _read(path: Path, command: str) -> Found:
     try:
-        found = json.loads(path.read_text())
+        read = json.loads(path.read_text())
     except OSError:
         raise RunError(f"{path} does not exist; write it with `{command}`") from None
     except ValueError as error:
         raise RunError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(read, dict):
         raise RunError(f"{path} holds no object; write it with `{command}`")
-    return found
+    return read
 
 
-def _whole(path: Path, found: Found, wanted: set[str], command: str = "raylla evaluate RUN") -> None:
-    missing = wanted - found.keys()
+def _whole(path: Path, evaluation: Found, wanted: set[str], command: str = "raylla evaluate RUN") -> None:
+    missing = wanted - evaluation.keys()
     if missing:
         raise RunError(f"{path} lacks {', '.join(sorted(missing))}; write it with `{command}`")
 
@@ -117,48 +117,48 @@ def _of_the_same_runs(path: Path, evaluation: Found) -> Found | None:
     if not path.is_file():
         return None
     command = f"raylla evaluate RUN --suite {path.stem}"
-    found = _read(path, command)
-    _whole(path, found, SUITES[path.stem], command)
+    suite = _read(path, command)
+    _whole(path, suite, SUITES[path.stem], command)
     for name in ("name", "seed", "digest", "weights"):
-        if found["runs"][0][name] != evaluation["runs"][0][name]:
+        if suite["runs"][0][name] != evaluation["runs"][0][name]:
             raise RunError(
                 f"{path} is of a run of another {name}; write it anew with `{command}`, or remove it"
             )
-    return found
+    return suite
 
 
 def pieces(text: str) -> list[tuple[str, bool]]:
     """``text`` cut at its placements: (piece, whether it is one)."""
-    found: list[tuple[str, bool]] = []
+    parts: list[tuple[str, bool]] = []
     cursor = 0
     for match in MARKUP.finditer(text):
-        found += [(text[cursor : match.start()], False), (match.group(), True)]
+        parts += [(text[cursor : match.start()], False), (match.group(), True)]
         cursor = match.end()
-    return [(piece, placed) for piece, placed in (*found, (text[cursor:], False)) if piece]
+    return [(piece, placed) for piece, placed in (*parts, (text[cursor:], False)) if piece]
 
 
-def _tables(found: Found) -> dict[str, _Table]:
+def _tables(evaluation: Found) -> dict[str, _Table]:
     return {
-        "efficiency": _efficiency(found),
-        "against": _against(found),
-        "terms": _terms(found),
-        "reader": _reader(found),
-        "ablations": _ablations(found),
-        "epochs": _epochs(found),
-        "incentives": _incentives(found),
-        "truthful": _truthful(found),
-        "equilibrium": _equilibrium(found),
-        "conflict": _conflict(found),
-        "offpolicy": _offpolicy(found),
-        "day": day_totals(found),
-        "day-bidders": day_bidders(found),
-        "pctr": _pctr(found),
-        "shift": _shift(found),
-        "runs": _runs(found),
+        "efficiency": _efficiency(evaluation),
+        "against": _against(evaluation),
+        "terms": _terms(evaluation),
+        "reader": _reader(evaluation),
+        "ablations": _ablations(evaluation),
+        "epochs": _epochs(evaluation),
+        "incentives": _incentives(evaluation),
+        "truthful": _truthful(evaluation),
+        "equilibrium": _equilibrium(evaluation),
+        "conflict": _conflict(evaluation),
+        "offpolicy": _offpolicy(evaluation),
+        "day": day_totals(evaluation),
+        "day-bidders": day_bidders(evaluation),
+        "pctr": _pctr(evaluation),
+        "shift": _shift(evaluation),
+        "runs": _runs(evaluation),
     }
 
 
-def _efficiency(found: Found) -> _Table:
+def _efficiency(evaluation: Found) -> _Table:
     keys = ("revenue", "reward", "welfare", "expected_revenue", "expected_reward")
     costs = ("generations", "prompt_tokens", "sampled_tokens", "seconds")
     rates = ("ads_per_answer", "format_error_rate")
@@ -169,22 +169,24 @@ def _efficiency(found: Found) -> _Table:
             *(row["cost_per_auction"][key] for key in costs),
             row["seeds"],
         ]
-        for name, row in found["efficiency"].items()
+        for name, row in evaluation["efficiency"].items()
     ]
     caption = (
-        f"Mechanisms on the same test auctions, per query; costs per auction; {whose(found['clicks'])}"
+        f"Mechanisms on the same test auctions, per query; costs per auction; {whose(evaluation['clicks'])}"
     )
     return caption, ["mechanism", *keys, *rates, *costs, "seeds"], rows
 
 
-def _terms(found: Found) -> _Table:
-    terms = terms_of(found["efficiency"].values())
+def _terms(evaluation: Found) -> _Table:
+    terms = terms_of(evaluation["efficiency"].values())
     rows = [
         [name, row["expected_revenue"], *(row.get("terms", {}).get(term) for term in terms)]
-        for name, row in found["efficiency"].items()
+        for name, row in evaluation["efficiency"].items()
         if terms
     ]
-    caption = f"What readers lose by the ads, mean of all answers, 0: nothing; {whose(found['clicks'])}"
+    caption = (
+        f"What readers lose by the ads, mean of all answers, 0: nothing; {whose(evaluation['clicks'])}"
+    )
     return caption, ["mechanism", "expected_revenue", *terms], rows
 
 
@@ -198,14 +200,14 @@ AGAINST = (
 )
 
 
-def _against(found: Found) -> _Table:
-    rows = [[name, *(one.get(key) for key in AGAINST)] for name, one in found["against"].items()]
-    caption = f"LLM-Auction less the other, same queries in pairs; {_counted(found)}"
+def _against(evaluation: Found) -> _Table:
+    rows = [[name, *(one.get(key) for key in AGAINST)] for name, one in evaluation["against"].items()]
+    caption = f"LLM-Auction less the other, same queries in pairs; {_counted(evaluation)}"
     return caption, ["against", *AGAINST], rows
 
 
-def _reader(found: Found) -> _Table:
-    quality = found["quality"]
+def _reader(evaluation: Found) -> _Table:
+    quality = evaluation["quality"]
     keys = [key for key in READER if key not in quality["absent"]]
     rows = [
         [name, *(row[key] for key in keys)]
@@ -215,19 +217,19 @@ def _reader(found: Found) -> _Table:
     return "What the reader of an answer gets", ["answers of", *(READER[key] for key in keys)], rows
 
 
-def _ablations(found: Found) -> _Table:
-    trends = found["curves"]["monotonicity_of_variants"]
+def _ablations(evaluation: Found) -> _Table:
+    trends = evaluation["curves"]["monotonicity_of_variants"]
     rows = [
         [name, one["seeds"], *(one.get(key) for key in AGAINST), trends[name]["trend"]]
-        for name, one in found["ablations"].items()
+        for name, one in evaluation["ablations"].items()
         if "seeds" in one
     ]
     headings = ["variant", "seeds", *AGAINST, "rank correlation with the bid"]
-    caption = f"Variants less the main config, same seeds and queries in pairs; {_counted(found)}"
+    caption = f"Variants less the main config, same seeds and queries in pairs; {_counted(evaluation)}"
     return caption, headings, rows
 
 
-def _epochs(found: Found) -> _Table:
+def _epochs(evaluation: Found) -> _Table:
     keys = ("revenue", "reward", "expected_revenue", "ads_per_answer", "format_error_rate", "click_rate")
     told = ("auc", "calibration_error", "calibration_floor", "coverage")
     stages = ("sample", "learn", "align", "test")
@@ -238,7 +240,7 @@ def _epochs(found: Found) -> _Table:
             *(row["pctr"].get(key) for key in told),
             *(row["seconds"].get(stage) for stage in stages),
         ]
-        for row in found["epochs"]
+        for row in evaluation["epochs"]
     ]
     headings = [
         "weights",
@@ -246,36 +248,36 @@ def _epochs(found: Found) -> _Table:
         *(f"pCTR {key}" for key in told),
         *(f"{stage} seconds" for stage in stages),
     ]
-    return f"Epoch by epoch, all training seeds; {whose(found['clicks_of_runs'])}", headings, rows
+    return f"Epoch by epoch, all training seeds; {whose(evaluation['clicks_of_runs'])}", headings, rows
 
 
-def _incentives(found: Found) -> _Table:
+def _incentives(evaluation: Found) -> _Table:
     headings = ["mechanism", "prices", "payment", "least utility", "regret, utility", "regret, value"]
     rows = [
         [name, rule, one["payment"], one["least_utility"], one["regret"]["utility"], one["regret"]["value"]]
-        for name, entry in found["incentives"].items()
+        for name, entry in evaluation["incentives"].items()
         for rule, one in entry["rules"].items()
     ]
     caption = "Payment and regret of truthful bidding, one ad per query, mean over the bid grid"
-    return f"{caption}; {_counted(found)}", headings, rows
+    return f"{caption}; {_counted(evaluation)}", headings, rows
 
 
-def _equilibrium(found: Found) -> _Table:
+def _equilibrium(evaluation: Found) -> _Table:
     headings = ["mechanism", "bidders", "revenue", "welfare", "settled"]
     rows = [
         [name, goal, one["revenue"], one["welfare"], one.get("converged", "")]
-        for name, entry in found["incentives"].items()
+        for name, entry in evaluation["incentives"].items()
         for goal, one in entry.get("equilibrium", {}).items()
         if isinstance(one, dict)
     ]
-    caption = f"Revenue and welfare where best responses end, a few auctions; {_counted(found)}"
+    caption = f"Revenue and welfare where best responses end, a few auctions; {_counted(evaluation)}"
     return caption, headings, rows
 
 
-def _truthful(found: Found) -> _Table:
+def _truthful(evaluation: Found) -> _Table:
     headings = ["prices", "revenue", "effective sample size"]
     rows: list[list[Any]] = []
-    for one in (entry["truthful"] for entry in found["incentives"].values() if "truthful" in entry):
+    for one in (entry["truthful"] for entry in evaluation["incentives"].values() if "truthful" in entry):
         rows.append(["first price, predicted clicks", one["first_price"], None])
         for closed in one["closed_form"]:
             price = f"closed form, beta {closed['beta']:g}"
@@ -284,8 +286,8 @@ def _truthful(found: Found) -> _Table:
     return "LLM-Auction's revenue per query at truthful prices, clicks as predicted", headings, rows
 
 
-def _conflict(found: Found) -> _Table:
-    conflict = found["conflict"] or {"mechanisms": {}, "ratios": [], "pairs": 0, "tuned_under": ""}
+def _conflict(evaluation: Found) -> _Table:
+    conflict = evaluation["conflict"] or {"mechanisms": {}, "ratios": [], "pairs": 0, "tuned_under": ""}
     keys = ("against", "for", "both", "neither", "preferred", "undisclosed")
     rows = [
         [name, dumps(row["choices"][0]), ratio, *(row[key][place] for key in keys)]
@@ -301,8 +303,14 @@ def _conflict(found: Found) -> _Table:
     return caption, headings, rows
 
 
-def _offpolicy(found: Found) -> _Table:
-    suite = found["offpolicy"] or {"pairs": [], "summary": {}, "measures": [], "level": 0.9, "splits": 0}
+def _offpolicy(evaluation: Found) -> _Table:
+    suite = evaluation["offpolicy"] or {
+        "pairs": [],
+        "summary": {},
+        "measures": [],
+        "level": 0.9,
+        "splits": 0,
+    }
     rows = []
     for pair in suite["pairs"]:
         row = [f"{pair['run']}: {pair['log']} to {pair['new']}"]
@@ -330,14 +338,14 @@ PCTR = ["weight_version", "pctr_epoch", "impressions", "bias", "auc", "calibrati
 PCTR += ["calibration_floor", "calibration_floor_high", "coverage", "interval_width"]
 
 
-def _pctr(found: Found) -> _Table:
-    rows = [[row.get(key) for key in PCTR] for row in found["pctr"]]
+def _pctr(evaluation: Found) -> _Table:
+    rows = [[row.get(key) for key in PCTR] for row in evaluation["pctr"]]
     return "Every pCTR model on every version's own answers", PCTR, rows
 
 
-def _shift(found: Found) -> _Table:
-    everyone = {"main config": found["pctr"]}
-    everyone |= {name: one["pctr"] for name, one in found["ablations"].items()}
+def _shift(evaluation: Found) -> _Table:
+    everyone = {"main config": evaluation["pctr"]}
+    everyone |= {name: one["pctr"] for name, one in evaluation["ablations"].items()}
     rows = [
         [name, *(row.get(key) for key in PCTR)]
         for name, table in everyone.items()
@@ -347,17 +355,17 @@ def _shift(found: Found) -> _Table:
     return "Each run's pCTR models on the answers of its own next policy", ["run", *PCTR], rows
 
 
-def _runs(found: Found) -> _Table:
+def _runs(evaluation: Found) -> _Table:
     keys = ["path", "name", "seed", "digest", "weights", "seconds"]
     return (
         "Runs, and the wall seconds of their stages",
         keys,
-        [[one[key] for key in keys] for one in found["runs"]],
+        [[one[key] for key in keys] for one in evaluation["runs"]],
     )
 
 
-def _counted(found: Found) -> str:
-    return f"clicks of {found['clicks']['counted']}"
+def _counted(evaluation: Found) -> str:
+    return f"clicks of {evaluation['clicks']['counted']}"
 
 
 def _cell(value: Any) -> str:
@@ -371,16 +379,16 @@ def _cell(value: Any) -> str:
 
 
 def _flat(headings: list[str], row: list[Any]) -> list[str]:
-    found: list[str] = []
+    flat: list[str] = []
     for heading, value in zip(headings, row, strict=True):
-        found.append(heading)
+        flat.append(heading)
         if isinstance(value, dict):
-            found += [f"{heading} low", f"{heading} high"]
-    return found
+            flat += [f"{heading} low", f"{heading} high"]
+    return flat
 
 
 def _values(row: list[Any]) -> list[Any]:
-    found: list[Any] = []
+    flat: list[Any] = []
     for value in row:
-        found += [value["mean"], value["low"], value["high"]] if isinstance(value, dict) else [value]
-    return found
+        flat += [value["mean"], value["low"], value["high"]] if isinstance(value, dict) else [value]
+    return flat

@@ -143,7 +143,7 @@ def evaluate_prices(
     chosen = config.evaluation
     setup.check_runs([opened], chosen)
     seed = opened.config.seed
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "run": {"name": opened.config.name, "seed": seed, "digest": opened.config.digest()},
         "sheet": {"digest": sheet.digest, "reserves": asdict(sheet.reserves), "report": dict(sheet.report)},
         "clicks": about.sources(opened.config.user_llm),
@@ -163,11 +163,11 @@ def evaluate_prices(
                         held = hold_market(backend, sheet, auctions, seed)
                     questions = len({auction.query.id for auction in auctions})
                     market = market_figures(held, chosen.bootstrap, seed)
-                    found["markets"][name] = {"questions": questions, "auctions": len(auctions), **market}
-            write_json(out or opened.path / "prices.json", found)
+                    report["markets"][name] = {"questions": questions, "auctions": len(auctions), **market}
+            write_json(out or opened.path / "prices.json", report)
         finally:
             opened.home.save()
-    _show_held(found)
+    _show_held(report)
 
 
 def _logged(source: str, version: str | None, config: settings.Config) -> tuple[list[LoggedAuction], float]:
@@ -178,21 +178,21 @@ def _logged(source: str, version: str | None, config: settings.Config) -> tuple[
     if scheme.partition("+")[0] in ("sqlite", "postgresql"):
         from raylla.evaluation.prices.sources import of_store
 
-        found = of_store(source, version, config.serving.micros_per_unit)
+        auctions = of_store(source, version, config.serving.micros_per_unit)
         largest = float(config.world.max_bid)
-        check_log(found, largest, "give --config, the endpoint's, if its world.max_bid is another")
+        check_log(auctions, largest, "give --config, the endpoint's, if its world.max_bid is another")
     elif Path(source).is_file():
-        found, largest = _read_log(Path(source))
-        check_log(found, largest, f"{source} was changed; write it with `raylla prices log`")
+        auctions, largest = _read_log(Path(source))
+        check_log(auctions, largest, f"{source} was changed; write it with `raylla prices log`")
     elif scheme and scheme not in available_protocols():  # its words may hold a password
         raise DataError(f"{scheme}:// names neither a run nor a store; a store is {_STORES}")
     else:
         from raylla.evaluation.prices.sources import of_run
         from raylla.runs.state import Run
 
-        found, largest = of_run(Run.open(source))
-        check_log(found, largest, "the run's records were changed; give another run")
-    return found, largest
+        auctions, largest = of_run(Run.open(source))
+        check_log(auctions, largest, "the run's records were changed; give another run")
+    return auctions, largest
 
 
 def _read_log(path: Path) -> tuple[list[LoggedAuction], float]:
@@ -203,8 +203,8 @@ def _read_log(path: Path) -> tuple[list[LoggedAuction], float]:
         tree = json.loads(path.read_text())
         if tree["form"] != _FORM:
             raise ValueError(f"its form is {tree['form']!r}")
-        found = TypeAdapter(list[LoggedAuction]).validate_python(tree["auctions"])
-        return found, float(tree["largest"])
+        auctions = TypeAdapter(list[LoggedAuction]).validate_python(tree["auctions"])
+        return auctions, float(tree["largest"])
     except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path} is no log of `raylla prices log` ({type(error).__name__}: {error}); give one, a run "

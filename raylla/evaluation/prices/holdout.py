@@ -47,11 +47,11 @@ def test_markets(backend: EvaluationBackend, bidders: int | None, draws: int) ->
     ``bidders`` drawn (None: all)."""
     config, world = backend.config, backend.world
     queries = some(world.of("test"), config.evaluation.queries, f"{config.seed}/test")
-    found = []
+    markets = []
     for draw in range(draws):
         planned = plan_auctions(config, world, draw, "validation", queries, config.evaluation.answers)
-        found += [_thinned(backend, one, bidders) for one in planned]
-    return found
+        markets += [_thinned(backend, one, bidders) for one in planned]
+    return markets
 
 
 def _thinned(backend: EvaluationBackend, planned: Planned, bidders: int | None) -> Planned:
@@ -106,14 +106,14 @@ def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[d
         )
         chances[name] = None if judgement.clicks is None else expected
     backend.bound("judgements of prices", sum(chance is None for chance in chances.values()), len(chances))
-    found: dict[int, dict[str, float]] = {}
+    known: dict[int, dict[str, float]] = {}
     for one, wrote in zip(asked, written, strict=True):
         names = [(one.auction.id, one.ads, draw.text) for draw in wrote.completions]
         read = [each for each in map(chances.__getitem__, names) if each is not None]
-        found[id(one)] = {
+        known[id(one)] = {
             ad: sum(each.get(ad, 0.0) for each in read) / max(1, len(read)) for ad in one.auction.ad_ids
         }
-    return [found.get(id(auction), {}) for auction in auctions]
+    return [known.get(id(auction), {}) for auction in auctions]
 
 
 class ModelClicks:
@@ -280,35 +280,35 @@ def market_figures(held: HeldMarket, resamples: int, seed: int) -> dict[str, Any
     """A market's figures with intervals over questions: each rule and kind, the gains of the others over
     first price on the same questions, and the regret of bidding the truth."""
     rng = np.random.default_rng(seed)
-    found: dict[str, Any] = {"shading": held.shading, "rules": {}, "gains": {}}
+    figures: dict[str, Any] = {"shading": held.shading, "rules": {}, "gains": {}}
     for (rule, kind), table in held.tables.items():
         columns = dict(zip(_COLUMNS, means([table], resamples, rng), strict=True))
         settled = held.settled.get((rule, kind))
-        found["rules"].setdefault(rule, {})[kind] = columns | (
+        figures["rules"].setdefault(rule, {})[kind] = columns | (
             {} if settled is None else {"settled": settled}
         )
     for rule in HELD_RULES[1:]:
         for kind in KINDS:
             base = held.tables["first_price", kind]
             table = held.tables[rule, "utility" if kind == "shading" else kind]
-            found["gains"].setdefault(rule, {})[kind] = _gains(table, base, resamples, rng)
-    found["regret"] = {
+            figures["gains"].setdefault(rule, {})[kind] = _gains(table, base, resamples, rng)
+    figures["regret"] = {
         rule: regret_table([one], held.bids, resamples, seed)["rules"]["own"]
         for rule, one in held.responses.items()
     }
-    return found
+    return figures
 
 
 def _gains(table: Array, base: Array, resamples: int, rng: np.random.Generator) -> dict[str, Figure]:
     """Quotients less 1 of revenue and welfare, and by how much the surplus differs, in bid units: under
     first price the truth leaves none."""
     ratios = quotients([table[:, :2]], [base[:, :2]], resamples, rng)
-    found = {
+    gains = {
         name: {end: value - 1 for end, value in one.items()}
         for name, one in zip(_COLUMNS[:2], ratios, strict=True)
     }
-    (found["surplus"],) = means([table[:, 2:3] - base[:, 2:3]], resamples, rng)
-    return found
+    (gains["surplus"],) = means([table[:, 2:3] - base[:, 2:3]], resamples, rng)
+    return gains
 
 
 def log_auctions(

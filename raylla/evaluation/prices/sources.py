@@ -47,12 +47,12 @@ def of_run(run: Run) -> tuple[list[LoggedAuction], float]:
                 one.query, one.profile, answer.text, parsed.placements, world.ad_by_id
             )
         answered[answer.auction_id].append((parsed.ad_ids, judged))
-    found = [
+    logged = [
         _logged(one.query, one.profile, one.ads, one.auction.bids, answered[name], sampled.version)
         for name, one in sampled.plan.items()
         if answered[name]
     ]
-    return found, float(run.config.world.max_bid)
+    return logged, float(run.config.world.max_bid)
 
 
 def of_store(database: str, version: str | None, unit: int) -> list[LoggedAuction]:
@@ -72,14 +72,14 @@ def of_store(database: str, version: str | None, unit: int) -> list[LoggedAuctio
     finally:
         opened.close()
     wanted = version or (served[-1].auction.weight_version if served else None)
-    found = [_served(one, unit) for one in served if one.auction.weight_version == wanted]
-    found = [one for one in found if one.bids]
-    if not found:
+    logged = [_served(one, unit) for one in served if one.auction.weight_version == wanted]
+    logged = [one for one in logged if one.bids]
+    if not logged:
         raise DataError(
             f"{opened.database}: no auction with candidates under weight version {wanted!r}; give "
             "--version, or serve some first"
         )
-    return found
+    return logged
 
 
 def _counts(one: Served) -> bool:

@@ -40,14 +40,14 @@ def read_tables(
     organic = _organic(backend, [planned for planned, _ in flat])
     reader = _Reader(backend, organic, detector)
     reader.prepare([*flat, *organic])
-    found: dict[str, dict[str, Table]] = {
+    kinds: dict[str, dict[str, Table]] = {
         kind: {name: reads_per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
         for kind, tables in answers.items()
     }
-    found[_ORGANIC] = {
+    kinds[_ORGANIC] = {
         _ORGANIC: reads_per_query([reader.read(*one, place) for place, one in enumerate(organic)])
     }
-    return found
+    return kinds
 
 
 class _Reader:

@@ -28,11 +28,11 @@ _EQUAL = 1e-6
 def advantages(rewards: Sequence[float], scaled: bool) -> list[float]:
     """Rewards of one auction's answers less their mean, in their (population's) standard deviations if
     ``scaled``."""
-    found = torch.tensor(rewards, dtype=torch.float64)
-    found = found - found.mean()
+    values = torch.tensor(rewards, dtype=torch.float64)
+    values = values - values.mean()
     if scaled:
-        found = found / (found.square().mean().sqrt() + _EQUAL)
-    return [float(one) for one in found]
+        values = values / (values.square().mean().sqrt() + _EQUAL)
+    return [float(one) for one in values]
 
 
 def token_losses(

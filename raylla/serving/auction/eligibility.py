@@ -166,8 +166,8 @@ class Selection:
 
     def counts(self) -> dict[Reason, int]:
         """How many ads each reason kept out."""
-        found = np.bincount(self.codes, minlength=len(_REASONS) + 1)
-        return {reason: int(found[code]) for reason, code in _CODE.items() if found[code]}
+        numbers = np.bincount(self.codes, minlength=len(_REASONS) + 1)
+        return {reason: int(numbers[code]) for reason, code in _CODE.items() if numbers[code]}
 
     def filtered(self, limit: int) -> tuple[Filtered, ...]:
         """The first ``limit`` ads kept out, in order of row."""

@@ -23,7 +23,7 @@ class Entry:
         self._rule = PriceRule(config.serving.price_rule)
 
     def candidates(
-        self, found: Sequence[tuple[Listing, Micros]], auction_id: str, query: Query, profile: Profile
+        self, listings: Sequence[tuple[Listing, Micros]], auction_id: str, query: Query, profile: Profile
     ) -> tuple[list[Candidate], list[Filtered]]:
         """The candidates among ads and their floors, in the order of the prompt, and those below.
 
@@ -32,7 +32,7 @@ class Entry:
         follow from who is left.
         """
         kept, below = [], []
-        for listing, floor in found:
+        for listing, floor in listings:
             candidate = self._enter(listing, auction_id)
             if self._sheet is not None:
                 unit = self._serving.micros_per_unit

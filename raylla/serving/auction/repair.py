@@ -116,16 +116,16 @@ class Repair:
 
     def _between(self, parts: Sequence[str], start: int, end: int | None) -> str:
         stop = self._length if end is None else min(end, self._length)
-        found = []
+        pieces = []
         for place in range(max(0, bisect_right(self._starts, start) - 1), len(parts)):
             at = self._starts[place]
             if at >= stop:
                 break
             if at >= start and at + len(self._clean[place]) <= stop:
-                found.append(parts[place])
+                pieces.append(parts[place])
             else:  # plain words, which are shown as they are
-                found.append(self._clean[place][max(0, start - at) : stop - at])
-        return "".join(found)
+                pieces.append(self._clean[place][max(0, start - at) : stop - at])
+        return "".join(pieces)
 
     def feed(self, piece: str) -> str:
         """More of the model's text; returns the text that the user may see now."""
@@ -371,5 +371,5 @@ def repair(
 
 
 def _next_mark(text: str, start: int) -> int:
-    found = [place for mark in "@[" if (place := text.find(mark, start)) >= 0]
-    return min(found, default=len(text))
+    places = [place for mark in "@[" if (place := text.find(mark, start)) >= 0]
+    return min(places, default=len(text))

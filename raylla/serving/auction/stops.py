@@ -30,9 +30,9 @@ class Stops:
             return text
         self._text += text
         places = [self._text.find(word, self._said) for word in self._words]
-        found = [place for place in places if place >= 0]
-        if found:
-            upto = self.end = _before(min(found), ads)
+        starts = [place for place in places if place >= 0]
+        if starts:
+            upto = self.end = _before(min(starts), ads)
         else:
             upto = len(self._text) if final else _before(len(self._text) - self._open(), ads)
         shown, self._said = self._text[self._said : upto], max(self._said, upto)

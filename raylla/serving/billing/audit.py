@@ -46,16 +46,16 @@ class _Account:
     """Unsettled ones, and what was taken back of any."""
     through: int = 0
 
-    def bill(self, found: Audit, amount: Micros) -> None:
+    def bill(self, findings: Audit, amount: Micros) -> None:
         """The advertiser owes ``amount`` more."""
         self.balance -= amount
-        found.billed_micros += amount
+        findings.billed_micros += amount
 
-    def accrue(self, found: Audit, line: models.StoredEntry, amount: Micros) -> None:
+    def accrue(self, findings: Audit, line: models.StoredEntry, amount: Micros) -> None:
         """``amount`` waits for the next settlement."""
         self.accruals.append((line.id, amount))
         if line.id <= self.through:
-            found.expect(f"ledger {line.id}", "accrual", "already settled", f"behind {self.through}")
+            findings.expect(f"ledger {line.id}", "accrual", "already settled", f"behind {self.through}")
 
 
 @dataclass(slots=True)
@@ -71,24 +71,24 @@ class _Books:
 
 def audit(store: Store, known: Mapping[int, str] | None = None) -> Audit:
     """Audit the whole store, in one state of the database; ``known`` are seals noted before, by line."""
-    found = Audit()
+    findings = Audit()
     with store.database.reading() as session:
         if session.get_bind().dialect.name == "postgresql":
             session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-        _triggers(session, found)
+        _triggers(session, findings)
         books = _Books()
         end = session.scalars(select(models.StoredBooks)).one()
-        _ledger(session, found, books, Chain(found, end, known or {}))
-        _advertisers(session, found, books)
-        _campaigns(session, found, books)
-        _clicks(session, found, books)
-        _impressions(session, found, books)
-        _auctions(session, found, end.currency)
-        tallied(session, found)
-    return found
+        _ledger(session, findings, books, Chain(findings, end, known or {}))
+        _advertisers(session, findings, books)
+        _campaigns(session, findings, books)
+        _clicks(session, findings, books)
+        _impressions(session, findings, books)
+        _auctions(session, findings, end.currency)
+        tallied(session, findings)
+    return findings
 
 
-def _ledger(session: Session, found: Audit, books: _Books, chain: Chain) -> None:
+def _ledger(session: Session, findings: Audit, books: _Books, chain: Chain) -> None:
     """Check each line against what it is for, and add all of them up."""
     for budget in session.scalars(select(models.StoredBudget)):
         books.budgets[budget.campaign_id].add(budget.daily_budget_micros)
@@ -110,29 +110,29 @@ def _ledger(session: Session, found: Audit, books: _Books, chain: Chain) -> None
     )
     for row in session.execute(query.execution_options(yield_per=_BATCH)):
         line: models.StoredEntry = row[0]
-        found.counts["ledger"] += 1
+        findings.counts["ledger"] += 1
         chain.take(line)
         account = books.accounts[line.advertiser_id]
         if line.kind in ("charge", "accrual"):
-            _charge(found, line, row[1], row[2], row[3], row[4])
-            _day(found, line, books)
+            _charge(findings, line, row[1], row[2], row[3], row[4])
+            _day(findings, line, books)
             books.open[line.id] = line.kind, line.advertiser_id, line.amount_micros
         if line.kind == "charge":
-            account.bill(found, line.amount_micros)
+            account.bill(findings, line.amount_micros)
         elif line.kind == "accrual":
-            account.accrue(found, line, line.amount_micros)
+            account.accrue(findings, line, line.amount_micros)
         elif line.kind == "settlement":
-            _settlement(found, line, account)
+            _settlement(findings, line, account)
         elif line.kind == "invalid":
-            _invalid(found, line, account, books)
+            _invalid(findings, line, account, books)
         else:
-            found.expect(f"ledger {line.id}", "kind", line.kind, "payment")
+            findings.expect(f"ledger {line.id}", "kind", line.kind, "payment")
             account.balance += line.amount_micros
     chain.end()
 
 
 def _charge(
-    found: Audit,
+    findings: Audit,
     line: models.StoredEntry,
     impression: models.StoredImpression | None,
     auction: models.StoredAuction | None,
@@ -142,7 +142,7 @@ def _charge(
     """A charge against its impression, auction, click and campaign."""
     subject = f"ledger {line.id}"
     if impression is None or auction is None:
-        found.expect(
+        findings.expect(
             subject, "impression and auction", (line.impression_id, line.auction_id), "in the store"
         )
         return
@@ -157,77 +157,77 @@ def _charge(
             quoted=impression.price_micros,  # its auction's sheet said so: `QuotedPrices`
         )
     except ValueError as error:
-        found.expect(subject, "price of its impression", str(error), "one by the auction's rule")
+        findings.expect(subject, "price of its impression", str(error), "one by the auction's rule")
         return
-    found.expect(subject, "amount_micros", line.amount_micros, price)
-    found.expect(subject, "price_rule", line.price_rule, auction.price_rule)
-    found.expect(subject, "weight_version", line.weight_version, auction.weight_version)
-    found.expect(subject, "currency", line.currency, auction.currency)
-    found.expect(subject, "auction_id", line.auction_id, impression.auction_id)
-    found.expect(subject, "campaign_id", line.campaign_id, impression.campaign_id)
-    found.expect(subject, "advertiser_id", line.advertiser_id, impression.advertiser_id)
-    found.expect(subject, "advertiser of the campaign", owner, line.advertiser_id)
-    found.expect(subject, "kind", line.kind, "accrual" if rule is PriceRule.RESAMPLED else "charge")
-    found.expect(subject, "test auction", auction.test, False)
+    findings.expect(subject, "amount_micros", line.amount_micros, price)
+    findings.expect(subject, "price_rule", line.price_rule, auction.price_rule)
+    findings.expect(subject, "weight_version", line.weight_version, auction.weight_version)
+    findings.expect(subject, "currency", line.currency, auction.currency)
+    findings.expect(subject, "auction_id", line.auction_id, impression.auction_id)
+    findings.expect(subject, "campaign_id", line.campaign_id, impression.campaign_id)
+    findings.expect(subject, "advertiser_id", line.advertiser_id, impression.advertiser_id)
+    findings.expect(subject, "advertiser of the campaign", owner, line.advertiser_id)
+    findings.expect(subject, "kind", line.kind, "accrual" if rule is PriceRule.RESAMPLED else "charge")
+    findings.expect(subject, "test auction", auction.test, False)
     if pricing.charged_at(rule) == "impression":
-        found.expect(subject, "click_id", line.click_id, None)
+        findings.expect(subject, "click_id", line.click_id, None)
     elif click is None:
-        found.expect(subject, "click_id", line.click_id, "a click in the store")
+        findings.expect(subject, "click_id", line.click_id, "a click in the store")
     else:
-        found.expect(subject, "impression of the click", click.impression_id, line.impression_id)
-        found.expect(subject, "kind for the click's outcome", line.kind, _ENTERED.get(click.outcome))
+        findings.expect(subject, "impression of the click", click.impression_id, line.impression_id)
+        findings.expect(subject, "kind for the click's outcome", line.kind, _ENTERED.get(click.outcome))
 
 
-def _day(found: Audit, line: models.StoredEntry, books: _Books) -> None:
+def _day(findings: Audit, line: models.StoredEntry, books: _Books) -> None:
     """A charge against its campaign's day: the running sum, and the budget."""
     subject, days = f"ledger {line.id}", books.days
     day = line.at.date()
     campaign = str(line.campaign_id)
-    found.expect(subject, "day", line.day, day)
+    findings.expect(subject, "day", line.day, day)
     days[campaign, day] += max(line.amount_micros, 0)
-    found.expect(subject, "spent_micros", line.spent_micros, days[campaign, day])
+    findings.expect(subject, "spent_micros", line.spent_micros, days[campaign, day])
     if line.budget_micros not in books.budgets[campaign]:
-        found.expect(subject, "budget_micros", line.budget_micros, f"a budget of {campaign}")
+        findings.expect(subject, "budget_micros", line.budget_micros, f"a budget of {campaign}")
     elif line.amount_micros > 0 and days[campaign, day] > (line.budget_micros or 0):
         limit = f"at most {line.budget_micros}"
-        found.expect(subject, f"spend of {campaign} on {day}", days[campaign, day], limit)
+        findings.expect(subject, f"spend of {campaign} on {day}", days[campaign, day], limit)
 
 
-def _settlement(found: Audit, line: models.StoredEntry, account: _Account) -> None:
+def _settlement(findings: Audit, line: models.StoredEntry, account: _Account) -> None:
     """A settlement against the accruals that it bills."""
     through = line.through or 0
     due = sum(amount for id, amount in account.accruals if id <= through)
-    found.expect(f"ledger {line.id}", "amount_micros", line.amount_micros, due)
+    findings.expect(f"ledger {line.id}", "amount_micros", line.amount_micros, due)
     account.accruals = [(id, amount) for id, amount in account.accruals if id > through]
     account.through = through
-    account.bill(found, line.amount_micros)
+    account.bill(findings, line.amount_micros)
 
 
-def _invalid(found: Audit, line: models.StoredEntry, account: _Account, books: _Books) -> None:
+def _invalid(findings: Audit, line: models.StoredEntry, account: _Account, books: _Books) -> None:
     """What was taken back against the charge or accrual that had taken it."""
     kind, advertiser, amount = books.open.pop(line.voids or 0, (None, None, None))
     subject = f"ledger {line.id}"
     if kind is None:
-        found.expect(subject, "voids", line.voids, "a charge or accrual before it, once")
+        findings.expect(subject, "voids", line.voids, "a charge or accrual before it, once")
     else:
-        found.expect(subject, "amount_micros", line.amount_micros, amount)
-        found.expect(subject, "advertiser_id", line.advertiser_id, advertiser)
+        findings.expect(subject, "amount_micros", line.amount_micros, amount)
+        findings.expect(subject, "advertiser_id", line.advertiser_id, advertiser)
     if line.credit == Account.ACCRUED:
-        account.accrue(found, line, -line.amount_micros)
+        account.accrue(findings, line, -line.amount_micros)
     else:
-        account.bill(found, -line.amount_micros)
+        account.bill(findings, -line.amount_micros)
 
 
-def _advertisers(session: Session, found: Audit, books: _Books) -> None:
+def _advertisers(session: Session, findings: Audit, books: _Books) -> None:
     for row in session.scalars(select(models.StoredAdvertiser).order_by(models.StoredAdvertiser.id)):
-        found.counts["advertisers"] += 1
+        findings.counts["advertisers"] += 1
         account = books.accounts.get(row.id, _Account())
         accrued = sum(amount for _, amount in account.accruals)
-        found.expect(f"advertiser {row.id}", "balance_micros", row.balance_micros, account.balance)
-        found.expect(f"advertiser {row.id}", "accrued_micros", row.accrued_micros, accrued)
+        findings.expect(f"advertiser {row.id}", "balance_micros", row.balance_micros, account.balance)
+        findings.expect(f"advertiser {row.id}", "accrued_micros", row.accrued_micros, accrued)
 
 
-def _campaigns(session: Session, found: Audit, books: _Books) -> None:
+def _campaigns(session: Session, findings: Audit, books: _Books) -> None:
     days = books.days
     spent = {
         (row.campaign_id, row.day): row.spent_micros
@@ -236,7 +236,7 @@ def _campaigns(session: Session, found: Audit, books: _Books) -> None:
     }
     for campaign_id, day in sorted(spent.keys() | days.keys()):
         subject = f"campaign {campaign_id} on {day}"
-        found.expect(
+        findings.expect(
             subject, "spent_micros", spent.get((campaign_id, day)), days.get((campaign_id, day), 0)
         )
     last = {
@@ -244,12 +244,12 @@ def _campaigns(session: Session, found: Audit, books: _Books) -> None:
         for row in session.scalars(select(models.StoredBudget).order_by(models.StoredBudget.id))
     }
     for campaign in session.scalars(select(models.StoredCampaign).order_by(models.StoredCampaign.id)):
-        found.counts["campaigns"] += 1
+        findings.counts["campaigns"] += 1
         budget = campaign.daily_budget_micros
-        found.expect(f"campaign {campaign.id}", "daily_budget_micros", budget, last.get(campaign.id))
+        findings.expect(f"campaign {campaign.id}", "daily_budget_micros", budget, last.get(campaign.id))
 
 
-def _clicks(session: Session, found: Audit, books: _Books) -> None:
+def _clicks(session: Session, findings: Audit, books: _Books) -> None:
     """Every click has the ledger line that its outcome calls for, or none."""
     query = (
         select(models.StoredClick, models.StoredEntry.kind, models.StoredImpression)
@@ -258,34 +258,34 @@ def _clicks(session: Session, found: Audit, books: _Books) -> None:
         .order_by(models.StoredClick.id)
     )
     for click, kind, impression in session.execute(query.execution_options(yield_per=_BATCH)):
-        found.counts["clicks"] += 1
-        found.expect(f"click {click.id}", "ledger line", kind, _ENTERED.get(click.outcome))
+        findings.counts["clicks"] += 1
+        findings.expect(f"click {click.id}", "ledger line", kind, _ENTERED.get(click.outcome))
         invalid = click.outcome == Outcome.INVALID
-        found.counts["invalid clicks"] += invalid
+        findings.counts["invalid clicks"] += invalid
         if invalid == (click.reason is None):
             wanted = "why the click is invalid" if invalid else None
-            found.expect(f"click {click.id}", "reason", click.reason, wanted)
+            findings.expect(f"click {click.id}", "reason", click.reason, wanted)
         if click.outcome == Outcome.BUDGET:
-            _refused(found, f"click {click.id}", books, impression, click.at.date())
+            _refused(findings, f"click {click.id}", books, impression, click.at.date())
     first = select(models.StoredClick.impression_id).where(models.StoredClick.outcome.notin_(REPEATED))
     replays = select(models.StoredClick.id).where(
         models.StoredClick.outcome == Outcome.REPLAY, models.StoredClick.impression_id.notin_(first)
     )
     for id in session.scalars(replays.order_by(models.StoredClick.id)):
-        found.expect(f"click {id}", "outcome", "replay", "the impression's first")
+        findings.expect(f"click {id}", "outcome", "replay", "the impression's first")
 
 
 def _refused(
-    found: Audit, subject: str, books: _Books, impression: models.StoredImpression, day: dt.date
+    findings: Audit, subject: str, books: _Books, impression: models.StoredImpression, day: dt.date
 ) -> None:
     """What was refused for its budget would not have fitted: a day's spend only grows."""
     campaign = impression.campaign_id
     least = min(books.budgets[campaign], default=0)
     if books.days.get((campaign, day), 0) + impression.price_micros <= least:
-        found.expect(subject, "charge", "refused", f"made: {campaign} had budget left on {day}")
+        findings.expect(subject, "charge", "refused", f"made: {campaign} had budget left on {day}")
 
 
-def _impressions(session: Session, found: Audit, books: _Books) -> None:
+def _impressions(session: Session, findings: Audit, books: _Books) -> None:
     """Every impression is billed as its auction's rule says."""
     query = (
         select(
@@ -302,30 +302,30 @@ def _impressions(session: Session, found: Audit, books: _Books) -> None:
     for impression, rule, test, click_id, line in session.execute(
         query.execution_options(yield_per=_BATCH)
     ):
-        found.counts["impressions"] += 1
+        findings.counts["impressions"] += 1
         subject = f"impression {impression.id}"
         if rule not in list(PriceRule):
-            found.expect(subject, "price_rule", rule, " or ".join(PriceRule))
+            findings.expect(subject, "price_rule", rule, " or ".join(PriceRule))
             continue
         at_once = pricing.charged_at(PriceRule(rule)) == "impression"
         allowed = ("test",) if test else ("charged", "budget") if at_once else ("per_click",)
         if impression.billed not in allowed:
-            found.expect(subject, "billed", impression.billed, " or ".join(allowed))
+            findings.expect(subject, "billed", impression.billed, " or ".join(allowed))
         if impression.billed == "charged":
-            found.expect(subject, "ledger line", line is not None and click_id is None, True)
+            findings.expect(subject, "ledger line", line is not None and click_id is None, True)
         elif impression.billed != "per_click":
-            found.expect(subject, "ledger line", line, None)
+            findings.expect(subject, "ledger line", line, None)
         if impression.billed == "budget":
-            _refused(found, subject, books, impression, impression.created.date())
+            _refused(findings, subject, books, impression, impression.created.date())
 
 
-def _auctions(session: Session, found: Audit, currency: str) -> None:
+def _auctions(session: Session, findings: Audit, currency: str) -> None:
     """Every auction's record agrees with the rows made from it."""
     shown: dict[str, dict[str, tuple[object, ...]]] = {}
-    quoted = QuotedPrices(session, found)
+    quoted = QuotedPrices(session, findings)
     broken = _broken(session)
     for id in broken:
-        found.expect(f"auction {id}", "record", "no JSON", "an auction as it was served")
+        findings.expect(f"auction {id}", "record", "no JSON", "an auction as it was served")
     query = select(models.StoredAuction).order_by(models.StoredAuction.id)
     query = query.where(models.StoredAuction.id.notin_(broken)) if broken else query
     for page in session.scalars(query.execution_options(yield_per=_BATCH)).partitions():
@@ -336,18 +336,18 @@ def _auctions(session: Session, found: Audit, currency: str) -> None:
         ):
             shown[row.auction_id][row.id] = _terms(row)
         for auction in page:
-            found.counts["auctions"] += 1
+            findings.counts["auctions"] += 1
             subject = f"auction {auction.id}"
-            found.expect(subject, "currency", auction.currency, currency)
+            findings.expect(subject, "currency", auction.currency, currency)
             try:
                 served = RECORD.validate_python(auction.record)
             except ValidationError as error:
-                found.expect(subject, "record", _fault(error), "an auction as it was served")
+                findings.expect(subject, "record", _fault(error), "an auction as it was served")
                 continue
             for name in ("price_rule", "weight_version", "currency", "resample_share", "test"):
-                found.expect(subject, name, getattr(auction, name), getattr(served, name))
+                findings.expect(subject, name, getattr(auction, name), getattr(served, name))
             written = {impression.id: _terms(impression) for impression in served.impressions}
-            found.expect(subject, "impressions", shown[auction.id], written)
+            findings.expect(subject, "impressions", shown[auction.id], written)
             if PriceRule.RESERVE in (auction.price_rule, served.price_rule):
                 quoted.check(served)
 
@@ -372,7 +372,7 @@ def _terms(row: models.StoredImpression | Impression) -> tuple[object, ...]:
     return tuple(getattr(row, name) for name in _TERMS)
 
 
-def _triggers(session: Session, found: Audit) -> None:
+def _triggers(session: Session, findings: Audit) -> None:
     """The triggers that keep the books append-only are in place."""
     if session.get_bind().dialect.name == "postgresql":
         names = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D'"
@@ -380,7 +380,7 @@ def _triggers(session: Session, found: Audit) -> None:
         names = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
     there = set(session.scalars(text(names)))
     for name in _wanted():
-        found.expect(f"trigger {name}", "state", "in place" if name in there else "missing", "in place")
+        findings.expect(f"trigger {name}", "state", "in place" if name in there else "missing", "in place")
 
 
 def _wanted() -> Iterator[str]:

@@ -84,20 +84,17 @@ class Sender:
         self._paused: dict[str, float] = {}
         """Destination whose queue ended by an error -> when it may begin again (monotonic)."""
 
-    async def look(self) -> None:
-        """Begin to empty the queue of every destination that has notices due, where none has begun."""
+    async def look(self) -> list[asyncio.Task[int]]:
+        """Begin to empty the queue of every destination that has notices due, where none has begun; returns
+        all that are at work, each of which says in the end how many notices it tried."""
         self._tidy()
         due = await self._ask(self._outbox.waiting, self._clock(), QUEUES)
         for destination in due:
             if len(self._queues.keys() | self._resolver.busy()) >= QUEUES:
-                return
+                break
             if destination not in self._queues and time.monotonic() >= self._paused.get(destination, 0.0):
                 self._queues[destination] = asyncio.create_task(self._empty(destination))
-
-    async def send_due(self) -> int:
-        """Try the notices that are due now; returns how many were tried."""
-        await self.look()
-        return sum(await asyncio.gather(*self._queues.values()))
+        return list(self._queues.values())
 
     def _tidy(self) -> None:
         """Forget queues that have been emptied; one that an error has ended begins again after a pause."""

@@ -11,25 +11,25 @@ from raylla.serving.store.tallies import COUNTS, StoredTally, recount
 _BATCH = 5_000
 
 
-def tallied(session: Session, found: Audit) -> None:
+def tallied(session: Session, findings: Audit) -> None:
     """Count everything anew and compare."""
     try:
         wanted = recount(session.connection()).rows
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         said = f"{type(error).__name__}: {error}"
-        found.expect("tallies", "what they count", said, "records as they were served")
+        findings.expect("tallies", "what they count", said, "records as they were served")
         return
     columns = [getattr(StoredTally, name) for name in ("span", "start", "ad_id", "weight_version", *COUNTS)]
     query = select(*columns).order_by(*columns[:4])
     for span, start, ad_id, version, *counts in session.execute(query.execution_options(yield_per=_BATCH)):
-        found.counts["tallies"] += 1
+        findings.counts["tallies"] += 1
         due = wanted.pop((span, start, ad_id, version), {})  # type: ignore[call-overload]
         subject = _subject(span, start, ad_id, version)
         for name, count in zip(COUNTS, counts, strict=True):
-            found.expect(subject, name, count, due.get(name, 0))
+            findings.expect(subject, name, count, due.get(name, 0))
     for (span, start, ad_id, version), due in sorted(wanted.items()):
         for name, count in due.items():
-            found.expect(_subject(span, start, ad_id, version), name, 0, count)
+            findings.expect(_subject(span, start, ad_id, version), name, 0, count)
 
 
 def _subject(span: str, start: object, ad_id: str, version: str) -> str:

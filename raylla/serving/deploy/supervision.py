@@ -29,7 +29,7 @@ class _Job:
     """A task: what it does, how often, and how it went."""
 
     every: float
-    once: Callable[[], Awaitable[None]]
+    once: Callable[[], Awaitable[object]]
     failures: int = 0
     error: str = ""
     done: float = field(default_factory=time.monotonic)
@@ -53,7 +53,7 @@ class Supervisor:
         self._jobs: dict[str, _Job] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, name: str, every: float, once: Callable[[], Awaitable[None]]) -> None:
+    def start(self, name: str, every: float, once: Callable[[], Awaitable[object]]) -> None:
         """Do ``once`` every ``every`` seconds, the first time after so many, until `stop`."""
         job = self._jobs[name] = _Job(every, once)
         self._tasks.append(asyncio.create_task(self._keep(name, job), name=name))
@@ -87,7 +87,7 @@ class Supervisor:
                 work.cancel()
             self._ended(name, job, work)
 
-    def _ended(self, name: str, job: _Job, work: asyncio.Future[None]) -> None:
+    def _ended(self, name: str, job: _Job, work: asyncio.Future[object]) -> None:
         error = asyncio.CancelledError() if work.cancelled() else work.exception()
         if error is None:
             job.failures, job.error, job.done = 0, "", time.monotonic()

@@ -81,8 +81,8 @@ def create(
     @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
     async def healthz() -> JSONResponse:
         """Alive: the engine steps, the store answers; ``tasks`` names background tasks that fail."""
-        found = await health()
-        return JSONResponse(found.model_dump(), 503 if found.status == "unavailable" else 200)
+        why = await health()
+        return JSONResponse(why.model_dump(), 503 if why.status == "unavailable" else 200)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     def metrics() -> PlainTextResponse:

@@ -85,8 +85,8 @@ def count_clicks(
 ) -> list[views.TallyView]:
     """An advertiser's clicks of a day by campaign and outcome; of invalid ones by reason."""
     _own(behind, caller, advertiser_id)
-    found = behind.store.clicks(advertiser_id, day or web.now().date())
-    return [views.TallyView.model_validate(one) for one in found]
+    tallies = behind.store.clicks(advertiser_id, day or web.now().date())
+    return [views.TallyView.model_validate(one) for one in tallies]
 
 
 @router.get("/advertisers/{advertiser_id}/notices", tags=["notices"], responses=_LOST)

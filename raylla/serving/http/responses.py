@@ -126,16 +126,16 @@ def input_items(
     if turns[-1].role == "assistant":  # the answer
         turns = turns[:-1]
     number = response_id.removeprefix("resp_")
-    found = [InputItem.of(f"msg_{number}_{place}", turn) for place, turn in enumerate(turns)]
+    items = [InputItem.of(f"msg_{number}_{place}", turn) for place, turn in enumerate(turns)]
     if order == "desc":
-        found.reverse()
-    ids = [one.id for one in found]
+        items.reverse()
+    ids = [one.id for one in items]
     if after and after not in ids:
         raise unusable("after", f"the response has no item {after!r}")
     start = ids.index(after) + 1 if after else 0
-    data = found[start : start + limit]
+    data = items[start : start + limit]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return InputItems(data=data, first_id=first, last_id=last, has_more=start + limit < len(found))
+    return InputItems(data=data, first_id=first, last_id=last, has_more=start + limit < len(items))
 
 
 def remove(response_id: ResponseId, behind: Behind, caller: Application) -> Deleted:

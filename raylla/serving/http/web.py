@@ -139,8 +139,8 @@ def now() -> dt.datetime:
 
 async def services(request: Request) -> Services:  # async: a plain one is called in a thread
     """The services that `install` put there."""
-    found: Services = request.app.state.services
-    return found
+    behind: Services = request.app.state.services
+    return behind
 
 
 Behind = Annotated[Services, Depends(services)]

@@ -136,8 +136,8 @@ class Resolver:
 
 
 def _look_up(hook: Hook) -> list[Address]:
-    found = socket.getaddrinfo(hook.name, hook.port, type=socket.SOCK_STREAM)
-    return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found]
+    addresses = socket.getaddrinfo(hook.name, hook.port, type=socket.SOCK_STREAM)
+    return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in addresses]
 
 
 async def target(url: str, private: bool, resolver: Resolver) -> HookTarget:

@@ -42,14 +42,14 @@ def read_keyring(database: str) -> Keyring:
         ConfigError: they are in neither, or the file cannot be read; names what to set.
     """
     kept = _kept(database)
-    found = {name: _given(name) or kept.get(name, "").strip() for name in (TOKEN_KEYS, ADMIN_KEY)}
-    missing = [name for name, value in found.items() if not value]
+    keys = {name: _given(name) or kept.get(name, "").strip() for name in (TOKEN_KEYS, ADMIN_KEY)}
+    missing = [name for name, value in keys.items() if not value]
     if missing:
         raise ConfigError(
             f"{', '.join(missing)} not set: give the endpoint's secrets as environment variables of the "
             "Ray nodes, or start it with `raylla serve` on a SQLite database, which makes them"
         )
-    return Keyring(found[TOKEN_KEYS], found[ADMIN_KEY])
+    return Keyring(keys[TOKEN_KEYS], keys[ADMIN_KEY])
 
 
 def ensure(database: str) -> Path | None:

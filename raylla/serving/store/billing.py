@@ -167,11 +167,11 @@ def log_click(
     session.flush()
     connection = session.connection()  # rows, not objects: clicks are many
     named = {"impression": claims.impression_id}
-    found = connection.execute(_CLICKED, named).one_or_none()
-    if found is None or not _describes(claims, found):
+    click = connection.execute(_CLICKED, named).one_or_none()
+    if click is None or not _describes(claims, click):
         raise UnknownError(f"impression {claims.impression_id!r} of this token is not in the store")
-    *terms, billed, url, created, _, _ = found
-    shown, rule = _Shown(*terms), PriceRule(found.price_rule)
+    *terms, billed, url, created, _, _ = click
+    shown, rule = _Shown(*terms), PriceRule(click.price_rule)
     first, repeats = connection.execute(_BEFORE, named).one()
     entry, click_id, reason = None, new_id("clk"), automatic
     if reason is not None:
@@ -182,7 +182,7 @@ def log_click(
         outcome = Outcome.EXPIRED
     elif billed == "test":
         outcome = Outcome.TEST
-    elif (reason := clicks.beyond(connection, found, claims, now, limits)) is not None:
+    elif (reason := clicks.beyond(connection, click, claims, now, limits)) is not None:
         outcome = Outcome.INVALID
     elif rule is PriceRule.EXPECTED:
         outcome = Outcome.BILLED_AT_IMPRESSION

@@ -87,7 +87,7 @@ def invalid(session: Session, auction_id: str) -> dict[str, dict[Invalid, int]]:
         .where(shown.auction_id == auction_id, click.reason.is_not(None))
         .group_by(click.impression_id, click.reason)
     )
-    found: dict[str, dict[Invalid, int]] = defaultdict(dict)
+    counts: dict[str, dict[Invalid, int]] = defaultdict(dict)
     for impression_id, reason, clicks in session.execute(query):
-        found[impression_id][Invalid(str(reason))] = clicks
-    return dict(found)
+        counts[impression_id][Invalid(str(reason))] = clicks
+    return dict(counts)

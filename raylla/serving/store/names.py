@@ -32,10 +32,10 @@ def domain(text: str) -> str:
     Raises:
         ValueError: it is no domain.
     """
-    found = _ascii(text)
-    if found is None or len(found) > LONGEST_DOMAIN or not _DOMAIN.fullmatch(found):
+    ascii_name = _ascii(text)
+    if ascii_name is None or len(ascii_name) > LONGEST_DOMAIN or not _DOMAIN.fullmatch(ascii_name):
         raise ValueError("give a domain such as lumo.example")
-    return found
+    return ascii_name
 
 
 def _unseen(sign: str) -> bool:

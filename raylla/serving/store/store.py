@@ -224,8 +224,8 @@ class Store:
                 page = session.scalars(
                     query.order_by(models.StoredAuction.created, models.StoredAuction.id).limit(_PAGE)
                 ).all()
-                found = read_auctions(session, page)
-            yield from found
+                auctions = read_auctions(session, page)
+            yield from auctions
             if len(page) < _PAGE:
                 return
             last = (page[-1].created, page[-1].id)
@@ -242,8 +242,8 @@ class Store:
                 )
             with self.database.reading() as session:
                 page = session.scalars(query.order_by(row.created.desc(), row.id.desc()).limit(_PAGE)).all()
-                found = read_auctions(session, page)
-            yield from found
+                auctions = read_auctions(session, page)
+            yield from auctions
             if len(page) < _PAGE:
                 return
             last = (page[-1].created, page[-1].id)

@@ -47,12 +47,12 @@ def mapping(pairs: Sequence[str]) -> dict[str, str]:
     Raises:
         WorldError: one is no such pair, or a field is named twice.
     """
-    found: dict[str, str] = {}
+    columns: dict[str, str] = {}
     for pair in pairs:
         field, sign, column = (part.strip() for part in pair.partition("="))
         if not (sign and field and column):
             raise WorldError(f"--map {pair!r}: write it as FIELD=COLUMN, for instance title=ad_title")
-        if field in found:
-            raise WorldError(f"--map {pair!r}: {field} is {found[field]!r} already; name it once")
-        found[field] = column
-    return found
+        if field in columns:
+            raise WorldError(f"--map {pair!r}: {field} is {columns[field]!r} already; name it once")
+        columns[field] = column
+    return columns

@@ -135,8 +135,8 @@ def _open(file: Path, newline: str = "") -> IO[str]:
     with opener(file, "rb") as head:
         marked = head.read(2) in (b"\xff\xfe", b"\xfe\xff")
     encoding = "utf-16" if marked else "utf-8-sig"
-    found: IO[str] = opener(file, "rt", encoding=encoding, errors="surrogateescape", newline=newline)
-    return found
+    text: IO[str] = opener(file, "rt", encoding=encoding, errors="surrogateescape", newline=newline)
+    return text
 
 
 def _delimited(file: Path, columns: Columns, signs: str) -> Iterator[tuple[int, Cells | Fault]]:
@@ -292,10 +292,10 @@ def _parquet(file: Path, columns: Columns) -> Iterator[tuple[int, Cells | Fault]
 def _values(column: Any) -> list[Any]:
     """The values of a column, with the error for each that Python has none for."""
     try:
-        found: list[Any] = column.to_pylist()
+        values: list[Any] = column.to_pylist()
     except (OverflowError, ValueError):
-        found = [_value(one) for one in column]
-    return found
+        values = [_value(one) for one in column]
+    return values
 
 
 def _value(scalar: Any) -> Any:
@@ -307,7 +307,7 @@ def _value(scalar: Any) -> Any:
 
 def _texts(file: Path, line: int, cells: Mapping[str, Any]) -> Cells | Fault:
     """The cells as text, or the one that cannot be."""
-    found = {}
+    texts = {}
     for field, value in cells.items():
         if isinstance(value, Exception):
             return Fault(file, line, f"{field}: {value}", field)
@@ -317,8 +317,8 @@ def _texts(file: Path, line: int, cells: Mapping[str, Any]) -> Cells | Fault:
             return Fault(file, line, f"{field} is a {type(value).__name__}, not a text or number", field)
         if byte := _bytes(text):
             return Fault(file, line, f"{field}: byte {byte:#04x} is not UTF-8", field)
-        found[field] = text.strip()
-    return found
+        texts[field] = text.strip()
+    return texts
 
 
 def _text(value: object) -> str | None:

@@ -147,13 +147,13 @@ def _respelled(source: _Source, topic: str, title: str) -> str | None:
 def _profiles(count: int, seed: int) -> tuple[Profile, ...]:
     """Users with an age, an occupation, a city and three topics; each topic interests some."""
     rng = random.Random(f"{seed}/webis/profiles")
-    found = []
+    profiles = []
     for index in range(count):
         first = TOPICS[index % len(TOPICS)]
         others = rng.sample([topic for topic in TOPICS if topic != first], lexicon.INTERESTS - 1)
         basics = lexicon.basics(rng)
-        found.append(Profile(f"p{index}", basics, tuple(_words(topic) for topic in (first, *others))))
-    return tuple(found)
+        profiles.append(Profile(f"p{index}", basics, tuple(_words(topic) for topic in (first, *others))))
+    return tuple(profiles)
 
 
 def _queries(

@@ -93,13 +93,13 @@ def draw_catalogue(rng: random.Random, wanted: Sequence[str], known: bool = True
         name: rng.sample(of, len(of)) for group in lexicon.THEMES.values() for name, of in group.items()
     }
     used: Counter[str] = Counter()
-    found: list[Ad] = []
+    catalogue: list[Ad] = []
     numbers, names = ad_ids(rng, len(wanted)), brands(rng, len(wanted), known)
     for name, number, brand in zip(wanted, numbers, names, strict=True):
         noun = nouns[name][used[name] % len(nouns[name])]
         used[name] += 1
-        found.append(Ad(number, f"{brand} {noun}", name, lexicon.theme_of(name)))
-    return found
+        catalogue.append(Ad(number, f"{brand} {noun}", name, lexicon.theme_of(name)))
+    return catalogue
 
 
 def wild_ads(rng: random.Random, count: int) -> list[Ad]:

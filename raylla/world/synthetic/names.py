@@ -51,15 +51,15 @@ def brands(rng: random.Random, count: int, known: bool = True) -> list[str]:
 
     `known` ones may occur in training, the others never do.
     """
-    found: dict[str, None] = {}
-    while len(found) < count:
+    names: dict[str, None] = {}
+    while len(names) < count:
         turn = min(2 * count + 8, len(FIRST_WORDS), len(SECOND_WORDS)) if known else len(SECOND_WORDS)
         firsts, seconds = rng.sample(FIRST_WORDS, turn), rng.sample(SECOND_WORDS, turn)
         for first, second in zip(firsts, seconds, strict=True):
             name = f"{first} {second}"
             if (zlib.crc32(name.encode()) % 8 != 0) == known:
-                found[name] = None
-    return list(found)[:count]
+                names[name] = None
+    return list(names)[:count]
 
 
 def word(rng: random.Random) -> str:

@@ -51,7 +51,11 @@ class Post:
 
     def send(self, later: float = 0) -> int:
         self.now += dt.timedelta(seconds=later)
-        return asyncio.run(self.sender.send_due())
+        return asyncio.run(self._send())
+
+    async def _send(self) -> int:
+        """Empty the queues of all destinations that have notices due; returns how many were tried."""
+        return sum(await asyncio.gather(*await self.sender.look()))
 
     def states(self, seat: str) -> list[tuple[int, bool, bool, str | None]]:
         """(attempts, sent, still due, error) of each notice."""

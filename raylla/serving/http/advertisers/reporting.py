@@ -127,19 +127,19 @@ def get_report(
 ) -> Response:
     """What ads were shown, clicked and charged, and what they lost; an advertiser's key sees its own."""
     wanted = Wanted(*_time(since, to), _groups(by), _whose(behind, caller, advertiser), campaign, ad)
-    found = behind.store.report(wanted, offset, limit)
-    after = offset + limit if found.more else None
+    report = behind.store.report(wanted, offset, limit)
+    after = offset + limit if report.more else None
     if format == "csv" or (format is None and "text/csv" in accept and "json" not in accept):
         headers = {"Content-Disposition": 'attachment; filename="report.csv"', "Cache-Control": "no-store"}
         if after is not None:
             headers[NEXT_HEADER] = str(after)
-        return Response(_csv(wanted.by, found), media_type="text/csv; charset=utf-8", headers=headers)
+        return Response(_csv(wanted.by, report), media_type="text/csv; charset=utf-8", headers=headers)
     view = ReportView(
         since=wanted.since,
         until=wanted.until,
         currency=behind.serving.currency,
-        lines=[_line(line) for line in found.lines],
-        total=_line(found.total),
+        lines=[_line(line) for line in report.lines],
+        total=_line(report.total),
         next=after,
     )
     return Response(view.model_dump_json(), media_type="application/json")
@@ -166,15 +166,15 @@ def _time(since: str, to: str) -> tuple[dt.datetime, dt.datetime]:
 
 def _hour(name: str, text: str) -> dt.datetime:
     try:
-        found: dt.datetime | None = dt.datetime.fromisoformat(text)
+        hour: dt.datetime | None = dt.datetime.fromisoformat(text)
     except ValueError:
-        found = None
-    if found is not None:
-        found = found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
-    if found is None or (found.minute, found.second, found.microsecond) != (0, 0, 0):
+        hour = None
+    if hour is not None:
+        hour = hour.replace(tzinfo=dt.UTC) if hour.tzinfo is None else hour.astimezone(dt.UTC)
+    if hour is None or (hour.minute, hour.second, hour.microsecond) != (0, 0, 0):
         said = f"query.{name}: {text[:40]!r} is no day or whole hour; give 2026-11-25 or 2026-11-25T09:00Z"
         raise web.HttpError(422, "invalid_field", said)
-    return found
+    return hour
 
 
 def _whose(behind: web.Services, caller: Principal, advertiser: str | None) -> str | None:
@@ -217,7 +217,7 @@ _PLAIN = [
 ]
 
 
-def _csv(by: tuple[Group, ...], found: Report) -> str:
+def _csv(by: tuple[Group, ...], report: Report) -> str:
     """The lines with a header, each reason's loss in two columns; without groups, the total."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
@@ -225,7 +225,7 @@ def _csv(by: tuple[Group, ...], found: Report) -> str:
     reasons = [reason.value for reason in LOSSES]
     lost = [name for reason in reasons for name in (f"lost_{reason}", f"lost_{reason}_share")]
     writer.writerow([*groups, *_PLAIN, *lost])
-    for one in found.lines if by else [found.total]:
+    for one in report.lines if by else [report.total]:
         line = _line(one)
         cells = [_cell(getattr(line, name)) for name in (*groups, *_PLAIN)]
         for reason in reasons:

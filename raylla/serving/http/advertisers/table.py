@@ -130,10 +130,10 @@ def _bid(cells: Cells, unit: int) -> int:
 
 
 def _flag(text: str) -> bool:
-    found = _FLAGS.get(text.lower())
-    if found is None:
+    flag = _FLAGS.get(text.lower())
+    if flag is None:
         raise RowError("paused", f"{cut(text, 40)!r} is neither true nor false")
-    return found
+    return flag
 
 
 def _first(error: ValidationError) -> RowError:

@@ -57,7 +57,7 @@ def _invalid(errors: Sequence[Any]) -> HttpError:
 
 def _path(location: Sequence[str | int]) -> str:
     """``messages[0].content``, of a location in a body."""
-    found = ""
+    path = ""
     for part in location[1:]:  # the first says that it is of the body
-        found += f"[{part}]" if isinstance(part, int) else f".{part}" if found else part
-    return found
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path

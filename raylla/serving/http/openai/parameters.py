@@ -60,12 +60,12 @@ def sampling(body: Parameters, ads: bool, served: Sampling) -> dict[str, Any]:
     Raises:
         HttpError: a parameter is refused; names it.
     """
-    found: dict[str, Any] = {} if ads else schema(body)
+    wished: dict[str, Any] = {} if ads else schema(body)
     for name, taken in ONLY.items():
         value = None if name in body.HONOURED else getattr(body, name, None)
         if isinstance(value, dict):  # what is null in it is not given either
             value = {key: one for key, one in value.items() if one is not None}
-        if found and name in FORMATS:  # the schema is taken; what stands beside it is to be as ever
+        if wished and name in FORMATS:  # the schema is taken; what stands beside it is to be as ever
             value = {**(value or {}), "format": {"type": "text"}} if FORMATS[name] else None
         if value is None or any(value == one for one in taken):
             continue
@@ -79,7 +79,7 @@ def sampling(body: Parameters, ads: bool, served: Sampling) -> dict[str, Any]:
             continue
         own = getattr(served, name, default)
         if not ads:
-            found[name] = value
+            wished[name] = value
         elif value not in (default, own):
             raise refused(
                 name,
@@ -87,8 +87,8 @@ def sampling(body: Parameters, ads: bool, served: Sampling) -> dict[str, Any]:
                 "out, or ask with raylla.ads=false",
             )
     if (seed := getattr(body, "seed", None)) is not None:
-        found["seed"] = seed % 2**63  # what the engine takes; -1 would be none
-    return found
+        wished["seed"] = seed % 2**63  # what the engine takes; -1 would be none
+    return wished
 
 
 def schema(body: Parameters) -> dict[str, str]:

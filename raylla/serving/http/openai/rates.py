@@ -85,23 +85,23 @@ class Rates:
 
     def _of(self, key: str) -> dict[str, TokenBucket]:
         now = self._clock()
-        found = self._keys.get(key)
-        if found is None:
-            found = self._keys[key] = {
+        buckets = self._keys.get(key)
+        if buckets is None:
+            buckets = self._keys[key] = {
                 kind: TokenBucket(size, size, now) for kind, size in self._sizes.items()
             }
             if len(self._keys) > KEYS:
                 self._keys.popitem(last=False)
         self._keys.move_to_end(key)
-        for bucket in found.values():
+        for bucket in buckets.values():
             bucket.fill(now)
-        return found
+        return buckets
 
 
 def _headers(buckets: dict[str, TokenBucket]) -> dict[str, str]:
-    found = {}
+    headers = {}
     for kind, bucket in buckets.items():
-        found[f"x-ratelimit-limit-{kind}"] = str(bucket.size)
-        found[f"x-ratelimit-remaining-{kind}"] = str(max(0, math.floor(bucket.level)))
-        found[f"x-ratelimit-reset-{kind}"] = f"{bucket.seconds(bucket.size):.3f}s"
-    return found
+        headers[f"x-ratelimit-limit-{kind}"] = str(bucket.size)
+        headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, math.floor(bucket.level)))
+        headers[f"x-ratelimit-reset-{kind}"] = f"{bucket.seconds(bucket.size):.3f}s"
+    return headers

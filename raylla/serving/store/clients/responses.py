@@ -84,10 +84,10 @@ class Responses:
         ).join(chain, row.id == chain.c.previous_id)
         chain = chain.union_all(earlier.where(chain.c.size <= most))
         with self._database.reading() as session:
-            found = session.execute(select(chain).order_by(chain.c.place)).all()
+            rows = session.execute(select(chain).order_by(chain.c.place)).all()
         parts: list[Sequence[Turn]] = []
         wanted: str | None = id
-        for one in found:
+        for one in rows:
             if one.size > most:
                 raise TooLongError(f"the conversation up to {id!r} is longer than {most} characters")
             if one.key_id != key_id:
