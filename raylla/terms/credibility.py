@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raylla.auction import attempts, parse
+from raylla.auction import attempts
 from raylla.auction.markup import MARKUP
 from raylla.auction.prose import sentences
-from raylla.records import Ad, Planned
+from raylla.records import Ad
 from raylla.terms.descriptions import content
-from raylla.terms.protocol import Answered, Texts
+from raylla.terms.protocol import ReadAnswer, Texts
 
 LEAST_WORDS = 2
 """Words with a meaning that a claim has at least, beside names of ads: "Try it." claims nothing."""
@@ -62,25 +62,23 @@ class Credibility:
     needs = ("organic",)
     least = -2.0
 
-    def values(self, texts: Texts, answers: Answered) -> list[float]:
+    def values(self, texts: Texts, answers: Sequence[ReadAnswer]) -> list[float]:
         """`protocol.RewardTerm.values`; 0 for an answer that says nothing beside its ads' names, and where
         the untouched model's answers were lost."""
-        organic = texts.organic([planned for planned, _ in answers])
-        read = [
-            _claims(planned, text, known) for (planned, text), known in zip(answers, organic, strict=True)
-        ]
+        organic = texts.organic([answer.planned for answer in answers])
+        read = [_claims(answer, known) for answer, known in zip(answers, organic, strict=True)]
         distinct = list(dict.fromkeys(text for one in read if one for text in one.texts))
         unit = dict(zip(distinct, texts.directions(distinct), strict=True))
         return [float(np.mean(one.borne_out(unit))) - 1 if one else 0.0 for one in read]
 
 
-def _claims(planned: Planned, text: str, organic: Sequence[str]) -> _Claims | None:
+def _claims(answer: ReadAnswer, organic: Sequence[str]) -> _Claims | None:
     """What an answer claims; none where it places no ad or says nothing, or where nothing is known of what
     the untouched model says."""
-    placed = parse(text, planned.ads).placements
-    ads = {ad.id: ad for ad in planned.ads}
+    text, placed = answer.text, answer.parsed.placements
+    ads = {ad.id: ad for ad in answer.planned.ads}
     said, of_ad = [], []
-    for start, end in sentences(text, attempts(text, planned.ads)) if placed else ():
+    for start, end in sentences(text, attempts(text, answer.planned.ads)) if placed else ():
         claim = " ".join(MARKUP.sub(" ", text[start:end]).split())
         if len(content(claim)) >= LEAST_WORDS:
             said.append(claim)

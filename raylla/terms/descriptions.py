@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from raylla.auction import parse
 from raylla.auction.markup import MARKUP
 from raylla.auction.prose import enclosing_sentence
-from raylla.records import Ad, Planned
+from raylla.records import Ad
+from raylla.terms.protocol import ReadAnswer
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _POSSESSIVE = re.compile(r"['’]s$")
@@ -53,24 +53,25 @@ class Descriptions:
         """Whether there are any."""
         return bool(self._said)
 
-    def borne_out(self, planned: Planned, text: str) -> list[tuple[float, float]]:
+    def borne_out(self, answer: ReadAnswer) -> list[tuple[float, float]]:
         """(share borne out, chance), both in [0, 1], of each validly placed ad of an answer that has a
         description and of which the sentence says something; in order of appearance."""
         return [
             (_share(claim, self._said[ad.id]), self._chance(ad, claim))
-            for ad, claim in self._claims(planned, text)
+            for ad, claim in self._claims(answer)
         ]
 
-    def shares(self, planned: Planned, text: str) -> list[float]:
+    def shares(self, answer: ReadAnswer) -> list[float]:
         """The shares alone."""
-        return [_share(claim, self._said[ad.id]) for ad, claim in self._claims(planned, text)]
+        return [_share(claim, self._said[ad.id]) for ad, claim in self._claims(answer)]
 
-    def _claims(self, planned: Planned, text: str) -> Iterator[tuple[Ad, frozenset[str]]]:
-        by_id = {ad.id: ad for ad in planned.ads}
-        question = content(planned.query.text)
-        for placement in parse(text, planned.ads).placements:
+    def _claims(self, answer: ReadAnswer) -> Iterator[tuple[Ad, frozenset[str]]]:
+        ads = answer.planned.ads
+        by_id = {ad.id: ad for ad in ads}
+        question = content(answer.planned.query.text)
+        for placement in answer.parsed.placements:
             ad = by_id[placement.ad_id]
-            sentence = enclosing_sentence(text, planned.ads, (placement.start, placement.end))
+            sentence = enclosing_sentence(answer.text, ads, (placement.start, placement.end))
             claim = content(MARKUP.sub(" ", sentence)) - content(ad.title) - question
             if ad.id in self._said and claim:
                 yield ad, claim

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from raylla.auction import parse
+from collections.abc import Sequence
+
 from raylla.auction.prose import stripped
-from raylla.terms.protocol import Answered, Texts
+from raylla.terms.protocol import ReadAnswer, Texts
 
 
 class Detectability:
@@ -15,10 +16,10 @@ class Detectability:
     needs = ("detector",)
     least = -1.0
 
-    def values(self, texts: Texts, answers: Answered) -> list[float]:
+    def values(self, texts: Texts, answers: Sequence[ReadAnswer]) -> list[float]:
         """`protocol.RewardTerm.values`."""
-        placing = [bool(parse(text, planned.ads).placements) for planned, text in answers]
-        bare = [stripped(text, planned.ads) for planned, text in answers]
+        placing = [bool(answer.parsed.placements) for answer in answers]
+        bare = [stripped(answer.text, answer.planned.ads) for answer in answers]
         distinct = list(dict.fromkeys(text for text, ads in zip(bare, placing, strict=True) if ads))
         chance = dict(zip(distinct, texts.detected(distinct).tolist(), strict=True)) if distinct else {}
         return [-chance[text] if ads else 0.0 for text, ads in zip(bare, placing, strict=True)]

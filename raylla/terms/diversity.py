@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
-from raylla.auction import parse
-from raylla.terms.protocol import Answered, Texts
+from raylla.terms.protocol import ReadAnswer, Texts
 
 
 class Diversity:
@@ -17,9 +17,9 @@ class Diversity:
     name = "diversity"
     least = -1.0
 
-    def values(self, texts: Texts, answers: Answered) -> list[float]:
+    def values(self, texts: Texts, answers: Sequence[ReadAnswer]) -> list[float]:
         """`protocol.RewardTerm.values`; an auction's answers are those that are asked about together."""
-        placed = [(planned.auction.id, set(parse(text, planned.ads).ad_ids)) for planned, text in answers]
+        placed = [(answer.planned.auction.id, set(answer.parsed.ad_ids)) for answer in answers]
         drawn = Counter(id for id, _ in placed)
         placing = Counter((id, ad) for id, ads in placed for ad in ads)
         return [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from raylla.terms.descriptions import Descriptions
-from raylla.terms.protocol import Answered, Texts
+from raylla.terms.protocol import ReadAnswer, Texts
 
 
 class Fidelity:
@@ -15,11 +17,11 @@ class Fidelity:
     name = "fidelity"
     least = -1.0
 
-    def values(self, texts: Texts, answers: Answered) -> list[float]:
+    def values(self, texts: Texts, answers: Sequence[ReadAnswer]) -> list[float]:
         """`protocol.RewardTerm.values`."""
-        described = Descriptions({ad.id: ad for planned, _ in answers for ad in planned.ads}.values())
+        described = Descriptions({ad.id: ad for answer in answers for ad in answer.planned.ads}.values())
         values = []
-        for planned, text in answers:
-            shares = described.shares(planned, text)
+        for answer in answers:
+            shares = described.shares(answer)
             values.append(float(np.mean(shares)) - 1 if shares else 0.0)
         return values

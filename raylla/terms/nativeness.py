@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from raylla.auction import parse
 from raylla.auction.prose import enclosing_sentence, stripped, without_ads
-from raylla.terms.protocol import Answered, Texts
+from raylla.terms.protocol import ReadAnswer, Texts
 
 
 class Nativeness:
@@ -16,14 +17,14 @@ class Nativeness:
     name = "nativeness"
     least = -2.0
 
-    def values(self, texts: Texts, answers: Answered) -> list[float]:
+    def values(self, texts: Texts, answers: Sequence[ReadAnswer]) -> list[float]:
         """`protocol.RewardTerm.values`."""
         read: list[tuple[str, list[str]]] = []
-        for planned, text in answers:
-            spans = [(placement.start, placement.end) for placement in parse(text, planned.ads).placements]
-            holding = [enclosing_sentence(text, planned.ads, span) for span in spans]
-            sentences = [stripped(one, planned.ads) for one in holding]
-            read.append((without_ads(text, planned.ads), sentences))
+        for answer in answers:
+            text, ads = answer.text, answer.planned.ads
+            spans = [(placement.start, placement.end) for placement in answer.parsed.placements]
+            holding = [enclosing_sentence(text, ads, span) for span in spans]
+            read.append((without_ads(text, ads), [stripped(sentence, ads) for sentence in holding]))
         distinct = list(dict.fromkeys(one for rest, some in read if some for one in (rest, *some) if one))
         vectors = texts.encode(distinct)
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raylla.auction import parse
+from raylla.auction import Parsed, parse
 from raylla.config import Config
 from raylla.config.plugins import known_plugins, named_plugins
 from raylla.errors import ConfigError, RayllaError, RunError
@@ -29,6 +30,20 @@ ORGANIC_ANSWERS = 2
 Answered = Sequence[tuple[Planned, str]]
 """Answers to many auctions as they were written, each with its auction (query, profile, ads, bids); all
 answers to one that are weighed against each other are in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAnswer:
+    """An answer as it was written, its auction, and what it places."""
+
+    planned: Planned
+    text: str
+    parsed: Parsed
+
+    @classmethod
+    def of(cls, planned: Planned, text: str) -> ReadAnswer:
+        """The answer ``text``, read."""
+        return cls(planned, text, parse(text, planned.ads))
 
 
 TermNeed = Literal["organic", "detector"]
@@ -69,7 +84,7 @@ class RewardTerm(Protocol):
 
     name: str
 
-    def values(self, texts: Texts, answers: Answered) -> Sequence[float]:
+    def values(self, texts: Texts, answers: Sequence[ReadAnswer]) -> Sequence[float]:
         """The value of each answer, in its order: finite, 0 for an answer without ads (which is checked),
         and at most 0 for others, as much as the reader loses by the ads: more would pay for placing."""
 
@@ -132,10 +147,10 @@ def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) ->
             number, or pays for an answer without ads.
     """
     found: list[dict[str, float]] = [{} for _ in answers]
-    bare = [not parse(text, planned.ads).ad_ids for planned, text in answers] if terms else []
+    read = [ReadAnswer.of(planned, text) for planned, text in answers] if terms else []
     for term in terms if answers else ():
         try:
-            values = [float(value) for value in term.values(texts, answers)]
+            values = [float(value) for value in term.values(texts, read)]
         except RayllaError:
             raise
         except Exception as error:
@@ -145,7 +160,7 @@ def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) ->
                 f"reward_terms: {term.name} gave {len(values)} values for {len(answers)} answers, "
                 f"{sum(not math.isfinite(value) for value in values)} of them not finite"
             )
-        if any(value for value, without in zip(values, bare, strict=True) if without):
+        if any(value for value, answer in zip(values, read, strict=True) if not answer.parsed.placements):
             raise RunError(
                 f"reward_terms: {term.name} gave an answer without ads another value than 0, which would "
                 "pay for placing, or for not"

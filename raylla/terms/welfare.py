@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from raylla.auction import parse
-from raylla.terms.protocol import Answered, Texts
+from raylla.terms.protocol import ReadAnswer, Texts
 
 
 class UserWelfare:
@@ -15,16 +16,16 @@ class UserWelfare:
     name = "user-welfare"
     least = -2.0
 
-    def values(self, texts: Texts, answers: Answered) -> list[float]:
+    def values(self, texts: Texts, answers: Sequence[ReadAnswer]) -> list[float]:
         """`protocol.RewardTerm.values`."""
-        auctions = list({planned.auction.id: planned for planned, _ in answers}.values())
+        auctions = list({answer.planned.auction.id: answer.planned for answer in answers}.values())
         fits = {
             planned.auction.id: dict(zip(planned.auction.ad_ids, fit.tolist(), strict=True))
             for planned, fit in zip(auctions, texts.relevance(auctions), strict=True)
         }
         welfare = []
-        for planned, text in answers:
-            fit = fits[planned.auction.id]
-            placed = [fit[ad] for ad in parse(text, planned.ads).ad_ids]
+        for answer in answers:
+            fit = fits[answer.planned.auction.id]
+            placed = [fit[ad] for ad in answer.parsed.ad_ids]
             welfare.append(float(np.mean(placed)) - max(fit.values()) if placed else 0.0)
         return welfare

@@ -6,6 +6,7 @@ import pytest
 
 from raylla.records import Ad, Auction, Planned, Profile, Query
 from raylla.terms.descriptions import Descriptions, content
+from raylla.terms.protocol import ReadAnswer
 
 KETTLE = Ad("1", "Lumo Kettle", "kettle", "home", "Boils a litre in two minutes and keeps green tea warm.")
 POT = Ad("2", "Oak Pot", "kettle", "home", "A cast iron pot for slow mornings.")
@@ -40,24 +41,31 @@ def test_content_words_are_compared_without_endings() -> None:
     ],
 )
 def test_the_share_of_words_that_the_description_holds(said: str, share: float) -> None:
-    found = Descriptions([KETTLE, POT, SHOE, BARE]).borne_out(planned(KETTLE), said)
+    found = Descriptions([KETTLE, POT, SHOE, BARE]).borne_out(ReadAnswer.of(planned(KETTLE), said))
     assert [one for one, _ in found] == pytest.approx([share])
 
 
 def test_chance_is_what_other_ads_of_the_category_would_bear_out() -> None:
     said = "Slow mornings want @Lumo Kettle@[Ad-1] and two litres."
-    [(share, chance)] = Descriptions([KETTLE, POT, SHOE, BARE]).borne_out(planned(KETTLE), said)
+    [(share, chance)] = Descriptions([KETTLE, POT, SHOE, BARE]).borne_out(
+        ReadAnswer.of(planned(KETTLE), said)
+    )
     assert (share, chance) == (pytest.approx(2 / 5), pytest.approx(2 / 5))
-    [(_, elsewhere)] = Descriptions([KETTLE, SHOE]).borne_out(planned(KETTLE), said)
+    [(_, elsewhere)] = Descriptions([KETTLE, SHOE]).borne_out(ReadAnswer.of(planned(KETTLE), said))
     assert elsewhere == pytest.approx(2 / 5)
-    [(_, alone)] = Descriptions([KETTLE]).borne_out(planned(KETTLE), said)
+    [(_, alone)] = Descriptions([KETTLE]).borne_out(ReadAnswer.of(planned(KETTLE), said))
     assert alone == 0
 
 
 def test_ads_that_nothing_is_said_of_or_known_of_do_not_count() -> None:
     described = Descriptions([KETTLE, BARE])
     assert (
-        described.borne_out(planned(KETTLE, BARE), "@Nameless@[Ad-4] is quick. @Lumo Kettle@[Ad-1].") == []
+        described.borne_out(
+            ReadAnswer.of(planned(KETTLE, BARE), "@Nameless@[Ad-4] is quick. @Lumo Kettle@[Ad-1].")
+        )
+        == []
     )
-    assert described.borne_out(planned(KETTLE), "An altered @Lumo Kettles@[Ad-1] boils.") == []
+    assert (
+        described.borne_out(ReadAnswer.of(planned(KETTLE), "An altered @Lumo Kettles@[Ad-1] boils.")) == []
+    )
     assert not Descriptions([BARE])

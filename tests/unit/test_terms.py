@@ -36,7 +36,7 @@ from raylla.terms.detectability import Detectability
 from raylla.terms.diversity import Diversity
 from raylla.terms.fidelity import Fidelity
 from raylla.terms.nativeness import Nativeness
-from raylla.terms.protocol import known_terms, least_values, named_terms, term_values, weighted
+from raylla.terms.protocol import ReadAnswer, known_terms, least_values, named_terms, term_values, weighted
 from raylla.terms.welfare import UserWelfare
 from tests.unit.backends import make
 
@@ -98,8 +98,8 @@ class Fits:
         return np.array([0.9 if "Uber" in text else 0.2 for text in texts])
 
 
-def answered(*texts: str) -> list[tuple[Planned, str]]:
-    return [(PLANNED, text) for text in texts]
+def answered(*texts: str) -> list[ReadAnswer]:
+    return [ReadAnswer.of(PLANNED, text) for text in texts]
 
 
 def test_user_welfare_by_hand() -> None:
@@ -141,7 +141,10 @@ def test_diversity_by_hand() -> None:
     )
     assert Diversity().values(Fits(), answered(one)) == [0]
     elsewhere = replace(PLANNED, auction=replace(PLANNED.auction, id="e1/preference/r"))
-    assert Diversity().values(Fits(), [(PLANNED, one), (elsewhere, one)]) == [0, 0]
+    assert Diversity().values(Fits(), [ReadAnswer.of(PLANNED, one), ReadAnswer.of(elsewhere, one)]) == [
+        0,
+        0,
+    ]
     both = f"Try {markup(BEST)} or {markup(WORSE)}."
     assert Diversity().values(Fits(), answered(both, one)) == [-0.5, -1]
 
@@ -198,7 +201,7 @@ def test_credibility_tells_sources_from_those_of_other_questions() -> None:
             other = drawn[(place + shift) % len(drawn)]
             said = other[1] if moved == "description" else claim
             ad = replace(BEST, description=said.capitalize())
-            answers.append((replace(PLANNED, ads=(ad,)), f"{own} {markup(ad)} {claim}"))
+            answers.append(ReadAnswer.of(replace(PLANNED, ads=(ad,)), f"{own} {markup(ad)} {claim}"))
             told.append((other[0] if moved == "organic" else own,))
         fits.organic = lambda _: told  # type: ignore[method-assign, assignment]
         return float(np.mean(Credibility().values(fits, answers)))
@@ -288,9 +291,12 @@ def test_what_is_no_value(found: Any, message: str) -> None:
     term = Odd()
     term.found = found
     with pytest.raises(RunError, match=message):
-        term_values([term], Fits(), answered(TEXTS[0], TEXTS[3]))
+        term_values([term], Fits(), [(PLANNED, TEXTS[0]), (PLANNED, TEXTS[3])])
     term.found = (-2, 0)
-    assert term_values([term], Fits(), answered(TEXTS[0], TEXTS[3])) == [{"odd": -2.0}, {"odd": 0.0}]
+    assert term_values([term], Fits(), [(PLANNED, TEXTS[0]), (PLANNED, TEXTS[3])]) == [
+        {"odd": -2.0},
+        {"odd": 0.0},
+    ]
 
 
 def test_terms_decide_who_wins(tmp_path: Path) -> None:
@@ -305,7 +311,7 @@ def test_terms_decide_who_wins(tmp_path: Path) -> None:
     for weight in (0, 70, 80):
         terms = {"reward_terms": [{"name": "user-welfare", "weight": weight}]}
         run = Run(home(tmp_path), config.parse_config(tree | terms, "test"))
-        values = term_values(named_terms(["user-welfare"]), Fits(), answered(*TEXTS[:2]))
+        values = term_values(named_terms(["user-welfare"]), Fits(), [(PLANNED, text) for text in TEXTS[:2]])
         by_id = {answer.sample_id: one for answer, one in zip(answers, values, strict=True)}
         rewards = score(run, sampled, rates, by_id)
         assert [one.total for one in rewards.values()] == pytest.approx([15, 45 - 0.4 * weight])

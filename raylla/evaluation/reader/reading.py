@@ -17,6 +17,7 @@ from raylla.figures.quality import Read, Reads, Table, reads_per_query
 from raylla.records import Planned
 from raylla.terms.descriptions import Descriptions
 from raylla.terms.native import Detector
+from raylla.terms.protocol import ReadAnswer
 from raylla.world import prompts
 from raylla.world.retrieval import Vectors
 
@@ -106,7 +107,7 @@ class _Reader:
             nll,
             tokens,
             self._suspected.get(bare, False),
-            self._descriptions.borne_out(planned, text),
+            self._descriptions.borne_out(ReadAnswer.of(planned, text)),
         )
 
 
