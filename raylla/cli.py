@@ -18,6 +18,7 @@ from raylla.evaluation.outside.commands import regret_outside
 from raylla.evaluation.prices import commands as prices_commands
 from raylla.judging import commands as judging_commands
 from raylla.models import commands as models_commands
+from raylla.models.quiet import quiet_native
 from raylla.online.commands import simulate
 from raylla.pocket import commands as pocket_commands
 from raylla.serving import commands as serving
@@ -26,6 +27,7 @@ from raylla.terminal import ConfigPath, Overrides, RunPath, console, loading, to
 from raylla.warmstart.commands import warmstart
 from raylla.world.imports import commands as world_commands
 
+quiet_native()
 app = typer.Typer(
     help="Teach a language model to run an ad auction inside its own answers.",
     no_args_is_help=True,

@@ -13,6 +13,7 @@ from raylla.engines.aggregating import LISTED
 from raylla.engines.protocol import AdapterRoom, Request
 from raylla.engines.sampled import MOST_TOP_K
 from raylla.errors import ConfigError
+from raylla.models.quiet import quiet
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process costs 20 s of start and a hop per step
@@ -25,6 +26,7 @@ BATCHED_TOKENS = 8192
 
 def engine_arguments(model_path: str, settings: Settings, seed: int) -> dict[str, Any]:
     """vLLM's own arguments for ``settings``; sets the environment that vllm must be imported in."""
+    quiet()
     for name, value in list(os.environ.items()):
         # Kubernetes puts the address of a service named vllm (tcp://10.0.0.1:80) where vLLM reads a port.
         if name.startswith("VLLM_") and name.endswith("_PORT") and not value.isdecimal():

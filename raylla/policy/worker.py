@@ -11,7 +11,6 @@ import os
 import socket
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -21,7 +20,6 @@ from typing import Any
 import datasets
 import ray
 import torch
-import transformers
 from accelerate.state import AcceleratorState, GradientState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -32,6 +30,7 @@ from raylla.engines.protocol import Probe
 from raylla.errors import RunError
 from raylla.models import local
 from raylla.models.found import found
+from raylla.models.quiet import quiet
 from raylla.policy import adapters, saving, zero
 from raylla.policy.attention import attention
 from raylla.policy.groups import TokenGroup, token_group
@@ -76,17 +75,9 @@ def setup() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     quiet()
+    datasets.disable_progress_bars()
     with clean_slate():
         zero.connect_ranks()
-
-
-def quiet() -> None:
-    """Keep libraries off the console."""
-    # DeepSpeed 0.19 calls collectives by names that torch 2.13 is about to drop, at every step.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 def align_job(

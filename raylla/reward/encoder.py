@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from raylla.literal import Literal
 from raylla.models import local
+from raylla.models.quiet import quiet
 from raylla.reward.reader import UNREADABLE, longest, positions, reader, unfit, unsuited
 
 Encodings = NDArray[np.float32]
@@ -49,6 +50,7 @@ class Encoder:
         Raises:
             ConfigError: the model or its tokenizer cannot be loaded from ``path``, or reads no text.
         """
+        quiet()
         try:
             with local(path) as directory:
                 tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

@@ -35,6 +35,7 @@ def log_json() -> None:
     looks at the stack for each line."""
     handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(JsonLines())
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    for logger, level in ((log, logging.INFO), (logging.getLogger("opentelemetry"), logging.ERROR)):
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False

@@ -21,6 +21,7 @@ from raylla.bench.measure import Measured, Note, Row, Side, interleave, ratio
 from raylla.bench.run import Bench
 from raylla.config import Lora
 from raylla.models import local
+from raylla.models.quiet import quiet
 from raylla.precision import Precision
 
 _BASE = "pocket:ad-llm"
@@ -236,7 +237,7 @@ def _pair_trainer(subject: Subject, shape: Shape, scratch: str) -> Any:
 
     from raylla.policy import adapters, worker
 
-    worker.quiet()
+    quiet()
     pairs = [
         {
             "prompt_ids": list(group.prompt),

@@ -52,17 +52,18 @@ def show_results(console: Console, results: dict[str, Any]) -> None:
         )
     console.print(table)
     for example in results.get("examples", []):
-        console.print(Text.assemble("\n", (example["query"], "bold"), f"  ({example['profile']})"))
         bids = ", ".join(f"{title} {bid:g}" for title, bid in example["bids"].items())
-        console.print(f"bids: {bids}", markup=False, highlight=False)
-        console.print(f"before: {example['before']}", markup=False, highlight=False)
-        console.print(f"after:  {example['after']}", markup=False, highlight=False)
+        asked = Text.assemble("asked:  ", (example["query"], "bold"), f"  ({example['profile']})")
+        console.print(asked, soft_wrap=True)
+        for line in (f"bids:   {bids}", f"before: {example['before']}", f"after:  {example['after']}"):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if "dropped" in results:
         wall = sum(results["wall_seconds"].values())
         console.print(
-            f"\nstages {wall:.0f} s, peak memory {results['peak_memory_bytes'] / 2**30:.1f} GiB, "
+            f"stages {wall:.0f} s, peak memory {results['peak_memory_bytes'] / 2**30:.1f} GiB, "
             f"samples {results['samples']}, dropped {results['dropped']}",
             highlight=False,
+            soft_wrap=True,
         )
 
 
