@@ -426,3 +426,20 @@ def test_what_python_takes_of_a_core_is_counted() -> None:
     assert found.phase("deploy").times["handling"] == pytest.approx(4 * 1_115_520 / 0.6e9 + 0.06)
     gpus = budget(ONE, H100, Lengths.of(ONE))
     assert all("handling" not in one.times for one in gpus.phases)
+
+
+def test_cores_keep_kernels_of_bfloat16() -> None:
+    pocket = config.load_config(CONFIGS / "pocket.yaml")
+    halves = pocket.model_copy(
+        update={
+            "engine": pocket.engine.model_copy(update={"dtype": "bfloat16"}),
+            "dpo": pocket.dpo.model_copy(update={"precision": "bfloat16"}),
+        }
+    )
+    plain, half = (
+        {one.group: one.parts for one in budget(one, H100, Lengths.of(one), cores=2).memory}
+        for one in (pocket, halves)
+    )
+    assert [half[group]["kernels"] for group in ("rollout", "judge", "dpo")] == [0.5e9, 0.5e9, 0.95e9]
+    assert all("kernels" not in parts for parts in plain.values())
+    assert "kernels" not in half["reward"]
