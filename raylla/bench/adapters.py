@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +23,13 @@ from raylla import precision
 from raylla.bench.measure import Row, Side, Spread, compare
 from raylla.bench.run import MODELS, Bench
 from raylla.config import Engine, Lora, Sampling
+from raylla.engines.chat import prompt_ids
 from raylla.engines.live import LiveVllm
 from raylla.engines.protocol import AdapterRoom, Probe
 from raylla.models import HEAD, local, resolve, shapes, tied
 from raylla.records import WeightVersion
 from raylla.serving.engine.engine import start_engine
+from raylla.world.synthetic import grammar
 
 _PROMPT, _ANSWER = 300, 70
 _WRITTEN, _ROUNDS = 32, 4
@@ -66,7 +70,7 @@ def _version(bench: Bench, name: str, lora: Lora) -> tuple[WeightVersion, Probe]
     """An adapter with a change of its own, and its probe."""
     import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from raylla.policy.adapters import peft_config
     from raylla.policy.saving import probe
@@ -75,6 +79,7 @@ def _version(bench: Bench, name: str, lora: Lora) -> tuple[WeightVersion, Probe]
     torch.manual_seed(_NAMES.index(name))
     with local(MODELS["adapters"]) as whole:
         model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(whole)
     blocks = int(model.config.num_hidden_layers)
     made = peft_config(lora, MODELS["adapters"], blocks)
     adapted = get_peft_model(model, made)
@@ -82,10 +87,24 @@ def _version(bench: Bench, name: str, lora: Lora) -> tuple[WeightVersion, Probe]
         if "lora_B" in parameter_name:  # as made they are 0, and change nothing
             torch.nn.init.normal_(parameter, std=0.01)
     adapted.save_pretrained(place)
-    rng = np.random.default_rng(0)
-    tokens = [int(one) for one in rng.integers(100, model.config.vocab_size, _PROMPT + _ANSWER)]
-    group = _Group(tuple(tokens[:_PROMPT]), (tuple(tokens[_PROMPT:]),))
+    prompt = _prompt(tokenizer)
+    with torch.no_grad():  # its own answer, as a trainer's probe is: likely tokens, in which numbers agree
+        told = adapted.generate(
+            input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=_ANSWER, eos_token_id=None
+        )
+    group = _Group(prompt, (tuple(told[0, len(prompt) :].tolist()),))
     return WeightVersion(name, 1, str(place)), probe(place, group)
+
+
+def _prompt(tokenizer: Any) -> tuple[int, ...]:
+    """A question of about `_PROMPT` tokens, as a chat."""
+    rng = random.Random(0)
+    ids: list[int] = []
+    text = ""
+    while len(ids) < _PROMPT:
+        text += grammar.answer_sample(rng).messages[0]["content"] + "\n"
+        ids = prompt_ids(tokenizer, [{"role": "user", "content": text}])
+    return tuple(ids)
 
 
 def _memory(engine: LiveVllm, base: str, settings: Engine) -> Row:
