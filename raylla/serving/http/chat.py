@@ -20,11 +20,11 @@ from raylla.config import Config, Serving
 from raylla.serving.auction.auctioneer import Auctioneer
 from raylla.serving.auction.exchange import Answered, Asked
 from raylla.serving.http.openai import delivery, models
-from raylla.serving.http.openai.asking import asked_of
 from raylla.serving.http.openai.bodies import ChatRequest, ChatResponse
 from raylla.serving.http.openai.faults import OpenAiRoute
 from raylla.serving.http.openai.history import conversation
 from raylla.serving.http.openai.rates import Rates
+from raylla.serving.http.openai.reading import asked_of
 from raylla.serving.http.openai.shown import cited, detail
 from raylla.serving.http.reports import Reports
 from raylla.serving.http.web import Application, errors

@@ -24,12 +24,12 @@ from raylla.records import Turn
 from raylla.serving.auction.auctioneer import Auctioneer
 from raylla.serving.auction.exchange import Answered
 from raylla.serving.http.openai import delivery, models
-from raylla.serving.http.openai.asking import asked_of
 from raylla.serving.http.openai.bodies import Message
 from raylla.serving.http.openai.events import ResponseForm
 from raylla.serving.http.openai.faults import OpenAiRoute, refused, unusable
 from raylla.serving.http.openai.history import Conversation, cleaned, conversation
 from raylla.serving.http.openai.rates import Rates
+from raylla.serving.http.openai.reading import asked_of
 from raylla.serving.http.openai.responsebodies import (
     Deleted,
     InputItem,

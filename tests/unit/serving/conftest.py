@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from raylla.config import Serving
 from raylla.serving.http import advertisers, campaigns, clicks, web
+from raylla.serving.money.records import Listing
 from raylla.serving.security.keys import Access
 from raylla.serving.security.tokens import TokenKeys
 from raylla.serving.store import Store, open_store
@@ -85,3 +86,9 @@ def hook() -> Iterator[Hook]:
     yield made
     made.server.shutdown()
     made.server.server_close()
+
+
+@pytest.fixture
+def cup(market: Market) -> Listing:
+    """An ad that bids 64."""
+    return market.listing(market.seat(), bid=64, title="Lumo Floral Cup")

@@ -12,9 +12,9 @@ from raylla.records import Turn
 from raylla.serving.store import Store
 from raylla.serving.store.auctions import RECORD
 from raylla.world.synthetic import lexicon
+from tests.unit.serving.auctions import client, events, logged, placing
 from tests.unit.serving.market import Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, endpoint, vectors
-from tests.unit.serving.test_auctioneer import client, events, logged, placing
 
 MUG = {"role": "user", "content": "which mug keeps tea warm?"}
 STEEL = {"role": "assistant", "content": "One of steel."}

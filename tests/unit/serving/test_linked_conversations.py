@@ -15,9 +15,9 @@ from raylla.config import Links
 from raylla.serving.auction.links import escaped, link, unlinked
 from raylla.serving.billing.audit import audit
 from raylla.serving.money.records import Listing
+from tests.unit.serving.auctions import client, logged
 from tests.unit.serving.market import Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, endpoint
-from tests.unit.serving.test_auctioneer import client, logged
 
 CUP, BOWL = "Lumo *Floral* Cup_1", "Vada Bowl"
 LINKED = re.compile(re.escape(f"[{escaped(CUP)}](") + r"(http://testserver/v1/clicks/[A-Za-z0-9._-]+)\)")

@@ -22,9 +22,9 @@ from raylla.serving.money.records import Filters, PriceRule
 from raylla.serving.security.tokens import TokenKeys, new_claims
 from raylla.serving.store import Store
 from raylla.serving.store.tallies import Group, Tallies, Wanted
+from tests.unit.serving.auctions import client
 from tests.unit.serving.market import KEYS, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, endpoint
-from tests.unit.serving.test_auctioneer import client
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 HALF = "which cup \ud83d"

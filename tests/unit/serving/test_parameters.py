@@ -18,9 +18,9 @@ from raylla.serving.http.openai.rates import Rates
 from raylla.serving.http.openai.responsebodies import ResponseRequest
 from raylla.serving.http.web import HttpError
 from raylla.serving.store import Store
+from tests.unit.serving.auctions import client, events, logged, placing
 from tests.unit.serving.market import ADMIN_KEY, UNIT, Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint
-from tests.unit.serving.test_auctioneer import client, events, logged, placing
 
 ASKED = [{"role": "user", "content": "which cup?"}]
 

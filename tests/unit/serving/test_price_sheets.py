@@ -27,9 +27,9 @@ from raylla.serving.money.money import Micros
 from raylla.serving.money.records import Listing, PriceRule, Reason, question_of
 from raylla.serving.store import open_store
 from tests.unit.serving import market as markets
+from tests.unit.serving.auctions import ask, client, logged, placing
 from tests.unit.serving.market import UNIT, Market
 from tests.unit.serving.scripted import Endpoint, endpoint
-from tests.unit.serving.test_auctioneer import ask, client, logged, placing
 from tests.unit.serving.test_audit import tamper
 
 SHEET = written(markets.SHEET.curve, Reserves(5.0), {"": 0.3}, {})

@@ -13,18 +13,13 @@ from raylla.pocket.tokenizer import ASSISTANT, END
 from raylla.records import Turn
 from raylla.serving.billing.audit import audit
 from raylla.serving.money.records import Listing
+from tests.unit.serving.auctions import client, logged, placing
 from tests.unit.serving.market import Market
 from tests.unit.serving.scripted import HEADERS, Endpoint, Script, endpoint
-from tests.unit.serving.test_auctioneer import client, logged, placing
 from tests.unit.serving.test_parameters import official
 
 ASKED = "which mug keeps tea warm?"
 TEXT = "Try Lumo Floral Cup (Sponsored) for tea."
-
-
-@pytest.fixture
-def cup(market: Market) -> Listing:
-    return market.listing(market.seat(), bid=64, title="Lumo Floral Cup")
 
 
 def send(one: Endpoint, headers: Any = HEADERS, **body: Any) -> Any:

@@ -26,10 +26,10 @@ from raylla.serving.money.records import Listing
 from raylla.serving.store import Store
 from raylla.serving.tracing import begin_traces, check_tracing, spans, trace_with, traced
 from raylla.serving.tracing.otel import OtelTracer
+from tests.unit.serving.auctions import ask, client, placing
 from tests.unit.serving.collector import collecting
 from tests.unit.serving.market import ADMIN_KEY, Market
 from tests.unit.serving.scripted import HEADERS, Script, endpoint
-from tests.unit.serving.test_auctioneer import ask, client, placing
 from tests.unit.serving.test_engine import run
 
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -51,11 +51,6 @@ def silent() -> Iterator[None]:
     """No tracer is left behind."""
     yield
     trace_with(None)
-
-
-@pytest.fixture
-def cup(market: Market) -> Listing:
-    return market.listing(market.seat(), bid=64, title="Lumo Floral Cup")
 
 
 def tree(found: tuple[ReadableSpan, ...]) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""A client's request in the auction's terms."""
+"""A client's request, read into the auction's terms."""
 
 from __future__ import annotations
 
