@@ -28,6 +28,11 @@ ENGINE_PROCESS, TRAINER_PROCESS, REWARD_PROCESS = 1.0e9, 0.75e9, 0.45e9
 torch alone. What was left of proportional set sizes, shared pages split among their users, in one run of
 SmolLM2 on two cores beside what is counted here; see docs/scaling.md."""
 
+ENGINE_KERNELS, TRAINER_KERNELS = 0.5e9, 0.95e9
+"""Bytes that oneDNN, by which a core multiplies in bfloat16, keeps for a worker's products: it compiles one
+for each shape, about 1 MB, and keeps the last 1024. Measured with SmolLM2's products alone, over as many
+numbers of rows as a run has."""
+
 DRIVER = 1.8e9
 """Bytes of the processes that a run has once: the driver 0.4 GB, Ray 0.5, Ray Train 0.9. Seen likewise."""
 
@@ -98,6 +103,7 @@ def _engine(group: str, config: Config, model: Architecture, device: Device, wor
     if not device.gpu:
         batch = max(BATCHED, config.engine.max_model_len)
         parts["workspace"] = batch * size * (4 * model.hidden + 3 * model.ffn)
+        parts |= {"kernels": ENGINE_KERNELS} if size == 2 else {}
         return Memory(group, parts | {"process": ENGINE_PROCESS}, device.memory, workers)
     parts["workspace"] = WORKSPACE
     return Memory(group, parts, device.memory * config.engine.gpu_memory_utilization, workers)
@@ -128,5 +134,6 @@ def _trainer(work: Work, model: Architecture, device: Device) -> Memory:
         "logits": 2 * 4 * min(answers * model.vocabulary, LOGITS),
     }
     if not device.gpu:
+        parts |= {"kernels": TRAINER_KERNELS} if size == 2 else {}
         parts["process"] = TRAINER_PROCESS
     return Memory("dpo", parts, device.memory, ranks)
