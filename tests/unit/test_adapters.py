@@ -6,16 +6,20 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 
 from raylla.config import Lora, parse_config
+from raylla.engines import AdapterRoom
 from raylla.errors import ConfigError
-from raylla.models import roles
+from raylla.irpo import crew
+from raylla.models import POCKET, roles
 from raylla.policy import adapters, saving
 from raylla.policy.groups import Packable
+from raylla.records import WeightVersion
+from raylla.runs.observe import Observer
 from raylla.runs.versions import read_probe
 
 LORA = Lora(rank=2, alpha=4, targets=("q_proj",))
@@ -73,3 +77,20 @@ def test_check_says_how_versions_are_taken() -> None:
     plain, shared = ({"lora": {}, "rollout": {"adapters": one}} for one in ("merged", "shared"))
     assert parse_config(plain, "t").digest() == parse_config({"lora": {}}, "t").digest()
     assert parse_config(plain, "t").digest() != parse_config(shared, "t").digest()
+
+
+def test_rollout_engines_have_room_for_adapters_where_a_config_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, tuple[Any, ...]] = {}
+    monkeypatch.setattr(crew, "Pool", lambda name, _, args, *more: made.update({name: args}))
+    base = str(POCKET / "ad-llm")
+    first = WeightVersion("v0", 0, base)
+    watch = cast(Observer, SimpleNamespace(timeline=SimpleNamespace(add=None)))
+    tree = {"lora": LORA.model_dump(mode="json"), "ray": {"in_process": True}}
+    crew.Crew(parse_config(tree, "test"), tmp_path, first, watch)
+    assert (len(made["rollout"]), made["weight-store"]) == (5, ())
+    crew.Crew(parse_config(tree | {"rollout": {"adapters": "shared"}}, "test"), tmp_path, first, watch)
+    *_, version, opens = made["rollout"]
+    assert (version, opens.keywords) == ("v0", {"room": AdapterRoom(2, 2, ("q_proj",))})
+    assert made["weight-store"] == (base,)
