@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -21,6 +23,9 @@ SLOW = "timed out during startup"
 
 AMOUNTS = (("cpus", "CPU"), ("gpus", "GPU"))
 """What is counted: its field in a `Need`, and its name in Ray."""
+
+QUIETLY: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+"""How Ray is started or joined: what it says of that, and what its workers say, is for its own logs."""
 
 PROBE_SECONDS = 10
 """How long a cluster's head node may take to accept a connection."""
@@ -104,7 +109,7 @@ def _join(address: str) -> None:
             "--head` or leave ray.address out to start one here"
         ) from None
     try:
-        ray.init(address, log_to_driver=False)
+        ray.init(address, **QUIETLY)
     except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         way_out = login.missing()
         if "Version mismatch" in str(error):
@@ -121,7 +126,7 @@ def _start_here(deadline: float) -> None:
     while True:
         try:
             # "local": without it Ray joins what an earlier cluster has left the address of, alive or not.
-            ray.init("local", include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
+            ray.init("local", include_dashboard=False, object_store_memory=512 * 2**20, **QUIETLY)
         except Exception as error:  # Ray has no type for it
             if SLOW in str(error):
                 ray.shutdown()

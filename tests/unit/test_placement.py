@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -24,8 +25,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What each start of Ray does: the next of the list's sentences as an error, or "" for a start."""
     planned: list[str] = []
 
-    def init(address: str, **_: object) -> None:
+    def init(address: str, **how: object) -> None:
         assert address == "local", "a cluster that is left in Ray's directory would be joined"
+        assert how["logging_level"] == logging.WARNING, "colours and addresses would stand in a run's log"
         if said := planned.pop(0):
             raise Exception(said)
 

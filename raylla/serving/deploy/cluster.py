@@ -19,6 +19,7 @@ import ray
 from ray import serve
 
 from raylla.actors import login
+from raylla.actors.placement import QUIETLY
 from raylla.config import Config
 from raylla.errors import DeadlineError, DeployError
 from raylla.network import bracketed, loopback, occupied
@@ -61,9 +62,7 @@ def start_ray() -> str:
     """Start Ray on this machine for serving, whatever else runs on it; the address of its dashboard."""
     for name, value in environment().items():
         os.environ.setdefault(name, value)
-    context = ray.init(
-        "local", include_dashboard=True, log_to_driver=False, object_store_memory=256 * 2**20
-    )
+    context = ray.init("local", include_dashboard=True, object_store_memory=256 * 2**20, **QUIETLY)
     return f"http://{context.dashboard_url}"
 
 
