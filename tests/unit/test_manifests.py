@@ -396,15 +396,3 @@ def test_job_and_standing_cluster_have_the_same_nodes(
 ) -> None:
     found = dict(clusters(built[overlay]))
     assert found["RayJob"] == found["RayCluster"]
-
-
-def test_the_image_is_made_of_what_is_there() -> None:
-    text = (CLUSTER / "Dockerfile").read_text()
-    allowed = (CLUSTER / "Dockerfile.dockerignore").read_text().split()
-    copied = [word for line in re.findall(r"^COPY .*", text, re.M) for word in line.split()[2:-1]]
-    assert {"requirements", "pyproject.toml", "raylla", "jobs", "configs"} <= set(copied)
-    for name in copied:
-        assert (ROOT / name).exists()
-        assert f"!{name}" in allowed
-    for name in ("cpu", "cuda"):
-        assert (ROOT / "requirements" / f"{name}.txt").exists()
