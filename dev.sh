@@ -2,7 +2,7 @@
 # Makes the environment in .venv and runs a job in it:
 #   bash dev.sh install | train [CONFIG [RUN]] | test [fast | PYTEST ARGS] | clients | tools | lock [UV ARGS]
 # `clients`, and `test` but for `fast`, make .venv-clients: the clients that docs/clients.md is about.
-# `tools` installs what some tests need of the system (Chromium, PostgreSQL), by apt-get as root.
+# `tools` installs what some tests need of the system (Chromium, PostgreSQL, iproute2), by apt-get as root.
 # `lock` makes requirements/cpu.txt and cuda.txt anew from pyproject.toml.
 # REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11, 3.12 or 3.13).
 set -euo pipefail
@@ -80,6 +80,7 @@ tools() {
     local wanted=()
     [ -x /usr/bin/chromium ] || wanted+=(chromium fonts-dejavu-core)
     command -v initdb >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || wanted+=(postgresql)
+    command -v ip >/dev/null || wanted+=(iproute2)
     [ ${#wanted[@]} -gt 0 ] || return 0
     echo "installing ${wanted[*]}" >&2
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)

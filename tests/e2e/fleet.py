@@ -49,7 +49,7 @@ class Fleet:
             self._head = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True
             )
-        wait_for_head(self._head, port, self._log)
+        wait_for_head(self._head, self.address, self._log)
 
     def _config(self, most: int, idle_seconds: float) -> dict[str, object]:
         return {

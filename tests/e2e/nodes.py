@@ -1,4 +1,7 @@
-"""A cluster of several Ray nodes on one machine: each has its own processes, address and directory."""
+"""A cluster of several Ray nodes on one machine: each has its own processes, address and directory.
+
+On a network each is a machine, too (`tests/e2e/machines.py`), whose disks no other sees.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 
 from raylla.actors.placement import PROBE_SECONDS
+from tests.e2e.machines import Network
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
@@ -23,54 +27,75 @@ ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "6",
     "RAY_health_check_timeout_ms": "10000",
 }
+Inside = Callable[[list[str]], list[str]]
+"""Makes a command one that works on some machine."""
 
 
 class Nodes:
     """Nodes by name; the first is the head, which takes no work that needs a CPU."""
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str] | None = None,
+        network: Network | None = None,
+    ) -> None:
         """``environment`` of the nodes' processes; none: this one's, without tokens and quick to judge."""
         self._environment = os.environ | ENVIRONMENT if environment is None else environment
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
+        self._network = network
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._cut: set[str] = set()
         # Sockets have short names: not in pytest's deep directories.
         self._directory = tempfile.TemporaryDirectory(prefix="rn", dir="/tmp", ignore_cleanup_errors=True)
-        self._start(
-            "head",
-            1,
-            ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false"],
-        )
+        port = _free_port() if network is None else 6379
+        head = ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false"]
+        self.address = f"{self._start('head', head)}:{port}"
         try:
-            wait_for_head(self._running["head"], port, Path(self._directory.name) / "head.log")
+            wait_for_head(self._running["head"], self.address, self._log("head"), self.inside("head"))
         except BaseException:
             self.close()
             raise
 
     def add(self, name: str) -> None:
         """Start one more node of a CPU and, so Ray is told, a GPU; it joins by itself."""
-        number = len(self._running) + 1
-        self._start(name, number, [f"--address={self.address}", "--num-cpus=1", "--num-gpus=1"])
+        self._start(name, [f"--address={self.address}", "--num-cpus=1", "--num-gpus=1"])
+
+    def wait(self, name: str) -> None:
+        """Until a node is up; a driver that comes to its machine earlier is refused."""
+        end = time.monotonic() + 120
+        while "Ray runtime started" not in self.log(name):
+            if time.monotonic() > end or self._running[name].poll() is not None:
+                raise AssertionError(self.log(name))
+            time.sleep(0.2)
+
+    def inside(self, name: str) -> Inside:
+        """What makes a command one that works on a node's machine."""
+        return list if self._network is None else self._network.machines[name].inside
 
     def cut(self, name: str) -> None:
         """Let no packet through to a node any more: the network is gone, its processes live on.
 
-        Needs a network namespace of its own, with the right to change its routes.
+        Where all nodes are on one machine it needs a network namespace of its own, with the right to change
+        its routes.
         """
+        if self._network is not None:
+            self._network.cut(name)
+            return
         self._route("add", name)
         self._cut.add(name)
 
     def announce(self, name: str) -> None:
         """Tell a node to end, as Kubernetes tells a pod: it is announced to go, and goes when what is on it
         has gone, or after RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S seconds."""
-        self._running[name].terminate()
+        process = psutil.Process(self._running[name].pid)
+        if self._network is not None:  # the other is nsenter, which waits for it
+            (process,) = process.children()
+        process.terminate()
 
     def kill(self, name: str) -> None:
         """End a node with everything on it, at once."""
         process = self._running[name]
+        if self._network is not None:
+            self._network.machines[name].kill()
         if process.poll() is None:
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             for one in tree:
@@ -90,31 +115,48 @@ class Nodes:
 
     def log(self, name: str) -> str:
         """What a node has said."""
-        return (Path(self._directory.name) / f"{name}.log").read_text()
+        return self._log(name).read_text()
 
-    def _start(self, name: str, number: int, arguments: list[str]) -> None:
+    def _log(self, name: str) -> Path:
+        return Path(self._directory.name) / f"{name}.log"
+
+    def _start(self, name: str, arguments: list[str]) -> str:
+        """Start a node; returns its address."""
+        number = len(self._running) + 1
+        host = f"127.0.0.{number}" if self._network is None else self._network.add(name).address
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [f"--node-ip-address=127.0.0.{number}", f"--labels=raylla/node={name}"]
+        command += [f"--node-ip-address={host}", f"--labels=raylla/node={name}"]
         command += ["--object-store-memory=200000000", "--dashboard-agent-listen-port=0", *arguments]
         command += [f"--temp-dir={self._directory.name}/{number}"]
-        with (Path(self._directory.name) / f"{name}.log").open("wb") as log:
+        with self._log(name).open("wb") as log:
             self._running[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self._environment, start_new_session=True
+                self.inside(name)(command),
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
             )
+        return host
 
     def _route(self, change: str, name: str) -> None:
         address = f"127.0.0.{list(self._running).index(name) + 1}/32"
         subprocess.run(["ip", "route", change, "blackhole", address, "table", "local"], check=True)
 
 
-def wait_for_head(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Until the head listens on this machine; where it ended or never does, fail with its log."""
+def wait_for_head(head: subprocess.Popen[bytes], address: str, log: Path, inside: Inside = list) -> None:
+    """Until the head listens; where it ended or never does, fail with its log."""
     end = time.monotonic() + 60 + PROBE_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=PROBE_SECONDS).close()
-            return
-        except OSError:
-            if time.monotonic() > end or head.poll() is not None:
-                raise AssertionError(log.read_text()) from None
-            time.sleep(0.2)
+    reach = inside(
+        ["timeout", str(PROBE_SECONDS), "bash", "-c", f": > /dev/tcp/{address.replace(':', '/')}"]
+    )
+    while subprocess.run(reach, stderr=subprocess.DEVNULL).returncode:
+        if time.monotonic() > end or head.poll() is not None:
+            raise AssertionError(log.read_text())
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
