@@ -94,7 +94,8 @@ tests() {
     local pytest=("$environment/bin/python" -m pytest) argument half code none=5 status=0
     local aside="-n auto --maxprocesses 4 --dist loadfile"
     if [ "${1:-}" = fast ]; then
-        exec "${pytest[@]}" --fast tests/unit "${@:2}"
+        # shellcheck disable=SC2086
+        exec "${pytest[@]}" --fast $aside tests/unit "${@:2}"
     fi
     for argument in "$@"; do
         if [ -e "${argument%%::*}" ]; then

@@ -45,6 +45,7 @@ def left_by_top_p(logits: Array, top_p: float) -> NDArray[np.bool_]:
     shares = np.exp(logits - logits[..., :1])
     before = np.cumsum(shares, axis=-1) - shares
     kept: NDArray[np.bool_] = before < top_p * shares.sum(axis=-1, keepdims=True)
+    kept |= top_p == 1  # however unlikely: a sum of shares may swallow the last of them
     kept[..., 0] = True
     return kept
 

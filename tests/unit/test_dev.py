@@ -16,6 +16,7 @@ FIRST = (
     "-n auto --maxprocesses 4 --dist loadfile "
     "tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e"
 )
+FAST = "--fast -n auto --maxprocesses 4 --dist loadfile tests/unit"
 SECOND = "tests/actors tests/chaos tests/e2e"
 CLIENTS = ROOT / "requirements" / "clients.txt"
 CHECKS = ["ruff check .", "ruff format --check .", "mypy "]
@@ -80,7 +81,7 @@ def test_a_path_is_run_by_one_process(environment: Path) -> None:
 
 
 def test_fast_takes_arguments_too(environment: Path) -> None:
-    assert dev(environment, "fast", "-x") == (0, [*CHECKS, "--fast tests/unit -x"])
+    assert dev(environment, "fast", "-x") == (0, [*CHECKS, f"{FAST} -x"])
     assert dev(environment) == (0, [*CHECKS, FIRST, SECOND])
 
 
@@ -100,7 +101,7 @@ def making(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_clients_are_installed_once_and_not_for_fast_tests(environment: Path, making: Path) -> None:
     stamp(environment / "clients", b"an older list")
     pip = "clients -m pip --quiet --disable-pip-version-check install --no-deps -r requirements/clients.txt"
-    assert dev(environment, "fast", PYTHON=str(making)) == (0, [*CHECKS, "--fast tests/unit"])
+    assert dev(environment, "fast", PYTHON=str(making)) == (0, [*CHECKS, FAST])
     assert dev(environment, PYTHON=str(making)) == (0, [pip, *CHECKS, FIRST, SECOND])
     assert dev(environment, PYTHON=str(making)) == (0, [*CHECKS, FIRST, SECOND])
 

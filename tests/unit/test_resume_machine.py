@@ -162,4 +162,4 @@ def cut(file: Path, least: int, share: float) -> None:
 
 
 Resumed.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
-TestResumed = Resumed.TestCase
+TestResumed = pytest.mark.slow(Resumed.TestCase)

@@ -54,6 +54,12 @@ def test_a_token_over_the_edge_is_counted_and_stands_beside_the_others() -> None
     assert (np.exp(found), outside) == (pytest.approx(0.05 / 0.85), 1)
 
 
+def test_a_top_p_of_one_leaves_what_top_k_has_left_however_unlikely() -> None:
+    best = np.array([[0.0, -38.0]])
+    (found,), outside = sampling_logprobs([-38.0], best, Sampling(temperature=1, top_k=2))
+    assert (found, outside) == (pytest.approx(-38.0), 0)
+
+
 def test_without_cuts_the_models_own_probability_stands() -> None:
     sampling = Sampling()
     assert likeliest(sampling) == 0

@@ -294,5 +294,6 @@ def trade(fresh: Callable[[], AbstractContextManager[Store]], examples: int) -> 
     run_state_machine_as_test(Here, settings=how)  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.slow
 def test_trade(fresh: Callable[[], AbstractContextManager[Store]]) -> None:
     trade(fresh, examples=50)
