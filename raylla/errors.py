@@ -54,6 +54,10 @@ class WorkerLostError(LostError):
         self.worker = worker
         self.announced = announced
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, int, bool]]:
+        """With all that it is made of: it travels from a shard to its driver."""
+        return type(self), (str(self), self.pool, self.worker, self.announced)
+
 
 class DeadlineError(RayllaError):
     """A wait ran past its deadline; the message names what was waited for and who owns it."""

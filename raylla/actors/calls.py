@@ -65,6 +65,11 @@ class Call(ABC):
             last = Span(self.worker, task, self._spans.pop().began, last.ended)
         self._spans.append(Span(self.worker, task, last.began, last.ended))
 
+    def finish(self) -> None:
+        """Nothing more of it is wanted: what it did is told."""
+        if not self.done:
+            self._end()
+
     def _unwrap(self, stamped: Stamped) -> Any:
         """The item, once the time that it took is noted."""
         self.taken += 1
@@ -117,7 +122,7 @@ class RayCall(Call):
             died = error.cause if isinstance(error, RayTaskError) else error
             return WorkerLostError(why, self.pool, self.index, getattr(died, "preempted", False))
         if isinstance(error.cause, RayllaError):
-            return type(error.cause)(f"{self.worker}: {error.cause}")
+            return _told_by(self.worker, error.cause)
         return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")
 
 
@@ -149,7 +154,7 @@ class LocalCall(Call):
         item = self._ready.popleft()
         if isinstance(item, RayllaError):
             self.done = True
-            raise type(item)(f"{self.worker}: {item}") from item
+            raise _told_by(self.worker, item) from item
         return self._end() if item is DONE else self._unwrap(item)
 
     def reference(self) -> Any:
@@ -187,6 +192,11 @@ def soon(calls: Sequence[Call], seconds: float) -> tuple[Call, Any] | None:
     return None if call is None else (call, call.take())
 
 
+def soon_reference(call: Call, seconds: float) -> Any | None:
+    """`next_reference`, or none where it is not there within ``seconds``."""
+    return None if _ready([call], seconds) is None else call.reference()
+
+
 def next_reference(call: Call, deadline: float, what: str) -> Any:
     """The next item of ``call`` as an argument for other calls, without fetching it.
 
@@ -194,6 +204,11 @@ def next_reference(call: Call, deadline: float, what: str) -> Any:
         WorkerHungError: it is not there within ``deadline`` seconds; names ``what``.
     """
     return _wait([call], deadline, what).reference()
+
+
+def _told_by(worker: str, error: RayllaError) -> RayllaError:
+    """A worker's error under its own name; the loss of a worker of its own has that worker's."""
+    return error if isinstance(error, WorkerLostError) else type(error)(f"{worker}: {error}")
 
 
 def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:

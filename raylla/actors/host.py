@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from raylla.actors.spans import Batch, Stamped
+from raylla.actors.spans import Batch, Stamped, unpacked
 
 START = "start"
 """The one method that is the host's own; no worker's may have this name."""
@@ -26,7 +26,7 @@ class Host:
     def run(self, method: str, *args: Any) -> Iterator[Stamped]:
         """The items of one call; an argument that is the one item of another call comes bare."""
         began = time.time()
-        given = [one.items[0].item if isinstance(one, Batch) else one for one in args]
+        given = [unpacked(one) for one in args]
         work: Callable[..., Any] = self.start if method == START else getattr(self._worker, method)
         found = work(*given)
         for item in found if isinstance(found, Iterator) else (found,):

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from raylla.actors import login
-from raylla.config import Config
+from raylla.config import Actors, Config, Dpo
 from raylla.errors import PlacementError
 
 SLOW = "timed out during startup"
@@ -68,16 +68,22 @@ class NodeKind:
 def needs(config: Config) -> list[Need]:
     """What every group of the config reserves for the whole run; of one that grows, its least."""
     tensor_parallel = config.engine.tensor_parallel
-    groups = (
+    groups: tuple[tuple[str, Actors | Dpo, int, int], ...] = (
         ("rollout", config.rollout, config.rollout.least, tensor_parallel),
         ("judge", config.judge, config.judge.least, tensor_parallel),
         ("reward_trainer", config.reward_trainer, config.reward_trainer.workers, 1),
         ("dpo", config.dpo, config.dpo.workers, 1),
     )
-    return [
+    found = [
         Need(name, least, group.workers, group.cpus, group.gpus * width, group.labels)
         for name, group, least, width in groups
     ]
+    shards = config.shards
+    if shards.workers > 1:
+        found.append(
+            Need("shards", shards.workers, shards.workers, shards.cpus, shards.gpus, shards.labels)
+        )
+    return found
 
 
 def connect(config: Config) -> None:

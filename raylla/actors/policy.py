@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from raylla.actors.spans import unpacked
 from raylla.config import Deadlines, Dpo, Lora
 from raylla.errors import DeadlineError, LostError, RunError
 from raylla.policy.groups import token_group
@@ -176,10 +177,12 @@ class PolicyTrainer:
     def begin(self, job: AlignJob) -> Alignment:
         """Have one version trained, without waiting for it; in process, it is trained when waited for.
 
+        Groups that come in parts are checked by who made them.
+
         Raises:
             RunError: nothing to train on, or a malformed group.
         """
-        if not any(group.losers for group in job.groups):
+        if not job.parts and not any(group.losers for group in job.groups):
             raise RunError(f"weight version {job.version}: no preference pair to train on")
         for group in job.groups:
             token_group(group)
@@ -282,7 +285,7 @@ class PolicyTrainer:
                 )
         if waited > self._deadlines.align:
             what = (
-                f"{len(job.groups)} preference groups"
+                f"{job.count} preference groups"
                 if isinstance(job, AlignJob)
                 else f"{len(job.lessons)} rows"
             )
@@ -296,7 +299,7 @@ class PolicyTrainer:
         from raylla.policy import worker
 
         worker.setup()
-        result = worker.align_job(job, self._dpo, self._lora, told)
+        result = worker.align_job(with_parts(job), self._dpo, self._lora, told)
         if result is None:
             raise RunError(
                 f"weight version {job.version}: this process is not rank 0 of its process group; train in "
@@ -342,6 +345,14 @@ class PolicyTrainer:
             self._failure = error
 
 
+def with_parts(job: AlignJob) -> AlignJob:
+    """A job with its groups, from wherever its parts are."""
+    if not job.parts:
+        return job
+    there = [one for one in job.parts if isinstance(one, ray.ObjectRef)]
+    return job.whole([unpacked(one) for one in (ray.get(there) if there else job.parts)])
+
+
 def _lost(failure: BaseException | None) -> bool:
     """Whether it was processes or nodes that failed: Ray's own errors. A worker's error keeps its type."""
     from ray.train import ControllerError, WorkerGroupError
@@ -364,6 +375,7 @@ def _work(config: dict[str, Any]) -> None:
         Dpo.model_validate(config["dpo"]),
         None if lora is None else Lora.model_validate(lora),
         config["hub"],
+        with_parts,
     )
 
 

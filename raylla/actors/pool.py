@@ -8,6 +8,7 @@ as they become ready. Imports neither vllm nor torch: whoever drives a pool stay
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -26,13 +27,24 @@ from raylla.actors.calls import (
     next_item,
     next_reference,
     soon,
+    soon_reference,
 )
 from raylla.actors.draining import draining, node_of
 from raylla.actors.host import START, Host
 from raylla.config import Actors, Engines
 from raylla.errors import RayllaError, WorkerHungError, WorkerLostError
 
-__all__ = ["DONE", "Call", "Pool", "Record", "gather", "next_item", "next_reference", "soon"]
+__all__ = [
+    "DONE",
+    "Call",
+    "Pool",
+    "Record",
+    "gather",
+    "next_item",
+    "next_reference",
+    "soon",
+    "soon_reference",
+]
 
 HOLD, MESSAGE, SHARE = 0.1, 0.001, 0.1
 """Seconds within which a worker's items travel together, at least; what a message costs the driver; and the
@@ -54,6 +66,8 @@ class Pool:
         in_process: no Ray, and no deadlines, so that one can sit on a breakpoint; what is not an
             error of raylla's own comes as it was raised.
         record: is told the spans of every call that ends.
+        numbers: the first worker's number and the step to the next: pools of one name share the numbers.
+        beside: calls of one worker run beside each other, up to this many, and send each item at once.
     """
 
     def __init__(
@@ -64,12 +78,16 @@ class Pool:
         actors: Actors,
         in_process: bool = False,
         record: Record | None = None,
+        numbers: tuple[int, int] = (0, 1),
+        beside: int = 1,
     ) -> None:
         self.name = name
         self._kind = kind
         self._args = args
         self._actors = actors
         self._record = record
+        self._numbers = numbers
+        self._beside = beside
         self._hosts: dict[int, Any] = {}
         self._queues: dict[int, deque[LocalCall]] = {}
         self._starting: dict[int, Call] = {}
@@ -105,6 +123,8 @@ class Pool:
     @property
     def _hold(self) -> float:
         """Seconds within which a worker's items travel together."""
+        if self._beside > 1:
+            return 0.0
         return max(HOLD, len(self._hosts) * MESSAGE / SHARE)
 
     def create(self, workers: int | None = None) -> None:
@@ -117,7 +137,7 @@ class Pool:
 
         Returns the call whose end says that it is ready. It is a member after `admit`, or `wait_ready`.
         """
-        index = next(number for number in itertools.count() if number not in self._hosts)
+        index = next(number for number in itertools.count(*self._numbers) if number not in self._hosts)
         self._hosts[index] = Host() if self.in_process else self._actor(index)
         self._queues[index] = deque()
         self._starting[index] = self._submit(index, START, self._kind, self._args)
@@ -203,6 +223,12 @@ class Pool:
         """
         return gather([self.call(index, method, *args) for index in self.members], deadline, what)
 
+    def handle(self) -> Pool:
+        """The same workers, to be called from another process."""
+        found = copy.copy(self)
+        found._record, found._queues, found._nodes = None, {}, {}
+        return found
+
     def stop(self) -> None:
         """End all workers, whatever they are doing; does nothing where none was started."""
         if not self.in_process:
@@ -233,8 +259,10 @@ class Pool:
     def _submit(self, worker: int, method: str, *args: Any) -> Call:
         host = self._hosts[worker]
         if self.in_process:
-            items = host.run(method, *args)
-            return LocalCall(self.name, worker, method, self._record, items, self._queues[worker])
+            given = [ray.get(one) if isinstance(one, ray.ObjectRef) else one for one in args]
+            items = host.run(method, *given)
+            queue = self._queues[worker] if self._beside == 1 else deque()
+            return LocalCall(self.name, worker, method, self._record, items, queue)
         stream = self._stream(worker, method, *args)
         return RayCall(self.name, worker, method, self._record, stream)
 
@@ -256,6 +284,7 @@ class Pool:
                 num_gpus=self._actors.gpus,
                 label_selector=self._actors.labels,
                 max_restarts=0,
+                max_concurrency=self._beside,
                 runtime_env={"env_vars": environment},
             )
             .remote()

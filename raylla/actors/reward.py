@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raylla.config import Pctr
 from raylla.records import Prediction
-from raylla.reward.rows import ClickRow
+from raylla.reward.rows import ClickRow, auction_of
 
 
 class RewardWorker:
@@ -22,13 +24,24 @@ class RewardWorker:
         self._make = partial(RewardTrainer, encoder, seed=seed)
         self._settings = settings
         self._trainer = self._make(settings)
+        self._kept: list[ClickRow] = []
 
     def ready(self) -> None:
         """Returns when the encoder is loaded."""
 
-    def take(self, rows: list[ClickRow]) -> None:
-        """Encode judged rows for the next update."""
-        self._trainer.take(rows)
+    def take(self, rows: list[ClickRow], held: frozenset[str] = frozenset()) -> None:
+        """Encode judged rows for the next update; those of the auctions ``held`` are kept to measure on."""
+        self._trainer.take([row for row in rows if auction_of(row) not in held])
+        self.keep(rows, held)
+
+    def keep(self, rows: list[ClickRow], auctions: frozenset[str] | None = None) -> None:
+        """Keep judged rows for `measure`: those of some ``auctions``, or all."""
+        self._kept += [row for row in rows if auctions is None or auction_of(row) in auctions]
+
+    def measure(self) -> dict[str, float]:
+        """`evaluate` on what was kept, which is let go."""
+        kept, self._kept = self._kept, []
+        return self.evaluate(kept)
 
     def update(self) -> dict[str, float]:
         """Train on all rows taken since the last update."""
@@ -37,6 +50,12 @@ class RewardWorker:
     def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
         """Click probability of each row, with its interval."""
         return self._trainer.predict_intervals(rows)
+
+    def predict(self, rows: list[ClickRow]) -> Iterator[Any]:
+        """How many rows, once they are predicted; then `predict_intervals`, for whoever it goes to."""
+        found = self.predict_intervals(rows)
+        yield len(found)
+        yield found
 
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
         """AUC, log loss, calibration error with its floor, and coverage of the intervals on judged rows."""
@@ -52,6 +71,7 @@ class RewardWorker:
 
     def load(self, place: str, settings: Pctr) -> None:
         """Go on from what `save` wrote under ``settings``; those of a variant may be others."""
+        self._kept = []
         if settings != self._settings:
             self._trainer, self._settings = self._make(settings), settings
         self._trainer.load(place)

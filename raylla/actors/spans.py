@@ -40,3 +40,8 @@ class Batch:
     """Items that travel together, in the order in which they were made."""
 
     items: tuple[Stamped, ...]
+
+
+def unpacked(one: Any) -> Any:
+    """An argument that is the one item of a call, as the call made it; anything else as it is."""
+    return one.items[0].item if isinstance(one, Batch) else one

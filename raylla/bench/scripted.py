@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ import ray
 
 from raylla.actors import JudgeItem, Judgement, Pool, WeightStore
 from raylla.actors.host import Host
-from raylla.actors.policy import Alignment
+from raylla.actors.policy import Alignment, with_parts
 from raylla.actors.pool import gather
 from raylla.actors.spans import Batch
 from raylla.auction.markup import MARKUP
-from raylla.config import Actors, Config, Pctr
+from raylla.config import Actors, Config, Engines, Pctr
 from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
+from raylla.irpo.shards.squad import MakeSquad, Squad, Witness, sliced
 from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told
 from raylla.records import Ids, Prediction, WeightVersion
-from raylla.reward.rows import ClickRow
+from raylla.reward.rows import ClickRow, auction_of
 from raylla.runs.observe import Observer
+from raylla.storage import here, making
 
 REPORTED = ("auc", "log_loss", "calibration_error", "calibration_floor", "base_rate", "rows", "coverage")
 """What the evaluation of a pCTR model reports, as far as a table shows it."""
@@ -120,7 +123,7 @@ class Crowd(Pool):
     """Workers of one process."""
 
     def _actor(self, index: int) -> Any:
-        if index % self.ROOMS == 0:
+        if len(self._hosts) % self.ROOMS == 0:
             self._house = ray.remote(House).options(num_cpus=0, max_concurrency=2 * self.ROOMS).remote()
         return self._house
 
@@ -151,15 +154,21 @@ class ScriptedReward:
 
     def __init__(self, latencies: Latencies) -> None:
         self._latencies = latencies
-        self._taken = 0
+        self._taken, self._kept = 0, 0
 
     def ready(self) -> None:
         """At once."""
 
-    def take(self, rows: list[ClickRow]) -> None:
+    def take(self, rows: list[ClickRow], held: frozenset[str]) -> None:
         """Encode."""
-        self._taken += len(rows)
-        time.sleep(self._latencies.take * len(rows))
+        taken = sum(auction_of(row) not in held for row in rows)
+        self._taken += taken
+        time.sleep(self._latencies.take * taken)
+        self.keep(rows, held)
+
+    def keep(self, rows: list[ClickRow], auctions: frozenset[str] | None = None) -> None:
+        """Keep for `measure`."""
+        self._kept += sum(auctions is None or auction_of(row) in auctions for row in rows)
 
     def update(self) -> dict[str, float]:
         """Train on what was taken."""
@@ -167,15 +176,17 @@ class ScriptedReward:
         time.sleep(self._latencies.update * rows)
         return {"rows": float(rows)}
 
-    def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
+    def predict(self, rows: list[ClickRow]) -> Iterator[Any]:
         """Encode and predict."""
         time.sleep(self._latencies.predict * len(rows))
+        yield len(rows)
         rates = (random.Random(f"{row.sample_id}/{row.ad_id}").random() for row in rows)
-        return [Prediction(rate, rate, rate) for rate in rates]
+        yield [Prediction(rate, rate, rate) for rate in rates]
 
-    def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
-        """As long as predicting, and no figures."""
-        time.sleep(self._latencies.predict * len(rows))
+    def measure(self) -> dict[str, float]:
+        """As long as predicting what was kept, and no figures."""
+        time.sleep(self._latencies.predict * self._kept)
+        self._kept = 0
         return dict.fromkeys(REPORTED, 0.0)
 
     def save(self, place: str) -> None:
@@ -184,6 +195,7 @@ class ScriptedReward:
 
     def load(self, place: str, settings: Pctr) -> None:
         """Nothing to load."""
+        self._kept = 0
 
 
 class ScriptedAlign:
@@ -198,8 +210,10 @@ class ScriptedAlign:
     def align(self, job: AlignJob) -> AlignResult:
         """The base weights again, under the new name."""
         began = time.time()
+        job = with_parts(job)
         time.sleep(self._latencies.group * len(job.groups))
-        shutil.copytree(job.source, job.target, dirs_exist_ok=True)
+        with here(job.source) as source, making(job.target) as directory:
+            shutil.copytree(source, directory, dirs_exist_ok=True)
         pairs = sum(len(group.losers) for group in job.groups)
         probe = Probe((1,), (2,), (0.0,))
         once = (0.0,)
@@ -222,9 +236,9 @@ class ScriptedAlign:
 class ScriptedPolicy:
     """Stands in for `actors.policy.PolicyTrainer`."""
 
-    def __init__(self, latencies: Latencies, deadline: float) -> None:
+    def __init__(self, latencies: Latencies, deadline: float, here: bool) -> None:
         self._deadline = deadline
-        self._pool = Pool("policy-trainer", ScriptedAlign, (latencies,), Actors(cpus=0))
+        self._pool = Pool("policy-trainer", ScriptedAlign, (latencies,), Actors(cpus=0), here)
 
     def start(self) -> None:
         """Begin to start."""
@@ -246,24 +260,51 @@ class ScriptedPolicy:
         self._pool.stop()
 
 
-class ScriptedCrew(Crew):
-    """A crew of sleepers, as many as the config has actors; they reserve no CPU."""
+class ScriptedSquad(Squad):
+    """The engines of a shard that sleep; they reserve no CPU.
+
+    Args:
+        latencies: how long.
+        wordy: of answers as long as real ones, the arguments of `WordyRollout` after the latencies.
+    """
 
     def __init__(
-        self, config: Config, version: WeightVersion, latencies: Latencies, watch: Observer
+        self,
+        latencies: Latencies,
+        wordy: tuple[Any, ...],
+        config: Config,
+        version: WeightVersion,
+        watch: Witness,
+        number: int = 0,
+        of: int = 1,
     ) -> None:
-        self.config = config
-        self.version = self._first = version
-        self._probe = None
-        self._watch = watch
+        def group(engines: Engines) -> Engines:
+            return sliced(engines, number, of).model_copy(update={"cpus": 0, "gpus": 0})
 
-        def pool(name: str, kind: type, workers: int) -> Pool:
-            return Pool(
-                name, kind, (latencies,), Actors(workers=workers, cpus=0), record=watch.timeline.add
-            )
+        where = (config.ray.in_process, watch.spent, (number, of))
+        rollouts, judges, args = group(config.rollout), group(config.judge), (latencies, *wordy)
+        if wordy:
+            self.rollouts: Pool = Crowd("rollout", WordyRollout, args, rollouts, *where)
+        else:
+            self.rollouts = Pool("rollout", ScriptedRollout, args, rollouts, *where)
+        self.judges = Pool("judge", ScriptedJudge, (latencies,), judges, *where)
+        self.store = Pool("weight-store", WeightStore, (), Actors(cpus=0), config.ray.in_process)
+        self.take_over(config, version, watch)
 
-        self.rollouts = pool("rollout", ScriptedRollout, config.rollout.workers)
-        self.judges = pool("judge", ScriptedJudge, config.judge.workers)
-        self.reward = pool("reward-trainer", ScriptedReward, 1)
-        self.store = Pool("weight-store", WeightStore, (), Actors(cpus=0))
-        self.policy: Any = ScriptedPolicy(latencies, config.deadlines.start)
+
+class ScriptedCrew(Crew):
+    """A crew of sleepers, as many as the config has actors; but for shards they reserve no CPU."""
+
+    def __init__(
+        self,
+        config: Config,
+        version: WeightVersion,
+        latencies: Latencies,
+        watch: Observer,
+        make: MakeSquad | None = None,
+    ) -> None:
+        group = config.reward_trainer.model_copy(update={"cpus": 0, "gpus": 0})
+        here = config.ray.in_process
+        self.reward = Pool("reward-trainer", ScriptedReward, (latencies,), group, here, watch.spent)
+        self.policy: Any = ScriptedPolicy(latencies, config.deadlines.start, here)
+        self.take_on(config, version, watch, make or partial(ScriptedSquad, latencies, ()))

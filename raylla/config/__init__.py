@@ -21,6 +21,7 @@ from raylla.config.sections import (
     Pctr,
     Penalty,
     Ray,
+    Rollout,
     Sampling,
     Section,
     Tuning,
@@ -30,6 +31,7 @@ from raylla.config.sections import (
     World,
 )
 from raylla.config.serving import Links, Replicas, Serving
+from raylla.config.sharding import Shards
 from raylla.config.tree import Config
 
 __all__ = [
@@ -52,9 +54,11 @@ __all__ = [
     "Penalty",
     "Ray",
     "Replicas",
+    "Rollout",
     "Sampling",
     "Section",
     "Serving",
+    "Shards",
     "Tuning",
     "UserLlm",
     "Wandb",

@@ -34,8 +34,19 @@ from raylla.config.sections import (
     World,
 )
 from raylla.config.serving import Serving
+from raylla.config.sharding import Shards
 
-NOT_OF_A_RUN = {"wandb", "deadlines", "storage", "ray", "bench", "serving", "evaluation", "judging"}
+NOT_OF_A_RUN = {
+    "wandb",
+    "deadlines",
+    "storage",
+    "ray",
+    "bench",
+    "serving",
+    "evaluation",
+    "judging",
+    "shards",
+}
 """Sections that decide no result of a run, but for these of the evaluation's fields:"""
 OF_A_RUN = {"queries", "answers", "bootstrap"}
 DETECTABILITY = "detectability"
@@ -56,6 +67,7 @@ class Config(Section):
     rollout: Rollout = Rollout()
     judge: Engines = Engines()
     reward_trainer: Actors = Actors()
+    shards: Shards = Shards()
     pctr: Pctr = Pctr()
     penalty: Penalty = Penalty()
     reward_terms: tuple[RewardTerm, ...] = ()
@@ -124,6 +136,16 @@ class Config(Section):
                 f"dpo.batch_groups={self.dpo.batch_groups} is not a multiple of "
                 f"dpo.workers={self.dpo.workers}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_for_every_shard(self) -> Config:
+        for name, group in (("rollout", self.rollout), ("judge", self.judge)):
+            if group.least < self.shards.workers:
+                raise ValueError(
+                    f"shards.workers={self.shards.workers} exceeds the {group.least} workers that {name} "
+                    "has at least, and each shard needs one of its own; lower the first or raise the second"
+                )
         return self
 
     @property

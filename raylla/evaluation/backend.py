@@ -22,9 +22,10 @@ from raylla.config import Config, Sampling
 from raylla.engines.protocol import Aggregate, Aggregated, Generated, Given, Request, Scored
 from raylla.errors import BudgetError
 from raylla.evaluation.kept import ANSWERS, JOINT_ANSWERS, JUDGEMENTS, SCORES, SECONDS, Kept, Kind
-from raylla.irpo.crew import Crew
+from raylla.irpo.crew import Panel
 from raylla.irpo.dispatch import dealt
-from raylla.irpo.organic import ORGANIC, organic_request
+from raylla.irpo.organic import organic_request
+from raylla.irpo.shards.parts import ORGANIC
 from raylla.mechanisms.protocol import BASE, TRAINED, Joint, Prompt
 from raylla.progress import Steps
 from raylla.records import Planned, Prediction
@@ -66,7 +67,7 @@ class EvaluationBackend:
         self,
         run: Run,
         config: Config,
-        crew: Crew,
+        crew: Panel,
         world: World,
         kept: Kept,
         progress: Steps,

@@ -27,7 +27,7 @@ def epochs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for epoch in range(config.irpo.epochs + 1):
         tables = [
-            results.tested(run, world, sampled[epoch])
+            results.tested(run.config, world, sampled[epoch])
             for run, world, sampled in zip(runs, worlds, samples, strict=True)
         ]
         settings = config.evaluation.bootstrap, config.seed

@@ -14,7 +14,7 @@ from raylla.config import Config, Evaluation
 from raylla.errors import ConfigError, RunError
 from raylla.evaluation import efficiency, kept
 from raylla.evaluation.backend import EvaluationBackend
-from raylla.irpo.crew import Crew
+from raylla.irpo.crew import Panel
 from raylla.mechanisms.protocol import named_mechanisms
 from raylla.models import roles
 from raylla.runs.observe import Observer
@@ -50,12 +50,12 @@ def engines(
         detector = detector or detector_for(weighed_terms(config), config)
     with watch.stage(RAY):
         connect(main)
-    crew: Crew | None = None
+    crew: Panel | None = None
     try:
         check_placement(main)
-        crew = Crew(main, runs[0].path, committed(runs[0])[0][0], watch)
+        crew = Panel(main, committed(runs[0])[0][0], watch)
         with watch.stage("start engines"):
-            crew.start(trainer=False)
+            crew.start(most=True)
         started = crew
 
         def opened(run: Run) -> EvaluationBackend:

@@ -21,7 +21,7 @@ from typing import Any
 from raylla.actors.host import START
 from raylla.actors.pool import DONE, Call, Pool, next_item
 from raylla.errors import DeadlineError, WorkerLostError
-from raylla.runs.observe import Observer
+from raylla.irpo.shards.squad import Witness
 
 LOOK = 2.0
 """Seconds between two looks for nodes that are announced to go."""
@@ -39,7 +39,7 @@ class Dispatch:
         deadline: seconds that a new worker may take to be ready.
     """
 
-    def __init__(self, pool: Pool, join: Join, watch: Observer, deadline: float) -> None:
+    def __init__(self, pool: Pool, join: Join, watch: Witness, deadline: float) -> None:
         self.calls: dict[Call, list[Any]] = {}
         self._pool = pool
         self._join = join

@@ -10,6 +10,9 @@
     test                π_T
 
 Phase 1 of a run that learns online (`online`) is what users of the endpoint were answered and clicked.
+Shards do the work on answers (`raylla.irpo.shards`): each owns a slice of the engines and of an epoch's
+auctions, in chunks. This process deals the chunks out, hears which are whole, passes rows, predictions and
+groups on by reference, and commits.
 Work begins when its inputs are there, in whatever stage that is (`irpo.overlap`); the records of the
 stages are committed in order, and a resumed run skips what is committed.
 """
@@ -19,11 +22,10 @@ from __future__ import annotations
 from typing import Any
 
 from raylla.actors.placement import check_placement, connect, disconnect
-from raylla.irpo import organic, queries, served, stages
+from raylla.irpo import organic, queries, stages
 from raylla.irpo.crew import Crew
 from raylla.irpo.learning import Learner
-from raylla.irpo.sampling import Stream
-from raylla.irpo.schedule import auctions
+from raylla.irpo.shards.dealing import Dealing
 from raylla.models import roles
 from raylla.runs import versions
 from raylla.runs.observe import Observer
@@ -64,9 +66,8 @@ def train_run(run: Run, watch: Observer) -> dict[str, Any]:
             versions.collect(run, crew.needs)
         for epoch in range(version.epoch + 1, config.irpo.epochs + 1):
             run_epoch(run, crew, watch, world, epoch)
-        last = config.irpo.epochs + 1
-        tested = Stream(config, world, crew, watch, auctions(config, world, last))
-        stages.test(run, crew, watch, world, last, tested)
+        tested = Dealing(run, crew, world, config.irpo.epochs + 1)
+        stages.test(run, crew, watch, tested)
         return stages.conclude(run, watch, world)
     finally:
         if crew is not None:
@@ -78,14 +79,12 @@ def train_run(run: Run, watch: Observer) -> dict[str, Any]:
 def run_epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -> None:
     """π_{t-1} -> π_t, live on every rollout engine of ``crew``."""
     with watch.epoch(epoch):
-        planned = auctions(run.config, world, epoch)
-        stream = Stream(run.config, world, crew, watch, stages.unanswered(run, epoch, planned))
-        served.hand_in(run, stream)
-        learner = Learner(run, crew, world, epoch, planned)
-        sampled = stages.sample(run, watch, epoch, planned, stream, learner)
-        groups = stages.learn(run, watch, epoch, sampled, learner)
-        alignment = stages.begin_align(run, crew, epoch, groups, sampled)
-        stages.test(run, crew, watch, world, epoch, stream)
+        dealing = Dealing(run, crew, world, epoch)
+        learner = Learner(run, crew, dealing)
+        stages.sample(run, watch, dealing, learner)
+        groups = stages.learn(run, crew, watch, dealing, learner)
+        alignment = stages.begin_align(run, crew, epoch, groups)
+        stages.test(run, crew, watch, dealing)
         version, probe = stages.align(run, watch, epoch, crew.version, alignment)
         with watch.stage(f"epoch {epoch}: deploy"), heeded(f"the refresh to {version.name}"):
             crew.refresh(version, probe)

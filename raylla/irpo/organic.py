@@ -3,16 +3,14 @@ where a reward term compares answers with it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-
 from raylla.config import Config
 from raylla.engines.protocol import Request
 from raylla.errors import BudgetError
 from raylla.irpo.crew import Crew
 from raylla.irpo.dispatch import dealt
-from raylla.irpo.schedule import auctions
-from raylla.records import Planned
+from raylla.irpo.schedule import chunks
+from raylla.irpo.shards.parts import ORGANIC, ORGANIC_FILE
+from raylla.records import Planned, Profile, Query
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, write_text
 from raylla.runs.versions import untouched
@@ -22,14 +20,14 @@ from raylla.terms.protocol import ORGANIC_ANSWERS, needs_of, weighed_terms
 from raylla.world import World, prompts
 from raylla.world.bids import seed_of
 
-ORGANIC = "organic"
-_FILE = "answers.json"
-
 
 def organic_request(config: Config, planned: Planned, what: str, n: int) -> Request:
     """The question of an auction alone, ``n`` times; for another ``what`` others are drawn."""
-    query = planned.query
-    messages = prompts.organic(config.ad_llm.prompt, query, planned.profile)
+    return _asked(config, planned.query, planned.profile, what, n)
+
+
+def _asked(config: Config, query: Query, profile: Profile, what: str, n: int) -> Request:
+    messages = prompts.organic(config.ad_llm.prompt, query, profile)
     seed = seed_of(config.seed, f"{what}/{query.id}")
     return Request(query.id, messages, n, seed, turns=len(query.turns))
 
@@ -45,18 +43,21 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
     wanted = any("organic" in needs_of(term) for term in weighed_terms(config))
     if not wanted or run.committed(ORGANIC) is not None:
         return
-    every = [one for epoch in range(1, config.irpo.epochs + 2) for one in auctions(config, world, epoch)]
-    asked = {one.query.id: organic_request(config, one, ORGANIC, ORGANIC_ANSWERS) for one in every}
+    epochs = range(1, config.irpo.epochs + 2)
+    every = (query for epoch in epochs for chunk in chunks(config, world, epoch) for query in chunk.queries)
+    questions = [world.query_by_id[query] for query in dict.fromkeys(every)]
+    asked = {
+        one.id: _asked(config, one, world.profile_by_id[one.profile_id], ORGANIC, ORGANIC_ANSWERS)
+        for one in questions
+    }
     live, model = crew.version, untouched(run)
     texts: dict[str, list[str]] = {}
     total = 0
     with watch.stage("organic answers", organic=ORGANIC_ANSWERS * len(asked)), heeded(ORGANIC):
         if live != model:
             crew.refresh(model, None)
-        requests, deadline = list(asked.values()), config.deadlines.sample
-        found = dealt(
-            crew.rollouts, "generate", requests, model.name, restart=crew.restart, deadline=deadline
-        )
+        args = (list(asked.values()), model.name)
+        found = dealt(crew.shards, "answer", *args, restart=crew.restart, deadline=crew.patience)
         for one in found:
             if one.request_id not in texts:
                 tokens = sum(len(completion.token_ids) for completion in one.completions)
@@ -72,20 +73,6 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
             f"irpo.max_drop_share={share} allows; see the engine's output"
         )
     directory = run.fresh(run.records(ORGANIC))
-    write_text(directory / _FILE, dumps({id: texts[id] for id in asked}))
+    write_text(directory / ORGANIC_FILE, dumps({id: texts[id] for id in asked}))
     report = {"wall_seconds": watch.wall["organic answers"], "weight_version": model.name, "tokens": total}
     run.commit(ORGANIC, [], report)
-
-
-class OrganicAnswers:
-    """What `write_organic` kept, read when it is first asked for."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._texts: Mapping[str, Sequence[str]] | None = None
-
-    def __call__(self, asked: Sequence[Planned]) -> list[tuple[str, ...]]:
-        """The answers to each auction's question."""
-        if self._texts is None:
-            self._texts = json.loads((self._run.part(f"records/{ORGANIC}") / _FILE).read_text())
-        return [tuple(self._texts[one.query.id]) for one in asked]

@@ -102,8 +102,7 @@ def _asked(run: Run, crew: Crew, watch: Observer, draft: World, askers: Sequence
         for user in askers
     ]
     texts: dict[str, Generated] = {}
-    deadline = config.deadlines.sample
-    for item in dealt(crew.judges, "ask", requests, restart=crew.restart, deadline=deadline):
+    for item in dealt(crew.shards, "ask", requests, restart=crew.restart, deadline=crew.patience):
         if item.request_id not in texts:
             watch.advance("queries", len(item.completions), 0)
         texts[item.request_id] = item

@@ -15,20 +15,16 @@ from raylla.terms.protocol import least_values, named_terms
 from raylla.world import World, clicks, prompts
 
 
-def epoch_table(run: Run, world: World, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
-    """One row per weight version, the base model first, from the records of a finished run."""
-    rows = []
-    for epoch, tested in enumerate(sampled):
-        report = run.commits[f"epoch-{epoch + 1}/test"]
-        row = {"epoch": epoch, "weight_version": report["weight_version"], "pctr": report["pctr"]}
-        rows.append(row | tested_row(run, world, tested))
-    return rows
+def epoch_row(run: Run, world: World, epoch: int, sampled: Sampled) -> dict[str, Any]:
+    """The row of the weight version that an epoch began with, from the records of a finished run."""
+    report = run.commits[f"epoch-{epoch}/test"]
+    row = {"epoch": epoch - 1, "weight_version": report["weight_version"], "pctr": report["pctr"]}
+    return row | table_row(run.config, tested(run.config, world, sampled))
 
 
-def tested_row(run: Run, world: World, sampled: Sampled) -> dict[str, Any]:
-    """The table row of the weights that made ``sampled``, from its judged test answers."""
-    settings = run.config.evaluation.bootstrap, run.config.seed
-    return version_row([tested(run, world, sampled)], *settings, least_terms(run.config))
+def table_row(config: Config, table: Mapping[str, Array]) -> dict[str, Any]:
+    """The table row of the weights that `tested` found ``table`` of."""
+    return version_row([table], config.evaluation.bootstrap, config.seed, least_terms(config))
 
 
 def least_terms(config: Config) -> dict[str, float]:
@@ -44,7 +40,7 @@ def version_row(
     return row | {name: row[name]["mean"] for name in ("ads_per_answer", "format_error_rate", "click_rate")}
 
 
-def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
+def tested(config: Config, world: World, sampled: Sampled) -> dict[str, Array]:
     """`per_query` figures of the judged test answers."""
     answers = []
     catalogue = world.ad_ids
@@ -56,7 +52,7 @@ def tested(run: Run, world: World, sampled: Sampled) -> dict[str, Array]:
         answers.append(
             JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances, terms)
         )
-    return per_query(answers, run.config.penalty, run.config.term_weights)
+    return per_query(answers, config.penalty, config.term_weights)
 
 
 def before_and_after(world: World, before: Sampled, after: Sampled, count: int = 3) -> list[dict[str, Any]]:

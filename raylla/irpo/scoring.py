@@ -7,25 +7,24 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from raylla.auction import parse, reward
-from raylla.irpo.crew import Crew
-from raylla.irpo.organic import OrganicAnswers
+from raylla.config import Config
 from raylla.irpo.sampling import Sampled, readings
+from raylla.irpo.shards.parts import OrganicAnswers
 from raylla.records import Answer, Phase, Prediction, PreferenceGroup, Reward
 from raylla.reward.rows import ClickRow, click_rows
-from raylla.runs.state import Run
 from raylla.terms.protocol import term_values, weighed_terms, weighted
 from raylla.terms.sources import Sources, detector_for
 from raylla.world import World
 from raylla.world.fit import Fit
-from raylla.world.retrieval import Vectors
+from raylla.world.retrieval import Encode, Vectors
 
 
 def rows_of(world: World, sampled: Sampled, phase: Phase) -> list[ClickRow]:
     """One row per judged impression of a phase."""
-    found = []
+    rows = []
     for planned, answer, clicked in sampled.judged(phase):
         placements = parse(answer.text, planned.ads).placements
-        found += click_rows(
+        rows += click_rows(
             answer.sample_id,
             planned.query,
             planned.profile,
@@ -34,7 +33,7 @@ def rows_of(world: World, sampled: Sampled, phase: Phase) -> list[ClickRow]:
             world.ad_by_id,
             clicked,
         )
-    return found
+    return rows
 
 
 def careful_rate(predicted: Prediction, risk: float) -> float:
@@ -42,21 +41,44 @@ def careful_rate(predicted: Prediction, risk: float) -> float:
     return predicted.mean - risk * (predicted.mean - predicted.low)
 
 
-def judged_rates(run: Run, sampled: Sampled) -> dict[str, dict[str, float]]:
+def asked_rows(world: World, sampled: Sampled) -> list[ClickRow]:
+    """One row per ad of every phase-2 answer, of which no judge has spoken."""
+    rows = []
+    for planned, answer in sampled.of("preference"):
+        placements = parse(answer.text, planned.ads).placements
+        args = (answer.sample_id, planned.query, planned.profile, answer.text, placements)
+        rows += click_rows(*args, world.ad_by_id, None)
+    return rows
+
+
+def predicted_rates(
+    sampled: Sampled, predictions: Sequence[Prediction], risk: float
+) -> dict[str, dict[str, float]]:
+    """Click rate of each ad of every phase-2 answer, by sample id and ad id, from the predictions of
+    `asked_rows`, lowered by ``risk``."""
+    rates: dict[str, dict[str, float]] = {}
+    left = iter(predictions)
+    for planned, answer in sampled.of("preference"):
+        placed = parse(answer.text, planned.ads).placements
+        rates[answer.sample_id] = {one.ad_id: careful_rate(next(left), risk) for one in placed}
+    return rates
+
+
+def judged_rates(config: Config, sampled: Sampled) -> dict[str, dict[str, float]]:
     """The judge's own click rate on each ad of every phase-2 answer that it could read: its probability,
     or the share of its readings."""
-    found: dict[str, dict[str, float]] = {}
+    rates: dict[str, dict[str, float]] = {}
     for _, answer in sampled.of("preference"):
-        names = readings(answer.sample_id, run.config.readings)
+        names = readings(answer.sample_id, config.readings)
         told = sampled.probabilities
         read = [told.get(name, sampled.clicks[name]) for name in names if name in sampled.clicks]
         if read:
-            found[answer.sample_id] = {ad: sum(one[ad] for one in read) / len(read) for ad in read[0]}
-    return found
+            rates[answer.sample_id] = {ad: sum(one[ad] for one in read) / len(read) for ad in read[0]}
+    return rates
 
 
 def score(
-    run: Run,
+    config: Config,
     sampled: Sampled,
     rates: Mapping[str, dict[str, float]],
     terms: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
@@ -65,13 +87,13 @@ def score(
 
     ``terms``: values of ``reward_terms``, by sample id and name.
     """
-    weights = run.config.term_weights
+    weights = config.term_weights
     return {
         answer.sample_id: reward(
             parse(answer.text, planned.ads),
             planned.bids,
             rates[answer.sample_id],
-            run.config.penalty,
+            config.penalty,
             weighted(terms[answer.sample_id], weights) if weights else (),
             sample_id=answer.sample_id,
         )
@@ -80,24 +102,51 @@ def score(
     }
 
 
-def values_of(
-    run: Run, crew: Crew, world: World, sampled: Sampled, phase: Phase
-) -> dict[str, dict[str, float]]:
-    """Sample id -> name -> value of each of ``reward_terms``, for the answers of one phase; nothing where
-    there are no terms."""
-    config = run.config
+class Valuer:
+    """Values the reward terms of answers, with what was read once for all of them.
 
-    def encode(texts: list[str]) -> Vectors:
-        vectors: Vectors = crew.persistently(lambda: crew.ask_reward("encode", texts))
-        return vectors
+    Args:
+        place: the run's, of which the untouched model's answers are read.
+    """
 
-    terms = weighed_terms(config)
-    answers = list(sampled.of(phase)) if terms else []
-    texts = [(planned, answer.text) for planned, answer in answers]
-    fit, detector = Fit(world, encode), detector_for(terms, config)
-    sources = Sources(fit, OrganicAnswers(run), detector, config.serving.disclosure)
-    found = term_values(terms, sources, texts)
-    return {answer.sample_id: one for (_, answer), one in zip(answers, found, strict=True)}
+    def __init__(self, config: Config, world: World, place: str) -> None:
+        self._terms = weighed_terms(config)
+        self._detector = detector_for(self._terms, config)
+        self._organic = OrganicAnswers(place)
+        self._label = config.serving.disclosure
+        self._world = world
+        self._ask: Encode = _nobody
+        self._fit = Fit(world, lambda texts: self._ask(texts))
+
+    def values(self, sampled: Sampled, phase: Phase, encode: Encode) -> dict[str, dict[str, float]]:
+        """Sample id -> name -> value of each of ``reward_terms``, for the answers of one phase; nothing
+        where there are no terms."""
+        answers = list(sampled.of(phase)) if self._terms else []
+        self._ask = encode
+        sources = Sources(self._fit, self._organic, self._detector, self._label)
+        texts = [(planned, answer.text) for planned, answer in answers]
+        values = term_values(self._terms, sources, texts)
+        return {answer.sample_id: one for (_, answer), one in zip(answers, values, strict=True)}
+
+
+def _nobody(texts: list[str]) -> Vectors:
+    raise RuntimeError("nobody encodes yet")
+
+
+def groups_of(config: Config, sampled: Sampled, rewards: Mapping[str, Reward]) -> list[PreferenceGroup]:
+    """The preference groups of scored phase-2 answers, auction after auction."""
+    by_auction: dict[str, list[Answer]] = {}
+    for _, answer in sampled.of("preference"):
+        if answer.sample_id in rewards:
+            by_auction.setdefault(answer.auction_id, []).append(answer)
+    groups = []
+    for answers in by_auction.values():
+        totals = [rewards[answer.sample_id].total for answer in answers]
+        if config.irpo.align == "grpo":
+            groups.append(whole_group(answers, totals))
+        else:
+            groups.append(group(answers, totals, config.irpo.delta))
+    return [one for one in groups if one is not None]
 
 
 def whole_group(answers: Sequence[Answer], rewards: Sequence[float]) -> PreferenceGroup | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from raylla.irpo.sampling import Stream
+from collections.abc import Collection
+
+from raylla.irpo.sampling import ServedAnswers
 from raylla.online import onlinedata
 from raylla.records import Answer, Click
+from raylla.reward.rows import auction_of
 from raylla.runs.state import Run, load_records, save_records
+from raylla.storage import here, within
 from raylla.world import World
 
 
@@ -23,15 +27,16 @@ def take_served(run: Run, simulated: World) -> World:
     return data.world
 
 
-def hand_in(run: Run, stream: Stream) -> None:
-    """Give ``stream`` the answers and clicks of those of its auctions that were served."""
-    directory = run.part("records/served")
-    if not directory.exists():
-        return
+def served_answers(place: str, wanted: Collection[str]) -> ServedAnswers:
+    """What those of the ``wanted`` auctions of the run at ``place`` that were served were answered."""
     clicks: dict[str, dict[str, bool]] = {}
-    for click in load_records(directory / "clicks.parquet", Click):
-        clicks.setdefault(click.sample_id, {})[click.ad_id] = click.clicked
-    for answer in load_records(directory / "answers.parquet", Answer):
-        if answer.auction_id in stream.plan:
-            judged = {answer.sample_id: clicks.get(answer.sample_id, {})}
-            stream.hand_in(answer.auction_id, [answer], judged)
+    found: dict[str, tuple[list[Answer], dict[str, dict[str, bool]]]] = {}
+    with here(within(place, "records", "served")) as directory:
+        for click in load_records(directory / "clicks.parquet", Click):
+            if auction_of(click) in wanted:
+                clicks.setdefault(click.sample_id, {})[click.ad_id] = click.clicked
+        for answer in load_records(directory / "answers.parquet", Answer):
+            if answer.auction_id in wanted:
+                name = answer.sample_id
+                found[answer.auction_id] = [answer], {name: clicks.get(name, {})}
+    return found

@@ -19,7 +19,7 @@ from raylla.plan.budget import Budget, PhaseCost, budget
 from raylla.plan.hardware import Device, Shares
 from raylla.plan.work import AT_MOST, Counts, Lengths
 from raylla.policy.schedule import plan_steps
-from raylla.runs.state import Run
+from raylla.runs.state import Run, parts_of
 
 PHASES = ("rollout", "judge", "learn", "align", "deploy")
 _PHASE_OF = {"rollout": "rollout", "judge": "judge", "reward-trainer": "learn", "policy-trainer": "align"}
@@ -189,13 +189,17 @@ def _timeline(run: Run) -> dict[int, list[dict[str, Any]]]:
     return sampled
 
 
+def _parts(run: Run, epoch: int, stage: str) -> list[Path]:
+    return parts_of(run.part(f"records/epoch-{epoch}/{stage}"))
+
+
 def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budget) -> _Epoch:
     config = run.config
     spans = [line for line in lines if line.get("actor", "").rpartition("[")[0] in _PHASE_OF]
     busy = core_seconds(spans, config, planned.cores)
     seconds = {name: busy[name] / planned.phase(name).workers for name in PHASES}
     wall = next(line["wall_seconds"] for line in lines if "wall_seconds" in line)
-    stages = [run.part(f"records/epoch-{epoch}/{name}") for name in ("sample", "test")]
+    stages = [part for name in ("sample", "test") for part in _parts(run, epoch, name)]
     answers = [one for stage in stages for one in _answers(stage)]
     prompts = {one.auction: one.prompt for one in answers}
     lengths = {one.name: one.length for one in answers}
@@ -208,7 +212,11 @@ def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budge
     unread = "/preference/" if config.irpo.reward == "judge" else None
     placed = sum(one.length for one in answers if one.places and not (unread and unread in one.name))
     aligned = run.committed(f"epoch-{epoch}/align") or {}
-    trained = json.loads((run.part(f"records/epoch-{epoch}/learn") / "groups.json").read_text())
+    trained = [
+        group
+        for part in _parts(run, epoch, "learn")
+        for group in json.loads((part / "groups.json").read_text())
+    ]
     rows = [
         _Row(prompts[one["auction_id"]] + sum(lengths[name] for name in (one["winner"], *one["losers"])))
         for one in trained

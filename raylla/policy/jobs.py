@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from raylla.config import Grpo, Tuning
 from raylla.engines.protocol import Probe
@@ -15,6 +16,16 @@ Told = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
+class GroupPart:
+    """Some preference groups of a job; what the reference reads in place of each one's prompt, where it is
+    not to read that, and how many turns of it may be cut."""
+
+    groups: tuple[PreferenceGroup, ...]
+    reference_messages: tuple[Messages, ...] = ()
+    reference_turns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AlignJob:
     """One epoch's DPO, or GRPO: from the weights in ``source`` (the reference, too) to those in ``target``.
 
@@ -22,7 +33,8 @@ class AlignJob:
     the reference's.  ``reference_messages``, one for each group, are what the reference reads in place of
     the prompts; of the ``reference_turns`` in each, the oldest are cut where it is over ``room`` tokens.
     ``base`` is how a new adapter names the whole model in ``source``.  With ``grpo`` the groups hold all
-    answers of their auctions, which were drawn at ``temperature``.
+    answers of their auctions, which were drawn at ``temperature``.  The groups may come in ``parts``, each
+    a `GroupPart` or a reference to one, which the trainer's workers follow: ``held`` groups in all.
     """
 
     version: str
@@ -37,6 +49,24 @@ class AlignJob:
     room: int = 0
     grpo: Grpo | None = None
     temperature: float = 1.0
+    parts: tuple[Any, ...] = ()
+    held: int = 0
+
+    @property
+    def count(self) -> int:
+        """Groups in all."""
+        return len(self.groups) + self.held
+
+    def whole(self, parts: Sequence[GroupPart]) -> AlignJob:
+        """The same job with the groups of its ``parts``, as they were fetched."""
+        return replace(
+            self,
+            groups=(*self.groups, *(one for part in parts for one in part.groups)),
+            reference_messages=tuple(one for part in parts for one in part.reference_messages),
+            reference_turns=tuple(one for part in parts for one in part.reference_turns),
+            parts=(),
+            held=0,
+        )
 
 
 @dataclass(frozen=True, slots=True)

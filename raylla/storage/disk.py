@@ -66,7 +66,7 @@ class Disk:
                 ) from None
             yield
 
-    def append(self, lines: bytes) -> None:
+    def append(self, lines: bytes | bytearray) -> None:
         """See `Home`."""
         append(self.path / LEDGER, lines)
 
@@ -93,7 +93,7 @@ class Disk:
                 shutil.rmtree(self.path / name)
 
 
-def append(ledger: Path, lines: bytes) -> None:
+def append(ledger: Path, lines: bytes | bytearray) -> None:
     """Add to a ledger and force it to disk; where that fails it is cut back to what it was."""
     with writing(ledger), ledger.open("ab", buffering=0) as file:
         before, left = os.fstat(file.fileno()).st_size, memoryview(lines)

@@ -31,7 +31,7 @@ class Home(Protocol):
     def alone(self) -> AbstractContextManager[None]:
         """A context in which no other driver adds to the run."""
 
-    def append(self, lines: bytes) -> None:
+    def append(self, lines: bytes | bytearray) -> None:
         """Commit: everything else of the working copy first, then these lines of the ledger.
 
         Raises:

@@ -81,6 +81,25 @@ def read_text(place: Place) -> str:
         return bytes(files.cat_file(path)).decode()
 
 
+def write_whole(place: Place, text: str) -> None:
+    """Write a small file whole or not at all, in a directory that is there.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if remote(place):
+        files, path = opened(place)
+        with asked(place, "writing it"):
+            files.pipe_file(path, text.encode())
+        return
+    target = Path(place)
+    fresh = target.with_name(f"{target.name}.new")
+    with writing(target):
+        fresh.write_text(text)
+        fresh.replace(target)
+        _flush(target)
+
+
 @contextmanager
 def here(place: Place) -> Iterator[Path]:
     """The directory at ``place`` on this machine's disk, for as long as it is read.

@@ -46,6 +46,11 @@ class World:
         return {query.id: query for query in self.queries}
 
     @cached_property
+    def auction_by_id(self) -> dict[str, Auction]:
+        """Auction id -> served auction."""
+        return {auction.id: auction for auction in self.auctions}
+
+    @cached_property
     def ad_ids(self) -> frozenset[str]:
         """Ids of the whole catalogue, as `auction.parse` wants them."""
         return frozenset(self.ad_by_id)

@@ -15,13 +15,13 @@ import ray
 from raylla.actors import Pool
 from raylla.bench.parts import driver
 from raylla.bench.parts.overlap import measure, scripted_epoch
-from raylla.bench.scripted import Latencies, ScriptedCrew, ScriptedRollout
-from raylla.config import Config, Deadlines, Engines, parse_config
+from raylla.bench.scripted import Latencies, ScriptedRollout, ScriptedSquad
+from raylla.config import Config, Deadlines, Rollout, parse_config
 from raylla.engines import Generated, Request
+from raylla.irpo import schedule
 from raylla.irpo.sampling import Stream
-from raylla.irpo.schedule import auctions
 from raylla.models import resolve
-from raylla.records import WeightVersion
+from raylla.records import Answer, WeightVersion
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from tests.worlds import asked_world
@@ -89,35 +89,39 @@ def test_workers_that_hang_are_found_out_while_others_still_answer(
     for number in range(2):
         (tmp_path / str(number)).touch()
     settings = config(True).model_copy(
-        update={"rollout": Engines(workers=3, cpus=0, max_restarts=2), "deadlines": Deadlines(sample=2)}
+        update={"rollout": Rollout(workers=3, cpus=0, max_restarts=2), "deadlines": Deadlines(sample=2)}
     )
     slow = replace(LATENCIES, answer=0.1)
     watch = Observer(settings, None)
-    crew = ScriptedCrew(settings, WeightVersion("v0", 0, resolve("pocket:ad-llm", "test")), slow, watch)
-    crew.rollouts = Pool("rollout", Hangs, (slow, tmp_path), settings.rollout)
+    squad = ScriptedSquad(slow, (), settings, WeightVersion("v0", 0, ""), watch)
+    squad.rollouts = Pool("rollout", Hangs, (slow, tmp_path), settings.rollout)
+    squad.take_over(settings, squad.version, watch)
     world = asked_world(settings.world)
-    planned = [one for one in auctions(settings, world, 1) if one.phase == "reward"][:40]
-    crew.start()
+    chunks = [chunk for chunk in schedule.chunks(settings, world, 1) if chunk.phase == "reward"][:3]
+    answers: list[Answer] = []
+    squad.start()
     try:
-        stream = Stream(settings, world, crew, watch, planned)
+        stream = Stream(settings, world, squad, watch, lambda _, found: answers.extend(found.answers))
+        stream.add(chunks, {})
         left = []
-        monkeypatch.setattr(watch, "lost", lambda _: left.append(stream.due("reward")))
-        stream.until(["reward"])
+        monkeypatch.setattr(watch, "lost", lambda _: left.append(len(stream._hand)))
+        while stream.busy:
+            stream.work(1)
     finally:
-        crew.stop()
+        squad.stop()
     assert len(left) == 2
     # Of the third worker's share something was still to come, too.
-    assert left[-1] > sum(one.n for one in planned) * 2 / 3
-    assert len(stream.result("reward").answers) == sum(one.n for one in planned)
+    assert left[-1] > sum(len(chunk.queries) for chunk in chunks) * 2 / 3
+    assert len(answers) == sum(chunk.answers for chunk in chunks)
 
 
 @pytest.mark.usefixtures("cluster")
 def test_sleepers_that_share_a_process_are_a_pool_like_any_other(tmp_path: Path) -> None:
-    settings = config(True).model_copy(update={"rollout": Engines(workers=5, cpus=0)})
+    settings = config(True).model_copy(update={"rollout": Rollout(workers=5, cpus=0)})
     told = driver.epoch(tmp_path, settings, LATENCIES, (0.5, 1.5))
     lines = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
     assert {line["actor"] for line in lines if "actor" in line} >= {f"rollout[{n}]" for n in range(5)}
-    planned = auctions(settings, driver.synthetic_world(settings), 1)
+    planned = schedule.auctions(settings, driver.synthetic_world(settings), 1)
     assert told.answers == sum(one.n for one in planned)
     assert 0 < told.critical <= told.wall
     assert told.share > 0

@@ -41,11 +41,8 @@ def _told(act: Callable[..., Any], what: str) -> Callable[..., Any]:
 
 
 def _sleepers(config: Config, storage: Path, version: WeightVersion, watch: Observer) -> ScriptedCrew:
-    """In place of the crew of ``loop``; its pools may start as many workers anew as the config says."""
-    crew = ScriptedCrew(config, version, LATENCIES, watch)
-    for pool in (crew.rollouts, crew.judges, crew.reward, crew.store):
-        pool._actors = pool._actors.model_copy(update={"max_restarts": config.rollout.max_restarts})
-    return crew
+    """In place of the crew of ``loop``."""
+    return ScriptedCrew(config, version, LATENCIES, watch)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,15 @@ import pytest
 import ray
 from rich.console import Console
 
-from raylla.actors import Pool
+from raylla.actors import Pool, WeightStore
 from raylla.actors.placement import check_placement, connect, disconnect
 from raylla.bench.scripted import Latencies, ScriptedJudge, ScriptedRollout
-from raylla.config import Config, parse_config
+from raylla.config import Actors, Config, parse_config
 from raylla.engines import Generated, Request
-from raylla.irpo.crew import Crew
 from raylla.irpo.sampling import Stream
-from raylla.irpo.schedule import auctions
-from raylla.records import WeightVersion
+from raylla.irpo.schedule import chunks
+from raylla.irpo.shards.squad import Squad
+from raylla.records import Answer, WeightVersion
 from raylla.runs.observe import Observer
 from tests.e2e.fleet import Fleet
 from tests.worlds import asked_world
@@ -54,15 +54,14 @@ class Watch(Observer):
             self._gate.touch()
 
 
-class Waiters(Crew):
+class Waiters(Squad):
     """Rollouts that reserve a CPU each, and a judge that reserves none."""
 
     def __init__(self, config: Config, gate: Path, watch: Observer) -> None:
-        self.config = config
-        self.version = self._first = WeightVersion("v0", 0, "")
-        self._watch = watch
-        self.rollouts = Pool("rollout", Patient, (gate,), config.rollout, record=watch.timeline.add)
-        self.judges = Pool("judge", ScriptedJudge, (AT_ONCE,), config.judge, record=watch.timeline.add)
+        self.rollouts = Pool("rollout", Patient, (gate,), config.rollout, record=watch.spent)
+        self.judges = Pool("judge", ScriptedJudge, (AT_ONCE,), config.judge, record=watch.spent)
+        self.store = Pool("weight-store", WeightStore, (), Actors(cpus=0))
+        self.take_over(config, WeightVersion("v0", 0, ""), watch)
 
 
 def config(address: str, **rollout: object) -> Config:
@@ -119,15 +118,19 @@ def test_from_no_node_to_three_and_back(fleet: Fleet, tmp_path: Path) -> None:
     for pool in (crew.rollouts, crew.judges):
         pool.wait_ready(120)
     seconds["0 to 1 node, its engine ready"] = time.monotonic() - began
-    planned = auctions(settings, world, 1)
+    planned = chunks(settings, world, 1)
+    answers: list[Answer] = []
     with watch.timeline.epoch(1):
-        stream = Stream(settings, world, crew, watch, planned)
+        stream = Stream(settings, world, crew, watch, lambda _, found: answers.extend(found.answers))
+        stream.add(planned, {})
         began = time.monotonic()
-        stream.until(["reward", "preference", "test"])
+        while stream.busy:
+            stream.work(1)
+        stream.close()
         assert nodes() == MOST
         seconds["the least to the least, by way of the most"] = time.monotonic() - began
     assert crew.rollouts.size == 1
-    assert len(stream.result("reward", "preference", "test").answers) == sum(one.n for one in planned)
+    assert len(answers) == sum(one.answers for one in planned)
     seconds["the most to 1 node"] = wait_for(lambda: nodes() == 1)
     crew.rollouts.stop()
     crew.judges.stop()

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylla.runs.gauges import flat
+from tests import recorded
 from tests.chaos.processes import hit, kill_tree, workers
 from tests.e2e.nodes import Nodes
 from tests.unit.test_dashboard import metrics
@@ -140,7 +141,7 @@ def test_run_directory(whole: Path) -> None:
     assert results["samples"]["preference"] == 8 * 4
     assert results["peak_memory_bytes"] > 2**28
     assert set(STAGES) <= results["wall_seconds"].keys()
-    answers = pq.read_table(whole / "records" / "epoch-1" / "sample" / "answers.parquet")
+    answers = recorded.table(whole, "epoch-1/sample", "answers")
     assert set(answers["weight_version"].to_pylist()) == {"v0"}
     assert (whole / "weights" / "v1" / "model.safetensors").exists()
     consumed = [name for name in _ids(whole) if "/" in name]
@@ -168,7 +169,7 @@ def test_test_profiles_are_never_trained_on(whole: Path) -> None:
 
 def _other_paths(run: Path) -> None:
     """A term stands in each reward of a run, in its report and its table; GRPO trains on all answers."""
-    rewards = pq.read_table(run / "records" / "epoch-1" / "learn" / "rewards.parquet").to_pylist()
+    rewards = recorded.table(run, "epoch-1/learn", "rewards").to_pylist()
     assert any(row["terms"][0] < 0 for row in rewards)
     assert any(row["terms"][1] < 0 for row in rewards)
     organic = json.loads((run / "records" / "organic" / "answers.json").read_text())
@@ -177,8 +178,7 @@ def _other_paths(run: Path) -> None:
     assert all(len(texts) == 2 and not any("@" in text for text in texts) for texts in organic.values())
     mean = sum(row["terms"][0] for row in rewards) / len(rewards)
     assert _commit(run, "epoch-1/learn")["terms"]["user-welfare"] == pytest.approx(mean / 50)
-    groups = json.loads((run / "records" / "epoch-1" / "learn" / "groups.json").read_text())
-    assert {1 + len(one["losers"]) for one in groups} == {4}
+    assert {1 + len(one["losers"]) for one in recorded.groups(run, 1)} == {4}
     aligned = _commit(run, "epoch-1/align")
     assert aligned["losses"][0] == pytest.approx(0, abs=1e-3)
     assert len(aligned["clipped"]) == len(aligned["kl"]) == aligned["steps"]
@@ -215,9 +215,9 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     _other_paths(tmp_path / "judged")
     assert _results(alone)["epochs"][0]["terms"] == {}
     found = json.loads((tmp_path / "seed-0" / "evaluation.json").read_text())
-    for row, recorded in zip(found["epochs"], _results(alone)["epochs"], strict=True):
-        assert row["revenue"] == recorded["revenue"]
-        assert row["pctr"]["auc"] == recorded["pctr"]["auc"]
+    for row, before in zip(found["epochs"], _results(alone)["epochs"], strict=True):
+        assert row["revenue"] == before["revenue"]
+        assert row["pctr"]["auc"] == before["pctr"]["auc"]
     rows = found["efficiency"]
     assert set(rows) == {*HELD, "llm-auction: judged"}
     generations = {name: row["cost_per_auction"]["generations"]["mean"] for name, row in rows.items()}
@@ -326,10 +326,9 @@ def test_one_after_another_in_process_gives_the_same_as_overlapped_on_ray(whole:
     assert _ids(alone) == _ids(whole)
     for stage in ("sample", "test"):
         for table in ("answers", "clicks", "auctions"):
-            name = f"records/epoch-1/{stage}/{table}.parquet"
-            assert pq.read_table(alone / name).equals(pq.read_table(whole / name)), name
-    groups = "records/epoch-1/learn/groups.json"
-    assert json.loads((alone / groups).read_text()) == json.loads((whole / groups).read_text())
+            found = [recorded.table(run, f"epoch-1/{stage}", table) for run in (alone, whole)]
+            assert found[0].equals(found[1]), f"{stage}/{table}"
+    assert recorded.groups(alone, 1) == recorded.groups(whole, 1)
     assert _results(alone)["epochs"][0] == _results(whole)["epochs"][0]
 
 

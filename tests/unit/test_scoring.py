@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from raylla import config
 from raylla.irpo.sampling import Sampled, readings
-from raylla.irpo.scoring import careful_rate, judged_rates, score
+from raylla.irpo.scoring import judged_rates, predicted_rates, score
 from raylla.records import Ad, Answer, Auction, Planned, Prediction, Profile, Query
-from raylla.runs.state import Run
-from raylla.storage import home
 
 AD = Ad("12", "Lumo Kettle", "tea", "food")
 PLANNED = Planned(
@@ -24,11 +20,10 @@ PLANNED = Planned(
 )
 
 
-def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) -> None:
+def test_the_mean_of_what_was_read_and_nothing_for_what_was_not() -> None:
     settings = config.parse_config(
         {"irpo": {"reward": "judge", "judgements": 4}, "penalty": {"per_ad": 2}}, "test"
     )
-    run = Run(home(tmp_path), settings)
     texts = ("Try @Lumo Kettle@[Ad-12].", "None.", "Or @Lumo Kettle@[Ad-12].")
     answers = [
         Answer(f"e1/preference/q/{draw}", "e1/preference/q", draw, "v0", text, (1,), (2,))
@@ -39,9 +34,9 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
     # Three readings of four arrived, one of them a click; the third answer was never read.
     sampled.clicks = {name: {"12": name == names[0][2]} for name in names[0][:3]}
     sampled.clicks |= {name: {} for name in names[1]}
-    rates = judged_rates(run, sampled)
+    rates = judged_rates(settings, sampled)
     assert rates == {answers[0].sample_id: {"12": pytest.approx(1 / 3)}, answers[1].sample_id: {}}
-    rewards = score(run, sampled, rates)
+    rewards = score(settings, sampled, rates)
     assert {name: one.total for name, one in rewards.items()} == {
         answers[0].sample_id: pytest.approx(40 / 3 - 2),
         answers[1].sample_id: 0,
@@ -49,14 +44,12 @@ def test_the_mean_of_what_was_read_and_nothing_for_what_was_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("risk", "rate"), [(0.0, 0.5), (0.5, 0.4), (1.0, 0.3)])
-def test_risk_scores_towards_the_low_end_of_the_interval(tmp_path: Path, risk: float, rate: float) -> None:
-    run = Run(
-        home(tmp_path), config.parse_config({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test")
-    )
+def test_risk_scores_towards_the_low_end_of_the_interval(risk: float, rate: float) -> None:
+    settings = config.parse_config({"irpo": {"risk": risk}, "penalty": {"per_ad": 2}}, "test")
     text = "Try @Lumo Kettle@[Ad-12]."
     answer = Answer("e1/preference/q/0", "e1/preference/q", 0, "v0", text, (1,), (2,))
     sampled = Sampled({PLANNED.auction.id: PLANNED}, "v0", [answer])
-    found = careful_rate(Prediction(0.5, 0.3, 0.9), risk)
-    assert found == pytest.approx(rate)
-    rewards = score(run, sampled, {answer.sample_id: {"12": found}})
+    found = predicted_rates(sampled, [Prediction(0.5, 0.3, 0.9)], risk)
+    assert found == {answer.sample_id: {"12": pytest.approx(rate)}}
+    rewards = score(settings, sampled, found)
     assert rewards[answer.sample_id].total == pytest.approx(40 * rate - 2)

@@ -42,8 +42,8 @@ def watch(run: Run) -> Iterator[Observer]:
 def test_a_run_that_counts_as_finished_has_its_results(
     run: Run, watch: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "read_tests", lambda *_: [None, None])
-    monkeypatch.setattr(results, "epoch_table", lambda *_: [{"epoch": 0}])
+    monkeypatch.setattr(stages, "read_test", lambda *_: None)
+    monkeypatch.setattr(results, "epoch_row", lambda run, world, epoch, tested: {"epoch": epoch - 1})
     monkeypatch.setattr(results, "before_and_after", lambda *_: [])
     world = cast(World, None)
     append = run.home.append
@@ -58,7 +58,7 @@ def test_a_run_that_counts_as_finished_has_its_results(
     opened = Run.open(run.path)
     assert opened.committed("conclude") == {"wall_seconds": 0.0}
     found = json.loads((run.path / "results.json").read_text())
-    assert found["epochs"] == [{"epoch": 0}]
+    assert found["epochs"] == [{"epoch": epoch} for epoch in range(CONFIG.irpo.epochs + 1)]
     assert found["wall_seconds"] == {"conclude": 0.0}
     again = stages.conclude(opened, watch, world)
     assert again["wall_seconds"] == found["wall_seconds"]

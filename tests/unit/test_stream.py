@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from raylla.actors.judge import JudgeItem, Judgement, JudgeWorker
-from raylla.actors.pool import Call, Pool, gather
-from raylla.config import Actors, Config, Engine, Engines, parse_config
+from raylla.actors.pool import Call, Pool
+from raylla.actors.weights import WeightStore
+from raylla.config import Actors, Config, Engine, Engines, Rollout, Section, Shards, parse_config
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import BudgetError, RunError
-from raylla.irpo.learning import AUCTIONS_PER_CALL, Learner
+from raylla.irpo.crew import Crew
+from raylla.irpo.learning import Learner
 from raylla.irpo.sampling import Sampled, Stream
-from raylla.irpo.schedule import auctions
+from raylla.irpo.schedule import CHUNK_AUCTIONS, plan_chunk
 from raylla.irpo.scoring import judged_rates, rows_of
-from raylla.irpo.stages import read_sampled
-from raylla.records import Answer, Click, Prediction, WeightVersion
-from raylla.reward.rows import ClickRow
+from raylla.irpo.shards.dealing import Dealing
+from raylla.irpo.shards.parts import read_chunk
+from raylla.irpo.shards.squad import Squad, sliced
+from raylla.records import Prediction, WeightVersion
+from raylla.reward.rows import ClickRow, auction_of
 from raylla.runs.observe import Observer
-from raylla.runs.state import Run, save_records
-from raylla.storage import home
+from raylla.runs.state import Run
 from raylla.world import World
 from tests.worlds import asked_world
 
@@ -112,48 +115,56 @@ class Scorer:
 
     def ready(self) -> None: ...
 
-    def take(self, rows: list[ClickRow]) -> None:
-        self._log.append(f"take {[row.sample_id for row in rows]}")
+    def take(self, rows: list[ClickRow], held: frozenset[str]) -> None:
+        self._log.append(f"take {[row.sample_id for row in rows if auction_of(row) not in held]}")
+        self._log.append(f"keep {[row.sample_id for row in rows if auction_of(row) in held]}")
 
     def update(self) -> dict[str, float]:
         self._log.append("update")
         return {"rows": 1.0}
 
-    def predict_intervals(self, rows: list[ClickRow]) -> list[Prediction]:
+    def predict(self, rows: list[ClickRow]) -> Iterator[Any]:
         self._log.append(f"predict {[row.sample_id for row in rows]}")
-        return [Prediction(0.5, 0.4, 0.6)] * len(rows)
+        yield len(rows)
+        yield [Prediction(0.5, 0.4, 0.6)] * len(rows)
 
-    def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
-        self._log.append(f"evaluate {[row.sample_id for row in rows]}")
+    def measure(self) -> dict[str, float]:
+        self._log.append("measure")
         return {"auc": 0.5}
 
     def save(self, directory: Path) -> None:
         self._log.append("save")
 
 
-class Crew:
-    """Pools in this process."""
+class Doubles(Squad):
+    """Engines in this process, and what they are asked."""
 
-    def __init__(self, refused: str = "", unread: str = "", grown: Engines | None = None) -> None:
+    def __init__(self, crew: Doubled, config: Config, version: WeightVersion, watch: Any, *of: int) -> None:
+        group = sliced(config.rollout, *of), sliced(config.judge, *of)
+        self.rollouts = Pool("rollout", *crew.writer, group[0], True, watch.spent, (of[0], of[1]))
+        self.judges = Pool("judge", *crew.reader, group[1], True, watch.spent, (of[0], of[1]))
+        self.store = Pool("weight-store", WeightStore, (), Actors(), True)
+        self.take_over(config, version, watch)
+        self._joined = crew.joined
+
+    def bring_up(self, pool: Pool, worker: int) -> Call:
+        self._joined.append(f"{pool.name}[{worker}]")
+        return pool.call(worker, "load")
+
+
+class Doubled(Crew):
+    """A crew in this process."""
+
+    def __init__(self, settings: Config, refused: str = "", unread: str = "") -> None:
         self.log: list[str] = []
         self.joined: list[str] = []
         self.calls: list[str] = []
-        self.version = WeightVersion("v0", 0, "")
-        self.rollouts = self._pool("rollout", Writer, (self.log, refused), grown or Engines(workers=2))
-        self.judges = self._pool("judge", Reader, (self.log, unread), Engines())
-        self.reward = self._pool("reward-trainer", Scorer, (self.calls,), Actors())
-
-    def _pool(self, name: str, kind: type, args: tuple[Any, ...], actors: Actors) -> Pool:
-        pool = Pool(name, kind, args, actors, in_process=True)
-        pool.start(1)
-        return pool
-
-    def bring_up(self, pool: Pool, worker: int) -> Call:
-        self.joined.append(f"{pool.name}[{worker}]")
-        return pool.call(worker, "load")
-
-    def reward_answer(self, call: Any) -> Any:
-        return gather([call], 1, "the reward trainer")[0]
+        self.writer: tuple[Any, ...] = (Writer, (self.log, refused))
+        self.reader: tuple[Any, ...] = (Reader, (self.log, unread))
+        self.watch = Observer(settings, None)
+        self.reward = Pool("reward-trainer", Scorer, (self.calls,), Actors(), True)
+        self.policy = SimpleNamespace(start=lambda: None, stop=lambda: None)
+        self.take_on(settings, WeightVersion("v0", 0, ""), self.watch, partial(Doubles, self))
 
 
 @pytest.fixture(scope="module")
@@ -162,27 +173,50 @@ def world() -> World:
 
 
 def config(**irpo: object) -> Config:
-    tree = {"world": {"profiles": 12}, "irpo": {"reward_answers": 4, "preference_answers": 3, **irpo}}
+    answers = {"reward_answers": 4, "preference_answers": 3}
+    tree = {
+        "world": {"profiles": 12},
+        "rollout": {"workers": 2},
+        "irpo": answers | irpo,
+        "ray": {"in_process": True},
+        "wandb": {"mode": "disabled"},
+    }
     return parse_config(tree, "test")
 
 
-def stream(settings: Config, world: World, crew: Crew) -> Stream:
-    watch = Observer(settings, None)
-    return Stream(settings, world, crew, watch, auctions(settings, world, 1))  # type: ignore[arg-type]
+def changed(settings: Config, **sections: Section) -> Config:
+    return settings.model_copy(update=sections)
 
 
-def everything(settings: Config, world: World, crew: Crew) -> Sampled:
-    found = stream(settings, world, crew)
+def dealing(world: World, crew: Doubled, place: Path) -> Dealing:
+    """An epoch of a new run that is about to be sampled."""
+    crew.start()
+    return Dealing(Run.create(place, crew.config), crew, world, 1)
+
+
+def read(found: Dealing, place: Path, world: World) -> Sampled:
+    """What the shards wrote."""
+    sampled = Sampled({}, found.version)
+    for chunk in found.chunks:
+        if found.whole(chunk):
+            sampled.add(read_chunk(str(place), chunk, plan_chunk(found._config, world, chunk)))
+    return sampled
+
+
+def everything(world: World, crew: Doubled, place: Path) -> Sampled:
+    found = dealing(world, crew, place)
     found.until(PHASES)
-    return found.result(*PHASES)
+    found.totals(*PHASES)
+    return read(found, place, world)
 
 
-def test_the_order_of_work_changes_nothing_that_comes_of_it(world: World) -> None:
-    crews = Crew(), Crew()
-    overlapped, apart = (
-        everything(config(overlap=overlap), world, crew)
-        for overlap, crew in zip((True, False), crews, strict=True)
-    )
+def test_the_order_of_work_changes_nothing_that_comes_of_it(world: World, tmp_path: Path) -> None:
+    crews = [Doubled(config(overlap=overlap)) for overlap in (True, False)]
+    found = [dealing(world, crew, tmp_path / str(place)) for place, crew in enumerate(crews)]
+    found[0].until(PHASES)
+    for phase in PHASES:
+        found[1].until([phase])
+    overlapped, apart = (read(one, tmp_path / str(place), world) for place, one in enumerate(found))
     assert overlapped.answers == apart.answers
     assert list(overlapped.clicks.items()) == list(apart.clicks.items())
     # One after another, no phase begins before the one before is answered and then judged.
@@ -194,9 +228,9 @@ def test_the_order_of_work_changes_nothing_that_comes_of_it(world: World) -> Non
     assert crews[0].log != crews[1].log
 
 
-def test_a_text_that_repeats_is_judged_once_for_all_its_draws(world: World) -> None:
-    crew = Crew()
-    found = everything(config(), world, crew)
+def test_a_text_that_repeats_is_judged_once_for_all_its_draws(world: World, tmp_path: Path) -> None:
+    crew = Doubled(config())
+    found = everything(world, crew, tmp_path)
     read = [line.removeprefix("read ") for line in crew.log if line.startswith("read")]
     texts: dict[tuple[str, str], list[str]] = {}
     for phase in ("reward", "test"):
@@ -209,69 +243,101 @@ def test_a_text_that_repeats_is_judged_once_for_all_its_draws(world: World) -> N
         assert all(found.clicks[name] == found.clicks[names[0]] for name in names)
 
 
-def test_a_pool_grows_with_the_work_and_goes_back_and_nothing_else_changes(world: World) -> None:
-    crew, fixed = Crew(grown=Engines(workers=4, min_workers=1)), Crew()
-    settings = config()
-    few = settings.model_copy(update={"engine": Engine(max_num_seqs=8)})
-    watch = Observer(few, None)
-    with watch.timeline.epoch(1):
-        found = Stream(few, world, crew, watch, auctions(few, world, 1))  # type: ignore[arg-type]
-        found.until(PHASES)
-    assert found.result(*PHASES).answers == everything(settings, world, fixed).answers
-    assert list(found.result(*PHASES).clicks.items()) == list(everything(few, world, fixed).clicks.items())
+def test_a_pool_grows_with_the_work_and_goes_back_and_nothing_else_changes(
+    world: World, tmp_path: Path
+) -> None:
+    grown = changed(config(), rollout=Rollout(workers=4, min_workers=1), engine=Engine(max_num_seqs=8))
+    crew = Doubled(grown)
+    with crew.watch.timeline.epoch(1):
+        found = everything(world, crew, tmp_path / "grown")
+    fixed = everything(world, Doubled(config()), tmp_path / "fixed")
+    assert found.answers == fixed.answers
+    assert list(found.clicks.items()) == list(fixed.clicks.items())
     # Each who joined loaded the live weights before its first answer, and the pool is small again.
     assert crew.joined == ["rollout[1]", "rollout[2]", "rollout[3]"]
     assert crew.log.count("load") == 3
-    assert crew.rollouts.members == (0,)
-    assert watch.timeline.epochs[0]["pools"]["rollout"]["most"] == 4
+    pools = crew.watch.timeline.epochs[0]["pools"]
+    assert pools["rollout"]["most"] == 4
+    assert crew.watch.timeline._sizes[-1].workers == 1
 
 
-def test_a_pool_does_not_grow_for_what_one_worker_holds(world: World) -> None:
-    crew = Crew(grown=Engines(workers=4, min_workers=1))
-    everything(config().model_copy(update={"engine": Engine(max_num_seqs=10_000)}), world, crew)
+def test_a_pool_does_not_grow_for_what_one_worker_holds(world: World, tmp_path: Path) -> None:
+    engines = {"rollout": Rollout(workers=4, min_workers=1), "engine": Engine(max_num_seqs=10_000)}
+    crew = Doubled(changed(config(), **engines))
+    everything(world, crew, tmp_path)
     assert crew.joined == []
 
 
-def test_until_waits_for_nothing_else(world: World) -> None:
-    crew = Crew()
-    found = stream(config(), world, crew)
+def test_a_shard_has_no_more_in_hand_than_it_may(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, most = changed(config(), shards=Shards(auctions=20)), []
+    settle = Stream._settle
+
+    def counted(self: Stream, held: Any) -> None:
+        most.append(len(self._hand))
+        settle(self, held)
+
+    monkeypatch.setattr(Stream, "_settle", counted)
+    bounded = everything(world, Doubled(few), tmp_path / "bounded")
+    assert CHUNK_AUCTIONS <= max(most) <= 20
+    most.clear()
+    whole = everything(world, Doubled(config()), tmp_path / "whole")
+    assert max(most) > 20
+    assert bounded.answers == whole.answers
+    assert bounded.clicks == whole.clicks
+
+
+def test_until_waits_for_nothing_else(world: World, tmp_path: Path) -> None:
+    found = dealing(world, Doubled(config(overlap=False)), tmp_path)
     found.until(["reward", "preference"])
     assert found.due("preference") == 0
     assert found.due("test") > 0
-    assert len(list(found.result("reward", "preference").of("test"))) == 0
+    assert not any(found.whole(chunk) for chunk in found.of("test"))
     found.until(["test"])
     assert found.due("test") == 0
 
 
+@pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize(
     ("refused", "unread", "message"),
     [("reward", "", r"\d+ of \d+ answers under v0"), ("", "reward", r"\d+ of \d+ judgements under v0")],
 )
-def test_losses_are_counted_by_draw_and_bounded(
-    world: World, refused: str, unread: str, message: str
+def test_losses_are_counted_by_draw_over_all_shards_and_bounded(
+    world: World, tmp_path: Path, refused: str, unread: str, message: str, shards: int
 ) -> None:
-    found = stream(config(), world, Crew(refused, unread))
+    engines = {"rollout": Rollout(workers=3), "judge": Engines(workers=3)}
+    found = dealing(
+        world,
+        Doubled(changed(config(), **engines, shards=Shards(workers=shards)), refused, unread),
+        tmp_path / "strict",
+    )
     found.until(PHASES)
-    assert found.result("test").dropped.total() == 0
+    assert found.totals("test").dropped.total() == 0
     with pytest.raises(BudgetError, match=message):
-        found.result("reward", "preference")
-    lenient = everything(config(max_drop_share=1.0), world, Crew(refused, unread))
-    asked = sum(one.n for one in lenient.plan.values() if one.phase == "reward")
-    lost = lenient.dropped["answer"] + lenient.dropped["judgement"]
-    assert lost == asked - sum(1 for _ in lenient.judged("reward"))
+        found.totals("reward", "preference")
+    settings = changed(config(max_drop_share=1.0), **engines, shards=Shards(workers=shards))
+    found = dealing(world, Doubled(settings, refused, unread), tmp_path / "lenient")
+    found.until(PHASES)
+    totals = found.totals("reward")
+    asked = sum(chunk.answers for chunk in found.of("reward"))
+    sampled = read(found, tmp_path / "lenient", world)
+    assert totals.dropped.total() == asked - sum(1 for _ in sampled.judged("reward")) > 0
+    assert list(found.sample_ids(*PHASES)) == [answer.sample_id for answer in sampled.answers]
 
 
-def test_a_judge_that_returns_garbage_teaches_nothing_and_is_bounded(world: World) -> None:
+def test_a_judge_that_returns_garbage_teaches_nothing_and_is_bounded(world: World, tmp_path: Path) -> None:
     settings = config()
     mad = JudgeWorker, ("", settings.user_llm.sampling, settings.engine, 0, Babbler)
-    crew = Crew()
-    crew.judges = crew._pool("judge", *mad, Actors())
-    found = stream(settings, world, crew)
+    crew = Doubled(settings)
+    crew.reader = mad
+    found = dealing(world, crew, tmp_path / "strict")
     found.until(PHASES)
     with pytest.raises(BudgetError, match=r"(\d+) of \1 judgements .* irpo.max_drop_share=0.05 allows"):
-        found.result("reward", "preference")
-    crew.judges = crew._pool("judge", *mad, Actors())
-    lenient = everything(config(max_drop_share=1.0), world, crew)
+        found.totals("reward", "preference")
+    crew = Doubled(config(max_drop_share=1.0))
+    crew.reader = mad
+    lenient = everything(world, crew, tmp_path / "lenient")
     judged = [(answer, clicks) for _, answer, clicks in lenient.judged("reward")]
     assert judged
     assert all("@" not in answer.text and not clicks for answer, clicks in judged)
@@ -282,10 +348,9 @@ def test_probabilities_are_kept_with_the_clicks_and_score_answers(world: World, 
     tree = config(reward="judge", judgements=4).model_dump(mode="json")
     tree["user_llm"] |= {"reading": "token"}
     settings = parse_config(tree, "test")
-    crew = Crew()
-    args = ("", settings.user_llm.sampling, settings.engine, 0, Chooser)
-    crew.judges = crew._pool("judge", JudgeWorker, args, Actors())
-    found = everything(settings, world, crew)
+    crew = Doubled(settings)
+    crew.reader = JudgeWorker, ("", settings.user_llm.sampling, settings.engine, 0, Chooser)
+    found = everything(world, crew, tmp_path)
     placing = {name for name, ads in found.clicks.items() if ads}
     assert placing
     assert found.probabilities.keys() == placing
@@ -294,47 +359,38 @@ def test_probabilities_are_kept_with_the_clicks_and_score_answers(world: World, 
     clicked = [click for name in placing for click in found.clicks[name].values()]
     assert sum(clicked) / len(clicked) == pytest.approx(sum(told) / len(told), abs=0.1)
     # One reading is enough, and it is what scores the answer.
-    run = Run(home(tmp_path), settings)
-    rates = judged_rates(run, found)
+    rates = judged_rates(settings, found)
     assert rates.keys() == {answer.sample_id for _, answer in found.of("preference")}
     for name, ads in rates.items():
         assert f"{name}#1" not in found.clicks
         assert ads == found.probabilities.get(f"{name}#0", {})
-    directory = run.fresh(run.records("epoch-1/sample"))
-    save_records(directory / "answers.parquet", found.answers, Answer)
-    save_records(directory / "clicks.parquet", found.click_records(), Click)
-    (directory / "judged.json").write_text(json.dumps(sorted(found.clicks)))
-    run.commit("epoch-1/sample", [], {"weight_version": "v0"})
-    again = read_sampled(run, "epoch-1/sample", list(found.plan.values()))
-    assert (again.clicks, again.probabilities) == (found.clicks, found.probabilities)
 
 
-def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(world: World, tmp_path: Path) -> None:
-    settings = config()
-    run = Run(home(tmp_path), settings)
-    planned = auctions(settings, world, 1)
-    assert len([one for one in planned if one.phase == "reward"]) > 2 * AUCTIONS_PER_CALL
-    calls = []
+@pytest.mark.parametrize("reward", ["pctr", "judge"])
+def test_the_reward_trainer_is_asked_the_same_whenever_answers_come(
+    world: World, tmp_path: Path, reward: str
+) -> None:
+    settings = config(reward=reward)
+    calls, learned = [], []
     for as_they_come in (True, False):
-        crew = Crew()
-        source = stream(settings, world, crew)
-        learner = Learner(run, crew, world, 1, planned)  # type: ignore[arg-type]
-        early = 0
+        crew = Doubled(settings)
+        found = dealing(world, crew, tmp_path / str(as_they_come))
+        assert len(found.of("reward")) > 2
+        learner = Learner(Run.open(tmp_path / str(as_they_come)), crew, found)
         if as_they_come:
-            source.until(["reward", "preference"], partial(learner.advance, source))
-            early = len(learner._calls)
-        source.until(PHASES)
-        result = source.result(*PHASES)
-        learned = learner.finish(result)
-        assert learned.fit == {"rows": 1.0}
-        assert learned.rates.keys() == {
-            answer.sample_id for _, answer in source.result(*PHASES).of("preference")
-        }
-        assert (early > 4) == as_they_come
+            found.until(["reward", "preference"], learner.advance)
+            assert any(line.startswith("take") for line in crew.calls)
+        found.until(PHASES)
+        assert as_they_come == bool(crew.calls)
+        learned.append(learner.finish())
+        assert learned[-1].fit == {"rows": 1.0}
+        assert learned[-1].held_out == {"auc": 0.5}
         calls.append(crew.calls)
     assert calls[0] == calls[1]
-    assert [line.split()[0] for line in calls[0]][-2:] == ["evaluate", "save"]
-    held = set(calls[0][-2].split("'")[1::2])
+    assert learned[0].parts == learned[1].parts
+    assert [line.split()[0] for line in calls[0]][-2:] == ["measure", "save"]
+    assert any(line.startswith("predict") for line in calls[0]) == (reward == "pctr")
+    held = {name for line in calls[0] if line.startswith("keep") for name in line.split("'")[1::2]}
     assert held
     assert not any(name in line for name in held for line in calls[0] if line.startswith("take"))
 
@@ -348,12 +404,10 @@ class Silent(Writer):
 
 
 def test_answers_without_ads_end_a_run_before_anything_is_trained(world: World, tmp_path: Path) -> None:
-    settings = config()
-    planned = auctions(settings, world, 1)
-    crew = Crew()
-    crew.rollouts = crew._pool("rollout", Silent, ([],), Engines())
-    source = stream(settings, world, crew)
-    learner = Learner(Run(home(tmp_path), settings), crew, world, 1, planned)  # type: ignore[arg-type]
+    crew = Doubled(config())
+    crew.writer = Silent, ([],)
+    found = dealing(world, crew, tmp_path)
+    learner = Learner(Run.open(tmp_path), crew, found)
     with pytest.raises(RunError, match=r"0 of \d+ judged answers of v0 .* \(0\.0%\).*raylla warmstart"):
-        source.until(PHASES, partial(learner.advance, source))
+        found.until(PHASES, learner.advance)
     assert not any(line.startswith("update") for line in crew.calls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
@@ -13,15 +14,18 @@ from typing import Any
 import pytest
 
 from raylla import config
+from raylla.actors.pool import Pool
 from raylla.auction import markup
-from raylla.config import Config, plugins
+from raylla.config import Actors, Config, plugins
+from raylla.engines.protocol import Generated, Request
 from raylla.errors import BudgetError, ConfigError
 from raylla.evaluation import efficiency
 from raylla.evaluation.setup import check_terms
-from raylla.irpo.organic import OrganicAnswers, organic_request, write_organic
+from raylla.irpo.organic import organic_request, write_organic
 from raylla.irpo.sampling import Sampled
 from raylla.irpo.schedule import auctions
-from raylla.irpo.scoring import values_of
+from raylla.irpo.scoring import Valuer
+from raylla.irpo.shards.parts import OrganicAnswers
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import Mosaic
 from raylla.records import Answer, WeightVersion
@@ -99,12 +103,27 @@ class Watch:
         self.counted += count
 
 
+class Answering:
+    """A shard with one engine."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def ready(self) -> None: ...
+
+    def answer(self, requests: list[Request], version: str) -> Iterator[Generated]:
+        yield from self._writer.generate(requests, version)
+
+
 def organic_run(path: Path, settings: Config) -> Any:
     """A run of ``settings`` with scripted engines that hold v1, while the untouched model is v0."""
     found = make(path, lambda bid: 1.0)
     crew, loaded = found.backend._crew, []
     crew.version = WeightVersion("v1", 1, path)
     crew.refresh = lambda version, probe: loaded.append(version.name)
+    crew.shards = Pool("shard", Answering, (found.writer,), Actors(), in_process=True)
+    crew.shards.start(1)
+    crew.patience = 1
     return SimpleNamespace(
         run=Run.create(path / "run", settings), crew=crew, loaded=loaded, watch=Watch(), **vars(found)
     )
@@ -125,7 +144,7 @@ def test_organic_answers_are_written_once_a_run(tmp_path: Path) -> None:
     # A prompt of five tokens, computed once, and two answers of two.
     assert one.run.committed("organic")["tokens"] == len(questions) * (5 + 2 * 2)
     (planned,) = auctions(settings, world, 1)[:1]
-    ((kept),) = OrganicAnswers(one.run)([planned])
+    ((kept),) = OrganicAnswers(one.run.place)([planned])
     assert kept == ("Try nothing.", "Try nothing.")
     assert json.loads((one.run.records("organic") / "answers.json").read_text()).keys() == questions
     ad, other = planned.ads[0], "Its price fell twice last winter."
@@ -134,7 +153,8 @@ def test_organic_answers_are_written_once_a_run(tmp_path: Path) -> None:
         for draw, text in enumerate((f"Try nothing. {markup(ad)}", f"{markup(ad)} {other}", other))
     ]
     sampled = Sampled({planned.auction.id: planned}, "v0", answers)
-    found = values_of(one.run, one.crew, world, sampled, planned.phase)
+    valuer = Valuer(settings, world, one.run.place)
+    found = valuer.values(sampled, planned.phase, one.backend._encode)
     assert found["a/0"]["credibility"] == pytest.approx(0, abs=1e-6)  # says what the model says
     assert -2 <= found["a/1"]["credibility"] < -0.1
     assert found["a/2"]["credibility"] == 0  # places no ad

@@ -24,7 +24,7 @@ from raylla.errors import ConfigError, RunError
 from raylla.evaluation import efficiency
 from raylla.figures.table import COLUMNS, JudgedAnswer, per_query, row_figures, terms_of
 from raylla.irpo.sampling import Sampled
-from raylla.irpo.scoring import group, score, values_of
+from raylla.irpo.scoring import Valuer, group, score
 from raylla.mechanisms.llm import Pretrained
 from raylla.mechanisms.mosaic import Mosaic
 from raylla.records import Ad, Answer, Auction, Planned, Profile, Query, Reward
@@ -313,7 +313,7 @@ def test_terms_decide_who_wins(tmp_path: Path) -> None:
         run = Run(home(tmp_path), config.parse_config(tree | terms, "test"))
         values = term_values(named_terms(["user-welfare"]), Fits(), [(PLANNED, text) for text in TEXTS[:2]])
         by_id = {answer.sample_id: one for answer, one in zip(answers, values, strict=True)}
-        rewards = score(run, sampled, rates, by_id)
+        rewards = score(run.config, sampled, rates, by_id)
         assert [one.total for one in rewards.values()] == pytest.approx([15, 45 - 0.4 * weight])
         chosen = group(answers, [one.total for one in rewards.values()], run.config.irpo.delta)
         assert chosen is not None
@@ -328,14 +328,11 @@ def test_without_terms_nothing_is_asked(tmp_path: Path) -> None:
     asked = efficiency.test_auctions(made.backend.config, made.backend.world)[:1]
     answer = Answer("a/0", asked[0].auction.id, 0, "v0", f"Try {markup(asked[0].ads[0])}.", (1,), (2,))
     sampled = Sampled({asked[0].auction.id: asked[0]}, "v0", [answer])
-    crew = made.backend._crew
     settings = made.backend.config
-    assert values_of(Run(home(tmp_path), settings), crew, made.backend.world, sampled, "test") == {}
-    weighed = Run(
-        home(tmp_path),
-        config.parse_config({"reward_terms": [{"name": "user-welfare", "weight": 3}]}, "test"),
-    )
-    found = values_of(weighed, crew, made.backend.world, sampled, "test")
+    world, encode = made.backend.world, made.backend._encode
+    assert Valuer(settings, world, str(tmp_path)).values(sampled, "test", encode) == {}
+    weighed = config.parse_config({"reward_terms": [{"name": "user-welfare", "weight": 3}]}, "test")
+    found = Valuer(weighed, world, str(tmp_path)).values(sampled, "test", encode)
     (fits,) = made.backend.relevance(asked)
     assert found == {"a/0": {"user-welfare": pytest.approx(fits[0] - fits.max())}}
 

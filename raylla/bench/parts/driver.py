@@ -1,10 +1,12 @@
-"""The driver's share of an epoch with 16, 64 and 256 rollout actors, simulated.
+"""The driver's share of an epoch with 16, 64, 256 and 1,024 rollout actors in shards, simulated.
 
 The loop, its pools, Ray and the records are the real ones. Engines and trainers sleep: as long as the
 plan of `qwen3-4b-1node.yaml` on H100s has it (`raylla plan`), an answer longer or shorter as the answers
 of a real pocket run are; texts and token ids have the paper's sizes. Many rollout actors share a process,
 for the machine has no room for so many. Judges are as many as keep up, and the one reward trainer and the
 DPO trainer as much quicker as there are more actors than the plan's: it is the driver that is looked at.
+Where two cores do not hold what the shards do, all sleeps are `SLOWER` times as long; the driver's share is
+that of an epoch at the plan's own times, which is as much shorter.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -24,19 +27,28 @@ from raylla.actors.placement import connect, disconnect
 from raylla.bench.measure import Row, Spread
 from raylla.bench.parts.epoch import run_epochs
 from raylla.bench.run import Bench
-from raylla.bench.scripted import Crowd, Latencies, ScriptedCrew, WordyRollout
+from raylla.bench.scripted import Latencies, ScriptedCrew, ScriptedSquad
 from raylla.config import Config, parse_config
 from raylla.irpo.loop import run_epoch
 from raylla.models import resolve
 from raylla.plan import Lengths, budget, hardware
 from raylla.records import Answer, WeightVersion
 from raylla.runs.observe import Observer
-from raylla.runs.state import Run, load_records
+from raylla.runs.state import Run, load_records, parts_of
 from raylla.world import World, build
 from raylla.world.synthetic import grammar
 
 _MODEL = "Qwen/Qwen3-4B-Instruct-2507"
-ACTORS = (16, 64, 256)
+ACTORS = (16, 64, 256, 1024)
+SLOWER = {256: 3, 1024: 10}
+"""Number of rollout actors -> how much longer they sleep than the plan has it; others sleep as planned."""
+
+MESSAGES = 32
+"""Messages that the driver takes of all shards in a second, at most."""
+
+EACH, LEAST = 64, 2
+"""Rollout actors of a shard, and shards at least: one alone would be a part of the driver."""
+
 _QUERIES = 4
 """Training queries of an epoch, for each rollout actor; a quarter as many are tested."""
 
@@ -59,11 +71,12 @@ class EpochTimes:
     cpu: float
     answers: int
     peak: int
+    slower: float = 1.0
 
     @property
     def share(self) -> float:
-        """The driver's CPU seconds in the epoch's."""
-        return self.cpu / self.wall
+        """The driver's CPU seconds in the epoch's, had it gone at the plan's times."""
+        return self.cpu * self.slower / self.wall
 
 
 def rows(bench: Bench) -> list[Row]:
@@ -88,8 +101,11 @@ def rows(bench: Bench) -> list[Row]:
 
 def shape(directory: Path) -> tuple[float, ...]:
     """Tokens of a real run's answers ÷ their mean."""
-    answers = load_records(Run.open(directory).part("records/epoch-1/sample") / "answers.parquet", Answer)
-    lengths = [len(answer.token_ids) for answer in answers]
+    lengths = [
+        len(answer.token_ids)
+        for part in parts_of(Run.open(directory).part("records/epoch-1/sample"))
+        for answer in load_records(part / "answers.parquet", Answer)
+    ]
     mean = statistics.fmean(lengths)
     return tuple(length / mean for length in lengths)
 
@@ -102,10 +118,17 @@ def memory(told: Sequence[EpochTimes]) -> Row:
     return Row("driver's memory, a further answer of an epoch", Spread(tuple(grown)), "bytes", notes=notes)
 
 
+def shards_of(actors: int) -> int:
+    """Shards for this many rollout actors."""
+    return max(LEAST, actors // EACH)
+
+
 def _row(actors: int, told: Sequence[EpochTimes]) -> Row:
     notes = {
         "epoch wall ÷ critical path": statistics.median(one.wall / one.critical for one in told),
         "answers": told[0].answers,
+        "shards": shards_of(actors),
+        "sleeps longer by": told[0].slower,
         "answers/s": statistics.median(one.answers / one.wall for one in told),
         "driver's CPU, an answer (ms)": statistics.median(1e3 * one.cpu / one.answers for one in told),
     }
@@ -115,7 +138,12 @@ def _row(actors: int, told: Sequence[EpochTimes]) -> Row:
 
 def _simulate(directory: Path, actors: int, queries: int, spread: tuple[float, ...]) -> EpochTimes:
     """One epoch of ``queries`` training queries a rollout actor."""
-    return epoch(directory, *paper_settings(actors, queries), spread)
+    config, planned = paper_settings(actors, queries)
+    slower = SLOWER.get(actors, 1)
+    news = {"news": slower * max(config.shards.news, config.shards.workers / MESSAGES)}
+    config = config.model_copy(update={"shards": config.shards.model_copy(update=news)})
+    latencies = Latencies(*(slower * seconds for seconds in astuple(planned)))
+    return replace(epoch(directory, config, latencies, spread), slower=slower)
 
 
 def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[float, ...]) -> EpochTimes:
@@ -124,10 +152,9 @@ def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[f
     run = Run.create(directory, config)
     watch = Observer(config, run.path, Console(quiet=True))
     version = WeightVersion("v0", 0, resolve("pocket:ad-llm", "the base weights"))
-    crew = ScriptedCrew(config, version, latencies, watch)
     lengths = Lengths.of(config)
-    args = (latencies, spread, round(lengths.prompt), round(lengths.answer))
-    crew.rollouts = Crowd("rollout", WordyRollout, args, config.rollout, record=watch.timeline.add)
+    wordy = (spread, round(lengths.prompt), round(lengths.answer))
+    crew = ScriptedCrew(config, version, latencies, watch, partial(ScriptedSquad, latencies, wordy))
     try:
         crew.start()
         before = time.process_time()
@@ -183,6 +210,7 @@ def paper_settings(actors: int, queries: int) -> tuple[Config, Latencies]:
     )
     tree["rollout"] = {"workers": actors, "cpus": 0}
     tree["judge"] = {"workers": -(-actors // READ), "cpus": 0}
+    tree["shards"] = {"workers": shards_of(actors), "cpus": 0}
     return parse_config(tree, "the simulated config"), latencies
 
 

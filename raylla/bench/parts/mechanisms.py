@@ -13,7 +13,7 @@ from raylla.evaluation.backend import EvaluationBackend
 from raylla.evaluation.efficiency import COSTS, hold, test_auctions
 from raylla.evaluation.kept import Kept
 from raylla.evaluation.setup import MAIN
-from raylla.irpo.crew import Crew
+from raylla.irpo.crew import Panel
 from raylla.irpo.loop import train_run
 from raylla.mechanisms.protocol import named_mechanisms
 from raylla.runs.observe import Observer
@@ -35,9 +35,9 @@ def rows(bench: Bench) -> list[Row]:
     costs = {}
     detector = detector_for(weighed_terms(config), config)
     connect(config)
-    crew = Crew(config, run.path, committed(run)[0][0], watch)
+    crew = Panel(config, committed(run)[0][0], watch)
     try:
-        crew.start(trainer=False)
+        crew.start(most=True)
         world = store.load_world(run.path / "world")
         for mechanism in named_mechanisms(config.evaluation.mechanisms):
             # kept anew, so that all is paid for

@@ -63,7 +63,7 @@ def rows(bench: Bench) -> list[Row]:
 
 
 def scripted_epoch(
-    config: Config, directory: Path, world: World, version: WeightVersion, latencies: Latencies
+    config: Config, directory: Path | str, world: World, version: WeightVersion, latencies: Latencies
 ) -> dict[str, float]:
     """One epoch of the loop itself on sleeping actors; what its timeline says."""
     run = Run.create(directory, config)

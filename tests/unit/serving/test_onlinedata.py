@@ -154,17 +154,19 @@ def test_too_few_auctions_are_refused(market: Market, listings: list[Listing], t
 
 
 def _begun(run: Run, world: World, epoch: int) -> Sampled:
-    """What an epoch's stream holds before anything was sampled."""
+    """What an epoch holds before anything was sampled."""
     nobody = Pool("nobody", object, (), run.config.rollout, in_process=True)
-    crew = SimpleNamespace(
+    squad = SimpleNamespace(
         version=SimpleNamespace(name="v0"), rollouts=nobody, judges=nobody, bring_up=lambda *_: None
     )
-    planned = schedule.auctions(run.config, world, epoch)
-    stream = Stream(run.config, world, crew, Observer(run.config, None), planned)  # type: ignore[arg-type]
-    served.hand_in(run, stream)
-    stream.until(["reward"])
-    assert stream.due("reward") == 0
-    return stream.result("reward")
+    begun, watch = Sampled({}, "v0"), Observer(run.config, None)
+    stream = Stream(run.config, world, squad, watch, lambda _, found: begun.add(found))  # type: ignore[arg-type]
+    chunks = [one for one in schedule.chunks(run.config, world, epoch) if one.phase == "reward"]
+    names = {name for chunk in chunks for name in chunk.auction_ids}
+    stream.add(chunks, served.served_answers(run.place, names) if names else {})
+    stream.work(1)
+    assert not stream.busy
+    return begun
 
 
 def _taken(run: Run) -> World:

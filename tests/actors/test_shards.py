@@ -1,0 +1,90 @@
+"""Shards as actors: what they leave is what one in the driver leaves, though one is killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+from rich.console import Console
+
+from raylla.bench.scripted import Latencies, ScriptedCrew, ScriptedSquad
+from raylla.config import Config, parse_config
+from raylla.irpo.loop import run_epoch
+from raylla.irpo.shards.notes import News
+from raylla.models import resolve
+from raylla.records import WeightVersion
+from raylla.runs.observe import Observer
+from raylla.runs.state import Run
+from tests import recorded
+from tests.worlds import asked_world
+
+SLOW = Latencies(
+    answer=0.004, judgement=0.001, take=0.001, update=0.001, predict=0.001, group=0.005, load=0.01
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def config(shards: int) -> Config:
+    tree = {
+        "world": {"profiles": 24},
+        "irpo": {"epochs": 1, "reward_answers": 4, "preference_answers": 3},
+        "rollout": {"workers": 3},
+        "judge": {"workers": 2},
+        "shards": {"workers": shards, "cpus": 0},
+        "wandb": {"mode": "disabled"},
+    }
+    return parse_config(tree, "test")
+
+
+def epoch(settings: Config, place: Path, kill: bool = False) -> tuple[list[str], Observer]:
+    """An epoch of sleepers; ids of its samples, in the ledger's order."""
+    run = Run.create(place, settings)
+    watch = Observer(settings, run.path, Console(quiet=True))
+    version = WeightVersion("v0", 0, resolve("pocket:ad-llm", "test"))
+    crew = ScriptedCrew(settings, version, SLOW, watch, partial(ScriptedSquad, SLOW, ()))
+    hear = crew.hear
+
+    def strike(shard: int, news: News) -> None:
+        hear(shard, news)
+        if kill and news.whole and shard == 1 and not watch.restarts["shard"]:
+            ray.kill(crew.shards._hosts[shard])
+
+    crew.hear = strike  # type: ignore[method-assign]
+    try:
+        crew.start()
+        run_epoch(run, crew, watch, asked_world(settings.world), 1)
+    finally:
+        crew.stop()
+        watch.close()
+    lines = [json.loads(line) for line in run.ledger.read_text().splitlines()]
+    return [line["sample_id"] for line in lines if "sample_id" in line], watch
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_shard_is_made_anew_and_redoes_only_what_it_had_not_written(tmp_path: Path) -> None:
+    alone, _ = epoch(config(1), tmp_path / "alone")
+    ids, watch = epoch(config(2), tmp_path / "killed", kill=True)
+    assert watch.restarts["shard"] == 1
+    assert ids == alone
+    for stage in ("sample", "test"):
+        for name in ("auctions", "answers", "clicks"):
+            tables = [
+                recorded.table(tmp_path / run, f"epoch-1/{stage}", name) for run in ("alone", "killed")
+            ]
+            assert tables[0].equals(tables[1]), f"{stage}/{name}"
+    assert recorded.groups(tmp_path / "alone", 1) == recorded.groups(tmp_path / "killed", 1)
+    spans = [json.loads(line) for line in (tmp_path / "killed" / "timeline.jsonl").read_text().splitlines()]
+    actors = {line["actor"] for line in spans if "actor" in line}
+    assert actors >= {"rollout[0]", "rollout[1]", "rollout[2]", "judge[0]", "judge[1]", "reward-trainer[0]"}
