@@ -14,7 +14,7 @@ import torch
 from raylla.config import Lora, parse_config
 from raylla.engines import AdapterRoom
 from raylla.errors import ConfigError
-from raylla.irpo import crew
+from raylla.irpo.shards import squad
 from raylla.models import POCKET, roles
 from raylla.policy import adapters, saving
 from raylla.policy.groups import Packable
@@ -80,17 +80,17 @@ def test_check_says_how_versions_are_taken() -> None:
 
 
 def test_rollout_engines_have_room_for_adapters_where_a_config_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: dict[str, tuple[Any, ...]] = {}
-    monkeypatch.setattr(crew, "Pool", lambda name, _, args, *more: made.update({name: args}))
+    monkeypatch.setattr(squad, "Pool", lambda name, _, args, *more: made.update({name: args}))
     base = str(POCKET / "ad-llm")
     first = WeightVersion("v0", 0, base)
-    watch = cast(Observer, SimpleNamespace(timeline=SimpleNamespace(add=None)))
+    watch = cast(Observer, SimpleNamespace(spent=None))
     tree = {"lora": LORA.model_dump(mode="json"), "ray": {"in_process": True}}
-    crew.Crew(parse_config(tree, "test"), tmp_path, first, watch)
+    squad.Squad(parse_config(tree, "test"), first, watch)
     assert (len(made["rollout"]), made["weight-store"]) == (5, ())
-    crew.Crew(parse_config(tree | {"rollout": {"adapters": "shared"}}, "test"), tmp_path, first, watch)
+    squad.Squad(parse_config(tree | {"rollout": {"adapters": "shared"}}, "test"), first, watch)
     *_, version, opens = made["rollout"]
     assert (version, opens.keywords) == ("v0", {"room": AdapterRoom(2, 2, ("q_proj",))})
     assert made["weight-store"] == (base,)
