@@ -25,8 +25,8 @@ from raylla.auction.checks import Array, ending, numbers
 
 Figure = dict[str, float]
 """mean, low and high: an estimate and its interval."""
-DRAWN_AT_ONCE = 4_000_000
-"""Queries that are resampled together, which bounds the memory."""
+DRAWN_AT_ONCE = 30_000
+"""Queries that are resampled together, which bounds the memory: each takes some 30 bytes."""
 
 
 def with_ends(figure: Mapping[str, float]) -> str:

@@ -146,7 +146,8 @@ def learn(run: Run, crew: Crew, watch: Observer, dealing: Dealing, learner: Lear
         "mean_reward": sum(totals) / max(1, len(totals)),
         "terms": {name: sum(values) / max(1, len(values)) for name, values in valued.items()},
     }
-    run.commit(stage, (name for chunk in scored for name in chunk.members), report)
+    planned = zip(dealing.of("preference"), scored, strict=True)
+    run.commit(stage, (name for chunk, found in planned for name in found.sample_ids(chunk)), report)
     watch.metrics(epoch, {f"learn/{key}": value for key, value in report.items()})
     return learned.parts
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from raylla.actors.host import START
-from raylla.actors.spans import Size, Span
+from raylla.actors.spans import Size, Span, ActorSpans
 from raylla.storage import writing
 from raylla.strictjson import dumps
 
@@ -30,13 +31,13 @@ class Timeline:
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
-        self._spans: list[Span] = []
+        self._spans = ActorSpans()
         self._sizes: list[Size] = []
         self.epochs: list[dict[str, Any]] = []
 
     def add(self, span: Span) -> None:
         """Take one span."""
-        self._spans.append(span)
+        self._spans.add(span)
 
     def resize(self, size: Size) -> None:
         """Take a change of a pool's size."""
@@ -45,7 +46,7 @@ class Timeline:
     @contextmanager
     def epoch(self, epoch: int) -> Iterator[None]:
         """The spans that are added meanwhile are this epoch's; an epoch that fails leaves none."""
-        self._spans, self._sizes = [], []
+        self._spans, self._sizes = ActorSpans(), []
         began = time.time()
         yield
         ended = time.time()
@@ -60,13 +61,13 @@ class Timeline:
         if self._directory is not None:
             with writing(self._directory / "timeline.jsonl"):
                 with (self._directory / "timeline.jsonl").open("a") as file:
-                    events = [*map(asdict, self._spans), *map(asdict, self._sizes)]
-                    for line in (*({"epoch": epoch} | event for event in events), found):
+                    events = chain(map(asdict, self._spans), map(asdict, self._sizes))
+                    for line in chain(({"epoch": epoch} | event for event in events), [found]):
                         file.write(dumps(line) + "\n")
                 write_trace(self._directory)
 
 
-def idle(spans: Sequence[Span], began: float, ended: float) -> dict[str, float]:
+def idle(spans: Iterable[Span], began: float, ended: float) -> dict[str, float]:
     """Share of ``began`` to ``ended`` in which each actor of ``spans`` did nothing, by actor."""
     busy: dict[str, float] = {}
     for span in spans:
@@ -87,7 +88,7 @@ def pools(sizes: Sequence[Size], ended: float) -> dict[str, dict[str, float]]:
     return by_pool
 
 
-def critical_seconds(spans: Sequence[Span]) -> float:
+def critical_seconds(spans: ActorSpans) -> float:
     """Seconds that an epoch of these spans takes where nobody waits but for what he needs.
 
     Rollouts answer without a pause.  The pCTR update needs the last phase-1 judgement: the judge has
@@ -95,82 +96,83 @@ def critical_seconds(spans: Sequence[Span]) -> float:
     the last phase-2 answer; DPO needs all scores; the new weights need DPO, and engines that are done
     with the test.  The judge must get through the test as well.
     """
+    rollouts, judges, rewards, trainers = map(spans.of, (ROLLOUT, JUDGE, REWARD, TRAINER))
     answered = {
-        phase: max((_until(spans, actor, phase) for actor in _actors(spans, ROLLOUT)), default=0.0)
+        phase: max((_until(rollout, phase) for rollout in rollouts), default=0.0)
         for phase in ("reward", "preference", "test")
     }
-    judged = max((_busy(spans, actor, "reward") for actor in _actors(spans, JUDGE)), default=0.0)
+    judged = max((judge.seconds("reward") for judge in judges), default=0.0)
     if judged:
-        judged = max(judged, answered["reward"] + _last(spans, JUDGE, "reward"))
-    every = max((_busy(spans, actor, None) for actor in _actors(spans, JUDGE)), default=0.0)
-    encoded = sum(_busy(spans, actor, "take") for actor in _actors(spans, REWARD))
-    updated = max(judged, answered["reward"], encoded) + _last(spans, REWARD, "take")
-    updated += sum(_busy(spans, actor, "update") for actor in _actors(spans, REWARD))
-    predicting = sum(_busy(spans, actor, "predict_intervals") for actor in _actors(spans, REWARD))
-    scored = max(updated + predicting, answered["preference"] + _last(spans, REWARD, "predict_intervals"))
-    aligned = scored + sum(_busy(spans, actor, None) for actor in _actors(spans, TRAINER))
-    return max(aligned, answered["test"], every) + _last(spans, ROLLOUT, LOAD)
+        judged = max(judged, answered["reward"] + _last(judges, "reward"))
+    every = max((judge.seconds() for judge in judges), default=0.0)
+    encoded = sum(reward.seconds("take") for reward in rewards)
+    updated = max(judged, answered["reward"], encoded) + _last(rewards, "take")
+    updated += sum(reward.seconds("update") for reward in rewards)
+    predicting = sum(reward.seconds("predict_intervals") for reward in rewards)
+    scored = max(updated + predicting, answered["preference"] + _last(rewards, "predict_intervals"))
+    aligned = scored + sum(trainer.seconds() for trainer in trainers)
+    return max(aligned, answered["test"], every) + _last(rollouts, LOAD)
 
 
 def write_trace(directory: Path) -> None:
-    """``timeline.jsonl`` in Chrome's trace format: a row per actor, and a counter per pool."""
-    lines = [json.loads(line) for line in (directory / "timeline.jsonl").read_text().splitlines()]
-    spans = [line for line in lines if "actor" in line]
-    rows = {actor: row for row, actor in enumerate(sorted({span["actor"] for span in spans}))}
-    events: list[dict[str, Any]] = [
+    """``timeline.jsonl`` in Chrome's trace format: a row per actor, and a counter per pool. Neither file is
+    ever in memory."""
+    rows = {actor: row for row, actor in enumerate(sorted({line["actor"] for line in _drawn(directory, "actor")}))}
+    named = (
         {"name": "thread_name", "ph": "M", "pid": 1, "tid": row, "args": {"name": actor}}
         for actor, row in rows.items()
-    ]
-    events += [
-        {
-            "name": span["task"],
-            "cat": f"epoch {span['epoch']}",
-            "ph": "X",
-            "pid": 1,
-            "tid": rows[span["actor"]],
-            "ts": span["began"] * 1e6,
-            "dur": (span["ended"] - span["began"]) * 1e6,
-        }
-        for span in spans
-    ]
-    events += [
-        {
-            "name": f"workers of {size['pool']}",
-            "ph": "C",
-            "pid": 1,
-            "ts": size["at"] * 1e6,
-            "args": {"at work": size["workers"], "joining": size["joining"]},
-        }
-        for size in lines
-        if "pool" in size
-    ]
-    (directory / "timeline.trace.json").write_text(dumps({"traceEvents": events}))
-
-
-def _actors(spans: Sequence[Span], group: str) -> set[str]:
-    return {span.actor for span in spans if span.actor.rpartition("[")[0] == group}
-
-
-def _busy(spans: Sequence[Span], actor: str, task: str | None) -> float:
-    """Seconds of one actor's spans, of one task or of all."""
-    return sum(
-        span.ended - span.began for span in spans if span.actor == actor and task in (None, span.task)
     )
+    worked = (_bar(span, rows) for span in _drawn(directory, "actor"))
+    counted = map(_counter, _drawn(directory, "pool"))
+    with (directory / "timeline.trace.json").open("w") as file:
+        before = '{"traceEvents": ['
+        for event in chain(named, worked, counted):
+            file.write(before + dumps(event))
+            before = ",\n"
+        file.write("]}" if before.startswith(",") else before + "]}")
 
 
-def _until(spans: Sequence[Span], actor: str, phase: str) -> float:
+def _drawn(directory: Path, key: str) -> Iterator[dict[str, Any]]:
+    """The lines of ``timeline.jsonl`` that have a key, one at a time."""
+    with (directory / "timeline.jsonl").open() as file:
+        yield from (line for line in map(json.loads, file) if key in line)
+
+
+def _bar(span: dict[str, Any], rows: dict[str, int]) -> dict[str, Any]:
+    return {
+        "name": span["task"],
+        "cat": f"epoch {span['epoch']}",
+        "ph": "X",
+        "pid": 1,
+        "tid": rows[span["actor"]],
+        "ts": span["began"] * 1e6,
+        "dur": (span["ended"] - span["began"]) * 1e6,
+    }
+
+
+def _counter(size: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": f"workers of {size['pool']}",
+        "ph": "C",
+        "pid": 1,
+        "ts": size["at"] * 1e6,
+        "args": {"at work": size["workers"], "joining": size["joining"]},
+    }
+
+
+def _until(rollout: ActorSpans, phase: str) -> float:
     """Busy seconds of one rollout actor up to the end of its last span of ``phase``."""
-    ends = [span.ended for span in spans if span.actor == actor and span.task == phase]
-    if not ends:
+    last = max((span.ended for span in rollout if span.task == phase), default=None)
+    if last is None:
         return 0.0
     return sum(
         span.ended - span.began
-        for span in spans
-        if span.actor == actor and span.task not in (LOAD, START) and span.ended <= max(ends)
+        for span in rollout
+        if span.task not in (LOAD, START) and span.ended <= last
     )
 
 
-def _last(spans: Sequence[Span], group: str, task: str) -> float:
+def _last(group: Sequence[ActorSpans], task: str) -> float:
     """Length of the span of ``task`` that ended last in a group."""
-    found = [span for span in spans if span.actor.rpartition("[")[0] == group and span.task == task]
+    found = (span for own in group for span in own if span.task == task)
     return max(((span.ended, span.ended - span.began) for span in found), default=(0.0, 0.0))[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -181,6 +182,17 @@ def test_memory_does_not_grow_with_the_queries(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(intervals, "DRAWN_AT_ONCE", 700)
     in_parts = mean(values, 50, _rng())
     assert in_parts == {key: pytest.approx(value) for key, value in at_once.items()}
+
+
+def test_many_queries_take_hardly_more_memory_than_few() -> None:
+    peaks = []
+    for queries in (100, 2000):
+        values = _rng().normal(10, 1, queries)
+        tracemalloc.start()
+        mean(values, 2000, _rng())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 200 * (2000 - 100)
 
 
 def test_spearman_by_hand() -> None:

@@ -58,6 +58,7 @@ def left(place: Path, settings: Config) -> dict[str, Any]:
     tables = {"sample": ("auctions", "answers", "clicks"), "test": ("auctions", "answers", "clicks")}
     return {
         "ids": [line["sample_id"] for line in lines if "sample_id" in line],
+        "members": [one["sample_id"] for one in lines if "sample_id" in one and "learn" in one["stage"]],
         "reports": {
             stage: {name: value for name, value in report.items() if name != "wall_seconds"}
             for stage, report in reports.items()
@@ -81,7 +82,8 @@ def left(place: Path, settings: Config) -> dict[str, Any]:
 def test_any_number_of_shards_leaves_the_same(tmp_path: Path, irpo: dict[str, object]) -> None:
     one, two, five = (epoch(config(shards, **irpo), tmp_path / str(shards)) for shards in (1, 2, 5))
     assert len(one["ids"]) > 900
-    assert one["groups"]
+    named = [name for group in one["groups"] for name in (group["winner"], *group["losers"])]
+    assert one["members"] == named != []
     assert one["reports"]["epoch-1/learn"]["groups"] == len(one["groups"])
     assert set(one["reports"]) == {f"epoch-1/{stage}" for stage in ("sample", "learn", "test", "align")}
     assert one == two == five

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from raylla.actors.spans import Size, Span
+from raylla.actors.spans import ActorSpans, Size, Span
 from raylla.runs.timeline import Timeline, critical_seconds, idle, pools
 
 
@@ -37,16 +38,18 @@ def epoch(judge_from: float = 1.0, wait: float = 0.0) -> list[Span]:
 def test_the_critical_path_is_the_longest_chain_of_needs() -> None:
     # Judging takes 6 s, its last batch 2 after the last answer at 4; then encoding the last rows 1,
     # update 2, scores 1, DPO 5 and the new weights 0.5.
-    assert critical_seconds(epoch()) == pytest.approx(6 + 1 + 2 + 1 + 5 + 0.5)
+    assert critical_seconds(ActorSpans(epoch())) == pytest.approx(6 + 1 + 2 + 1 + 5 + 0.5)
 
 
 def test_waiting_is_not_on_it() -> None:
-    assert critical_seconds(epoch(judge_from=4.0, wait=3.0)) == critical_seconds(epoch())
+    assert critical_seconds(ActorSpans(epoch(judge_from=4.0, wait=3.0))) == critical_seconds(
+        ActorSpans(epoch())
+    )
 
 
 def test_a_long_test_is() -> None:
     slow = [*epoch(), Span("rollout[1]", "test", 10, 30)]
-    assert critical_seconds(slow) == pytest.approx(30 + 0.5)
+    assert critical_seconds(ActorSpans(slow)) == pytest.approx(30 + 0.5)
 
 
 def test_idle_is_what_is_left() -> None:
@@ -90,3 +93,28 @@ def test_an_epoch_is_written_for_people_and_for_trace_viewers(tmp_path: Path) ->
         (event["tid"], event["name"], event["ts"], event["dur"]) for event in events if event["ph"] == "X"
     ]
     assert drawn == [(0, "reward", 5e6, 2e6), (1, "reward", 9e6, 0.5e6)]
+
+
+def test_a_span_more_is_two_numbers_more_in_memory(tmp_path: Path) -> None:
+    timeline, many = Timeline(tmp_path), 2000
+    with timeline.epoch(1):
+        tracemalloc.start()
+        for place in range(many):
+            timeline.add(Span(f"rollout[{place % 4}]", "reward", place + 0.25, place + 0.5))
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert kept < 20 * many
+    lines = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
+    assert sorted(line["began"] for line in lines[:-1]) == [place + 0.25 for place in range(many)]
+
+
+def test_a_trace_is_written_without_all_of_it_in_memory(tmp_path: Path) -> None:
+    timeline, many = Timeline(tmp_path), 2000
+    with timeline.epoch(1):
+        for place in range(many):
+            timeline.add(Span("rollout[0]", "reward", place, place + 0.5))
+        tracemalloc.start()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (tmp_path / "timeline.trace.json").stat().st_size > 50 * many
+    assert peak < 50 * many

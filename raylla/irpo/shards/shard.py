@@ -35,20 +35,27 @@ from raylla.irpo.shards.squad import MakeSquad, Squad, Witness
 from raylla.policy.groups import token_group
 from raylla.policy.jobs import GroupPart
 from raylla.records import Planned, Prediction, PreferenceGroup, WeightVersion
-from raylla.world import World, prompts
+from raylla.world import World, bids, prompts
 from raylla.world.retrieval import Vectors
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredChunk:
-    """What scoring a chunk came to: ``members`` of its groups by sample id, ``totals`` of its answers'
-    rewards, and the values of reward ``terms`` by name, answer after answer."""
+    """What scoring a chunk came to: ``members`` of its groups, each by its auction's place in the chunk and
+    its draw; ``totals`` of its answers' rewards, and the values of reward ``terms`` by name, answer after
+    answer."""
 
     groups: int
     pairs: int
-    members: tuple[str, ...]
+    members: array[int]
     totals: Sequence[float] = ()
     terms: tuple[tuple[str, Sequence[float]], ...] = ()
+
+    def sample_ids(self, chunk: Chunk) -> Iterator[str]:
+        """Ids of the members of the groups of ``chunk``, which this is of."""
+        auctions, numbers = chunk.auction_ids, iter(self.members)
+        for place, draw in zip(numbers, numbers, strict=True):
+            yield bids.sample_id(auctions[place], draw)
 
 
 class Shard:
@@ -159,7 +166,7 @@ class Shard:
                 (name, array("d", (values[name] for values in terms.values())))
                 for name in config.term_weights
             )
-            scored = _counted(groups, totals, valued)
+            scored = _counted(chunk, groups, totals, valued)
             part = self._group_part(groups, sampled)
         yield scored
         yield part
@@ -168,7 +175,7 @@ class Shard:
         """`ScoredChunk` and the groups of a chunk that was scored before, from its records."""
         sampled = self._read(chunk)
         groups = parts.read_groups(self._place, chunk, sampled)
-        yield _counted(groups)
+        yield _counted(chunk, groups)
         yield self._group_part(groups, sampled)
 
     def tested(self, chunk: Chunk, encoder: Pool | None) -> Iterator[Any]:
@@ -249,9 +256,14 @@ class Shard:
 
 
 def _counted(
+    chunk: Chunk,
     groups: Sequence[PreferenceGroup],
     totals: Sequence[float] = (),
     terms: tuple[tuple[str, Sequence[float]], ...] = (),
 ) -> ScoredChunk:
-    members = tuple(answer.sample_id for group in groups for answer in (group.winner, *group.losers))
+    places = {name: place for place, name in enumerate(chunk.auction_ids)}
+    members = array("I")
+    for group in groups:
+        for answer in (group.winner, *group.losers):
+            members.extend((places[group.auction_id], answer.draw))
     return ScoredChunk(len(groups), sum(len(group.losers) for group in groups), members, totals, terms)
