@@ -156,7 +156,7 @@ class Crew(AskingReward):
 
     def _prepare(self, pool: Pool, worker: int) -> None:
         if pool is self.shards:
-            self._open((worker,))
+            self.persistently(lambda: self._open((worker,)))
 
     def _open(self, shards: Sequence[int]) -> None:
         """Have shards start their engines, and load what is live."""

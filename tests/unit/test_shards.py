@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from raylla.actors.calls import RayCall
 from raylla.actors.placement import needs
 from raylla.actors.spans import Span
 from raylla.bench.parts.overlap import scripted_epoch
@@ -15,7 +20,10 @@ from raylla.bench.scripted import Latencies
 from raylla.config import Config, parse_config
 from raylla.errors import ConfigError, WorkerLostError
 from raylla.irpo.crew import Crew
+from raylla.irpo.schedule import Chunk, chunks, plan_chunk
+from raylla.irpo.shards.dealing import Dealing, ShardCall
 from raylla.irpo.shards.notes import News, Notes
+from raylla.irpo.shards.parts import read_chunk, read_groups
 from raylla.irpo.shards.squad import sliced
 from raylla.models import resolve
 from raylla.records import WeightVersion
@@ -115,6 +123,90 @@ def test_a_run_killed_after_a_stage_goes_on_in_other_shards(
     monkeypatch.setattr(Run, "commit", commit)
     slept(config(3), where)
     assert left(Run.open(where).part("records").parent, config(3)) == whole
+
+
+def test_records_without_parts_are_read_by_chunk(tmp_path: Path) -> None:
+    settings = config(2)
+    slept(settings, str(tmp_path / "run"))
+    world = asked_world(settings.world)
+    dealt = [chunk for chunk in chunks(settings, world, 1) if chunk.phase == "preference"]
+
+    def read() -> list[tuple[object, ...]]:
+        found = []
+        for chunk in dealt:
+            sampled = read_chunk(str(tmp_path / "run"), chunk, plan_chunk(settings, world, chunk))
+            judged = [answer.sample_id for _, answer, _ in sampled.judged("preference")]
+            groups = read_groups(str(tmp_path / "run"), chunk, sampled)
+            found.append((list(sampled.plan), sampled.answers, judged, groups))
+        return found
+
+    in_parts = read()
+    for stage, names in {"sample": ("answers", "clicks"), "learn": ()}.items():
+        kept = tmp_path / "run" / "records" / "epoch-1" / stage
+        for name in names:
+            pq.write_table(
+                recorded.table(tmp_path / "run", f"epoch-1/{stage}", name), kept / f"{name}.parquet"
+            )
+        json_name = "judged.json" if names else "groups.json"
+        every = [json.loads((part / json_name).read_text()) for part in sorted(kept.glob("part-*"))]
+        (kept / json_name).write_text(json.dumps([one for part in every for one in part]))
+        for part in kept.glob("part-*"):
+            shutil.rmtree(part)
+    assert len(dealt) > 1
+    assert read() == in_parts
+
+
+def test_one_after_another_a_shard_samples_in_one_call_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way = []
+    sample = Dealing._sample
+
+    def ask(self: Dealing, shard: int, own: list[Chunk]) -> None:
+        under_way.append([call for call in self._calls if call.index == shard])
+        sample(self, shard, own)
+
+    monkeypatch.setattr(Dealing, "_sample", ask)
+    slept(config(2, overlap=False), str(tmp_path / "run"))
+    assert under_way == [[]] * 6  # three phases in two shards
+
+
+def test_a_shard_that_says_nothing_of_a_chunk_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    dealing = object.__new__(Dealing)
+    lost: list[WorkerLostError] = []
+    monkeypatch.setattr(Dealing, "_recover", lambda self, error: lost.append(error))
+    monkeypatch.setattr("raylla.irpo.shards.dealing.soon", lambda calls, seconds: None)
+    dealing._crew = SimpleNamespace(patience=5.0, shards=SimpleNamespace(name="shard"))  # type: ignore[assignment]
+    call = RayCall("shard", 1, "score", None, None)
+    asked = ShardCall(Chunk(3, 1, "preference", ("q-1",), 2), "score", (), call)
+    assert dealing.reply(asked) is None
+    assert lost == []
+    call.heard -= 6
+    assert dealing.reply(asked) is None
+    assert str(lost[0]).startswith(
+        "score of epoch-1/sample/part-00003: nothing came from shard[1] within 5 s"
+    )
+    assert (lost[0].pool, lost[0].worker) == ("shard", 1)
+
+
+def test_a_shard_that_is_lost_while_it_begins_again_is_made_anew_again() -> None:
+    opened: list[tuple[int, ...]] = []
+    lost = WorkerLostError("gone", "shard", 1)
+
+    class Opening(Crew):
+        def __init__(self) -> None:
+            self.shards = SimpleNamespace(name="shard", restart=lambda lost, deadline: None)  # type: ignore[assignment]
+            self.pools = (self.shards,)
+            self.config = config(2)
+            self._watch = _Hears([])  # type: ignore[assignment]
+
+        def _open(self, shards: Sequence[int]) -> None:
+            opened.append(tuple(shards))
+            if len(opened) == 1:
+                raise lost
+
+    Opening().restart(lost)
+    assert opened == [(1,), (1,), (1,)]
 
 
 def test_more_shards_than_engines_are_refused() -> None:

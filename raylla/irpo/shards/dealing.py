@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylla.actors.pool import DONE, Call, gather, next_item, soon, soon_reference
-from raylla.errors import BudgetError, WorkerLostError
+from raylla.errors import BudgetError, WorkerHungError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.schedule import Chunk, chunks
 from raylla.irpo.shards.notes import News, Whole
@@ -116,18 +116,20 @@ class Dealing:
 
     def reply(self, asked: ShardCall, seconds: float = 0.0) -> tuple[Any, Any] | None:
         """What was told, and a reference to what goes to others; none where it is not there within
-        ``seconds``.
+        ``seconds``. A shard that says nothing in time is lost.
 
         Raises:
-            WorkerLostError: a worker outside the shards was lost meanwhile.
+            WorkerLostError: a worker outside the shards was lost meanwhile, or a shard once more than its
+                ``max_restarts``.
         """
+        reference = None
         try:
-            if asked.told is None:
-                found = soon([asked.call], seconds)
-                if found is None:
-                    return None
+            if asked.told is None and (found := soon([asked.call], seconds)) is not None:
                 asked.told = found[1]
-            reference = soon_reference(asked.call, seconds)
+            if asked.told is not None:
+                reference = soon_reference(asked.call, seconds)
+            if reference is None:
+                self._refuse_silence(asked)
         except WorkerLostError as lost:
             if lost.pool != self._crew.shards.name:
                 raise
@@ -194,14 +196,26 @@ class Dealing:
 
     def _answered(self, asked: ShardCall) -> tuple[Any, Any]:
         while (reply := self.reply(asked, self._crew.patience)) is None:
-            if time.monotonic() - asked.call.heard > self._crew.patience:
-                next_item([asked.call], 0, f"{asked.method} of {asked.chunk.stage}/{asked.chunk.part}")
+            pass  # asked anew
         return reply
 
+    def _refuse_silence(self, asked: ShardCall) -> None:
+        call, patience = asked.call, self._crew.patience
+        if time.monotonic() - call.heard > patience:
+            what = f"{asked.method} of {asked.chunk.stage}/{asked.chunk.part}"
+            raise WorkerHungError(
+                f"{what}: nothing came from {call.worker} within {patience:g} s; look at its log, or raise "
+                "deadlines.sample",
+                call.pool,
+                call.index,
+            )
+
     def _wanted(self, phases: Sequence[Phase]) -> bool:
-        if any(self._left.values()):
-            return any(self._left[phase] for phase in phases)
-        return bool(self._calls)  # their ends are still to be taken
+        if any(self._left[phase] for phase in phases):
+            return True
+        if any(self._left.values()) and self._config.irpo.overlap:
+            return False  # what is still sampled is nobody's who waits
+        return bool(self._calls)  # their ends: a shard samples in one call at a time
 
     def _give(self, phases: Sequence[Phase]) -> None:
         """Have the shards sample what is wanted: everything at once, or without overlap what is waited

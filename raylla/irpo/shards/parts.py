@@ -17,11 +17,12 @@ from raylla.irpo.sampling import Sampled
 from raylla.irpo.schedule import Chunk
 from raylla.records import Answer, Auction, Click, Planned, PreferenceGroup, Reward
 from raylla.runs.state import load_records, save_records, write_text
-from raylla.storage import here, making, within, write_whole
+from raylla.storage import exists, here, making, within, write_whole
 from raylla.strictjson import dumps
 
 TERMS = "terms.json"
 GROUPS = "groups.json"
+SAMPLE_FILE = "answers.parquet"
 ORGANIC = "organic"
 ORGANIC_FILE = "answers.json"
 
@@ -31,7 +32,7 @@ def keep_sampled(place: str, chunk: Chunk, sampled: Sampled) -> None:
     with making(_part(place, chunk.stage, chunk)) as directory:
         held = [planned.auction for planned in sampled.plan.values()]
         save_records(directory / "auctions.parquet", held, Auction)
-        save_records(directory / "answers.parquet", sampled.answers, Answer)
+        save_records(directory / SAMPLE_FILE, sampled.answers, Answer)
         save_records(directory / "clicks.parquet", sampled.click_records(), Click)
         write_text(directory / "judged.json", dumps(sorted(sampled.clicks)))
 
@@ -52,14 +53,14 @@ def keep_learned(
 
 def read_chunk(place: str, chunk: Chunk, plan: Sequence[Planned], tokens: bool = True) -> Sampled:
     """What `keep_sampled` wrote of a chunk, whose auctions are ``plan``."""
-    with here(_part(place, chunk.stage, chunk)) as directory:
+    with here(_kept(place, chunk.stage, chunk, SAMPLE_FILE)) as directory:
         return read_part(directory, {planned.auction.id: planned for planned in plan}, tokens)
 
 
 def read_groups(place: str, chunk: Chunk, sampled: Sampled) -> list[PreferenceGroup]:
     """What `keep_learned` wrote of a chunk's groups, with their answers from ``sampled``."""
     by_id = {answer.sample_id: answer for answer in sampled.answers}
-    with here(_part(place, _learn(chunk), chunk)) as directory:
+    with here(_kept(place, _learn(chunk), chunk, GROUPS)) as directory:
         flat: list[dict[str, Any]] = json.loads((directory / GROUPS).read_text())
     return [
         PreferenceGroup(
@@ -70,12 +71,13 @@ def read_groups(place: str, chunk: Chunk, sampled: Sampled) -> list[PreferenceGr
             tuple(group["loser_rewards"]),
         )
         for group in flat
+        if group["auction_id"] in sampled.plan
     ]
 
 
 def read_part(directory: Path, plan: dict[str, Planned], tokens: bool = True) -> Sampled:
     """What one part holds of the auctions of ``plan``."""
-    every = load_records(directory / "answers.parquet", Answer, tokens)
+    every = load_records(directory / SAMPLE_FILE, Answer, tokens)
     answers = [answer for answer in every if answer.auction_id in plan]
     own = {name: plan[name] for name in dict.fromkeys(answer.auction_id for answer in answers)}
     sampled = Sampled(own, answers[0].weight_version if answers else "", answers)
@@ -116,6 +118,13 @@ def _flat(group: PreferenceGroup) -> dict[str, Any]:
 
 def _learn(chunk: Chunk) -> str:
     return f"epoch-{chunk.epoch}/learn"
+
+
+def _kept(place: str, stage: str, chunk: Chunk, name: str) -> str:
+    """Where a chunk's records are: in its part, or in a stage's directory that has file ``name`` itself,
+    for all of its chunks."""
+    whole = within(place, "records", stage)
+    return whole if exists(within(whole, name)) else _part(place, stage, chunk)
 
 
 def _part(place: str, stage: str, chunk: Chunk) -> str:

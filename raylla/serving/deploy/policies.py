@@ -46,6 +46,7 @@ class Policies:
         """Answer by these; where one cannot be taken in what was live goes on, and ``problem`` says why."""
         self.problem = None
         self.canary = canary if canary in self._adapters else None
+        self._drop_but({self.held, stable, canary})  # first: there is room for two
         if await self._hold(stable):
             self.held = stable
         self._drop_but({self.held, canary})

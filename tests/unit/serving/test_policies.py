@@ -131,6 +131,16 @@ def test_a_refused_version_leaves_what_was_live(policies: Policies, engine: Engi
     assert engine.events == ["hold v1"]
 
 
+def test_an_engine_that_heard_nothing_between_has_room_for_the_next(
+    policies: Policies, engine: Engine, run: Path
+) -> None:
+    v1, v2, v3 = (Target(str(run), name) for name in ("v1", "v2", "v3"))
+    asyncio.run(policies.want(v1, v2))
+    asyncio.run(policies.want(v3, None))
+    assert (policies.held, policies.problem) == (v3, None)
+    assert engine.events == ["hold v1", "hold v2", "drop v2", "hold v3", "drop v1"]
+
+
 def test_who_asks_for_no_ads_is_answered_by_the_base_where_that_is_wished() -> None:
     stable, canary, organic = Script(), Script(), Script()
     served = Traffic(stable, canary, 1.0)
