@@ -15,8 +15,13 @@ requirements=${REQUIREMENTS:-requirements/cpu.txt}
 environment=${VIRTUAL_ENV_DIR:-.venv}
 export CLIENTS_DIR=${CLIENTS_DIR:-.venv-clients}
 
-install() {
+fitting() {
     fits "$python" || { echo "raylla needs Python 3.11, 3.12 or 3.13; set PYTHON to one" >&2; exit 2; }
+}
+
+install() {
+    fitting
+    [ -f "$requirements" ] || { echo "REQUIREMENTS=$requirements is no file; requirements/ has the lists" >&2; exit 2; }
     [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
     local stamp="$environment/.installed" wanted
     wanted=$(cat "$requirements" pyproject.toml | sha256sum)
@@ -64,6 +69,7 @@ clients() {
     [ "$CLIENTS_DIR" != none ] || return 0
     wanted=$(sha256sum < "$list")
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
+    fitting
     echo "installing $list into $CLIENTS_DIR" >&2
     rm -rf "$CLIENTS_DIR"
     "$python" -m venv "$CLIENTS_DIR"

@@ -83,7 +83,10 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the whole run")
     parser.add_argument("--spent", type=float, default=0.0, help="seconds of them that are gone")
     parser.add_argument("--only", nargs="*", metavar="PART", choices=[part.name for part in PARTS])
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    if not asked.file.absolute().parent.is_dir():
+        parser.error(f"{asked.file}: its folder does not exist; make it first")
+    return asked
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ set -euo pipefail
 began=$(date +%s)
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
+command -v "$python" >/dev/null || { echo "PYTHON=$python is no interpreter; set it to one that has torch" >&2; exit 2; }
 wheels=${WHEELS:-.wheels}
 if compgen -G "$wheels/*.whl" >/dev/null; then
     aside=$(mktemp -d)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,16 @@ def main() -> None:
     parser.add_argument("--set", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--bind", action="append", default=[], metavar="FOLDER")
     told = parser.parse_args()
-    told.folder.mkdir(parents=True)
+    if os.geteuid() != 0:
+        parser.error("chroot wants root; run it as root")
+    if shutil.which("debootstrap") is None:
+        parser.error("debootstrap is not there; apt-get install debootstrap")
+    if missing := [one for one in told.bind if not Path(one).is_absolute() or not Path(one).exists()]:
+        parser.error(f"--bind {missing[0]}: give the absolute path of something that is there")
+    try:
+        told.folder.mkdir(parents=True)
+    except OSError as error:
+        parser.error(f"{told.folder}: {error.strerror}; give a folder that does not exist and can be made")
     image, machine = Image(told.folder.resolve()), Chroot(told.bind)
     carry_out(ROOT / "cluster" / "Dockerfile", ROOT, image, machine, {"SET": told.set})
     for promise in PROMISES:

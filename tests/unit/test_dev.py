@@ -115,6 +115,30 @@ def test_clients_that_cannot_be_installed_are_left_out_only_when_told(
     assert dev(environment, PYTHON=str(making), PIP=1, CLIENTS_DIR="none")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("job", "told", "words"),
+    [
+        (
+            "install",
+            {"REQUIREMENTS": "requirements/none.txt"},
+            "requirements/none.txt is no file",
+        ),
+        ("install", {"PYTHON": "/none"}, "set PYTHON to one"),
+        ("lock", {"PYTHON": "/none"}, "set PYTHON to one"),
+        ("clients", {"PYTHON": "/none"}, "set PYTHON to one"),
+    ],
+)
+def test_what_is_not_there_is_named_before_anything_is_made(
+    tmp_path: Path, job: str, told: dict[str, str], words: str
+) -> None:
+    here = {"VIRTUAL_ENV_DIR": str(tmp_path / "made"), "CLIENTS_DIR": str(tmp_path / "clients")}
+    told = {**os.environ, "PYTHON": sys.executable, "REQUIREMENTS": "requirements/cpu.txt"} | here | told
+    done = subprocess.run(["bash", str(ROOT / "dev.sh"), job], env=told, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 PROGRAM = """#!/bin/sh
 [ "$1" = -c ] && exit {unfit}
 echo "{name} $*" >> {notes}

@@ -232,6 +232,23 @@ def test_every_part_in_miniature(one: Part, tmp_path: Path) -> None:
         assert ("other lengths" in figures) == (one.kind == "flex" and not one.lora)
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"PYTHON": "/none"}, "PYTHON=/none is no interpreter"),
+        ({}, "its folder does not exist; make it first"),
+    ],
+)
+def test_what_is_not_there_is_named_before_a_part_runs(
+    told: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    command = ["bash", str(ROOT / "tests" / "gpu" / "run.sh"), str(tmp_path / "none" / "a.json")]
+    known = {**os.environ, "PYTHON": sys.executable} | told
+    done = subprocess.run(command, env=known, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert words in done.stderr
+
+
 def test_parts_that_no_time_is_left_for_are_left_out() -> None:
     one = Part("pairs", "4B", 60)
     assert [allowed(one, left) for left in (480, 59, LEAST, LEAST - 1)] == [60, 59, LEAST, None]

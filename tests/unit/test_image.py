@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from tests.image import __main__ as command
 from tests.image.dockerfile import Image, Step, carry_out, sent, steps
 
 ROOT = Path(__file__).parents[2]
@@ -145,3 +146,30 @@ def test_files_go_into_folders_and_folders_bring_their_content(tmp_path: Path) -
     assert (image.root / "w" / "f" / "c" / "d").read_text() == "d"
     assert (image.root / "w" / "e").read_text() == "e"
     assert machine.owners == {"w/f": "u", "w/e": "v"}
+
+
+@pytest.mark.parametrize(
+    ("user", "tool", "more", "words"),
+    [
+        (1000, "/debootstrap", (), "run it as root"),
+        (0, None, (), "apt-get install debootstrap"),
+        (0, "/debootstrap", ("--bind", "/none"), "--bind /none: give the absolute path"),
+        (0, "/debootstrap", (), "File exists; give a folder that does not exist"),
+    ],
+)
+def test_what_the_command_wants_is_named_before_anything_is_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    user: int,
+    tool: str | None,
+    more: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.setattr("shutil.which", lambda _: tool)
+    monkeypatch.setattr(sys, "argv", ["tests.image", str(tmp_path), *more])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert words in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]

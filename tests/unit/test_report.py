@@ -353,6 +353,19 @@ def test_no_evaluation_or_half_of_one(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text('{"epochs": []}')
     with pytest.raises(RunError, match="lacks ablations, clicks, clicks_of_runs, curves"):
         write_report(tmp_path / "evaluation.json", tmp_path / "report")
+    (tmp_path / "evaluation.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match="not JSON"):
+        write_report(tmp_path / "evaluation.json", tmp_path / "report")
+
+
+@pytest.mark.parametrize(("part", "held"), [("quality", 5), ("curves", [])])
+def test_an_evaluation_of_another_form_is_an_error_and_no_page(
+    part: str, held: object, tmp_path: Path
+) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation() | {part: held}))
+    with pytest.raises(RunError, match=r"is not of the form .* write it anew with `raylla evaluate RUN`"):
+        write_report(tmp_path / "evaluation.json", tmp_path / "report")
+    assert not (tmp_path / "report" / "index.html").exists()
 
 
 def test_a_browser_shows_it(page: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from raylla.auction.markup import MARKUP
 from raylla.errors import RunError
@@ -36,31 +36,31 @@ def write_report(evaluation: Path, out: Path) -> Path:
     """Write `index.html`, which stands alone, and the figures (PNG), tables (CSV) and JSON beside it.
 
     Raises:
-        RunError: there is no evaluation, or not a whole one.
+        RunError: there is no evaluation, not a whole one, or one of another form.
     """
     found = _read(evaluation, "raylla evaluate RUN")
-    wanted = {
-        "clicks",
-        "clicks_of_runs",
-        "efficiency",
-        "ablations",
-        "curves",
-        "incentives",
-        "pctr",
-        "epochs",
-        "examples",
-        "quality",
-        "runs",
-    }
-    _whole(evaluation, found, wanted)
-    suites = {name: _of_the_same_runs(evaluation.with_name(f"{name}.json"), found) for name in SUITES}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "evaluation.json").write_text(dumps(found, indent=2) + "\n")
+    wanted = "clicks clicks_of_runs efficiency ablations curves incentives pctr epochs examples quality"
+    _whole(evaluation, found, {*wanted.split(), "runs"})
+    try:
+        suites = {name: _of_the_same_runs(evaluation.with_name(f"{name}.json"), found) for name in SUITES}
+        return _write(found, suites, out)
+    except (AttributeError, LookupError, TypeError, UndefinedError) as error:
+        raise RunError(
+            f"{evaluation}, or a suite's file beside it, is not of the form of this version "
+            f"({type(error).__name__}: {error}); write it anew with `raylla evaluate RUN`"
+        ) from error
+
+
+def _write(found: Found, suites: dict[str, Found | None], out: Path) -> Path:
+    """The page, and what lies beside it."""
+    alone = dumps(found, indent=2)
     found |= suites
     drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
     drawn |= frontiers(found) | day_figures(found)
     pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evaluation.json").write_text(alone + "\n")
     for suite in (name for name, one in suites.items() if not one):
         tables = {name: one for name, one in tables.items() if name.split("-")[0] != suite}
         for old in (*out.glob(f"{suite}*.png"), *out.glob(f"{suite}*.csv")):  # of a report before
@@ -95,7 +95,7 @@ def _read(path: Path, command: str) -> Found:
         read = json.loads(path.read_text())
     except OSError:
         raise RunError(f"{path} does not exist; write it with `{command}`") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is not JSON: {error}") from None
     if not isinstance(read, dict):
         raise RunError(f"{path} holds no object; write it with `{command}`")
