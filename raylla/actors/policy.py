@@ -20,6 +20,7 @@ import ray
 from raylla.actors.spans import unpacked
 from raylla.config import Deadlines, Dpo, Lora
 from raylla.errors import DeadlineError, LostError, RunError
+from raylla.models.libraries import uncollected
 from raylla.policy.groups import token_group
 from raylla.policy.jobs import AlignJob, AlignResult, Told, TuneJob, TuneResult
 
@@ -368,7 +369,8 @@ def _lost(failure: BaseException | None) -> bool:
 
 def _work(config: dict[str, Any]) -> None:
     """One Ray Train worker; imported here, so that the driver loads neither torch nor DeepSpeed."""
-    from raylla.policy.worker import take_jobs
+    with uncollected():
+        from raylla.policy.worker import take_jobs
 
     lora = config["lora"]
     take_jobs(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylla.config import Pctr
+from raylla.models.libraries import uncollected
 from raylla.records import Prediction
 from raylla.reward.rows import ClickRow, auction_of
 
@@ -19,7 +20,8 @@ class RewardWorker:
 
     def __init__(self, encoder: str, settings: Pctr, seed: int) -> None:
         # Imported here, so that the driver, which names this class, loads no torch.
-        from raylla.reward.trainer import RewardTrainer
+        with uncollected():
+            from raylla.reward.trainer import RewardTrainer
 
         self._make = partial(RewardTrainer, encoder, seed=seed)
         self._settings = settings

@@ -46,6 +46,7 @@ from raylla.engines.vllmparams import (
 from raylla.errors import ConfigError, WeightError
 from raylla.models import HEAD, Adapter, base, local, renamed, shapes, tied
 from raylla.models.adapters import adapter_over
+from raylla.models.libraries import uncollected
 from raylla.models.places import is_adapter
 from raylla.records import Ids
 
@@ -77,13 +78,13 @@ class VllmEngine:
         self._settings = settings
         place = model_path if room is None else base(model_path, "model_path")
         with local(place) as directory:
-            given = engine_arguments(str(directory), settings, seed)
+            with uncollected():
+                given = engine_arguments(str(directory), settings, seed)
+                from vllm import LLM
             if room is not None:
                 given |= adapter_arguments(room, settings)
             known = precision.PROBE_TOLERANCE[given["dtype"]]
             self._tolerance = known if settings.probe_tolerance is None else settings.probe_tolerance
-            from vllm import LLM
-
             self._shapes = shapes(directory)
             head_tied = tied(directory)
             try:

@@ -14,6 +14,7 @@ from raylla.errors import PlacementError
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    ray.shutdown()
     connect(Config())
     yield
     disconnect(Config())

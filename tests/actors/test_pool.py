@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 
 from raylla.actors import DONE, Call, Pool, next_item, next_reference
 from raylla.actors.host import Host
@@ -25,15 +24,6 @@ from raylla.errors import (
     WorkerHungError,
     WorkerLostError,
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 class Scripted:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 
 from raylla.actors import Pool
 from raylla.bench.parts import driver
@@ -29,15 +28,6 @@ from tests.worlds import asked_world
 LATENCIES = Latencies(
     answer=0.001, judgement=0.001, take=0.001, update=0.001, predict=0.001, group=0.005, load=0.01
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 def config(overlap: bool) -> Config:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from safetensors.torch import save_file
 
@@ -19,15 +18,6 @@ from raylla.engines import Completion, Generated, Probe, Request, Weights
 from raylla.errors import WeightError
 from raylla.models import Adapter
 from raylla.records import WeightVersion
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 class Adder:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,8 @@ from raylla.serving.billing.audit import audit
 from raylla.serving.deploy.versions import Target, find
 from raylla.serving.store import open_store
 from raylla.world import store as worlds
-from tests.e2e.endpoint import ROOT, pocket, served, standing_run, until_listed
+from tests.e2e.commands import ROOT, fork, sets
+from tests.e2e.endpoint import pocket, served, standing_run, until_listed
 
 pytestmark = pytest.mark.e2e
 
@@ -68,31 +66,15 @@ def traffic(base: tuple[Config, Run]) -> dict[str, float]:
     return asyncio.run(drive())
 
 
-def _train(run: Path, log: Path, **changed: object) -> subprocess.CompletedProcess[bytes]:
+def _train(run: Path, log: Path, **changed: object) -> int:
+    """The exit status of a training on the settings of `base`, with others where ``changed`` says so."""
     settings = {
         f"{section}.{key}": value for section, values in SETTINGS.items() for key, value in values.items()
     }
-    sets = (settings | {key.replace("__", "."): value for key, value in changed.items()}).items()
-    arguments = [part for key, value in sets for part in ("--set", f"{key}={json.dumps(value)}")]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as file:
-        return subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "raylla",
-                "train",
-                str(ROOT / "configs" / "pocket.yaml"),
-                "--run",
-                str(run),
-                *arguments,
-            ],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=ROOT,
-            timeout=500,
-        )
+    settings |= {key.replace("__", "."): value for key, value in changed.items()}
+    told = sets({name: json.dumps(value) for name, value in settings.items()})
+    command = ["train", str(ROOT / "configs" / "pocket.yaml"), "--run", str(run), *told]
+    return fork(command, log).wait(timeout=500)
 
 
 def test_an_epoch_from_the_ledger_alone(
@@ -108,8 +90,7 @@ def test_an_epoch_from_the_ledger_alone(
         "pctr__start": str(run.path / "reward" / "epoch-1"),
     }
     fresh, log = tmp_path / "online", tmp_path / "train.log"
-    done = _train(fresh, log, **found)
-    assert done.returncode == 0, log.read_text()[-3000:]
+    assert _train(fresh, log, **found) == 0, log.read_text()[-3000:]
     opened = open_store(database)
     try:
         served_auctions = list(opened.auctions(*_ever()))
@@ -136,8 +117,8 @@ def test_an_epoch_from_the_ledger_alone(
     assert weights[0].read_bytes() != weights[1].read_bytes()
 
     again = tmp_path / "again"
-    refused = _train(again, log, **found, ad_llm__path=str(learned.weights("v1")))
-    assert refused.returncode != 0
+    log = tmp_path / "again.log"
+    assert _train(again, log, **found, ad_llm__path=str(learned.weights("v1"))) != 0
     assert f"'consumed before': {len(names)}" in " ".join(log.read_text().split())
 
     asyncio.run(_deploy(config, run, learned))

@@ -24,6 +24,7 @@ from raylla.policy import AlignJob, AlignResult, schedule
 from raylla.policy.groups import TokenGroup, token_group
 from raylla.policy.jobs import Reference
 from raylla.records import Answer, PreferenceGroup
+from tests.e2e.commands import FORKS
 
 pytestmark = pytest.mark.e2e
 
@@ -133,6 +134,13 @@ def run_rank(rank: int, port: int, jobs: list[tuple[Dpo, AlignJob]], folder: Pat
             torch.save(result, folder / f"result{number}")
 
 
+def run_ranks(jobs: list[tuple[Dpo, AlignJob]], folder: Path) -> None:
+    """`run_rank` as each of two processes, which have loaded their libraries already."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    torch.multiprocessing.start_processes(run_rank, (port, jobs, folder), nprocs=2, start_method=FORKS)
+
+
 def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) -> None:
     """Uneven groups per rank, two accumulated micro-batches, two passes, ZeRO 1, 2 and 3, bfloat16, and a
     reference with prompts of its own."""
@@ -151,9 +159,7 @@ def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) ->
     for shift in (0.0, 5.0):
         given = with_logprobs(tiny_model, groups, shift)
         jobs.append((shared, replace(job, groups=given, parent="v0")))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, (port, jobs, tmp_path), nprocs=2)
+    run_ranks(jobs, tmp_path)
     expected = by_hand(tiny_model, tmp_path / "by-hand", [token_group(g) for g in groups], dpos[0], seed=5)
     results: list[AlignResult] = [torch.load(tmp_path / f"result{n}", weights_only=False) for n in range(7)]
     for number, result in enumerate(results[:3]):
@@ -247,13 +253,9 @@ def test_grpo_is_its_equation(tiny_model: Path, tmp_path: Path) -> None:
     dpo = DPO.model_copy(update={"passes": 2, "zero_stage": 3, "micro_groups": 2, "row_tokens": 120})
     grpo = Grpo(clip=0.02, kl=0.3)
     job = AlignJob("v1", str(tiny_model), "", groups, 5, parent="v0", grpo=grpo, temperature=0.7)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     half = dpo.model_copy(update={"precision": "bfloat16"})
     cold = replace(job, temperature=0.02)  # tokens of rows that only fill a turn are hundreds of nats off
-    torch.multiprocessing.spawn(
-        run_rank, (port, [(dpo, job), (half, job), (dpo, cold)], tmp_path), nprocs=2
-    )
+    run_ranks([(dpo, job), (half, job), (dpo, cold)], tmp_path)
     hand = tmp_path / "by-hand"
     expected = grpo_by_hand(tiny_model, hand, [token_group(g) for g in groups], dpo, job)
     result: AlignResult = torch.load(tmp_path / "result0", weights_only=False)
@@ -282,7 +284,7 @@ def cluster() -> Iterator[None]:
     import ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(num_cpus=4, include_dashboard=False)
+    ray.init("local", num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
 
@@ -304,7 +306,7 @@ def test_two_jobs_in_one_fit_and_a_killed_worker(tiny_model: Path, tmp_path: Pat
     places = ray.get(trainer._hub.ready.remote())
     assert len(places) == DPO.workers
 
-    many = make_groups(LOSERS * 150, 3)
+    many = make_groups(LOSERS * 60, 3)
     killer = threading.Timer(1.0, os.kill, (places[1][1], signal.SIGKILL))
     killer.start()
     third = trainer.align(AlignJob("v3", second.path, str(tmp_path / "v3"), many, 3))

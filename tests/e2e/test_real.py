@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_run import ROOT, _finish
+from tests.e2e.commands import ROOT, finish, sets
 
 pytestmark = [pytest.mark.e2e, pytest.mark.real]
 
@@ -47,10 +47,17 @@ def fetched() -> None:
 @pytest.mark.usefixtures("fetched")
 def test_a_run_of_the_pretrained_model(webis: Path, tmp_path: Path) -> None:
     world, run, log = tmp_path / "world", tmp_path / "run", tmp_path / "log"
-    _finish(["world", "import", "webis", str(webis), "--out", str(world), "--profiles", "20"], log)
-    sets = FEW | {"world.path": world}
-    arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
-    _finish(["train", str(ROOT / "configs" / "smollm2.yaml"), "--run", str(run), *arguments], log)
+    finish(["world", "import", "webis", str(webis), "--out", str(world), "--profiles", "20"], log)
+    finish(
+        [
+            "train",
+            str(ROOT / "configs" / "smollm2.yaml"),
+            "--run",
+            str(run),
+            *sets(FEW | {"world.path": world}),
+        ],
+        log,
+    )
     results = json.loads((run / "results.json").read_text())
     assert [row["weight_version"] for row in results["epochs"]] == ["v0", "v1"]
     about = json.loads((run / "weights" / "v1" / "adapter_config.json").read_text())

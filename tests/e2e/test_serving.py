@@ -39,14 +39,14 @@ from raylla.serving.store import Store, open_store
 from raylla.world import World
 from raylla.world import store as worlds
 from tests.e2e import soak
-from tests.e2e.test_run import ROOT, TINY
+from tests.e2e.commands import ROOT, finish_fork, sets, training
 from tests.unit.serving import clients
 from tests.unit.serving.collector import Collector, collecting
 
 pytestmark = pytest.mark.e2e
 
 TTL = 6.0
-TRAINED = TINY | {"irpo.epochs": 2, "irpo.queries": 10, "ray.in_process": "true", "evaluation.answers": 1}
+TRAINED = {"irpo__epochs": 2, "irpo__queries": 10, "ray__in_process": "true", "evaluation__answers": 1}
 BUDGET = 3_000_000
 """Micros a day and campaign: a few clicks."""
 
@@ -68,10 +68,6 @@ def _call(*arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
-
-
-def _sets(values: dict[str, Any]) -> list[str]:
-    return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, traces: Collector) -> Iter
     scratch = tmp_path_factory.mktemp("serving")
     run = scratch / "run"
     pocket = str(ROOT / "configs" / "pocket.yaml")
-    _call("train", pocket, "--run", str(run), *_sets(TRAINED))
+    finish_fork(training(run, **TRAINED), scratch / "train.log")
     database = f"sqlite:///{scratch}/raylla.db"
     _call("campaigns", "import", str(run), "--database", database, "--daily-budget", str(BUDGET))
     chosen = {"serving.database": database, "serving.port": 8000, "serving.token_ttl": TTL}
@@ -118,7 +114,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, traces: Collector) -> Iter
     log = scratch / "serve.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            _raylla("serve", pocket, "--run", str(run), *_sets(chosen)),
+            _raylla("serve", pocket, "--run", str(run), *sets(chosen)),
             stdout=file,
             stderr=subprocess.STDOUT,
             env=_environment(),
@@ -201,8 +197,9 @@ def test_regret_outside_and_inside_agree_and_nothing_is_charged(
     known = {one.auction.id for one in running.logged(store)}
     out = tmp_path / "regret.json"
     how = ["--url", running.url, "--key", running.key, "--questions", "12", "--answers", "2", "--inside"]
-    said = _call("regret", str(running.run), *how, "--bid", "10", "--bid", "90", "--out", str(out))
-    assert "outside less inside" in said
+    bids = ["--bid", "10", "--bid", "90"]
+    finish_fork(["regret", str(running.run), *how, *bids, "--out", str(out)], tmp_path / "log")
+    assert "outside less inside" in (tmp_path / "log").read_text()
     found = json.loads(out.read_text())
     assert found["weight_versions"] == ["v2"]
     assert found["outside"]["queries"] == found["inside"]["queries"] >= 10
@@ -365,7 +362,7 @@ def _apart(running: Running) -> None:
     """Give the cluster the endpoint in parts, each in a process of its own."""
     apart = running.settings | {"serving.colocate": "false"}
     pocket = str(ROOT / "configs" / "pocket.yaml")
-    _call("serve", pocket, "--run", str(running.run), "--address", running.at.address, *_sets(apart))
+    _call("serve", pocket, "--run", str(running.run), "--address", running.at.address, *sets(apart))
 
 
 def _kill_the_engine() -> None:

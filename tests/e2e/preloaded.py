@@ -1,0 +1,16 @@
+"""What the process has loaded that forked commands come from (`tests.e2e.commands.fork`).
+
+Nothing of the command line, whose console looks at the streams that it finds.
+"""
+
+import os
+
+from raylla.engines.vllmparams import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+
+import vllm.v1.engine.llm_engine
+import vllm.v1.worker.cpu_worker  # noqa: F401
+from vllm import LLM  # noqa: F401
+
+import raylla.policy.worker  # noqa: F401
