@@ -75,9 +75,11 @@ async def soak(
     ttl: float,
     events: Sequence[Callable[[], None]],
     by: Sequence[str] = (),
+    pause: float = 0.0,
 ) -> Traffic:
     """Send traffic for ``seconds`` and as long as ``events`` take, which happen in it evenly spread; the
-    clients of `tests.unit.serving.clients` that ``by`` names take turns beside it."""
+    clients of `tests.unit.serving.clients` that ``by`` names take turns beside it. Who has asked waits
+    ``pause`` seconds before the next question."""
     seen = Traffic()
     async with httpx.AsyncClient(
         base_url=url, timeout=60, headers={"Authorization": f"Bearer {key}"}
@@ -92,7 +94,7 @@ async def soak(
             finally:
                 seen.over = True
 
-        workers = [_worker(http, world, seen, random.Random(place), ttl) for place in range(WORKERS)]
+        workers = [_worker(http, world, seen, random.Random(place), ttl, pause) for place in range(WORKERS)]
         await asyncio.gather(happen(), asyncio.to_thread(_clients, by, url, key, seen), *workers)
         await asyncio.sleep(ttl + 1)
         for _, impression, path in seen.pending:
@@ -155,7 +157,7 @@ def _reported(
 
 
 async def _worker(
-    http: httpx.AsyncClient, world: World, seen: Traffic, rng: random.Random, ttl: float
+    http: httpx.AsyncClient, world: World, seen: Traffic, rng: random.Random, ttl: float, pause: float
 ) -> None:
     profiles = {one.id: one for one in world.profiles}
     while not seen.over:
@@ -171,6 +173,7 @@ async def _worker(
             asked = time.monotonic()
             further = replace(said, question=FURTHER, before=(said.question, got.text), after=got.id)
             await _clicks(http, seen, await ask(http, seen, further), rng, ttl, asked)
+        await asyncio.sleep(pause)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ pytestmark = pytest.mark.e2e
 
 TTL = 6.0
 TRAINED = {"irpo__epochs": 2, "irpo__queries": 10, "ray__in_process": "true", "evaluation__answers": 1}
+PAUSE = 0.2
+"""Seconds between two requests of one who asks: they leave an engine that starts the time to load."""
 BUDGET = 3_000_000
 """Micros a day and campaign: a few clicks."""
 
@@ -310,6 +312,7 @@ def test_a_version_comes_in_beside_is_compared_and_promoted_without_a_lost_reque
                     version = answer.json()["raylla"]["weight_version"] if answer.status_code == 200 else ""
                     found.append((answer.status_code, version or answer.text))
                     place += 1
+                    await asyncio.sleep(PAUSE)
 
             await asyncio.gather(*(worker(offset) for offset in range(3)))
 
@@ -417,7 +420,9 @@ def test_one_trace_goes_through_all_processes_of_an_endpoint_in_parts(running: R
 
 def test_a_short_soak_with_an_engine_killed_midway(running: Running, store: Store) -> None:
     _apart(running)
-    seen = asyncio.run(soak.soak(running.url, running.key, running.world, 30, TTL, [_kill_the_engine]))
+    seen = asyncio.run(
+        soak.soak(running.url, running.key, running.world, 30, TTL, [_kill_the_engine], pause=PAUSE)
+    )
     _verify(running, store, seen)
 
 
