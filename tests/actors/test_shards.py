@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,15 +24,6 @@ from tests.worlds import asked_world
 SLOW = Latencies(
     answer=0.004, judgement=0.001, take=0.001, update=0.001, predict=0.001, group=0.005, load=0.01
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 def config(shards: int) -> Config:
