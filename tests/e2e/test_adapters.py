@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,14 +22,19 @@ from raylla.config import Engine as Settings
 from raylla.config import Lora, Sampling
 from raylla.engines import AdapterRoom, Given, Probe, Request, open_engine, vllm
 from raylla.engines.live import LiveVllm
-from raylla.errors import WeightError
+from raylla.errors import EndpointError, WeightError
 from raylla.models import POCKET, local, read_adapter
 from raylla.policy import saving
 from raylla.policy.adapters import peft_config
 from raylla.policy.groups import Packable
 from raylla.runs.state import Run
+from raylla.serving.deploy import app
+from raylla.serving.deploy.replicas import EngineReplica
+from raylla.serving.deploy.versions import Target
+from raylla.serving.engine.wire import PolicyRole
 from raylla.serving.store import open_store
 from raylla.serving.store.importing import list_world
+from raylla.serving.tracing import NO_TRACE
 from raylla.world import store as worlds
 from tests.e2e.endpoint import pocket, served, standing_run, until_listed
 
@@ -139,10 +145,12 @@ def test_policies_share_batches_and_come_while_others_write(
     engine = LiveVllm(str(places[""]), SETTINGS, 0, ROOM)
     right = {name: greedy(reference(name)) for name in places}
     assert len({tuple(tokens) for tokens in right.values()}) == 4
+    room = engine.adapter_bytes()
     engine.submit("long", PROMPT, Sampling(temperature=0, max_tokens=200), True)
     written = [token for _ in range(3) for step in engine.step() for token in step.token_ids]
     assert engine.hold("one", places["one"], probe(reference("one"))) < 1e-4
     assert engine.hold("two", places["two"], None) == 0.0
+    assert engine.adapter_bytes() == room > 0  # the slots, and no copies beside them
     running = True
     while running:
         for step in engine.step():
@@ -299,5 +307,49 @@ def test_an_endpoint_answers_by_all_of_its_policies_at_once(tmp_path: Path) -> N
             logged = open_store(serving["database"]).auctions(now - hour, now + hour, False)
             written = {(one.auction.weight_version, one.auction.canary) for one in logged}
             assert written == {("v1", False), ("v2", True), ("v2", False)}
+
+    asyncio.run(asyncio.wait_for(scenario(), 240))
+
+
+def test_an_endpoint_s_replica_started_anew_holds_all_of_its_policies_again(tmp_path: Path) -> None:
+    """An engine apart whose process is killed: the next one finds its versions in what Serve tells it."""
+    serving = {"database": f"sqlite:///{tmp_path}/raylla.db", "adapters": "shared", "colocate": False}
+    lora = POCKET_LORA.model_dump(mode="json")
+    config = pocket(serving=serving, lora=lora, world={"profiles": 20}, irpo={"epochs": 3})
+    run = standing_run(tmp_path / "run", config)
+    for seed, name in enumerate(("v1", "v2")):
+        version(run, name, seed)
+    complete, stable = app.effective(config, run.path, "v1")
+    canary = Target(run.place, "v2")
+    told = app.told_engine(complete.serving, stable, canary)
+
+    async def answers(replica: EngineReplica) -> dict[str, tuple[str, tuple[int, ...]]]:
+        found = {}
+        for role in ("stable", "canary", "organic"):
+            pieces = replica.generate(PROMPT, GREEDY, False, NO_TRACE, cast(PolicyRole, role))
+            (one,) = [piece async for piece in pieces]
+            found[role] = one.version, one.token_ids
+        return found
+
+    async def scenario() -> None:
+        seen = []
+        for _ in range(2):
+            others = set(active_children())
+            replica = EngineReplica(complete.model_dump(mode="json"))
+            await replica.reconfigure(told)
+            assert await replica.state() == (stable, canary, None)
+            seen.append(await answers(replica))
+            (process,) = {one for one in active_children() if one.name == "engine"} - others
+            process.kill()
+            process.join(30)
+            with pytest.raises(EndpointError):
+                replica.check_health()
+        assert {role: name for role, (name, _) in seen[0].items()} == {
+            "stable": "v1",
+            "canary": "v2",
+            "organic": "v0",
+        }
+        assert len({tokens for _, tokens in seen[0].values()}) == 3
+        assert seen[0] == seen[1]
 
     asyncio.run(asyncio.wait_for(scenario(), 240))
