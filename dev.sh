@@ -95,12 +95,10 @@ tools() {
 }
 
 # Two halves: what Ray, vLLM and DeepSpeed leave in one never meets the unit tests, which take a process a core.
-# Those of the other half start processes themselves: two files at a time, the longest first.
 # Arguments that name a path are for one process; with others (-k, -m) one of the two may have no such test.
 tests() {
     local pytest=("$environment/bin/python" -m pytest) argument half code none=5 status=0
     local light="-n auto --maxprocesses 4 --dist loadfile"
-    local heavy="-n 2 --dist loadfile --no-loadscope-reorder"
     if [ "${1:-}" = fast ]; then
         # shellcheck disable=SC2086
         exec "${pytest[@]}" --fast $light tests/unit "${@:2}"
@@ -111,7 +109,7 @@ tests() {
         fi
     done
     for half in "$light tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e" \
-        "$heavy tests/e2e tests/actors tests/chaos"; do
+        "tests/e2e tests/actors tests/chaos"; do
         code=0
         # shellcheck disable=SC2086
         "${pytest[@]}" $half "$@" || code=$?

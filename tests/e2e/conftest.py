@@ -11,12 +11,12 @@ import pytest
 
 from tests.e2e.commands import ROOT, finish, training
 
-LONGEST = ("run", "serving", "kills", "nodes", "jobs", "policy", "real", "evaluate", "online")
+LONGEST = ("run", "serving", "machines", "kills", "nodes", "jobs", "policy", "real", "evaluate", "online")
 """Files that take longest, by name; first the one that makes the run that others are compared with."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those of `LONGEST` first, so that processes that share the files end together."""
+    """Those of `LONGEST` first, so that processes that share the files (`-n 2 --dist loadfile`) end together."""
     here = Path(__file__).parent
     places = {here / f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -38,6 +38,7 @@ class Nodes:
         self,
         environment: Mapping[str, str] | None = None,
         network: Network | None = None,
+        dashboard: bool = False,
     ) -> None:
         """``environment`` of the nodes' processes; none: this one's, without tokens and quick to judge."""
         self._environment = os.environ | ENVIRONMENT if environment is None else environment
@@ -47,8 +48,8 @@ class Nodes:
         # Sockets have short names: not in pytest's deep directories.
         self._directory = tempfile.TemporaryDirectory(prefix="rn", dir="/tmp", ignore_cleanup_errors=True)
         port = _free_port() if network is None else 6379
-        head = ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false"]
-        self.address = f"{self._start('head', head)}:{port}"
+        head = ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--dashboard-host=0.0.0.0"]
+        self.address = f"{self._start('head', [*head, f'--include-dashboard={dashboard}'])}:{port}"
         try:
             wait_for_head(self._running["head"], self.address, self._log("head"), self.inside("head"))
         except BaseException:

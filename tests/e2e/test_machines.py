@@ -1,6 +1,6 @@
 """A run in a bucket, over three machines that see no disk of each other's; one dies within an epoch.
 
-It goes on from a machine that has nothing of it, and makes what a run on one machine makes.
+It makes what a run on one machine makes, and is evaluated and served by machines that have nothing of it.
 """
 
 from __future__ import annotations
@@ -10,40 +10,29 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
+from raylla.serving.deploy.cluster import environment
+from raylla.serving.security import keyring
+from raylla.serving.security.tokens import TokenKeys
 from tests.buckets import BUCKET, Bucket
-from tests.e2e.machines import BRIDGE, ROOT, Machine, Network, lacking
+from tests.e2e.commands import ROOT, TINY, ids, results, sets
+from tests.e2e.machines import BRIDGE, Machine, Network, lacking
 from tests.e2e.nodes import ENVIRONMENT, Nodes
+from tests.recorded import table
 
 pytestmark = pytest.mark.e2e
 
 WAIT = 400
 """Seconds that a command may take."""
 RUN = f"s3://{BUCKET}/run"
-TINY = {
-    "world.profiles": 8,
-    "world.queries_per_profile": 5,
-    "world.test_share": 0.375,
-    "irpo.epochs": 1,
-    "irpo.queries": 8,
-    "irpo.reward_answers": 3,
-    "irpo.preference_answers": 4,
-    "irpo.delta": 1,
-    "irpo.max_drop_share": 0.2,
-    "dpo.batch_groups": 4,
-    "dpo.micro_groups": 2,
-    "rollout.workers": 1,
-    "evaluation.answers": 2,
-    "wandb.mode": "disabled",
-}
+ADMIN = "admin_key_of_the_test"
 SPREAD = {
     "rollout.workers": 2,
     "rollout.cpus": 0,
@@ -56,23 +45,25 @@ SPREAD = {
     "ray.autoscaling": "true",
 }
 """One engine and one rank of the trainer fit on each machine but the head, which has the judge."""
-
-
-def training(run: str, settings: Mapping[str, Any]) -> list[str]:
-    """Arguments that train a run of the pocket config with these settings."""
-    sets = (part for name, value in settings.items() for part in ("--set", f"{name}={value}"))
-    return ["train", str(ROOT / "configs" / "pocket.yaml"), "--run", run, *sets]
-
-
-def ledger(files: Iterable[Path]) -> list[str]:
-    """The samples that a run has taken, stage by stage."""
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [f"{line['stage']} {line['sample_id']}" for line in lines if "sample_id" in line]
-
-
-def table(run: Path) -> Any:
-    """A run's results, epoch by epoch."""
-    return json.loads((run / "results.json").read_text())["epochs"]
+MEASURED = {
+    "evaluation.mechanisms": "[pretrained,llm-auction]",
+    "evaluation.bids": "[0,50,100]",
+    "evaluation.sweep_answers": 1,
+    "evaluation.sweep_versions": "ends",
+    "evaluation.curve_answers": 4,
+    "evaluation.curve_queries": 1,
+    "evaluation.incentive_queries": 1,
+    "evaluation.incentive_answers": 2,
+    "evaluation.equilibrium_queries": 0,
+    "evaluation.validation_queries": 1,
+}
+ASK = """
+import httpx, sys
+body = {"messages": [{"role": "user", "content": "which tea is good?"}]}
+headers = {"Authorization": f"Bearer {sys.argv[2]}"}
+answer = httpx.post(f"{sys.argv[1]}/v1/chat/completions", json=body, headers=headers, timeout=60)
+print(answer.text if answer.status_code == 200 else f"{answer.status_code}: {answer.text}")
+"""
 
 
 @dataclass
@@ -110,33 +101,21 @@ class Machines:
         assert process.wait(timeout=WAIT) == 0, self.said(log)[-4000:]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one machine, which nothing happens to."""
-    if (why := lacking()) is not None:
-        pytest.skip(why)
-    run = tmp_path_factory.mktemp("whole") / "run"
-    plain = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment = plain | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "raylla", *training(str(run), TINY)]
-    with (run.parent / "log").open("wb") as log:
-        subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=ROOT, check=True, timeout=WAIT)
-    return run
-
-
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
     """A head and two machines with room for work."""
+    if (why := lacking()) is not None:
+        pytest.skip(why)
     with ExitStack() as held:
         network = Network()
         held.callback(network.close)
         bucket = Bucket(tmp_path / "bucket.log", BRIDGE, 9000, network.beside([]))
         held.callback(bucket.close)
+        secrets = {keyring.TOKEN_KEYS: TokenKeys.make(), keyring.ADMIN_KEY: ADMIN}
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        ours = {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT)}
-        ours |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        known = plain | ENVIRONMENT | ours | bucket.environment
-        nodes = Nodes(known, network)
+        ours = {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        known = plain | environment() | ENVIRONMENT | ours | secrets | bucket.environment
+        nodes = Nodes(known, network, dashboard=True)
         held.callback(nodes.close)
         for name in ("a", "b"):
             nodes.add(name)
@@ -175,11 +154,13 @@ def test_machines_see_a_bucket_and_no_disk_of_each_other_s(tmp_path: Path) -> No
         assert done(a, f'timeout 3 {sys.executable} -c "{get}"') != "of a"
 
 
+@pytest.mark.timeout(900)
 def test_one_of_three_machines_dies_and_another_goes_on(
-    whole: Path, machines: Machines, tmp_path: Path
+    machines: Machines, whole: Path, tmp_path: Path
 ) -> None:
     nodes = machines.nodes
-    train = machines.begin("a", "train.log", *training(RUN, TINY | SPREAD))
+    config = str(ROOT / "configs" / "pocket.yaml")
+    train = machines.begin("a", "train.log", "train", config, "--run", RUN, *sets(TINY | SPREAD))
     machines.until(train, "train.log", "epoch 1: learn: begun")
     nodes.kill("a")
     assert train.wait(timeout=30) != 0
@@ -187,9 +168,28 @@ def test_one_of_three_machines_dies_and_another_goes_on(
     machines.finish(machines.begin("c", "train.log", "resume", RUN), "train.log")
 
     made = machines.bucket.copy("run", tmp_path / "copy")
-    assert ledger(sorted((made / "ledger").iterdir())) == ledger([whole / "ledger.jsonl"])
-    assert table(made) == table(whole)
+    assert ids(made) == ids(whole)
+    assert results(made)["epochs"] == results(whole)["epochs"]
     for stage in ("epoch-1/sample", "epoch-1/test", "epoch-2/test"):
-        for kind in ("auctions", "answers", "clicks"):
-            name = f"records/{stage}/{kind}.parquet"
-            assert pq.read_table(made / name).equals(pq.read_table(whole / name)), name
+        for name in ("auctions", "answers", "clicks"):
+            assert table(made, stage, name).equals(table(whole, stage, name)), f"{stage} {name}"
+    evaluate = machines.begin("b", "evaluate.log", "evaluate", RUN, *sets(MEASURED))
+    where = {"serving.host": "0.0.0.0", "serving.database": "sqlite:////tmp/endpoint.db"}
+    dashboard = f"http://{nodes.address.partition(':')[0]}:8265"
+    serve = ["serve", config, "--run", RUN, "--address", dashboard, *sets(where)]
+    machines.finish(machines.begin("c", "serve.log", *serve), "serve.log")
+    answer = ask(machines)
+    machines.finish(evaluate, "evaluate.log")
+    assert answer["raylla"]["weight_version"] == "v1"
+    assert answer["choices"][0]["message"]["content"]
+    measured = machines.bucket.copy("run", tmp_path / "measured")
+    row = json.loads((measured / "evaluation.json").read_text())["epochs"][-1]
+    assert row["revenue"] == results(whole)["epochs"][-1]["revenue"]
+
+
+def ask(machines: Machines) -> Any:
+    """What the endpoint answers, asked on one of the machines."""
+    command = machines.nodes.inside("c")([sys.executable, "-c", ASK, "http://127.0.0.1:8000", ADMIN])
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.stdout.startswith("{"), found.stdout + found.stderr + machines.said("serve.log")[-2000:]
+    return json.loads(found.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.e2e.endpoint import pocket, served, standing_run, until_listed
 pytestmark = pytest.mark.e2e
 
 ASKS = 32
+DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 SETTINGS: dict[str, dict[str, Any]] = {
     "world": {"profiles": 10, "queries_per_profile": 4, "test_share": 0.2},
     "irpo": {"epochs": 1, "preference_answers": 4, "delta": 1, "max_drop_share": 0.2},
@@ -91,6 +93,10 @@ def test_an_epoch_from_the_ledger_alone(
     }
     fresh, log = tmp_path / "online", tmp_path / "train.log"
     assert _train(fresh, log, **found) == 0, log.read_text()[-3000:]
+    lines = log.read_text().splitlines()
+    assert "" not in lines
+    progress = lines[: next(place for place, line in enumerate(lines) if "95 % intervals" in line)]
+    assert [line for line in progress if not DATED.match(line)] == [], "somebody else is on the console"
     opened = open_store(database)
     try:
         served_auctions = list(opened.auctions(*_ever()))
