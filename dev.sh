@@ -109,7 +109,7 @@ tests() {
         fi
     done
     for half in "$light tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e" \
-        "tests/e2e tests/actors tests/chaos"; do
+        "tests/actors tests/chaos tests/e2e"; do
         code=0
         # shellcheck disable=SC2086
         "${pytest[@]}" $half "$@" || code=$?

@@ -16,7 +16,7 @@ LONGEST = ("run", "serving", "machines", "kills", "nodes", "jobs", "policy", "re
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those of `LONGEST` first, so that processes that share the files (`-n 2 --dist loadfile`) end together."""
+    """Those of `LONGEST` first, so that processes that share the files end together."""
     here = Path(__file__).parent
     places = {here / f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))

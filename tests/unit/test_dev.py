@@ -17,7 +17,7 @@ FIRST = (
     "tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e"
 )
 FAST = "--fast -n auto --maxprocesses 4 --dist loadfile tests/unit"
-SECOND = "tests/e2e tests/actors tests/chaos"
+SECOND = "tests/actors tests/chaos tests/e2e"
 CLIENTS = ROOT / "requirements" / "clients.txt"
 CHECKS = ["ruff check .", "ruff format --check .", "mypy "]
 
