@@ -226,14 +226,14 @@ def test_a_version_is_taken_over_as_an_adapter_there_and_back(
     assert list(found.completions[0].token_ids) == greedy(reference("two"))
 
 
-def version(run: Run, name: str, seed: int) -> None:
+def version(run: Run, name: str, seed: int, lora: Lora = POCKET_LORA) -> None:
     """Commit an adapter of random changes as the run's next version."""
     place = Path(run.weights(name))
     torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(POCKET / "ad-llm", dtype=torch.float32)
-    lora = peft_config(POCKET_LORA, "pocket:ad-llm", base.config.num_hidden_layers)
-    lora.init_lora_weights = False
-    get_peft_model(base, lora).save_pretrained(place)
+    shape = peft_config(lora, "pocket:ad-llm", base.config.num_hidden_layers)
+    shape.init_lora_weights = False
+    get_peft_model(base, shape).save_pretrained(place)
     group = SimpleNamespace(prompt=tuple(range(30, 90)), answers=(tuple(range(100, 140)),))
     told = asdict(saving.probe(place, cast(Packable, group)))
     run.commit(f"epoch-{name[1:]}/align", [], {"weight_version": name, "probe": told, "wall_seconds": 0.0})
@@ -314,11 +314,12 @@ def test_an_endpoint_answers_by_all_of_its_policies_at_once(tmp_path: Path) -> N
 def test_an_endpoint_s_replica_started_anew_holds_all_of_its_policies_again(tmp_path: Path) -> None:
     """An engine apart whose process is killed: the next one finds its versions in what Serve tells it."""
     serving = {"database": f"sqlite:///{tmp_path}/raylla.db", "adapters": "shared", "colocate": False}
-    lora = POCKET_LORA.model_dump(mode="json")
+    strong = POCKET_LORA.model_copy(update={"alpha": 64})  # so that greedy answers differ
+    lora = strong.model_dump(mode="json")
     config = pocket(serving=serving, lora=lora, world={"profiles": 20}, irpo={"epochs": 3})
     run = standing_run(tmp_path / "run", config)
     for seed, name in enumerate(("v1", "v2")):
-        version(run, name, seed)
+        version(run, name, seed, strong)
     complete, stable = app.effective(config, run.path, "v1")
     canary = Target(run.place, "v2")
     told = app.told_engine(complete.serving, stable, canary)
