@@ -39,7 +39,6 @@ from tests.unit.serving.test_odd_requests import (  # noqa: F401
     test_the_calendar_has_a_last_day,
 )
 from tests.unit.serving.test_responses import (  # noqa: F401
-    cup,
     test_a_conversation_longer_than_a_body_is_not_gone_on_from,
     test_a_response_is_gone_on_from,
 )
