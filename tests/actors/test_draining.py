@@ -164,6 +164,7 @@ def test_the_trainer_is_brought_up_elsewhere(
     while not ray.get(trainer._hub.ready.remote()):
         time.sleep(0.1)
     nodes.add("c")
+    nodes.wait("c")
     nodes.announce("b")
     job = TuneJob("v1", "", "", (), Tuning(), 0, "", "")
     assert trainer.tune(job, lambda *_: None).version == "c"

@@ -11,16 +11,6 @@ import pytest
 
 from tests.e2e.commands import ROOT, finish, training
 
-LONGEST = ("run", "serving", "machines", "kills", "nodes", "jobs", "policy", "real", "evaluate", "online")
-"""Files that take longest, by name; first the one that makes the run that others are compared with."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those of `LONGEST` first, so that processes that share the files end together."""
-    here = Path(__file__).parent
-    places = {here / f"test_{name}.py": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
-
 
 def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The run of this name; others that want it wait for the one that makes it."""
