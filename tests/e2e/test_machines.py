@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,56 +102,57 @@ class Machines:
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Machines]:
-    """A head and two machines with room for work."""
+def network() -> Iterator[Network]:
+    """What machines are joined by."""
     if (why := lacking()) is not None:
         pytest.skip(why)
-    with ExitStack() as held:
-        network = Network()
-        held.callback(network.close)
-        bucket = Bucket(tmp_path / "bucket.log", BRIDGE, 9000, network.beside([]))
-        held.callback(bucket.close)
-        secrets = {keyring.TOKEN_KEYS: TokenKeys.make(), keyring.ADMIN_KEY: ADMIN}
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        ours = {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        known = plain | environment() | ENVIRONMENT | ours | secrets | bucket.environment
-        nodes = Nodes(known, network, dashboard=True)
-        held.callback(nodes.close)
+    with closing(Network()) as found:
+        yield found
+
+
+@pytest.fixture
+def bucket(network: Network, tmp_path: Path) -> Iterator[Bucket]:
+    """A bucket that all machines of the network reach."""
+    with closing(Bucket(tmp_path / "bucket.log", BRIDGE, 9000, network.beside([]))) as found:
+        yield found
+
+
+@pytest.fixture
+def machines(network: Network, bucket: Bucket, tmp_path: Path) -> Iterator[Machines]:
+    """A head and two machines with room for work."""
+    secrets = {keyring.TOKEN_KEYS: TokenKeys.make(), keyring.ADMIN_KEY: ADMIN}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ours = {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    known = plain | environment() | ENVIRONMENT | ours | secrets | bucket.environment
+    with closing(Nodes(known, network, dashboard=True)) as nodes:
         for name in ("a", "b"):
             nodes.add(name)
         yield Machines(nodes, bucket, known | {"RAY_ADDRESS": nodes.address}, tmp_path)
 
 
-def test_machines_see_a_bucket_and_no_disk_of_each_other_s(tmp_path: Path) -> None:
-    if (why := lacking()) is not None:
-        pytest.skip(why)
-    with ExitStack() as held:
-        network = Network()
-        held.callback(network.close)
-        bucket = Bucket(tmp_path / "bucket.log", BRIDGE, 9000, network.beside([]))
-        held.callback(bucket.close)
-        a, b = network.add("a"), network.add("b")
+def test_machines_see_a_bucket_and_no_disk_of_each_other_s(
+    network: Network, bucket: Bucket, tmp_path: Path
+) -> None:
+    a, b = network.add("a"), network.add("b")
 
-        def done(machine: Machine, script: str) -> str:
-            command = machine.inside(["sh", "-c", script])
-            found = subprocess.run(
-                command, env=os.environ | bucket.environment, capture_output=True, text=True
-            )
-            return found.stdout.strip() or f"status {found.returncode}"
+    def done(machine: Machine, script: str) -> str:
+        command = machine.inside(["sh", "-c", script])
+        found = subprocess.run(command, env=os.environ | bucket.environment, capture_output=True, text=True)
+        return found.stdout.strip() or f"status {found.returncode}"
 
-        places = ["/tmp", "/dev/shm", os.environ["HOME"]]
-        for place in places:
-            assert done(a, f"echo a > {place}/mark && cat {place}/mark") == "a"
-            assert done(b, f"cat {place}/mark") == "status 1"
-            assert not Path(place, "mark").exists()
-        assert done(a, f"touch {ROOT}/mark") == "status 1"
-        put = "import fsspec; fsspec.filesystem('s3').pipe('runs/run/mark', b'of a')"
-        get = "import fsspec; print(fsspec.filesystem('s3').cat('runs/run/mark').decode())"
-        assert done(a, f'{sys.executable} -c "{put}"') == "status 0"
-        assert done(b, f'{sys.executable} -c "{get}"') == "of a"
-        assert (bucket.copy("run", tmp_path / "copy") / "mark").read_text() == "of a"
-        network.cut("a")
-        assert done(a, f'timeout 3 {sys.executable} -c "{get}"') != "of a"
+    places = ["/tmp", "/dev/shm", os.environ["HOME"]]
+    for place in places:
+        assert done(a, f"echo a > {place}/mark && cat {place}/mark") == "a"
+        assert done(b, f"cat {place}/mark") == "status 1"
+        assert not Path(place, "mark").exists()
+    assert done(a, f"touch {ROOT}/mark") == "status 1"
+    put = "import fsspec; fsspec.filesystem('s3').pipe('runs/run/mark', b'of a')"
+    get = "import fsspec; print(fsspec.filesystem('s3').cat('runs/run/mark').decode())"
+    assert done(a, f'{sys.executable} -c "{put}"') == "status 0"
+    assert done(b, f'{sys.executable} -c "{get}"') == "of a"
+    assert (bucket.copy("run", tmp_path / "copy") / "mark").read_text() == "of a"
+    network.cut("a")
+    assert done(a, f'timeout 3 {sys.executable} -c "{get}"') != "of a"
 
 
 @pytest.mark.timeout(900)
