@@ -80,7 +80,7 @@ class EvaluationBackend:
         self.config = config
         self.measure = measure or config
         known = named_terms(known_terms())
-        self.terms = [one for one in known if detector is not None or "detector" not in needs_of(one)]
+        self.terms = [term for term in known if detector is not None or "detector" not in needs_of(term)]
         self.fit = Fit(world, self._encode)
         self.sources = Sources(self.fit, self._untold, detector, config.serving.disclosure)
         self.versions = {weights.name: (weights, probe) for weights, probe in versions}
@@ -110,7 +110,7 @@ class EvaluationBackend:
             seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{prompt.name}")
             requests[id] = Request(id, messages, prompt.n, seed, turns=len(planned.query.turns))
             ids.append(id)
-        missing = [one for id, one in requests.items() if not self._kept.holds(ANSWERS, [name, id])]
+        missing = [request for id, request in requests.items() if not self._kept.holds(ANSWERS, [name, id])]
         if missing:
             self._load(name)
             for generated in self._ask(self._crew.rollouts, "generate", missing, name):
@@ -122,16 +122,18 @@ class EvaluationBackend:
         name = self.aliases.get(version, version)
         requests: dict[str, Aggregate] = {}
         ids = []
-        for one in wanted:
-            planned = one.planned
-            alone = [Prompt(planned, (ad,), (None,), one.n) for ad in planned.ads]
+        for joint in wanted:
+            planned = joint.planned
+            alone = [Prompt(planned, (ad,), (None,), joint.n) for ad in planned.ads]
             messages = tuple(self._messages(prompt) for prompt in alone)
-            id = f"{planned.auction.id}/{one.name}/{one.n}/{one.rule}/{one.bids}/{messages}"
-            seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{one.name}")
+            id = f"{planned.auction.id}/{joint.name}/{joint.n}/{joint.rule}/{joint.bids}/{messages}"
+            seed = seed_of(self.config.seed, f"{name}/{planned.auction.id}/{joint.name}")
             turns = len(planned.query.turns)
-            requests[id] = Aggregate(id, messages, one.bids, one.rule, one.n, seed, turns)
+            requests[id] = Aggregate(id, messages, joint.bids, joint.rule, joint.n, seed, turns)
             ids.append(id)
-        missing = [one for id, one in requests.items() if not self._kept.holds(JOINT_ANSWERS, [name, id])]
+        missing = [
+            request for id, request in requests.items() if not self._kept.holds(JOINT_ANSWERS, [name, id])
+        ]
         if missing:
             self._load(name)
             for found in self._ask(self._crew.rollouts, "aggregate", missing, name):
@@ -141,7 +143,7 @@ class EvaluationBackend:
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
         """Summed log-probability (nats) of each answer's token ids after its prompt, under a weight
         version and before temperature and cuts."""
-        return [one.logprob for one in self._scored(version, wanted, None)]
+        return [scored.logprob for scored in self._scored(version, wanted, None)]
 
     def score_sampled(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[Scored]:
         """`score` after temperature and cuts: how probable sampling under a version makes each answer.
@@ -167,12 +169,12 @@ class EvaluationBackend:
             )
             for prompt, token_ids in wanted
         ]
-        missing = {one.id: one for one in given if not self._kept.holds(SCORES, [name, one.id])}
+        missing = {answer.id: answer for answer in given if not self._kept.holds(SCORES, [name, answer.id])}
         if missing:
             self._load(name)
             for scored in self._ask(self._crew.rollouts, "score", list(missing.values()), name):
                 self._kept.put(SCORES, [name, scored.id], scored)
-        return [self._kept.get(SCORES, [name, one.id]) for one in given]
+        return [self._kept.get(SCORES, [name, answer.id]) for answer in given]
 
     def judge(self, answers: Sequence[tuple[Planned, str]]) -> list[dict[str, bool] | None]:
         """The User-LLM's clicks by ad id on each answer; none where it could not be read."""
@@ -211,7 +213,8 @@ class EvaluationBackend:
     def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
         """Click probability of each placed ad by the pCTR model that the run saved after ``epoch``."""
         return [
-            {ad: one.mean for ad, one in found.items()} for found in self.predict_intervals(answers, epoch)
+            {ad: prediction.mean for ad, prediction in found.items()}
+            for found in self.predict_intervals(answers, epoch)
         ]
 
     def predict_intervals(
@@ -245,46 +248,48 @@ class EvaluationBackend:
     def costs(self, answers: Sequence[tuple[Planned, str]]) -> list[float]:
         """What each answer costs its reader, in bid units: lambda s_resp, less the weighted terms."""
         settings, weights = self.config.penalty, self.config.term_weights
-        values = term_values([one for one in self.terms if one.name in weights], self.sources, answers)
+        values = term_values([term for term in self.terms if term.name in weights], self.sources, answers)
         return [
-            settings.weight * penalty(parse(text, planned.ads), settings) - sum(weighted(one, weights))
-            for (planned, text), one in zip(answers, values, strict=True)
+            settings.weight * penalty(parse(text, planned.ads), settings) - sum(weighted(worth, weights))
+            for (planned, text), worth in zip(answers, values, strict=True)
         ]
 
     def organic(self, auctions: Sequence[Planned], what: str) -> list[Generated]:
         """``planned.n`` answers to each auction's question of the untouched model, told of no ads; auctions
         with the same question and number have the same, and for another ``what`` others are drawn."""
         written: dict[tuple[str, int], Generated] = {}
-        for n in dict.fromkeys(one.n for one in auctions):
-            planned = {one.query.id: one for one in auctions if one.n == n}
+        for n in dict.fromkeys(planned.n for planned in auctions):
+            planned = {auction.query.id: auction for auction in auctions if auction.n == n}
             found = self.untouched_answers(
-                [organic_request(self.config, one, what, n) for one in planned.values()]
+                [organic_request(self.config, auction, what, n) for auction in planned.values()]
             )
             written |= {(id, n): answers for id, answers in zip(planned, found, strict=True)}
-        return [written[one.query.id, one.n] for one in auctions]
+        return [written[planned.query.id, planned.n] for planned in auctions]
 
     def untouched_answers(self, requests: Sequence[Request]) -> list[Generated]:
         """Answers under the weights that no training for ads has changed, in the order asked."""
-        keys = [["untouched", one.id, one.messages, one.n, one.seed] for one in requests]
+        keys = [
+            ["untouched", request.id, request.messages, request.n, request.seed] for request in requests
+        ]
         return self._of_untouched("generate", ANSWERS, requests, keys)
 
     def untouched_scores(self, given: Sequence[Given]) -> list[Scored]:
         """`score` of texts under those weights, in the order asked."""
-        keys = [["untouched", one.messages, one.text, one.room] for one in given]
+        keys = [["untouched", answer.messages, answer.text, answer.room] for answer in given]
         return self._of_untouched("score", SCORES, given, keys)
 
     def _of_untouched(
         self, method: str, kind: Kind[_Value], items: Sequence[Any], keys: Sequence[object]
     ) -> list[_Value]:
         missing = {
-            one.id: (one, key)
-            for one, key in zip(items, keys, strict=True)
+            item.id: (item, key)
+            for item, key in zip(items, keys, strict=True)
             if not self._kept.holds(kind, key)
         }
         if missing:
             if self._crew.version != self._untouched:
                 self._crew.refresh(self._untouched, None)
-            asked = [one for one, _ in missing.values()]
+            asked = [item for item, _ in missing.values()]
             for found in self._ask(self._crew.rollouts, method, asked, self._untouched.name):
                 name = found.request_id if isinstance(found, Generated) else found.id
                 self._kept.put(kind, missing[name][1], found)
@@ -328,8 +333,10 @@ class EvaluationBackend:
 
     def _untold(self, auctions: Sequence[Planned]) -> list[tuple[str, ...]]:
         """The organic answers that terms read; those of `reader.reading`, where it asks for as many."""
-        asked = [replace(one, n=ORGANIC_ANSWERS) for one in auctions]
-        return [tuple(draw.text for draw in one.completions) for one in self.organic(asked, ORGANIC)]
+        asked = [replace(planned, n=ORGANIC_ANSWERS) for planned in auctions]
+        return [
+            tuple(draw.text for draw in generated.completions) for generated in self.organic(asked, ORGANIC)
+        ]
 
     def _messages(self, prompt: Prompt) -> prompts.Messages:
         planned = prompt.planned
@@ -367,5 +374,5 @@ class EvaluationBackend:
 def _tokens(item: object) -> int:
     """What was sampled for it."""
     if isinstance(item, Aggregated):
-        return sum(one.tokens for one in item.texts)
-    return sum(len(one.token_ids) for one in item.completions) if isinstance(item, Generated) else 0
+        return sum(text.tokens for text in item.texts)
+    return sum(len(draw.token_ids) for draw in item.completions) if isinstance(item, Generated) else 0

@@ -128,28 +128,29 @@ def conflicting(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list
         RunError: fewer than `LEAST_PAIRS`.
     """
     best = [
-        one.ads[int(cosines.argmax())]
-        for one, cosines in zip(auctions, backend.relevance(auctions), strict=True)
+        planned.ads[int(cosines.argmax())]
+        for planned, cosines in zip(auctions, backend.relevance(auctions), strict=True)
     ]
     rivals = [
-        replace(one, ads=(ad, *_rivals(backend.world, ad))) for one, ad in zip(auctions, best, strict=True)
+        replace(planned, ads=(ad, *_rivals(backend.world, ad)))
+        for planned, ad in zip(auctions, best, strict=True)
     ]
     pairs = []
-    for one, fits in zip(rivals, backend.relevance(rivals), strict=True):
+    for rival, fits in zip(rivals, backend.relevance(rivals), strict=True):
         worse = np.flatnonzero(fits < fits[0] - LESS)
         if not len(worse):
             continue
-        rng = backend.generator(one, "conflict")
+        rng = backend.generator(rival, "conflict")
         place = int(rng.choice(worse))
-        ads = tuple(one.ads[at] for at in rng.permutation([0, place]))
+        ads = tuple(rival.ads[at] for at in rng.permutation([0, place]))
         auction = replace(
-            one.auction,
-            id=f"{one.auction.id}/conflict",
+            rival.auction,
+            id=f"{rival.auction.id}/conflict",
             ad_ids=tuple(ad.id for ad in ads),
             bids=(0.0,) * len(ads),
         )
-        planned = replace(one, auction=auction, ads=ads)
-        pairs.append(Pair(planned, one.ads[0].id, (float(fits[0]), float(fits[place]))))
+        planned = replace(rival, auction=auction, ads=ads)
+        pairs.append(Pair(planned, rival.ads[0].id, (float(fits[0]), float(fits[place]))))
     if len(pairs) < LEAST_PAIRS:
         raise RunError(
             f"{len(pairs)} of {len(auctions)} test questions have two ads of one category that fit unlike; "
@@ -167,18 +168,18 @@ def advise(backend: EvaluationBackend, mechanism: Mechanism, pairs: Sequence[Pai
         RunError: fewer than `LEAST_PAIRS` pairs lost none.
     """
     config = backend.config
-    choices = [one for one in mechanism.choices(config.irpo.epochs) if one.get("ads", 1) == 1]
+    choices = [setting for setting in mechanism.choices(config.irpo.epochs) if setting.get("ads", 1) == 1]
     choice, _ = efficiency.tune_mechanism(backend, mechanism, choices)
     asked = ratios(config)
     auctions = [pair.at(ratio, highest_bid(config)) for pair in pairs for ratio in asked]
     ran = mechanism.run(backend, auctions, choice)
-    failed = sum(not one.offers for one in ran)
+    failed = sum(not result.offers for result in ran)
     backend.bound(f"auctions of {mechanism.name}", failed, len(ran))
     shares, examples = [], []
     for place, pair in enumerate(pairs):
         held = ran[place * len(asked) : (place + 1) * len(asked)]
-        if all(one.offers for one in held):
-            shares.append([_shares(pair, one.offers) for one in held])
+        if all(result.offers for result in held):
+            shares.append([_shares(pair, result.offers) for result in held])
             examples.append(_example(pair, asked[-1], held[-1].offers[0].text))
     if len(shares) < LEAST_PAIRS:
         raise RunError(
@@ -232,10 +233,10 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
         ("preferred", against, either),
         ("undisclosed", column("undisclosed"), column("named")),
     ):
-        some = np.sum([one.sum(axis=0) for one in below], axis=0) > 0
+        some = np.sum([counts.sum(axis=0) for counts in below], axis=0) > 0
         figures[name] = [
-            bounded(one, 0, 1) if seen else UNDEFINED
-            for one, seen in zip(quotients(above, below, resamples, rng), some, strict=True)
+            bounded(figure, 0, 1) if seen else UNDEFINED
+            for figure, seen in zip(quotients(above, below, resamples, rng), some, strict=True)
         ]
     figures["seeds"] = len(seeds)
     figures["pairs"] = sum(len(seed.shares) for seed in seeds)
@@ -245,12 +246,14 @@ def summary(seeds: Sequence[Advice], config: Config) -> dict[str, Any]:
 
 
 def _rivals(world: World, ad: Ad) -> tuple[Ad, ...]:
-    return tuple(one for one in world.ads if one.category == ad.category and ad_text(one) != ad_text(ad))
+    return tuple(
+        other for other in world.ads if other.category == ad.category and ad_text(other) != ad_text(ad)
+    )
 
 
 def _shares(pair: Pair, offers: Sequence[Offer]) -> list[float]:
     told: list[Mapping[str, bool]] = [counted(pair, offer.text) for offer in offers]
-    return [float(np.mean([one[name] for one in told])) for name in COUNTED]
+    return [float(np.mean([counts[name] for counts in told])) for name in COUNTED]
 
 
 def _prose(text: str, ads: Sequence[Ad], placed: Container[str]) -> str:

@@ -24,11 +24,13 @@ def predicted_clicks(backend: EvaluationBackend) -> PredictedClicks:
     for version, sampled in enumerate(stages.read_tests(run, backend.world)):
         judged = list(sampled.judged("test"))
         for epoch in range(1, run.config.irpo.epochs + 1):
-            predicted = backend.predict_intervals([(one, answer.text) for one, answer, _ in judged], epoch)
+            predicted = backend.predict_intervals(
+                [(planned, answer.text) for planned, answer, _ in judged], epoch
+            )
             clicks[version, epoch] = [
                 (chances[ad], clicked[ad])
-                for (one, answer, clicked), chances in zip(judged, predicted, strict=True)
-                for ad in parse(answer.text, one.ads).ad_ids
+                for (planned, answer, clicked), chances in zip(judged, predicted, strict=True)
+                for ad in parse(answer.text, planned.ads).ad_ids
             ]
     return clicks
 
@@ -45,7 +47,7 @@ def drift(runs: Sequence[PredictedClicks]) -> list[dict[str, Any]]:
     epochs: list[dict[str, Any]] = []
     for version, epoch in runs[0]:
         rows = [row for run in runs for row in run[version, epoch]]
-        predictions = [one for one, _ in rows]
+        predictions = [prediction for prediction, _ in rows]
         p = np.array([prediction.mean for prediction in predictions])
         clicked = np.array([hit for _, hit in rows], bool)
         epochs.append(

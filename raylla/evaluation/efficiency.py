@@ -92,32 +92,40 @@ def hold(
         started = time.monotonic()
         asked = [auctions[place] for place in batch]
         some = mechanism.run(backend, asked, choice)
-        what = [mechanism.name, dict(choice), [[one.auction.id, one.n] for one in asked]]
+        what = [mechanism.name, dict(choice), [[planned.auction.id, planned.n] for planned in asked]]
         seconds = backend.took(what, time.monotonic() - started)
         (torn if seconds is None else costs).append(_costs(some, math.nan if seconds is None else seconds))
         ran += some
-    offers = [(planned, offer) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers]
-    judged = backend.judgements([(planned, offer.text) for planned, offer in offers])
-    unread, failed = sum(one.clicks is None for one in judged), sum(not one.offers for one in ran)
+    offers = [
+        (planned, offer) for planned, result in zip(auctions, ran, strict=True) for offer in result.offers
+    ]
+    answers = [(planned, offer.text) for planned, offer in offers]
+    judged = backend.judgements(answers)
+    unread = sum(judgement.clicks is None for judgement in judged)
+    failed = sum(not result.offers for result in ran)
     backend.bound(f"auctions of {mechanism.name}", failed, len(ran))
     backend.bound(f"judgements of {mechanism.name}", unread, len(judged))
     outcomes = []
     measure = backend.measure
     terms = [term for term in backend.terms if all_terms or term.name in measure.term_weights]
-    answers = [(planned, offer.text) for planned, offer in offers]
     valued = term_values(terms, backend.sources, answers)
-    for (planned, offer), one, values in zip(offers, judged, valued, strict=True):
-        if one.clicks is not None:
+    for (planned, offer), judgement, values in zip(offers, judged, valued, strict=True):
+        if judgement.clicks is not None:
             parsed = parse(offer.text, planned.ads, backend.world.ad_ids)
             chances = clicks.expected_clicks(
-                one.probabilities, planned, offer.text, parsed.placements, backend.world.ad_by_id
+                judgement.probabilities, planned, offer.text, parsed.placements, backend.world.ad_by_id
             )
             prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
             outcomes.append(
-                JudgedAnswer(planned.query.id, parsed, planned.bids, prices, one.clicks, chances, values)
+                JudgedAnswer(
+                    planned.query.id, parsed, planned.bids, prices, judgement.clicks, chances, values
+                )
             )
-    names = sorted({name for one in ran for name in one.notes})
-    notes = {name: float(np.mean([one.notes[name] for one in ran if name in one.notes])) for name in names}
+    names = sorted({name for result in ran for name in result.notes})
+    notes = {
+        name: float(np.mean([result.notes[name] for result in ran if name in result.notes]))
+        for name in names
+    }
     weights = dict.fromkeys((term.name for term in terms), 0.0) | measure.term_weights
     table = per_query(outcomes, measure.penalty, weights)
     return Held(table, np.array(costs or torn), notes, unread, answers, least_values(terms))
@@ -167,7 +175,7 @@ def compare_mechanisms(
     ]
     rng, half = np.random.default_rng(seed), len(wanted)
     differences = means([group[:, :half] - group[:, half:] for group in groups], resamples, rng)
-    row = {f"{name}_difference": one for name, one in zip(DIFFERENCES, differences, strict=True)}
+    row = {f"{name}_difference": figure for name, figure in zip(DIFFERENCES, differences, strict=True)}
     for place, name in enumerate(DIFFERENCES):
         if name in ("revenue", "expected_revenue"):
             ours, theirs = ([group[:, [at]] for group in groups] for at in (place, half + place))
@@ -178,8 +186,8 @@ def compare_mechanisms(
 
 def _costs(ran: Sequence[Ran], seconds: float) -> list[float]:
     """`COSTS` per user that the auctions would have served."""
-    served = max(1, sum(one.served for one in ran))
-    spent = [(one.generations, one.prompt_tokens, one.sampled_tokens) for one in ran]
+    served = max(1, sum(result.served for result in ran))
+    spent = [(result.generations, result.prompt_tokens, result.sampled_tokens) for result in ran]
     return [*(np.sum(spent, axis=0) / served).tolist(), seconds / served]
 
 

@@ -62,11 +62,13 @@ def evaluate_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
         for run in runs:
             backend = opened(run)
             own = run.config.name == main.name
-            one = _seed(backend, mechanisms, seeds, watch) if own else _variant(backend, watch)
+            measured = _seed(backend, mechanisms, seeds, watch) if own else _variant(backend, watch)
             with watch.stage(f"{run.path.name}: what the reader gets"):
-                one.reads = reading.read_tables(backend, _answers(backend, one, own), detector.one)
-            seen.append(one)
-    mains = [one for one in seen if one.run.config.name == main.name]
+                measured.reads = reading.read_tables(
+                    backend, _answers(backend, measured, own), detector.one
+                )
+            seen.append(measured)
+    mains = [measured for measured in seen if measured.run.config.name == main.name]
     return _compared(seen, mains, settings) | {
         "name": main.name,
         "clicks": about.sources(main.user_llm),
@@ -75,13 +77,13 @@ def evaluate_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
         "curves": _curves(seen, mains, settings),
         "incentives": _prices(mains, settings),
         "quality": _quality(seen, mains, detector, settings),
-        "pctr": drift.drift([one.told for one in mains]),
+        "pctr": drift.drift([measured.told for measured in mains]),
         "search": {
-            name: [one.search[name] for one in mains]
+            name: [measured.search[name] for measured in mains]
             for name, first in mains[0].search.items()
             if first["tried"]
         },
-        "epochs": history.epochs([one.run for one in mains]),
+        "epochs": history.epochs([measured.run for measured in mains]),
         "examples": mains[0].examples,
         "config": main.model_dump(mode="json"),
         "wall_seconds": dict(watch.wall),
@@ -190,7 +192,7 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
     """The rows of all mechanisms and variants, each against LLM-Auction on the same queries, and the
     variants against the main config."""
     resamples, seed = settings.bootstrap, seeds[0].run.config.seed
-    rows = {name: [one.held[name] for one in seeds] for name in seeds[0].held}
+    rows = {name: [measured.held[name] for measured in seeds] for name in seeds[0].held}
     against = {
         name: efficiency.compare_mechanisms(rows[MAIN], found, resamples, seed)
         for name, found in rows.items()
@@ -198,19 +200,19 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
     }
     ablations: dict[str, Any] = {}
     for name, found in _by_name(seen, seeds).items():
-        rows[f"{MAIN}: {name}"] = [one.held[MAIN] for one in found]
+        rows[f"{MAIN}: {name}"] = [measured.held[MAIN] for measured in found]
         pairs = [
-            (one.held[MAIN], base.held[MAIN])
-            for one in found
+            (measured.held[MAIN], base.held[MAIN])
+            for measured in found
             for base in seeds
-            if MAIN in base.held and base.run.config.seed == one.run.config.seed
+            if MAIN in base.held and base.run.config.seed == measured.run.config.seed
         ]
         if pairs:
             ours, theirs = zip(*pairs, strict=True)
             ablations[name] = efficiency.compare_mechanisms(ours, theirs, resamples, seed) | {
                 "seeds": len(pairs)
             }
-        ablations.setdefault(name, {})["pctr"] = drift.drift([one.told for one in found])
+        ablations.setdefault(name, {})["pctr"] = drift.drift([measured.told for measured in found])
     return {
         "efficiency": {
             name: efficiency.mechanism_row(found, resamples, seed) for name, found in rows.items()
@@ -223,9 +225,9 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
 def _by_name(seen: Sequence[Seen], seeds: Sequence[Seen]) -> dict[str, list[Seen]]:
     """The variants' runs, by name."""
     named: dict[str, list[Seen]] = {}
-    for one in seen:
-        if one not in seeds:
-            named.setdefault(one.run.config.name, []).append(one)
+    for measured in seen:
+        if measured not in seeds:
+            named.setdefault(measured.run.config.name, []).append(measured)
     return named
 
 
@@ -234,10 +236,10 @@ def _curves(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation) -
     seed = seeds[0].run.config.seed
 
     def rising(found: Sequence[Seen]) -> dict[str, Any]:
-        sweeps = [one.sweep for one in found if one.sweep is not None]
+        sweeps = [measured.sweep for measured in found if measured.sweep is not None]
         return properties.monotonicity(sweeps, bids, resamples, seed)
 
-    fines = [one.fine for one in seeds if one.fine is not None]
+    fines = [measured.fine for measured in seeds if measured.fine is not None]
     variants = {name: rising(found)["versions"] for name, found in _by_name(seen, seeds).items()}
     return {
         "monotonicity": rising(seeds),
@@ -250,17 +252,19 @@ def _quality(
     seen: Sequence[Seen], seeds: Sequence[Seen], detector: detect.TaughtDetector, settings: Evaluation
 ) -> dict[str, Any]:
     """What the readers of all rows got; of the variants beside the first weights under the same seed."""
-    first = {one.run.config.seed: one.reads["versions"][quality.FIRST] for one in seeds}
+    first = {measured.run.config.seed: measured.reads["versions"][quality.FIRST] for measured in seeds}
     variants = {
         f"{MAIN}: {name}": [
-            (one.reads["mechanisms"][MAIN], first.get(one.run.config.seed)) for one in found
+            (measured.reads["mechanisms"][MAIN], first.get(measured.run.config.seed)) for measured in found
         ]
         for name, found in _by_name(seen, seeds).items()
     }
     absent = dict(detector.absent)
-    if not any(ad.description for one in seeds for ad in store.load_world(one.run.part("world")).ads):
+    if not any(
+        ad.description for measured in seeds for ad in store.load_world(measured.run.part("world")).ads
+    ):
         absent |= dict.fromkeys(quality.FIDELITY, "no ad of the world has a description")
-    reads, seed = [one.reads for one in seeds], seeds[0].run.config.seed
+    reads, seed = [measured.reads for measured in seeds], seeds[0].run.config.seed
     found = quality.summary(reads, variants, absent, settings.bootstrap, seed)
     return found | {"detector": detector.report}
 
@@ -269,12 +273,12 @@ def _prices(seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:
     resamples, seed = settings.bootstrap, seeds[0].run.config.seed
     prices: dict[str, Any] = {}
     for name in seeds[0].responses:
-        groups = [one.responses[name] for one in seeds]
+        groups = [measured.responses[name] for measured in seeds]
         prices[name] = incentives.regret_table(groups, settings.bids, resamples, seed)
-        settled = [one.settled[name] for one in seeds if name in one.settled]
+        settled = [measured.settled[name] for measured in seeds if name in measured.settled]
         if settled:
             prices[name]["equilibrium"] = incentives.equilibrium(settled, settings.equilibrium_bids)
-    charged = [one.charged for one in seeds if one.charged is not None]
+    charged = [measured.charged for measured in seeds if measured.charged is not None]
     if charged:
         prices[MAIN]["truthful"] = incentives.truthful(charged, resamples, seed)
     return prices

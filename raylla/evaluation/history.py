@@ -48,13 +48,13 @@ def examples(backend: EvaluationBackend) -> list[dict[str, Any]]:
     run, world = backend.run, backend.world
     sampled = stages.read_tests(run, world)
     found = results.before_and_after(world, sampled[0], sampled[-1])
-    planned = {(one.query.text, answer.text): one for one, answer in sampled[-1].of("test")}
-    after = [(planned[one["query"], one["after"]], one["after"]) for one in found]
-    for one, (auction, text), told in zip(
+    planned = {(planned.query.text, answer.text): planned for planned, answer in sampled[-1].of("test")}
+    after = [(planned[example["query"], example["after"]], example["after"]) for example in found]
+    for example, (auction, text), told in zip(
         found, after, backend.predict_intervals(after, run.config.irpo.epochs), strict=True
     ):
         titles = {ad.id: ad.title for ad in auction.ads}
-        one["pctr"] = {
+        example["pctr"] = {
             titles[ad]: {"mean": told[ad].mean, "low": told[ad].low, "high": told[ad].high}
             for ad in parse(text, auction.ads).ad_ids
         }

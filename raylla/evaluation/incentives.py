@@ -96,7 +96,7 @@ def _rule(
     return {
         "payment": payment,
         "least_utility": least,
-        "regret": {goal: bounded(one, 0) for goal, one in zip(TARGETS, regret, strict=True)},
+        "regret": {goal: bounded(figure, 0) for goal, figure in zip(TARGETS, regret, strict=True)},
     }
 
 
@@ -144,8 +144,8 @@ def settle_bids(
         clicks, paid = respond(values[None])
         rounds["truthful"].append((float(paid.sum()), float(clicks[0] @ values), 1.0))
         for goal, target in TARGETS.items():
-            one = incentives.best_responses(respond, values, bids, rng, goal, target, max_rounds=6)
-            rounds[goal].append((one.revenue, one.welfare, float(one.converged)))
+            settled = incentives.best_responses(respond, values, bids, rng, goal, target, max_rounds=6)
+            rounds[goal].append((settled.revenue, settled.welfare, float(settled.converged)))
     return rounds
 
 
@@ -158,7 +158,7 @@ def equilibrium(
         "bids": list(bids),
     }
     for kind in groups[0]:
-        mean = np.mean([one for group in groups for one in group[kind]], axis=0).tolist()
+        mean = np.mean([outcome for group in groups for outcome in group[kind]], axis=0).tolist()
         figures[kind] = dict(zip(("revenue", "welfare", "converged"), mean, strict=True))
     return figures
 
@@ -182,19 +182,21 @@ def charge(
     rng = np.random.default_rng(settings.seed)
     ran = mechanism.run(backend, auctions, choice)
     answers = [
-        (planned, offer.text) for planned, one in zip(auctions, ran, strict=True) for offer in one.offers
+        (planned, offer.text)
+        for planned, result in zip(auctions, ran, strict=True)
+        for offer in result.offers
     ]
     predicted = iter(backend.predict(answers, settings.irpo.epochs))
     values: list[Array] = []
-    for planned, one in zip(auctions, ran, strict=True):
-        shown = [next(predicted) for _ in one.offers]
+    for planned, result in zip(auctions, ran, strict=True):
+        shown = [next(predicted) for _ in result.offers]
         rates = np.array([[rate.get(ad, 0.0) for rate in shown] for ad in planned.auction.ad_ids])
         if shown:
             values.append(np.array(planned.auction.bids)[:, None] * rates)
     betas = sorted({settings.dpo.beta, *BETAS})
     bids = np.array([planned.auction.bids for planned in auctions])
     drawn, resampled = truthful_rules.resample(bids, MU, rng)
-    variants = [_with_bids(one, row) for one, row in zip(auctions, drawn.tolist(), strict=True)]
+    variants = [_with_bids(planned, row) for planned, row in zip(auctions, drawn.tolist(), strict=True)]
     clicks, _ = _outcomes(backend, mechanism, choice, variants)
     return Charged(
         np.array([value.sum(axis=0).mean() for value in values]),
@@ -222,7 +224,7 @@ def truthful(groups: Sequence[Charged], resamples: int, seed: int) -> dict[str, 
     rng = np.random.default_rng(seed)
 
     def mean(found: Sequence[Array]) -> Figure:
-        return means([one[:, None] for one in found], resamples, rng)[0]
+        return means([values[:, None] for values in found], resamples, rng)[0]
 
     charges = np.concatenate([group.resampled for group in groups])
     total, error = truthful_rules.summed_charges(charges)
@@ -257,8 +259,8 @@ def _outcomes(
     ran = mechanism.run(backend, variants, choice)
     offers = [
         (row, planned, offer)
-        for row, (planned, one) in enumerate(zip(variants, ran, strict=True))
-        for offer in one.offers
+        for row, (planned, result) in enumerate(zip(variants, ran, strict=True))
+        for offer in result.offers
     ]
     shape = (len(variants), len(variants[0].ads))
     clicks, paid, kept = np.zeros(shape), np.zeros(shape), np.zeros((len(variants), 1))

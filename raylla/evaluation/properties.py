@@ -86,7 +86,7 @@ def monotonicity(
     """
     versions: dict[str, Any] = {}
     for name in (rate for rate in sweeps[0].rates if all(rate in sweep.rates for sweep in sweeps)):
-        groups = [one.rates[name] for one in sweeps]
+        groups = [sweep.rates[name] for sweep in sweeps]
         rng = np.random.default_rng(seed)
         shuffled = [rng.permuted(group, axis=1) for group in groups]
         versions[name] = {
@@ -97,12 +97,13 @@ def monotonicity(
             "control": intervals.rank_trend(bids, shuffled, resamples, rng),
         }
     return {
-        "examples": [example for one in sweeps for example in one.examples][:EXAMPLES],
+        "examples": [example for sweep in sweeps for example in sweep.examples][:EXAMPLES],
         "bids": list(bids),
         "seeds": len(sweeps),
-        "queries": sum(len(next(iter(one.rates.values()))) for one in sweeps),
+        "queries": sum(len(next(iter(sweep.rates.values()))) for sweep in sweeps),
         "versions": versions,
-        "auctions_per_second": sum(one.asked for one in sweeps) / sum(one.seconds for one in sweeps),
+        "auctions_per_second": sum(sweep.asked for sweep in sweeps)
+        / sum(sweep.seconds for sweep in sweeps),
     }
 
 
@@ -120,9 +121,9 @@ def fine(
     ends = many[:, -len(bids) // 5 :].mean(axis=1) - many[:, : len(bids) // 5].mean(axis=1)
     steep = int(ends.argmax())
     some = slice(steep, steep + 1)
-    one = _rates(backend, TRAINED, auctions[some], chosen[some], bids, answers)[0]
+    steepest = _rates(backend, TRAINED, auctions[some], chosen[some], bids, answers)[0]
     about = {"query": auctions[steep].query.text, "ad": auctions[steep].ads[chosen[steep]].title}
-    return Fine(about, one, many, answers, each)
+    return Fine(about, steepest, many, answers, each)
 
 
 def continuity(found: Sequence[Fine], bids: Sequence[float], resamples: int, seed: int) -> dict[str, Any]:
@@ -133,20 +134,22 @@ def continuity(found: Sequence[Fine], bids: Sequence[float], resamples: int, see
     make it.
     """
     rng = np.random.default_rng(seed)
-    groups = [one.many for one in found]
+    groups = [curve.many for curve in found]
     mean = intervals.averages(groups)
     queries = sum(map(len, groups))
-    total = sum(one.each * len(one.many) for one in found)
+    total = sum(curve.each * len(curve.many) for curve in found)
     return {
         "bids": list(bids),
         "one": [
             {
-                **one.about,
-                "answers": one.answers,
-                "click_rate": one.one.tolist(),
-                "jump": intervals.largest_jump(np.rint(one.one * one.answers), one.answers, 2000, rng),
+                **curve.about,
+                "answers": curve.answers,
+                "click_rate": curve.one.tolist(),
+                "jump": intervals.largest_jump(
+                    np.rint(curve.one * curve.answers), curve.answers, 2000, rng
+                ),
             }
-            for one in found
+            for curve in found
         ],
         "many": {
             "queries": queries,
@@ -183,7 +186,7 @@ def _examples(
                 "changed": len(set(shown)) > 1,
             }
         )
-    return sorted(examples, key=lambda one: not one["changed"])[:EXAMPLES]
+    return sorted(examples, key=lambda example: not example["changed"])[:EXAMPLES]
 
 
 def _rates(
@@ -209,7 +212,7 @@ def _rates(
         for planned, place in zip(auctions, places, strict=True)
         for bid in bids
     ]
-    prompts = [Prompt(one, one.ads, one.auction.bids, answers) for one in variants]
+    prompts = [Prompt(variant, variant.ads, variant.auction.bids, answers) for variant in variants]
     written = backend.write(version, prompts)
     ids = [planned.ads[place].id for planned, place in zip(auctions, places, strict=True) for _ in bids]
     kept = np.zeros(len(variants))
@@ -221,11 +224,11 @@ def _rates(
             if ids[at] in parse(draw.text, variant.ads).ad_ids:
                 shown.append((at, variant, draw.text))
     judged = backend.judgements([(variant, text) for _, variant, text in shown])
-    for (at, _, _), one in zip(shown, judged, strict=True):
-        if one.clicks is None:
+    for (at, _, _), judgement in zip(shown, judged, strict=True):
+        if judgement.clicks is None:
             kept[at] -= 1
         else:
-            clicks[at] += ((expected and one.probabilities) or one.clicks)[ids[at]]
+            clicks[at] += ((expected and judgement.probabilities) or judgement.clicks)[ids[at]]
     backend.bound("answers of a sweep", int(answers * len(variants) - kept.sum()), answers * len(variants))
     rates: Array = (clicks / np.maximum(kept, 1)).reshape(shape)
     return rates

@@ -68,8 +68,10 @@ def market_row(seeds: Sequence[DayAccount], config: Config) -> dict[str, Any]:
     ]
     below = [np.repeat(seed.users[-1][:, None], 2, axis=1) for seed in seeds]
     row: dict[str, Any] = {
-        name: bounded(one, 0)
-        for name, one in zip(("revenue", "welfare"), quotients(above, below, resamples, rng), strict=True)
+        name: bounded(figure, 0)
+        for name, figure in zip(
+            ("revenue", "welfare"), quotients(above, below, resamples, rng), strict=True
+        )
     }
     row |= _advertisers([seed.advertisers() for seed in seeds], resamples, rng)
     row["price_of_anarchy"] = _over_seeds([_ratio(seed.own, seed.liquid)[-1] for seed in seeds])

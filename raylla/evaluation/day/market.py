@@ -81,8 +81,8 @@ def day_market(config: Config, world: World) -> Market:
     ads = tuple(sorted({ad for planned in auctions for ad in planned.auction.ad_ids}))
     number = {ad: place for place, ad in enumerate(ads)}
     values = np.zeros((len(auctions), len(ads)))
-    for row, one in enumerate(auctions):
-        for ad, bid in one.bids.items():
+    for row, auction in enumerate(auctions):
+        for ad, bid in auction.bids.items():
             values[row, number[ad]] = bid
     rng = np.random.default_rng([config.seed, 48])
     wave = day.users * PERIODS * traffic()[:, None]
@@ -143,8 +143,8 @@ class Books:
             for ad, (_, pacing) in zip(market.ads, limits, strict=True)
         ]
         self._ads = [
-            AdRow(row, ad, one.title, one.category, one.theme, ad, "", (), unit, False, one.description)
-            for row, (ad, one) in enumerate((ad, known[ad]) for ad in market.ads)
+            AdRow(row, ad.id, ad.title, ad.category, ad.theme, ad.id, "", (), unit, False, ad.description)
+            for row, ad in enumerate(known[id] for id in market.ads)
         ]
         self._spent: defaultdict[dt.date, dict[str, Micros]] = defaultdict(dict)
         self._seen: defaultdict[str, list[tuple[str, dt.datetime]]] = defaultdict(list)

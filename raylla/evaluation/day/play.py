@@ -79,17 +79,17 @@ def play(
     Raises:
         BudgetError: more than ``irpo.max_drop_share`` of the auctions or judgements were lost.
     """
-    played = [_Days(backend, market, one, budgets) for one in populations]
+    played = [_Days(backend, market, bidders, budgets) for bidders in populations]
     for day in range(len(market.users)):
         for population in populations:
             population.begin()
         for period in range(PERIODS):
-            entered = [one.enter(day, period) for one in played]
+            entered = [days.enter(day, period) for days in played]
             asked = [planned for held, _ in entered for _, _, planned in held]
             offers = iter(_offers(backend, mechanism, choice, asked))
-            for one, (held, active) in zip(played, entered, strict=True):
-                one.settle(day, period, held, [next(offers) for _ in held], active)
-    return [one.played for one in played]
+            for days, (held, active) in zip(played, entered, strict=True):
+                days.settle(day, period, held, [next(offers) for _ in held], active)
+    return [days.played for days in played]
 
 
 def lone_answers(
@@ -127,11 +127,12 @@ def click_chances(
         once = {(planned.auction.id, text): (planned, text) for planned, text in named}
         judged = dict(zip(once, backend.judgements(list(once.values())), strict=True))
         chances = [judged[planned.auction.id, text] for planned, text in named]
-        told, unread = [one.probabilities for one in chances], [one.clicks is None for one in chances]
+        told = [judgement.probabilities for judgement in chances]
+        unread = [judgement.clicks is None for judgement in chances]
     ads = backend.world.ad_by_id
     return [
-        None if lost else expected_clicks(one, planned, text, parse(text, planned.ads).placements, ads)
-        for (planned, text), one, lost in zip(answers, told, unread, strict=True)
+        None if lost else expected_clicks(chances, planned, text, parse(text, planned.ads).placements, ads)
+        for (planned, text), chances, lost in zip(answers, told, unread, strict=True)
     ]
 
 
@@ -178,7 +179,11 @@ class _Days:
         selection = self._eligibility.select(Filters(user_id=user), now, micros)
         rows = [selection.catalogue.row_by_id[ad] for ad in bids]
         mask, gone = selection.without(selection.mask, [row for row in rows if selection.mask[row]])
-        left_out = [one.reason for one in selection.filtered(len(self._market.ads)) if one.ad_id in bids]
+        left_out = [
+            excluded.reason
+            for excluded in selection.filtered(len(self._market.ads))
+            if excluded.ad_id in bids
+        ]
         self.played.kept_out += Counter(reason.value for reason in left_out)
         self.played.kept_out += Counter({reason.value: count for reason, count in gone.items()})
         kept = [at for at, row in enumerate(rows) if mask[row]]
@@ -249,13 +254,15 @@ def _offers(
 ) -> list[_Answer]:
     """What came of each auction; of those lost, nothing."""
     ran = mechanism.run(backend, auctions, choice) if auctions else []
-    offers = [one.offers[0] if one.offers else None for one in ran]
-    backend.bound(f"auctions of {mechanism.name}", sum(one is None for one in offers), len(offers))
+    offers = [result.offers[0] if result.offers else None for result in ran]
+    backend.bound(f"auctions of {mechanism.name}", sum(offer is None for offer in offers), len(offers))
     answered = [
         (planned, offer.text) for planned, offer in zip(auctions, offers, strict=True) if offer is not None
     ]
     judged = click_chances(backend, answered)
-    backend.bound(f"judgements of {mechanism.name}", sum(one is None for one in judged), len(judged))
+    backend.bound(
+        f"judgements of {mechanism.name}", sum(chances is None for chances in judged), len(judged)
+    )
     chances = iter(judged)
     answers: list[_Answer] = []
     for offer in offers:

@@ -97,10 +97,10 @@ def played_days(
             played = play(backend, mechanism, choice, market, list(bidders.values()), budgets)
         both = zip(bidders.values(), played, strict=True)
         held[mechanism.name] = dict(choice), dict(zip(bidders, both, strict=True))
-        for one in played:
-            seen |= one.answers
+        for days in played:
+            seen |= days.answers
     return {
-        name: (choice, {kind: _account(market, budgets, seen, *one) for kind, one in markets.items()})
+        name: (choice, {kind: _account(market, budgets, seen, *pair) for kind, pair in markets.items()})
         for name, (choice, markets) in held.items()
     }
 

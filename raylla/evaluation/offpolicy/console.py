@@ -27,14 +27,14 @@ def show_offpolicy(console: Console, evaluation: Mapping[str, Any]) -> None:
         for heading in ("log -> new", "ESS of", "mean weight", "cut at", "shown", "estimated", "holds"):
             table.add_column(heading, justify="right")
         for pair in evaluation["pairs"]:
-            one, over = pair["measures"][measure], pair["overlap"]
-            made = one["estimates"]["doubly_robust"]
+            figures, over = pair["measures"][measure], pair["overlap"]
+            made = figures["estimates"]["doubly_robust"]
             table.add_row(
                 f"{pair['run']}: {pair['log']} -> {pair['new']}",
                 f"{over['effective_sample_size']:.1f} of {over['auctions']:.0f}",
                 f"{over['mean_weight']:.2f}",
                 "-" if made["clip"] is None else f"{made['clip']:g}",
-                with_ends(one["difference_shown"]),
+                with_ends(figures["difference_shown"]),
                 with_ends(made["difference"]),
                 "yes" if made["holds"]["difference"] else "no",
             )

@@ -107,23 +107,25 @@ def offpolicy_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) -
 def answered(backend: EvaluationBackend) -> dict[str, Written]:
     """Every version's answers to the test auctions, in the versions' order, each scored under all."""
     asked = efficiency.test_auctions(backend.config, backend.world)
-    prompts = [Prompt(one, one.ads, one.auction.bids, one.n) for one in asked]
+    prompts = [Prompt(planned, planned.ads, planned.auction.bids, planned.n) for planned in asked]
     names, epochs = list(backend.versions), range(1, backend.config.irpo.epochs + 1)
     drawn: dict[str, list[tuple[Prompt, Sequence[int], str]]] = {}
     for name in names:
         written = backend.write(name, prompts)
-        backend.bound(f"auctions of {name}", sum(one.error is not None for one in written), len(written))
+        backend.bound(
+            f"auctions of {name}", sum(generated.error is not None for generated in written), len(written)
+        )
         drawn[name] = [
             (prompt, draw.token_ids, draw.text)
-            for prompt, one in zip(prompts, written, strict=True)
-            for draw in one.completions
+            for prompt, generated in zip(prompts, written, strict=True)
+            for draw in generated.completions
         ]
     scored = {name: _scores(backend, name, drawn) for name in names}  # each version is loaded once more
     return {
         name: _written(
             backend,
             name,
-            [(one.planned, text) for one, _, text in drawn[name]],
+            [(prompt.planned, text) for prompt, _, text in drawn[name]],
             epochs,
             {other: scored[other][name] for other in names},
         )
@@ -159,7 +161,7 @@ def _written(
 ) -> Written:
     """Outcomes and predictions of the answers of one version whose clicks could be read."""
     judged = backend.judgements(answers)
-    read = [place for place, one in enumerate(judged) if one.clicks is not None]
+    read = [place for place, judgement in enumerate(judged) if judgement.clicks is not None]
     backend.bound(f"judgements of {name}", len(judged) - len(read), len(judged))
     kept = [answers[place] for place in read]
     clicked = [judged[place].clicks or {} for place in read]
@@ -183,7 +185,7 @@ def _predicted(backend: EvaluationBackend, answers: Sequence[tuple[Planned, str]
     rows = []
     for (planned, text), chances in zip(answers, backend.predict_intervals(answers, epoch), strict=True):
         bids = [(planned.bids[ad], chances[ad]) for ad in parse(text, planned.ads).ad_ids]
-        ends = [sum(bid * getattr(one, end) for bid, one in bids) for end in Predicted.__slots__]
+        ends = [sum(bid * getattr(chance, end) for bid, chance in bids) for end in Predicted.__slots__]
         rows.append([[end] * len(SUITE_MEASURES) for end in ends])
     return Predicted.of(rows)
 
@@ -193,7 +195,7 @@ def hold_pairs(
 ) -> list[dict[str, Any]]:
     """Each ordered pair of versions, a row of `offpolicy.json`: the figures of the first split, and how the
     estimators did in all of them."""
-    queries = sorted(set.intersection(*(set(one.queries) for one in written.values())))
+    queries = sorted(set.intersection(*(set(version.queries) for version in written.values())))
     halves = []
     for split in range(splits):
         order = _generator(seed, f"split/{split}").permutation(len(queries))
@@ -215,7 +217,7 @@ def hold_pairs(
                     "pctr_epoch": epoch,
                     "on_the_edge": sides[0].on_the_edge,
                     **held[0],
-                    "over_splits": _over_splits([one["measures"] for one in held]),
+                    "over_splits": _over_splits([row["measures"] for row in held]),
                 }
             )
     return found
@@ -297,7 +299,7 @@ def _compared(made: Estimate, value: Figure, difference: Figure) -> dict[str, An
         "value": held_against(made.value, made.slack, value),
         "difference": held_against(made.difference, made.slack, difference),
     }
-    holds = {name: one["low"] <= 0 <= one["high"] for name, one in off.items()}
+    holds = {name: figure["low"] <= 0 <= figure["high"] for name, figure in off.items()}
     return asdict(made) | {"off": off["difference"], "holds": holds}
 
 
@@ -306,7 +308,7 @@ def _over_splits(held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     what was shown, its mean width and its mean error, which has the noise of what was shown, too."""
 
     def column(measure: str, name: str) -> dict[str, float]:
-        rows = [one[measure]["estimates"][name] for one in held]
+        rows = [measures[measure]["estimates"][name] for measures in held]
         return {
             "coverage": float(np.mean([row["holds"]["difference"] for row in rows])),
             "value_coverage": float(np.mean([row["holds"]["value"] for row in rows])),
@@ -327,6 +329,6 @@ def summed(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             first = [pair["measures"][measure]["estimates"][name]["holds"]["difference"] for pair in pairs]
             over = [pair["over_splits"][measure][name] for pair in pairs]
             sums[measure][name] = {"pairs_held": sum(first)} | {
-                key: float(np.mean([one[key] for one in over])) for key in over[0]
+                key: float(np.mean([row[key] for row in over])) for key in over[0]
             }
     return sums

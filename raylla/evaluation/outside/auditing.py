@@ -82,8 +82,8 @@ def audit_regret(run: Run, plan: AuditPlan, watch: Observer) -> dict[str, Any]:
         with watch.stage("read the answers"):
             outside = perturbing.responses_outside(seen, plan.clicks, backend.judgements, config)
         with watch.stage("hold the same auctions inside"):
-            again = [replace(one.planned, n=plan.answers) for one in seen.probed]
-            places = [one.place for one in seen.probed]
+            again = [replace(probed.planned, n=plan.answers) for probed in seen.probed]
+            places = [probed.place for probed in seen.probed]
             bids = [float(bid) for bid in seen.bids]
             inside = incentives.responses(backend, LlmAuction(), {}, again, bids, places)
     return _report(config, plan, seen, outside, inside)
@@ -157,7 +157,7 @@ def _reader(config: Config) -> perturbing.JudgeReads:
             )
             for place, (planned, text) in enumerate(answers)
         ]
-        found = {one.sample_id: one for one in worker.judge(items)}
+        found = {judgement.sample_id: judgement for judgement in worker.judge(items)}
         return [found[item.sample_id] for item in items]
 
     return read

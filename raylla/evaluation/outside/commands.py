@@ -54,7 +54,7 @@ def regret_outside(
 
     opened = Run.open(run)
     key = (key or "").strip() or keyring.read_keyring(settings.Serving().database).admin_key
-    whole = [int(one) for one in opened.config.evaluation.bids if one >= 1]
+    whole = [int(bid) for bid in opened.config.evaluation.bids if bid >= 1]
     plan = auditing.AuditPlan(
         url,
         key,

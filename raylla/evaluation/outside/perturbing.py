@@ -88,12 +88,12 @@ class Perturbed:
     @property
     def versions(self) -> list[str]:
         """The weight versions that answered."""
-        return sorted({one.version for row in self.answers for some in row for one in some})
+        return sorted({observed.version for row in self.answers for some in row for observed in some})
 
     @property
     def pctr_versions(self) -> list[str]:
         """The pCTR models that rated the answers, each as RUN/epoch-N."""
-        return sorted({one.pctr_version for row in self.answers for some in row for one in some})
+        return sorted({observed.pctr_version for row in self.answers for some in row for observed in some})
 
 
 class Auditor:
@@ -130,14 +130,14 @@ class Auditor:
             EndpointError: the endpoint holds no test auctions, or too few of them have such an ad.
         """
         found = [
-            one
-            for one in [
+            asked
+            for asked in [
                 await self._probed(terms, world, questions[0], ads),  # alone: it may be no test auction
                 *await asyncio.gather(
                     *(self._probed(terms, world, question, ads) for question in questions[1:])
                 ),
             ]
-            if one is not None
+            if asked is not None
         ]
         if len(found) < LEAST_QUESTIONS:
             whose = "such an ad" if ads is not None else "an ad"
@@ -152,7 +152,7 @@ class Auditor:
         self, terms: PriceTerms, probed: Sequence[Probed], bids: Sequence[int], answers: int
     ) -> Perturbed:
         """``answers`` test auctions of each question at each bid of its ad."""
-        asked = [(one, bid, draw) for one in probed for bid in bids for draw in range(answers)]
+        asked = [(question, bid, draw) for question in probed for bid in bids for draw in range(answers)]
         got = await asyncio.gather(*(self._observed(terms, *what) for what in asked))
         rows = iter(got)
         table = [[[next(rows) for _ in range(answers)] for _ in bids] for _ in probed]
@@ -164,24 +164,28 @@ class Auditor:
         answer = await self._ask(query, world.profile_by_id[query.profile_id], {}, 0)
         listed = answer["raylla"]["candidates"]
         rng = np.random.default_rng(seed_of(self._seed, f"regret/ad/{query.id}"))
-        mine = {one["ad_id"]: at for at, one in enumerate(listed) if ads is None or one["ad_id"] in ads}
+        mine = {
+            candidate["ad_id"]: at
+            for at, candidate in enumerate(listed)
+            if ads is None or candidate["ad_id"] in ads
+        }
         places = [mine[ad] for ad in sorted(mine)]  # prompts list candidates in another order each time
         if not places:
             return None
-        units = tuple(one["bid_micros"] / terms.micros_per_unit for one in listed)
-        shown = tuple(_ad(world, one) for one in listed)
+        units = tuple(candidate["bid_micros"] / terms.micros_per_unit for candidate in listed)
+        shown = tuple(_ad(world, candidate) for candidate in listed)
         auction = Auction(f"regret/{query.id}", query.id, tuple(ad.id for ad in shown), units)
         profile = world.profile_by_id[query.profile_id]
         planned = Planned("test", auction, query, profile, shown, 1)
         return Probed(planned, places[int(rng.integers(len(places)))])
 
-    async def _observed(self, terms: PriceTerms, one: Probed, bid: int, draw: int) -> Observed:
-        planned = one.planned
-        bids = {one.ad_id: bid * terms.micros_per_unit}
+    async def _observed(self, terms: PriceTerms, probed: Probed, bid: int, draw: int) -> Observed:
+        planned = probed.planned
+        bids = {probed.ad_id: bid * terms.micros_per_unit}
         answer = await self._ask(planned.query, planned.profile, bids, draw)
         text, _ = read_back(answer)
         said = answer["raylla"]
-        shown = [ad for ad in said["ads"] if ad["ad_id"] == one.ad_id]
+        shown = [ad for ad in said["ads"] if ad["ad_id"] == probed.ad_id]
         self._watch.advance("auctions", 1, answer["usage"]["completion_tokens"])
         made_by = said["weight_version"], said["pctr_version"]
         if not shown:
@@ -246,7 +250,9 @@ def responses_outside(
         for draw in draws
         if draw.price is not None
     ]
-    rates = _judged(seen, shown, reads) if clicks == "judge" else [one.rate for _, _, one in shown]
+    rates = (
+        _judged(seen, shown, reads) if clicks == "judge" else [observed.rate for _, _, observed in shown]
+    )
     unread = sum(rate is None for rate in rates)
     if unread > max(config.irpo.max_drop_share * len(rates), SLACK):
         raise BudgetError(
@@ -254,12 +260,12 @@ def responses_outside(
             f"irpo.max_drop_share={config.irpo.max_drop_share} allows; see the judge's output"
         )
     kept += len(seen.answers[0][0])
-    for (row, column, one), rate in zip(shown, rates, strict=True):
-        if rate is None or one.price is None:
+    for (row, column, observed), rate in zip(shown, rates, strict=True):
+        if rate is None or observed.price is None:
             kept[row, column] -= 1
             continue
         clicked[row, column] += rate
-        paid[row, column] += one.price * (1 if seen.terms.price_rule is PriceRule.EXPECTED else rate)
+        paid[row, column] += observed.price * (1 if seen.terms.price_rule is PriceRule.EXPECTED else rate)
     return clicked / np.maximum(kept, 1), paid / np.maximum(kept, 1)
 
 
@@ -269,11 +275,11 @@ def _judged(
     """How probable a click on the ad is in each answer that shows it, by the judge; none where it could not
     be read."""
     asked = []
-    for row, column, one in shown:
+    for row, column, observed in shown:
         probed = seen.probed[row]
         name = f"{probed.planned.auction.id}/{seen.bids[column]}"
         auction = replace(probed.planned.auction, id=name)
-        asked.append((replace(probed.planned, auction=auction), one.text))
+        asked.append((replace(probed.planned, auction=auction), observed.text))
     found: list[float | None] = []
     for (row, _, _), judged in zip(shown, reads(asked), strict=True):
         ad = seen.probed[row].ad_id

@@ -46,7 +46,7 @@ def show_results(console: Console, results: dict[str, Any]) -> None:
             f"{100 * row['format_error_rate']:.1f} %",
             f"{row['click_rate']:.3f}",
             _number(row["pctr"]["auc"]),
-            " ".join(_number(row["pctr"].get(f"calibration_{one}")) for one in ("error", "floor")),
+            " ".join(_number(row["pctr"].get(f"calibration_{figure}")) for figure in ("error", "floor")),
             _number(row["pctr"]["coverage"]),
             *(_precise(row.get("terms", {}).get(term)) for term in terms),
         )
@@ -99,12 +99,12 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
             str(row["seeds"]),
         )
     console.print(table)
-    for name, one in found["against"].items():
+    for name, against in found["against"].items():
         console.print(
-            f"llm-auction against {name}: revenue {_figure(one['revenue_difference'])}, "
-            f"x {one['revenue_ratio']['mean']:.2f}, reward {_figure(one['reward_difference'])}; "
-            f"expected x {_precise(one['expected_revenue_ratio'])}, "
-            f"reward {_figure(one['expected_reward_difference'])}",
+            f"llm-auction against {name}: revenue {_figure(against['revenue_difference'])}, "
+            f"x {against['revenue_ratio']['mean']:.2f}, reward {_figure(against['reward_difference'])}; "
+            f"expected x {_precise(against['expected_revenue_ratio'])}, "
+            f"reward {_figure(against['expected_reward_difference'])}",
             highlight=False,
         )
     _show_quality(console, found["quality"])
@@ -138,8 +138,8 @@ def show_day(console: Console, found: dict[str, Any]) -> None:
     headings = ("revenue", "welfare", "budget use", "return", "price of anarchy", "moved")
     for heading in ("mechanism", "bidders", *headings, "seeds"):
         table.add_column(heading, justify="right")
-    for name, one in found["mechanisms"].items():
-        for market, row in one["markets"].items():
+    for name, entry in found["mechanisms"].items():
+        for market, row in entry["markets"].items():
             figures = [_precise(row[heading.replace(" ", "_")]) for heading in headings]
             table.add_row(name, market, *figures, str(row["seeds"]))
     console.print(table)
@@ -153,8 +153,8 @@ def show_regret(console: Console, found: dict[str, Any]) -> None:
     table = Table(title=Text(title), caption=Text(caption))
     for heading in ("measured", "payment", "least utility", "regret: utility", "regret: value"):
         table.add_column(heading, justify="right")
-    for name, one in sides.items():
-        figures = (one["payment"], one["least_utility"], *one["regret"].values())
+    for name, side in sides.items():
+        figures = (side["payment"], side["least_utility"], *side["regret"].values())
         table.add_row(name, *map(_precise, figures))
     if "difference" in found:
         table.add_row("outside less inside", "", "", *map(_precise, found["difference"].values()))

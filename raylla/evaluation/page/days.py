@@ -20,9 +20,9 @@ ANARCHY = ("price_of_anarchy", "price_of_anarchy_any", "moved")
 def day_totals(evaluation: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     """A row for each mechanism and market: caption, headings, rows."""
     rows = [
-        [name, dumps(one["choices"][0]), market, *(row[key] for key in (*TOTALS, *ANARCHY)), _out(row)]
-        for name, one in _mechanisms(evaluation).items()
-        for market, row in one["markets"].items()
+        [name, dumps(entry["choices"][0]), market, *(row[key] for key in (*TOTALS, *ANARCHY)), _out(row)]
+        for name, entry in _mechanisms(evaluation).items()
+        for market, row in entry["markets"].items()
     ]
     day = evaluation["day"] or {"settings": {"days": 0, "queries": 0}, "clicks": ""}
     caption = (
@@ -37,9 +37,9 @@ def day_bidders(evaluation: dict[str, Any]) -> tuple[str, list[str], list[list[A
     """A row for each mechanism, market and kind of bidder in it: caption, headings, rows."""
     keys = ("budget_use", "used_up", "return", "moved", "advertisers")
     rows = [
-        [name, market, kind, *(one[key] for key in keys)]
+        [name, market, kind, *(bidder[key] for key in keys)]
         for name, market, row in _markets(evaluation)
-        for kind, one in row["bidders"].items()
+        for kind, bidder in row["bidders"].items()
     ]
     return "The last day, by kind of bidder", ["mechanism", "market", "bidder", *keys], rows
 
@@ -51,8 +51,8 @@ def day_figures(evaluation: dict[str, Any]) -> Drawn:
     drawn: Drawn = {
         "day": ("Price of anarchy: the best mix of its own answers over what was had", _anarchy)
     }
-    for name, one in _mechanisms(evaluation).items():
-        which = "mixed market" if "mixed" in one["markets"] else "each kind by itself"
+    for name, entry in _mechanisms(evaluation).items():
+        which = "mixed market" if "mixed" in entry["markets"] else "each kind by itself"
         short = name.replace(": ", "-")
         drawn[f"day-spend-{short}"] = (
             f"{name}: budget gone over the last day, {which}",
@@ -127,6 +127,6 @@ def _mechanisms(evaluation: dict[str, Any]) -> dict[str, Any]:
 def _markets(evaluation: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (name, market, row)
-        for name, one in _mechanisms(evaluation).items()
-        for market, row in one["markets"].items()
+        for name, entry in _mechanisms(evaluation).items()
+        for market, row in entry["markets"].items()
     ]

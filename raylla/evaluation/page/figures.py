@@ -88,8 +88,8 @@ def _monotonicity(axes: Axes, evaluation: Found) -> None:
 def _continuity(axes: Axes, evaluation: Found) -> None:
     """Click rate on the fine grid of bids."""
     curve = evaluation["curves"]["continuity"]
-    for one in curve["one"]:
-        axes.plot(curve["bids"], one["click_rate"], lw=0.8, alpha=0.7, label="one query")
+    for query in curve["one"]:
+        axes.plot(curve["bids"], query["click_rate"], lw=0.8, alpha=0.7, label="one query")
     many = curve["many"]
     axes.plot(curve["bids"], many["click_rate"], lw=1.5, color="k", label=f"{many['queries']} queries")
     axes.set_xlabel("bid of the ad")
@@ -112,8 +112,8 @@ def _reliability(axes: Axes, evaluation: Found) -> None:
 
 def _responses(axes: Axes, evaluation: Found) -> None:
     """Click rate against the bid in every mechanism, its random numbers held fixed."""
-    for name, one in evaluation["incentives"].items():
-        axes.plot(one["bids"], one["click_rate"], marker=".", label=name)
+    for name, curve in evaluation["incentives"].items():
+        axes.plot(curve["bids"], curve["click_rate"], marker=".", label=name)
     axes.set_xlabel("bid of the ad")
     axes.set_ylabel("clicks per auction")
     axes.legend(frameon=False)
@@ -122,7 +122,7 @@ def _responses(axes: Axes, evaluation: Found) -> None:
 def shift(axes: Axes, evaluation: Found) -> None:
     """Bias of each epoch's pCTR model on the policy that it scores next, main config and variants."""
     everyone = {"main config": evaluation["pctr"]}
-    everyone |= {name: one["pctr"] for name, one in evaluation["ablations"].items()}
+    everyone |= {name: variant["pctr"] for name, variant in evaluation["ablations"].items()}
     for name, table in everyone.items():
         rows = [row for row in table if row["weight_version"] == f"v{row['pctr_epoch']}"]
         at = [row["pctr_epoch"] for row in rows]

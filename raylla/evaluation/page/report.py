@@ -55,14 +55,14 @@ def _write(found: Found, suites: dict[str, Found | None], out: Path) -> Path:
     """The page, and what lies beside it."""
     alone = dumps(found, indent=2)
     found |= suites
-    drawn = {name: one for name, one in FIGURES.items() if name != "conflict" or found["conflict"]}
+    drawn = {name: figure for name, figure in FIGURES.items() if name != "conflict" or found["conflict"]}
     drawn |= frontiers(found) | day_figures(found)
     pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
     tables = _tables(found)
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(alone + "\n")
-    for suite in (name for name, one in suites.items() if not one):
-        tables = {name: one for name, one in tables.items() if name.split("-")[0] != suite}
+    for suite in (name for name, figures in suites.items() if not figures):
+        tables = {name: table for name, table in tables.items() if name.split("-")[0] != suite}
         for old in (*out.glob(f"{suite}*.png"), *out.glob(f"{suite}*.csv")):  # of a report before
             old.unlink()
     for name, picture in pictures.items():
@@ -201,7 +201,7 @@ AGAINST = (
 
 
 def _against(evaluation: Found) -> _Table:
-    rows = [[name, *(one.get(key) for key in AGAINST)] for name, one in evaluation["against"].items()]
+    rows = [[name, *(row.get(key) for key in AGAINST)] for name, row in evaluation["against"].items()]
     caption = f"LLM-Auction less the other, same queries in pairs; {_counted(evaluation)}"
     return caption, ["against", *AGAINST], rows
 
@@ -220,9 +220,9 @@ def _reader(evaluation: Found) -> _Table:
 def _ablations(evaluation: Found) -> _Table:
     trends = evaluation["curves"]["monotonicity_of_variants"]
     rows = [
-        [name, one["seeds"], *(one.get(key) for key in AGAINST), trends[name]["trend"]]
-        for name, one in evaluation["ablations"].items()
-        if "seeds" in one
+        [name, row["seeds"], *(row.get(key) for key in AGAINST), trends[name]["trend"]]
+        for name, row in evaluation["ablations"].items()
+        if "seeds" in row
     ]
     headings = ["variant", "seeds", *AGAINST, "rank correlation with the bid"]
     caption = f"Variants less the main config, same seeds and queries in pairs; {_counted(evaluation)}"
@@ -254,9 +254,9 @@ def _epochs(evaluation: Found) -> _Table:
 def _incentives(evaluation: Found) -> _Table:
     headings = ["mechanism", "prices", "payment", "least utility", "regret, utility", "regret, value"]
     rows = [
-        [name, rule, one["payment"], one["least_utility"], one["regret"]["utility"], one["regret"]["value"]]
+        [name, rule, row["payment"], row["least_utility"], row["regret"]["utility"], row["regret"]["value"]]
         for name, entry in evaluation["incentives"].items()
-        for rule, one in entry["rules"].items()
+        for rule, row in entry["rules"].items()
     ]
     caption = "Payment and regret of truthful bidding, one ad per query, mean over the bid grid"
     return f"{caption}; {_counted(evaluation)}", headings, rows
@@ -265,10 +265,10 @@ def _incentives(evaluation: Found) -> _Table:
 def _equilibrium(evaluation: Found) -> _Table:
     headings = ["mechanism", "bidders", "revenue", "welfare", "settled"]
     rows = [
-        [name, goal, one["revenue"], one["welfare"], one.get("converged", "")]
+        [name, goal, end["revenue"], end["welfare"], end.get("converged", "")]
         for name, entry in evaluation["incentives"].items()
-        for goal, one in entry.get("equilibrium", {}).items()
-        if isinstance(one, dict)
+        for goal, end in entry.get("equilibrium", {}).items()
+        if isinstance(end, dict)
     ]
     caption = f"Revenue and welfare where best responses end, a few auctions; {_counted(evaluation)}"
     return caption, headings, rows
@@ -277,12 +277,12 @@ def _equilibrium(evaluation: Found) -> _Table:
 def _truthful(evaluation: Found) -> _Table:
     headings = ["prices", "revenue", "effective sample size"]
     rows: list[list[Any]] = []
-    for one in (entry["truthful"] for entry in evaluation["incentives"].values() if "truthful" in entry):
-        rows.append(["first price, predicted clicks", one["first_price"], None])
-        for closed in one["closed_form"]:
+    for prices in (entry["truthful"] for entry in evaluation["incentives"].values() if "truthful" in entry):
+        rows.append(["first price, predicted clicks", prices["first_price"], None])
+        for closed in prices["closed_form"]:
             price = f"closed form, beta {closed['beta']:g}"
             rows.append([price, closed["revenue"], closed["effective_sample_size"]])
-        rows.append(["one self-resampled pass", one["self_resampling"]["revenue"], None])
+        rows.append(["one self-resampled pass", prices["self_resampling"]["revenue"], None])
     return "LLM-Auction's revenue per query at truthful prices, clicks as predicted", headings, rows
 
 
@@ -345,7 +345,7 @@ def _pctr(evaluation: Found) -> _Table:
 
 def _shift(evaluation: Found) -> _Table:
     everyone = {"main config": evaluation["pctr"]}
-    everyone |= {name: one["pctr"] for name, one in evaluation["ablations"].items()}
+    everyone |= {name: variant["pctr"] for name, variant in evaluation["ablations"].items()}
     rows = [
         [name, *(row.get(key) for key in PCTR)]
         for name, table in everyone.items()
@@ -360,7 +360,7 @@ def _runs(evaluation: Found) -> _Table:
     return (
         "Runs, and the wall seconds of their stages",
         keys,
-        [[one[key] for key in keys] for one in evaluation["runs"]],
+        [[run[key] for key in keys] for run in evaluation["runs"]],
     )
 
 

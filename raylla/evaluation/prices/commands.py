@@ -59,7 +59,7 @@ def log_prices(
     tree = {
         "form": _FORM,
         "largest": opened.config.world.max_bid,
-        "auctions": [asdict(one) for one in found],
+        "auctions": [asdict(auction) for auction in found],
     }
     write_text(out, dumps(tree) + "\n")
     say(f"{out}: {len(found)} auctions")
@@ -218,8 +218,8 @@ def _show_learned(report: Any, least: float, by: dict[str, float]) -> None:
     table = Table(title="cross-fitted, bid units per auction; bids are the truth but in the first two rows")
     for heading in ("rule", "revenue", "surplus", "regret"):
         table.add_column(heading, justify="left" if heading == "rule" else "right")
-    for name, one in report["cross_fitted"].items():
-        table.add_row(name, *(f"{one[what]:.2f}" for what in ("revenue", "surplus", "regret")))
+    for name, means in report["cross_fitted"].items():
+        table.add_row(name, *(f"{means[what]:.2f}" for what in ("revenue", "surplus", "regret")))
     console.print(table)
     fit = report["calibration"]
     say(
@@ -240,17 +240,17 @@ def _show_held(found: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading in ("bidders", "rule", "who") else "right")
     for name, market in found["markets"].items():
         for rule, kinds in market["rules"].items():
-            for kind, one in kinds.items():
+            for kind, row in kinds.items():
                 gain = market["gains"].get(rule, {}).get(kind)
                 regret = market["regret"][rule]["regret"].get(kind)
                 table.add_row(
                     name,
                     rule,
                     kind,
-                    "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**one["revenue"]),
-                    f"{one['surplus']['mean']:.2f}",
+                    "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**row["revenue"]),
+                    f"{row['surplus']['mean']:.2f}",
                     "" if gain is None else _percent(gain["revenue"]),
-                    f"{one['on_curve']['mean']:.2f}",
+                    f"{row['on_curve']['mean']:.2f}",
                     "" if regret is None else f"{regret['mean']:.2f}",
                 )
     console.print(table)
@@ -262,5 +262,5 @@ def _show_held(found: dict[str, Any]) -> None:
         )
 
 
-def _percent(one: dict[str, float]) -> str:
-    return f"{one['mean']:+.1%} [{one['low']:+.1%}, {one['high']:+.1%}]"
+def _percent(figure: dict[str, float]) -> str:
+    return f"{figure['mean']:+.1%} [{figure['low']:+.1%}, {figure['high']:+.1%}]"

@@ -50,7 +50,7 @@ def test_markets(backend: EvaluationBackend, bidders: int | None, draws: int) ->
     markets = []
     for draw in range(draws):
         planned = plan_auctions(config, world, draw, "validation", queries, config.evaluation.answers)
-        markets += [_thinned(backend, one, bidders) for one in planned]
+        markets += [_thinned(backend, auction, bidders) for auction in planned]
     return markets
 
 
@@ -89,29 +89,29 @@ def contests_of(auctions: Sequence[Planned]) -> Contests:
 def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[dict[str, float]]:
     """The mean clicks of each ad over the answers to each auction, as the judge expects them; where nobody
     bids there are none."""
-    asked = [auction for auction in auctions if auction.ads]
-    prompts = [Prompt(one, one.ads, one.auction.bids, one.n) for one in asked]
+    asked = [planned for planned in auctions if planned.ads]
+    prompts = [Prompt(planned, planned.ads, planned.auction.bids, planned.n) for planned in asked]
     written = backend.write(TRAINED, prompts)
     texts = {
-        (one.auction.id, one.ads, draw.text): one
-        for one, wrote in zip(asked, written, strict=True)
+        (planned.auction.id, planned.ads, draw.text): planned
+        for planned, wrote in zip(asked, written, strict=True)
         for draw in wrote.completions
     }
-    judged = backend.judgements([(_judged(one, text), text) for (_, _, text), one in texts.items()])
+    judged = backend.judgements([(_judged(planned, text), text) for (_, _, text), planned in texts.items()])
     chances: dict[tuple[object, ...], Mapping[str, float] | None] = {}
-    for (name, one), judgement in zip(texts.items(), judged, strict=True):
-        placed = parse(name[2], one.ads, backend.world.ad_ids).placements
+    for (name, planned), judgement in zip(texts.items(), judged, strict=True):
+        placed = parse(name[2], planned.ads, backend.world.ad_ids).placements
         expected = clicks.expected_clicks(
-            judgement.probabilities, one, name[2], placed, backend.world.ad_by_id
+            judgement.probabilities, planned, name[2], placed, backend.world.ad_by_id
         )
         chances[name] = None if judgement.clicks is None else expected
     backend.bound("judgements of prices", sum(chance is None for chance in chances.values()), len(chances))
     known: dict[int, dict[str, float]] = {}
-    for one, wrote in zip(asked, written, strict=True):
-        names = [(one.auction.id, one.ads, draw.text) for draw in wrote.completions]
+    for planned, wrote in zip(asked, written, strict=True):
+        names = [(planned.auction.id, planned.ads, draw.text) for draw in wrote.completions]
         read = [each for each in map(chances.__getitem__, names) if each is not None]
-        known[id(one)] = {
-            ad: sum(each.get(ad, 0.0) for each in read) / max(1, len(read)) for ad in one.auction.ad_ids
+        known[id(planned)] = {
+            ad: sum(each.get(ad, 0.0) for each in read) / max(1, len(read)) for ad in planned.auction.ad_ids
         }
     return [known.get(id(auction), {}) for auction in auctions]
 
@@ -126,28 +126,28 @@ class ModelClicks:
     def clicks(self, profiles: Sequence[tuple[Array, Flags]]) -> list[Array]:
         """Mean clicks [a, n] at each profile: bids [a, n] and who entered [a, n]."""
         held = [
-            [_among(one, bids[row], entered[row]) for row, one in enumerate(self.auctions)]
+            [_among(planned, bids[row], entered[row]) for row, planned in enumerate(self.auctions)]
             for bids, entered in profiles
         ]
         wanted: dict[tuple[object, ...], Planned] = {}
-        for one in (each for profile in held for each in profile):
-            if _key(one) not in self._known:
-                wanted.setdefault(_key(one), one)
+        for planned in (each for profile in held for each in profile):
+            if _key(planned) not in self._known:
+                wanted.setdefault(_key(planned), planned)
         for key, found in zip(wanted, clicks_of(self._backend, list(wanted.values())), strict=True):
             self._known[key] = found
         width = profiles[0][0].shape[1] if profiles else 0
         tables = []
         for profile in held:
             table = np.zeros((len(profile), width))
-            for row, (one, whole) in enumerate(zip(profile, self.auctions, strict=True)):
-                found = self._known[_key(one)]
+            for row, (planned, whole) in enumerate(zip(profile, self.auctions, strict=True)):
+                found = self._known[_key(planned)]
                 table[row, : len(whole.ads)] = [found.get(ad, 0.0) for ad in whole.auction.ad_ids]
             tables.append(table)
         return tables
 
 
-def _key(one: Planned) -> tuple[object, ...]:
-    return one.auction.id, one.auction.ad_ids, one.auction.bids, one.n
+def _key(planned: Planned) -> tuple[object, ...]:
+    return planned.auction.id, planned.auction.ad_ids, planned.auction.bids, planned.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +168,10 @@ def hold_market(
     """Hold ``auctions`` under all rules, for all kinds of bidders."""
     values, answers = contests_of(auctions), ModelClicks(backend, auctions)
     table = np.ones_like(values.bids)
-    for row, one in enumerate(auctions):
-        table[row, : len(one.ads)] = [sheet.reserve(one.query, one.profile, ad) for ad in one.ads]
+    for row, planned in enumerate(auctions):
+        table[row, : len(planned.ads)] = [
+            sheet.reserve(planned.query, planned.profile, ad) for ad in planned.ads
+        ]
     reserves = {"first_price": None, "myerson": np.ones_like(table), "reserve": table}
     known = seen_curve(backend, auctions, values, table, sheet)
     rates = rates_at(dict(sheet.rates), values.traits)
@@ -201,12 +203,14 @@ def seen_curve(
     """What bidders know: the curve of the model's own answers to these auctions, reserves or none."""
     logged: list[LoggedAuction] = []
     for entered in (values.there, values.there & (values.bids >= table)):
-        held = [_among(one, values.bids[row], entered[row]) for row, one in enumerate(auctions)]
-        held = [one for one in held if one.ads]
-        written = backend.write(TRAINED, [Prompt(one, one.ads, one.auction.bids, one.n) for one in held])
+        held = [_among(planned, values.bids[row], entered[row]) for row, planned in enumerate(auctions)]
+        held = [planned for planned in held if planned.ads]
+        written = backend.write(
+            TRAINED, [Prompt(planned, planned.ads, planned.auction.bids, planned.n) for planned in held]
+        )
         logged += [
-            of_answers(one, [draw.text for draw in wrote.completions], backend.world, TRAINED)
-            for one, wrote in zip(held, written, strict=True)
+            of_answers(planned, [draw.text for draw in wrote.completions], backend.world, TRAINED)
+            for planned, wrote in zip(held, written, strict=True)
         ]
     log = as_log(logged, 1)
     return fit_curve(log.contests, log.placed, log.answers, sheet.curve.largest)
@@ -223,11 +227,11 @@ def _came_to(
     """`_COLUMNS` of each rule and kind, a row per question: means over its auctions and over the rounds."""
     flat = [(name, bids) for name, rounds in profiles.items() for bids in rounds]
     quoted = [quote(sheet.curve, values.at(bids), reserves[rule]) for (rule, _), bids in flat]
-    clicked = answers.clicks([(bids, one.entered) for (_, bids), one in zip(flat, quoted, strict=True)])
+    clicked = answers.clicks([(bids, offer.entered) for (_, bids), offer in zip(flat, quoted, strict=True)])
     sums: dict[tuple[str, str], list[Array]] = {}
-    for (name, _), one, got in zip(flat, quoted, clicked, strict=True):
-        revenue, welfare = (got * one.prices).sum(axis=1), (got * values.bids).sum(axis=1)
-        expected = (one.shares * rates * one.prices).sum(axis=1)
+    for (name, _), offer, got in zip(flat, quoted, clicked, strict=True):
+        revenue, welfare = (got * offer.prices).sum(axis=1), (got * values.bids).sum(axis=1)
+        expected = (offer.shares * rates * offer.prices).sum(axis=1)
         columns = (revenue, welfare, welfare - revenue, got.sum(axis=1), expected)
         sums.setdefault(name, []).append(np.stack(columns, axis=1))
     numbers: dict[str, int] = {}
@@ -293,8 +297,8 @@ def market_figures(held: HeldMarket, resamples: int, seed: int) -> dict[str, Any
             table = held.tables[rule, "utility" if kind == "shading" else kind]
             figures["gains"].setdefault(rule, {})[kind] = _gains(table, base, resamples, rng)
     figures["regret"] = {
-        rule: regret_table([one], held.bids, resamples, seed)["rules"]["own"]
-        for rule, one in held.responses.items()
+        rule: regret_table([responses], held.bids, resamples, seed)["rules"]["own"]
+        for rule, responses in held.responses.items()
     }
     return figures
 
@@ -304,8 +308,8 @@ def _gains(table: Array, base: Array, resamples: int, rng: np.random.Generator) 
     first price the truth leaves none."""
     ratios = quotients([table[:, :2]], [base[:, :2]], resamples, rng)
     gains = {
-        name: {end: value - 1 for end, value in one.items()}
-        for name, one in zip(_COLUMNS[:2], ratios, strict=True)
+        name: {end: value - 1 for end, value in ratio.items()}
+        for name, ratio in zip(_COLUMNS[:2], ratios, strict=True)
     }
     (gains["surplus"],) = means([table[:, 2:3] - base[:, 2:3]], resamples, rng)
     return gains
@@ -322,11 +326,13 @@ def log_auctions(
     for place, count in enumerate(bidders):
         epoch = config.irpo.epochs + 1 + place
         planned = plan_auctions(config, world, epoch, "validation", asked, answers)
-        held = [_thinned(backend, one, count) for one in planned]
-        for one, clicked in zip(held, clicks_of(backend, held), strict=True):
-            (wrote,) = backend.write(TRAINED, [Prompt(one, one.ads, one.auction.bids, one.n)])
+        held = [_thinned(backend, auction, count) for auction in planned]
+        for auction, clicked in zip(held, clicks_of(backend, held), strict=True):
+            (wrote,) = backend.write(
+                TRAINED, [Prompt(auction, auction.ads, auction.auction.bids, auction.n)]
+            )
             texts = [draw.text for draw in wrote.completions]
-            logged = of_answers(one, texts, world, str(backend.aliases[TRAINED]))
-            sums = tuple(clicked[ad] * len(texts) for ad in one.auction.ad_ids)
+            logged = of_answers(auction, texts, world, str(backend.aliases[TRAINED]))
+            sums = tuple(clicked[ad] * len(texts) for ad in auction.auction.ad_ids)
             found.append(replace(logged, judged=logged.placed, clicks=sums))
     return found

@@ -39,17 +39,17 @@ def of_run(run: Run) -> tuple[list[LoggedAuction], float]:
     sampled = read_sampled(run, stage, planned)
     answered: dict[str, list[_Read]] = defaultdict(list)
     for answer in sampled.answers:
-        one = sampled.plan[answer.auction_id]
-        parsed = parse(answer.text, one.ads)
+        asked = sampled.plan[answer.auction_id]
+        parsed = parse(answer.text, asked.ads)
         judged = None
         if answer.sample_id in sampled.clicks:
             judged = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
-                one.query, one.profile, answer.text, parsed.placements, world.ad_by_id
+                asked.query, asked.profile, answer.text, parsed.placements, world.ad_by_id
             )
         answered[answer.auction_id].append((parsed.ad_ids, judged))
     logged = [
-        _logged(one.query, one.profile, one.ads, one.auction.bids, answered[name], sampled.version)
-        for name, one in sampled.plan.items()
+        _logged(asked.query, asked.profile, asked.ads, asked.auction.bids, answered[name], sampled.version)
+        for name, asked in sampled.plan.items()
         if answered[name]
     ]
     return logged, float(run.config.world.max_bid)
@@ -72,8 +72,8 @@ def of_store(database: str, version: str | None, unit: int) -> list[LoggedAuctio
     finally:
         opened.close()
     wanted = version or (served[-1].auction.weight_version if served else None)
-    logged = [_served(one, unit) for one in served if one.auction.weight_version == wanted]
-    logged = [one for one in logged if one.bids]
+    logged = [_served(auction, unit) for auction in served if auction.auction.weight_version == wanted]
+    logged = [auction for auction in logged if auction.bids]
     if not logged:
         raise DataError(
             f"{opened.database}: no auction with candidates under weight version {wanted!r}; give "
@@ -82,16 +82,16 @@ def of_store(database: str, version: str | None, unit: int) -> list[LoggedAuctio
     return logged
 
 
-def _counts(one: Served) -> bool:
-    return not one.auction.canary and one.auction.price_rule is not PriceRule.RESERVE
+def _counts(served: Served) -> bool:
+    return not served.auction.canary and served.auction.price_rule is not PriceRule.RESERVE
 
 
-def _served(one: Served, unit: int) -> LoggedAuction:
-    auction = one.auction
+def _served(served: Served, unit: int) -> LoggedAuction:
+    auction = served.auction
     query, profile = question_of(auction)
     worth = auction.micros_per_unit or unit
     bids = [money.to_units(candidate.bid_micros, worth) for candidate in auction.candidates]
-    shown = {each.ad_id: float(each.id in one.clicked) for each in auction.impressions}
+    shown = {each.ad_id: float(each.id in served.clicked) for each in auction.impressions}
     ads = [candidate.listing.ad for candidate in auction.candidates]
     return _logged(query, profile, ads, bids, [(tuple(shown), shown)], auction.weight_version)
 

@@ -37,16 +37,19 @@ def read_tables(
         }
         for kind, tables in answers.items()
     }
-    flat = [one for tables in answers.values() for some in tables.values() for one in some]
+    flat = [answer for tables in answers.values() for some in tables.values() for answer in some]
     organic = _organic(backend, [planned for planned, _ in flat])
     reader = _Reader(backend, organic, detector)
     reader.prepare([*flat, *organic])
     kinds: dict[str, dict[str, Table]] = {
-        kind: {name: reads_per_query([reader.read(*one) for one in some]) for name, some in tables.items()}
+        kind: {
+            name: reads_per_query([reader.read(*answer) for answer in some])
+            for name, some in tables.items()
+        }
         for kind, tables in answers.items()
     }
     kinds[_ORGANIC] = {
-        _ORGANIC: reads_per_query([reader.read(*one, place) for place, one in enumerate(organic)])
+        _ORGANIC: reads_per_query([reader.read(*answer, place) for place, answer in enumerate(organic)])
     }
     return kinds
 
@@ -59,7 +62,7 @@ class _Reader:
         self._organic: dict[str, list[int]] = {}
         for place, (planned, _) in enumerate(organic):
             self._organic.setdefault(planned.query.id, []).append(place)
-        self._own = [_bare(*one) for one in organic]
+        self._own = [_bare(*answer) for answer in organic]
         self._detector = detector
         self._descriptions = Descriptions(backend.world.ads)
         self._nll: dict[tuple[str, str], tuple[float, int]] = {}
@@ -78,7 +81,9 @@ class _Reader:
         if self._detector is not None:
             self._suspected = dict(zip(bare, self._detector.suspects(bare).tolist(), strict=True))
         left = {
-            (one.query.id, text): one for one, whole in answers if (text := without_ads(whole, one.ads))
+            (planned.query.id, text): planned
+            for planned, whole in answers
+            if (text := without_ads(whole, planned.ads))
         }
         given = [
             Given(
@@ -114,11 +119,14 @@ class _Reader:
 def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> Answers:
     """Answers of the untouched model to each distinct query, told of no ads."""
     count = backend.config.evaluation.organic_answers
-    planned = [replace(one, n=count) for one in {one.query.id: one for one in asked}.values()]
+    planned = [
+        replace(planned, n=count)
+        for planned in {question.query.id: question for question in asked}.values()
+    ]
     written = backend.organic(planned, _ORGANIC)
     found = [
-        (one, draw.text)
-        for one, answers in zip(planned, written, strict=True)
+        (question, draw.text)
+        for question, answers in zip(planned, written, strict=True)
         for draw in answers.completions
     ]
     backend.bound("organic answers", count * len(planned) - len(found), count * len(planned))
