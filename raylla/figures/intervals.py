@@ -62,7 +62,7 @@ def quotients(
         ValueError: as `means`, or the two do not fit.
     """
     tops, bottoms = _tables(above), _tables(below)
-    if [one.shape for one in tops] != [one.shape for one in bottoms]:
+    if [table.shape for table in tops] != [table.shape for table in bottoms]:
         raise ValueError("above and below: give tables of the same shapes")
     if len(tops) > 1:
         both = [np.hstack(pair) for pair in zip(tops, bottoms, strict=True)]
@@ -238,8 +238,8 @@ def _counts(size: int, resamples: int, rng: np.random.Generator) -> Iterator[Arr
 
 def _figures(estimate: Array, low: Array, high: Array) -> list[Figure]:
     return [
-        dict(zip(("mean", "low", "high"), map(float, one), strict=True))
-        for one in zip(estimate, low, high, strict=True)
+        dict(zip(("mean", "low", "high"), map(float, ends), strict=True))
+        for ends in zip(estimate, low, high, strict=True)
     ]
 
 
@@ -251,7 +251,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Array:
     from scipy.stats import rankdata  # slow to load
 
     ranks = [rankdata(numbers(name, given), axis=-1) for name, given in (("x", x), ("y", y))]
-    a, b = (one - (one.shape[-1] + 1) / 2 for one in ranks)
+    a, b = (rank - (rank.shape[-1] + 1) / 2 for rank in ranks)
     scale = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
     result: Array = np.divide((a * b).sum(axis=-1), scale, out=np.zeros_like(scale), where=scale > 0)
     return result

@@ -155,14 +155,14 @@ def estimates(
     figures = {name: _plain(log, some, outcomes, resamples, rng, level) for name, some in simple.items()}
     for name, clips in (("direct", CLIPS[:1]), ("doubly_robust", CLIPS)):
         chosen = [_chosen(log, clips, measure) for measure in range(outcomes.shape[1])]
-        shares = np.stack([one.shares for one in chosen], axis=1)
+        shares = np.stack([cut.shares for cut in chosen], axis=1)
         figures[name] = [
             Estimate(
-                _widened(plain.value, one.slack),
-                _widened(plain.difference, one.slack),
-                *(one.slack, one.clip if one.clip < weights.max() else None, one.scale),
+                _widened(plain.value, cut.slack),
+                _widened(plain.difference, cut.slack),
+                *(cut.slack, cut.clip if cut.clip < weights.max() else None, cut.scale),
             )
-            for one, plain in zip(chosen, _plain(log, shares, outcomes, resamples, rng, level), strict=True)
+            for cut, plain in zip(chosen, _plain(log, shares, outcomes, resamples, rng, level), strict=True)
         ]
     return {name: figures[name] for name in ESTIMATORS}
 
@@ -194,7 +194,7 @@ class _Cut:
 
 def _chosen(log: Log, clips: Sequence[float], measure: int) -> _Cut:
     """The cut of least variance + slack^2."""
-    return min((_cut(log, clip, measure) for clip in clips), key=lambda one: one.risk)
+    return min((_cut(log, clip, measure) for clip in clips), key=lambda cut: cut.risk)
 
 
 def _cut(log: Log, clip: float, measure: int) -> _Cut:

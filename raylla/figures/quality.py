@@ -153,12 +153,12 @@ def summary(
         found["perplexity_ratio"] = perplexity_ratio(tables, first, resamples, seed) if first else None
         return {name: value for name, value in found.items() if name not in absent}
 
-    first = [one["versions"][FIRST] for one in seeds]
+    first = [reads["versions"][FIRST] for reads in seeds]
     found: dict[str, Any] = {
         kind: {
-            name: row([one[kind][name] for one in seeds], first if kind != "organic" else ())
+            name: row([reads[kind][name] for reads in seeds], first if kind != "organic" else ())
             for name in tables
-            if all(name in one[kind] for one in seeds)
+            if all(name in reads[kind] for reads in seeds)
         }
         for kind, tables in seeds[0].items()
     }
@@ -169,16 +169,16 @@ def summary(
     return found | {"absent": dict(absent)}
 
 
-def _row(one: Read) -> list[float]:
-    shares, chances = zip(*one.borne_out, strict=True) if one.borne_out else ((), ())
+def _row(read: Read) -> list[float]:
+    shares, chances = zip(*read.borne_out, strict=True) if read.borne_out else ((), ())
     return [
-        one.words,
-        one.similarity or 0.0,
-        one.similarity is not None,
-        one.nll,
-        one.tokens,
-        one.tokens == 0,
-        one.detected,
+        read.words,
+        read.similarity or 0.0,
+        read.similarity is not None,
+        read.nll,
+        read.tokens,
+        read.tokens == 0,
+        read.detected,
         sum(shares),
         sum(chances),
         len(shares),

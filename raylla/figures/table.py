@@ -87,17 +87,18 @@ def row_figures(
     rng = np.random.default_rng(seed)
     figures = means([group[:, : len(_MEANS)] for group in groups], resamples, rng)
     row: dict[str, Any] = {
-        name: one if name in SIGNED else bounded(one, 0) for name, one in zip(_MEANS, figures, strict=True)
+        name: figure if name in SIGNED else bounded(figure, 0)
+        for name, figure in zip(_MEANS, figures, strict=True)
     }
     above, below = ([COLUMNS.index(pair[end]) for pair in RATES.values()] for end in (0, 1))
     shares = quotients(
         [group[:, above] for group in groups], [group[:, below] for group in groups], resamples, rng
     )
-    row |= {name: bounded(one, 0, 1) for name, one in zip(RATES, shares, strict=True)}
+    row |= {name: bounded(figure, 0, 1) for name, figure in zip(RATES, shares, strict=True)}
     valued = [group[:, len(COLUMNS) :] for group in groups]
     values = means(valued, resamples, rng) if terms else []
     row["terms"] = {
-        name: bounded(one, least, 0) for (name, least), one in zip(terms.items(), values, strict=True)
+        name: bounded(figure, least, 0) for (name, least), figure in zip(terms.items(), values, strict=True)
     }
     row["queries"] = sum(map(len, groups))
     return row

@@ -129,18 +129,18 @@ def show_figures(report: dict[str, Any]) -> None:
     )
     for heading in ("clicks of", "predicted by", "rate", "AUC", "log loss", "calibration error", "floor"):
         table.add_column(heading, justify="left" if heading.endswith("by") else "right")
-    for name, one in (report["judges"] | report["groups"]).items():
+    for name, figures in (report["judges"] | report["groups"]).items():
         for what in ("judge", "network", "ceiling"):
-            if what in one:
-                table.add_row(escape(name) if what == "judge" else "", what, *_row(one[what]))
+            if what in figures:
+                table.add_row(escape(name) if what == "judge" else "", what, *_row(figures[what]))
     console.print(table)
 
 
-def _row(one: dict[str, Any]) -> list[str]:
-    cells = [f"{one['predicted']:.2f} of {one['clicked']:.2f}"]
+def _row(figures: dict[str, Any]) -> list[str]:
+    cells = [f"{figures['predicted']:.2f} of {figures['clicked']:.2f}"]
     for key in ("auc", "log_loss", "calibration_error"):
-        cells.append(f"{one[key]['mean']:.3f} [{one[key]['low']:.3f}, {one[key]['high']:.3f}]")
-    return [*cells, f"{one['calibration_floor']:.3f}"]
+        cells.append(f"{figures[key]['mean']:.3f} [{figures[key]['low']:.3f}, {figures[key]['high']:.3f}]")
+    return [*cells, f"{figures['calibration_floor']:.3f}"]
 
 
 def _claim(out: Path, section: str) -> None:

@@ -64,7 +64,7 @@ def measure_judge(config: Config, place: str, watch: Steps) -> dict[str, Any]:
             _predicted(network, shown),
             _clicks(learned, data.judges),
             _clicks(shown, data.judges),
-            [one.question for one in shown],
+            [impression.question for impression in shown],
             data.judges,
             judges,
             chosen.bootstrap,
@@ -77,7 +77,7 @@ def measure_judge(config: Config, place: str, watch: Steps) -> dict[str, Any]:
         "data": chosen.data.name,
         "rows": len(shown),
         "unread": len(apart) - len(read),
-        "questions": len({one.question for one in shown}),
+        "questions": len({impression.question for impression in shown}),
         "learned_rows": len(learned),
         "split_seed": chosen.seed,
         **figures,
@@ -104,7 +104,7 @@ def compare_judges(
     by_judge: dict[str, Any] = {}
     for column, name in enumerate(judges):
         said = clicks[:, column]
-        one: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "judge": measures.against_judge(judge, said, questions, resamples, seed),
             "network": measures.against_judge(network, said, questions, resamples, seed),
             "auc_over_network": measures.difference(judge, network, said, questions, resamples, seed),
@@ -113,9 +113,11 @@ def compare_judges(
             shares = measures.share_of_others(clicks, column)
             known = measures.share_of_others(learned, column)
             rates = measures.rate_of_share(known, learned[:, column], shares)
-            one["ceiling"] = measures.against_judge(rates, said, questions, resamples, seed)
-            one["ceiling"]["auc"] = measures.against_judge(shares, said, questions, resamples, seed)["auc"]
-        by_judge[name] = one
+            figures["ceiling"] = measures.against_judge(rates, said, questions, resamples, seed)
+            figures["ceiling"]["auc"] = measures.against_judge(shares, said, questions, resamples, seed)[
+                "auc"
+            ]
+        by_judge[name] = figures
     groups = {"all judges": list(judges)}
     if 1 < len(taught) < len(judges):
         groups["judges that taught it"] = list(taught)
@@ -146,7 +148,8 @@ def _asked(
 ) -> list[float | None]:
     """The judge's click probability of each impression; none where the engine refused the prompt."""
     items = [
-        JudgeItem(str(at), [], (str(at),), 0, (AdItem(messages(one), 1.0),)) for at, one in enumerate(shown)
+        JudgeItem(str(at), [], (str(at),), 0, (AdItem(messages(impression), 1.0),))
+        for at, impression in enumerate(shown)
     ]
     made = (place, config.user_llm.sampling, config.engine, config.seed)
     pool = Pool("judge", JudgeWorker, made, config.judge, config.ray.in_process)
@@ -174,8 +177,8 @@ def _asked(
 
 
 def _predicted(network: RewardTrainer, shown: Sequence[JudgedImpression]) -> Array:
-    found = network.predict_intervals([row(one) for one in shown])
-    return np.array([one.mean for one in found], dtype=np.float64)
+    found = network.predict_intervals([row(impression) for impression in shown])
+    return np.array([prediction.mean for prediction in found], dtype=np.float64)
 
 
 def _clicks(impressions: Sequence[JudgedImpression], judges: Sequence[str]) -> Clicks:

@@ -32,9 +32,9 @@ def learn_network(
     from raylla.reward.trainer import RewardTrainer
 
     trainer = RewardTrainer(encoder, settings, seed)
-    rows = [row(one) for one in learned]
+    rows = [row(impression) for impression in learned]
     for judge in judges:
-        said = [one.clicks[judge] for one in learned]
+        said = [impression.clicks[judge] for impression in learned]
         trainer.take([replace(row, clicked=click) for row, click in zip(rows, said, strict=True)])
     trainer.update()
     return trainer

@@ -148,12 +148,12 @@ def ran(
     notes: Mapping[str, float] = MappingProxyType({}),
 ) -> Ran:
     """A `Ran` with the cost of the requests that were ``spent`` on it."""
-    draws = [(one, draw) for one in spent for draw in one.completions]
+    draws = [(generated, draw) for generated in spent for draw in generated.completions]
     return Ran(
         tuple(offers),
         served,
         len(draws),
-        sum(len(one.prompt_token_ids) for one, _ in draws),
+        sum(len(generated.prompt_token_ids) for generated, _ in draws),
         sum(len(draw.token_ids) for _, draw in draws),
         notes,
     )

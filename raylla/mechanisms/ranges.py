@@ -49,12 +49,12 @@ class RangeVcg:
             for place, ad in enumerate(auction.ads)
             for answer in range(int(choice["answers"]))
         ]
-        asked = [Prompt(one, one.ads, bids, 1, name) for one, bids, name in profiles]
+        asked = [Prompt(auction, auction.ads, bids, 1, name) for auction, bids, name in profiles]
         written = iter(backend.write(TRAINED, asked))
         organic = backend.organic([replace(auction, n=1) for auction in auctions], self.name)
         ranges = [
-            _range(one, own, [next(written) for _ in range(len(one.ads) * int(choice["answers"]))])
-            for one, own in zip(auctions, organic, strict=True)
+            _range(auction, own, [next(written) for _ in range(len(auction.ads) * int(choice["answers"]))])
+            for auction, own in zip(auctions, organic, strict=True)
         ]
         answers = [
             (planned, text) for planned, (texts, _) in zip(auctions, ranges, strict=True) for text in texts

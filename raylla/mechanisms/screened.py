@@ -83,7 +83,7 @@ class ScreenedVcg:
         ]
         written = iter(backend.write(BASE, prompts))
         about = [[next(written) for _ in auction.ads] for auction in auctions]
-        trials = [_trials(*one) for one in zip(auctions, organic, about, strict=True)]
+        trials = [_trials(*parts) for parts in zip(auctions, organic, about, strict=True)]
         flat = [trial for some in trials for trial in some]
         sales = list(zip(flat, _sales(backend, flat, choice), strict=True))
         several = iter(
@@ -134,14 +134,14 @@ class _Sale:
 
 def _trials(planned: Planned, organic: Generated, about: Sequence[Generated]) -> list[_Trial]:
     """The trials of an auction; none where a generation failed."""
-    if not all(one.completions for one in (organic, *about)):
+    if not all(generated.completions for generated in (organic, *about)):
         return []
     return [
         _Trial(
             planned,
             draw,
             bare(organic.completions[draw].text, planned.ads),
-            tuple(one.completions[draw].text for one in about),
+            tuple(generated.completions[draw].text for generated in about),
         )
         for draw in range(planned.n)
     ]

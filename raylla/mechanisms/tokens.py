@@ -74,17 +74,17 @@ class TokenAuction:
         rule: Aggregation = "linear" if choice["aggregation"] == "linear" else "log-linear"
         count = int(choice["bidders"])
         entered = [
-            entrants(one.auction.bids, np.exp((cosines - cosines.max()) / _TEMPERATURE), count)
-            for one, cosines in zip(auctions, backend.relevance(auctions), strict=True)
+            entrants(planned.auction.bids, np.exp((cosines - cosines.max()) / _TEMPERATURE), count)
+            for planned, cosines in zip(auctions, backend.relevance(auctions), strict=True)
         ]
         sold = [bids.any() for bids, _ in entered]
         asked = [
-            Joint(one, tuple(bids.tolist()), rule, one.n, "token")
-            for one, (bids, _), some in zip(auctions, entered, sold, strict=True)
+            Joint(planned, tuple(bids.tolist()), rule, planned.n, "token")
+            for planned, (bids, _), some in zip(auctions, entered, sold, strict=True)
             if some
         ]
         written = iter(backend.write_jointly(BASE, asked))
-        unsold = [one for one, some in zip(auctions, sold, strict=True) if not some]
+        unsold = [planned for planned, some in zip(auctions, sold, strict=True) if not some]
         organic = iter(backend.organic(unsold, self.name) if unsold else ())
         done = []
         for planned, (_, least), some in zip(auctions, entered, sold, strict=True):
@@ -106,7 +106,7 @@ def _ran(planned: Planned, written: Aggregated, least: Array) -> Ran:
     if opened:
         notes["markups_whole"] = sum(map(len, priced)) / opened
     return Ran(
-        tuple(Offer(one.text, prices) for one, prices in zip(written.texts, priced, strict=True)),
+        tuple(Offer(text.text, prices) for text, prices in zip(written.texts, priced, strict=True)),
         len(priced),
         models * len(priced),
         sum(written.prompt_tokens) * len(priced),

@@ -24,7 +24,7 @@ def build(
     """Train the tokenizer and the two pocket models (about half an hour on two cores)."""
     from raylla.pocket.build import STAGES, build_models
 
-    chosen = tuple(one for one in STAGES if not stage or one.name in stage)
+    chosen = tuple(known for known in STAGES if not stage or known.name in stage)
     for progress in build_models(out, chosen):
         console.print(
             f"{progress['stage']:>9} {progress['step']:>5}/{progress['of']} "

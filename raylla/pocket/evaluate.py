@@ -48,7 +48,7 @@ def evaluate_models(ad_llm: str, user_llm: str, count: int, seed: int = 987_654)
 def _generate(
     model: str, messages: Sequence[prompts.Messages], seed: int, n: int = 1, sampling: Sampling = JUDGING
 ) -> list[Generated]:
-    requests = [Request(str(place), one, n, seed + n * place) for place, one in enumerate(messages)]
+    requests = [Request(str(place), prompt, n, seed + n * place) for place, prompt in enumerate(messages)]
     engine = open_engine(model, Engine(), seed)
     generated_by_id = {generated.request_id: generated for generated in engine.generate(requests, sampling)}
     return [generated_by_id[request.id] for request in requests]
@@ -76,16 +76,16 @@ def _answers(model: str, count: int, seed: int) -> dict[str, Any]:
         strict=True,
     ):
         completion = generated.completions[0]
-        one = parse(completion.text, candidates)
-        parsed[kind].append(one)
+        answer = parse(completion.text, candidates)
+        parsed[kind].append(answer)
         unfinished += not completion.finished
         fluent += completion.finished and _fluent(completion.text, forms)
-        pairs += [(bid, ad.id in one.ad_ids) for ad, bid in zip(candidates, bids, strict=True)]
+        pairs += [(bid, ad.id in answer.ad_ids) for ad, bid in zip(candidates, bids, strict=True)]
     broken = {kind: _broken(found) for kind, found in parsed.items()}
-    kinds = Counter(str(v) for found in parsed.values() for one in found for v in one.violations)
-    placed = [len(one.placements) for found in parsed.values() for one in found]
+    kinds = Counter(str(v) for found in parsed.values() for answer in found for v in answer.violations)
+    placed = [len(answer.placements) for found in parsed.values() for answer in found]
     return {
-        "broken_share": _broken([one for found in parsed.values() for one in found]),
+        "broken_share": _broken([answer for found in parsed.values() for answer in found]),
         "broken_share_known_brands": broken["known"],
         "broken_share_unseen_brands": broken["unseen"],
         "violations": dict(kinds),
@@ -113,7 +113,7 @@ def _listings(model: str, count: int, seed: int) -> dict[str, Any]:
         parse(generated.completions[0].text, candidates)
         for (candidates, _), generated in zip(scenes, answers, strict=True)
     ]
-    first = [one.ad_ids[0] == best for one, best in zip(parsed, wanted, strict=True) if one.ad_ids]
+    first = [answer.ad_ids[0] == best for answer, best in zip(parsed, wanted, strict=True) if answer.ad_ids]
     return {
         "top_broken_share": _broken(parsed),
         "top_is_highest_bid": sum(first) / len(scenes),
@@ -136,13 +136,13 @@ def _judgements(model: str, count: int, seed: int) -> dict[str, Any]:
     ):
         ids = list(scene.probabilities)
         read = [parse_clicks(completion.text, ids) for completion in generated.completions]
-        unread += sum(one is None for one in read)
-        kept = [one for one in read if one is not None]
+        unread += sum(judged is None for judged in read)
+        kept = [judged for judged in read if judged is not None]
         for ad, p in scene.probabilities.items():
             if kept:
                 chances.append(p)
-                rates.append(sum(one[ad] for one in kept) / len(kept))
-            clicks += [one[ad] for one in kept]
+                rates.append(sum(judged[ad] for judged in kept) / len(kept))
+            clicks += [judged[ad] for judged in kept]
             shown += [p] * len(kept)
             drawn += [rng.random() < p for _ in kept]
     asked = _generate(
@@ -167,8 +167,8 @@ def _judgements(model: str, count: int, seed: int) -> dict[str, Any]:
 
 def _broken(parsed: Sequence[Parsed]) -> float:
     """Share of placement attempts that break the format."""
-    attempts = sum(one.attempts for one in parsed)
-    return sum(len(one.violations) for one in parsed) / max(1, attempts)
+    attempts = sum(answer.attempts for answer in parsed)
+    return sum(len(answer.violations) for answer in parsed) / max(1, attempts)
 
 
 def _known_sentences() -> list[re.Pattern[str]]:

@@ -106,7 +106,7 @@ def learn_sheet(
         "bidders": list(bidders),
         "bounds": {"most_regret": bounds.most_regret, "least_surplus": bounds.least_surplus},
         "depth": depth,
-        "cross_fitted": {name: _summary(one) for name, one in table.items()},
+        "cross_fitted": {name: _summary(held) for name, held in table.items()},
         "calibration": _calibration(calibrated),
     }
     return written(curve, reserves, rates, report)
@@ -127,13 +127,13 @@ def _fold(
     markets = _markets(_some(inside, seed), bidders, seed)
     floor = bounds.least_surplus * sum(_shaded(curve, rates, market).surplus.sum() for market in markets)
     tested = _markets(outside, bidders, seed)
-    found = {"first_price": _mean([_first(true, real, one, seed) for one in tested])}
-    found["first_price_shading"] = _mean([_shaded(true, real, one) for one in tested])
+    found = {"first_price": _mean([_first(true, real, market, seed) for market in tested])}
+    found["first_price_shading"] = _mean([_shaded(true, real, market) for market in tested])
     for depth, reserves in learn_reserves(curve, markets, rates, floor).items():
-        found[depth] = _mean([_priced(curve, reserves, true, real, one) for one in tested])
+        found[depth] = _mean([_priced(curve, reserves, true, real, market) for market in tested])
     return {
-        name: _Held.made([one], lambda parts: by_question(parts[0], outside.asked))
-        for name, one in found.items()
+        name: _Held.made([outcomes], lambda parts: by_question(parts[0], outside.asked))
+        for name, outcomes in found.items()
     }
 
 
@@ -212,8 +212,8 @@ def _joined(parts: Sequence[_Held]) -> _Held:
     return _Held.made(parts, np.concatenate)
 
 
-def _summary(one: _Held) -> dict[str, float]:
-    summary = {"revenue": one.revenue, "surplus": one.surplus, "regret": one.regret}
+def _summary(held: _Held) -> dict[str, float]:
+    summary = {"revenue": held.revenue, "surplus": held.surplus, "regret": held.regret}
     return {name: float(value.mean()) for name, value in summary.items()}
 
 

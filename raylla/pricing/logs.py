@@ -101,32 +101,32 @@ def check_log(auctions: Sequence[LoggedAuction], largest: float, way_out: str) -
     """
     if not (2 <= largest <= MOST_UNITS and largest == round(largest)):
         raise DataError(f"largest={largest:g}: give a whole bid of 2 to {MOST_UNITS}; {way_out}")
-    for number, one in enumerate(auctions):
-        fault = _fault(one, largest)
+    for number, auction in enumerate(auctions):
+        fault = _fault(auction, largest)
         if fault is not None:
-            raise DataError(f"auction {number} ({one.asked[:60]!r}): {fault}; {way_out}")
+            raise DataError(f"auction {number} ({auction.asked[:60]!r}): {fault}; {way_out}")
 
 
-def _fault(one: LoggedAuction, largest: float) -> str | None:
+def _fault(auction: LoggedAuction, largest: float) -> str | None:
     """What is wrong with an auction's field."""
     for name in ("traits", "kinds", "placed", "judged", "clicks"):
-        if len(getattr(one, name)) != len(one.bids):
-            return f"{name} has {len(getattr(one, name))} entries, and bids {len(one.bids)}"
-    for bid in one.bids:
+        if len(getattr(auction, name)) != len(auction.bids):
+            return f"{name} has {len(getattr(auction, name))} entries, and bids {len(auction.bids)}"
+    for bid in auction.bids:
         if not (1 <= bid <= largest and bid == round(bid)):
             return f"bids has {bid:g}, no whole bid of 1 to {largest:g}"
-    for traits in one.traits:
+    for traits in auction.traits:
         if len(traits) != len(TRAITS) or not set(traits) <= {0, 1}:
             return f"traits has {traits}, not {len(TRAITS)} of 0 or 1"
-    if one.answers < 0:
-        return f"answers is {one.answers}, below 0"
-    placed, judged = sum(one.placed), sum(one.judged)
+    if auction.answers < 0:
+        return f"answers is {auction.answers}, below 0"
+    placed, judged = sum(auction.placed), sum(auction.judged)
     for name, total, most in (
-        ("placed", placed, float(one.answers)),
+        ("placed", placed, float(auction.answers)),
         ("judged", judged, placed),
-        ("clicks", max(one.clicks, default=0.0), float(one.answers)),
+        ("clicks", max(auction.clicks, default=0.0), float(auction.answers)),
     ):
-        counts = getattr(one, name)
+        counts = getattr(auction, name)
         if not (all(count >= 0 for count in counts) and total <= most + _SLACK):
             return f"{name} has {counts}, not counts from 0 of {most:g}"
     return None
@@ -144,11 +144,11 @@ def as_log(auctions: Sequence[LoggedAuction], folds: int) -> AuctionLog:
     contests = Contests.of([auction.bids for auction in auctions], [auction.traits for auction in auctions])
     cells = np.full(contests.bids.shape, -1)
     sums = {what: np.zeros(contests.bids.shape) for what in ("placed", "judged", "clicks")}
-    for row, one in enumerate(auctions):
-        for place, (kind, traits) in enumerate(zip(one.kinds, one.traits, strict=True)):
+    for row, auction in enumerate(auctions):
+        for place, (kind, traits) in enumerate(zip(auction.kinds, auction.traits, strict=True)):
             cells[row, place] = names.setdefault((*kind, code(traits)), len(names))
         for what, table in sums.items():
-            table[row, : len(one.bids)] = getattr(one, what)
+            table[row, : len(auction.bids)] = getattr(auction, what)
     return AuctionLog(
         contests,
         np.array([float(auction.answers) for auction in auctions]),
@@ -188,15 +188,15 @@ def click_rates(log: AuctionLog) -> dict[str, float]:
     judged, clicks = log.judged.sum(), log.clicks.sum()
     rates = {"": float(clicks / judged) if judged > 0 else 0.0}
     codes = np.array(["", *(traits for _, _, traits in log.names)])[log.cells + 1]
-    for one in sorted(set(codes.ravel()) - {""}):
-        here = codes == one
+    for word in sorted(set(codes.ravel()) - {""}):
+        here = codes == word
         above = log.clicks[here].sum() + CLICK_PRIOR * rates[""]
-        rates[str(one)] = float(above / (log.judged[here].sum() + CLICK_PRIOR))
+        rates[str(word)] = float(above / (log.judged[here].sum() + CLICK_PRIOR))
     return rates
 
 
 def rates_at(rates: dict[str, float], traits: Array) -> Array:
     """The click rate [a, n] of ads with ``traits`` [a, n, t]."""
     flat = traits.reshape(-1, traits.shape[-1])
-    words = [code(one) for one in flat.tolist()]
+    words = [code(row) for row in flat.tolist()]
     return np.array([rates.get(word, rates[""]) for word in words]).reshape(traits.shape[:-1])

@@ -133,19 +133,19 @@ def _best(
     """The reserve of ``tried`` that earns most where the candidates ``members`` [a, n] of each market have
     it, which they then do; None where theirs are as good."""
     rows: list[Flags] = [np.asarray(member.any(axis=1)) for member in members]
-    best = sum(float(one.now.revenue.sum()) for one in markets)
-    kept = sum(float(one.now.revenue[~here].sum()) for one, here in zip(markets, rows, strict=True))
-    left = sum(float(one.now.surplus[~here].sum()) for one, here in zip(markets, rows, strict=True))
+    best = sum(float(market.now.revenue.sum()) for market in markets)
+    kept = sum(float(market.now.revenue[~here].sum()) for market, here in zip(markets, rows, strict=True))
+    left = sum(float(market.now.surplus[~here].sum()) for market, here in zip(markets, rows, strict=True))
     chosen: tuple[float, list[tuple[Array, Simulated]]] | None = None
-    for one in tried.tolist():
+    for reserve in tried.tolist():
         found = []
         for market, member, here in zip(markets, members, rows, strict=True):
-            changed = np.where(member[here], one, market.reserves[here])
+            changed = np.where(member[here], reserve, market.reserves[here])
             found.append((changed, simulate_truth(curve, rates, market.log.rows(here), changed)))
         revenue = kept + sum(float(now.revenue.sum()) for _, now in found)
         surplus = left + sum(float(now.surplus.sum()) for _, now in found)
         if revenue > best * (1 + 1e-9) and surplus >= floor:
-            best, chosen = revenue, (one, found)
+            best, chosen = revenue, (reserve, found)
     if chosen is None:
         return None
     for market, here, (changed, now) in zip(markets, rows, chosen[1], strict=True):

@@ -146,9 +146,9 @@ def parse_sheet(text: str, where: str) -> PriceSheet:
         )
         reserves = Reserves(
             float(tree["reserves"]["all"]),
-            {name: float(one) for name, one in tree["reserves"]["by"].items()},
+            {name: float(bid) for name, bid in tree["reserves"]["by"].items()},
         )
-        rates = {name: float(one) for name, one in tree["rates"].items()}
+        rates = {name: float(rate) for name, rate in tree["rates"].items()}
         _check(curve, reserves, rates)
         return PriceSheet(curve, reserves, rates, dict(tree["report"]), text)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -174,6 +174,6 @@ def _check(curve: AllocationCurve, reserves: Reserves, rates: Mapping[str, float
         raise ValueError("a coefficient of the bid is below 0, so that a share could fall in the bid")
     if not 2 <= curve.largest <= MOST_UNITS or curve.largest != round(curve.largest):
         raise ValueError(f"curve.largest={curve.largest:g} is no whole bid of 2 to {MOST_UNITS}")
-    for name, one in least.items():
-        if one != round(one) or not 1 <= one <= curve.largest:
-            raise ValueError(f"reserve {name!r} is {one:g}, no bid of 1 to {curve.largest:g}")
+    for name, bid in least.items():
+        if bid != round(bid) or not 1 <= bid <= curve.largest:
+            raise ValueError(f"reserve {name!r} is {bid:g}, no bid of 1 to {curve.largest:g}")

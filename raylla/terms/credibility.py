@@ -67,9 +67,9 @@ class Credibility:
         the untouched model's answers were lost."""
         organic = texts.organic([answer.planned for answer in answers])
         read = [_claims(answer, known) for answer, known in zip(answers, organic, strict=True)]
-        distinct = list(dict.fromkeys(text for one in read if one for text in one.texts))
+        distinct = list(dict.fromkeys(text for claims in read if claims for text in claims.texts))
         unit = dict(zip(distinct, texts.directions(distinct), strict=True))
-        return [float(np.mean(one.borne_out(unit))) - 1 if one else 0.0 for one in read]
+        return [float(np.mean(claims.borne_out(unit))) - 1 if claims else 0.0 for claims in read]
 
 
 def _claims(answer: ReadAnswer, organic: Sequence[str]) -> _Claims | None:
@@ -82,11 +82,11 @@ def _claims(answer: ReadAnswer, organic: Sequence[str]) -> _Claims | None:
         claim = " ".join(MARKUP.sub(" ", text[start:end]).split())
         if len(content(claim)) >= LEAST_WORDS:
             said.append(claim)
-            of_ad.append(any(start <= one.start < end for one in placed))
-    whole = [one[start:end] for one in organic for start, end in sentences(one)]
+            of_ad.append(any(start <= placement.start < end for placement in placed))
+    whole = [told[start:end] for told in organic for start, end in sentences(told)]
     if not said or not whole:
         return None
-    described = [one for placement in placed for one in _described(ads[placement.ad_id])]
+    described = [sentence for placement in placed for sentence in _described(ads[placement.ad_id])]
     return _Claims(tuple(said), tuple(of_ad), tuple(whole), tuple(described))
 
 

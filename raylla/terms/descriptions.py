@@ -78,8 +78,8 @@ class Descriptions:
 
     def _chance(self, ad: Ad, claim: frozenset[str]) -> float:
         """Mean share of ``claim`` that descriptions of other ads hold: of the category's, if any."""
-        peers = [one for one in self._by_category[ad.category] if one != ad.id]
-        others: Sequence[str] = peers or [one for one in self._said if one != ad.id]
+        peers = [other for other in self._by_category[ad.category] if other != ad.id]
+        others: Sequence[str] = peers or [other for other in self._said if other != ad.id]
         return float(np.mean([_share(claim, self._said[other]) for other in others])) if others else 0.0
 
 

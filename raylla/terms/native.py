@@ -77,7 +77,8 @@ def read_answers(path: Path) -> list[AnswerTerms]:
                 f"{field}: {where}: {error!r}; each line is an answer with id, query, response and label, "
                 "and where that is 1 with advertisement and sen_span"
             ) from None
-    brands, queries = {one.brand for one in answers if one.brand}, {one.query for one in answers}
+    brands = {answer.brand for answer in answers if answer.brand}
+    queries = {answer.query for answer in answers}
     if min(len(brands), len(queries)) < FOLDS:
         raise ConfigError(
             f"{field}: {path} holds {len(brands)} brands and {len(queries)} queries; "
@@ -163,7 +164,7 @@ def taught(path: Path) -> tuple[Detector, tuple[Outcomes, ...]]:
     """
     answers = read_answers(path)
     tested = tuple(_held_out(answers, fold) for fold in range(FOLDS))
-    scores, labels = (np.concatenate(one) for one in zip(*tested, strict=True))
+    scores, labels = (np.concatenate(parts) for parts in zip(*tested, strict=True))
     return Detector(answers, best_threshold(scores, labels), _curve(scores, labels)), tested
 
 
@@ -172,7 +173,7 @@ def outcomes(tested: Sequence[Outcomes]) -> Array:
     the others."""
     counts = []
     for fold, (scores, labels) in enumerate(tested):
-        others = [one for place, one in enumerate(tested) if place != fold]
+        others = [fold_outcomes for place, fold_outcomes in enumerate(tested) if place != fold]
         suspected = scores >= best_threshold(*map(np.concatenate, zip(*others, strict=True)))
         counts += [np.stack([suspected & labels, suspected & ~labels, ~suspected & labels], axis=1)]
     return np.concatenate(counts).astype(np.float64)
@@ -217,17 +218,17 @@ def _held_out(answers: Sequence[AnswerTerms], fold: int) -> Outcomes:
     queries = [_fold(answer.query) for answer in answers]
     brands = [_fold(answer.brand or answer.id) for answer in answers]
     seen = [
-        one
-        for one, query, brand in zip(answers, queries, brands, strict=True)
-        if query != fold and (brand != fold or not one.brand)
+        answer
+        for answer, query, brand in zip(answers, queries, brands, strict=True)
+        if query != fold and (brand != fold or not answer.brand)
     ]
     tested = [
-        one
-        for one, query, brand in zip(answers, queries, brands, strict=True)
+        answer
+        for answer, query, brand in zip(answers, queries, brands, strict=True)
         if query == fold and brand == fold
     ]
-    scores = Detector(seen).scores([one.sentences for one in tested])
-    return scores, np.array([bool(one.brand) for one in tested])
+    scores = Detector(seen).scores([answer.sentences for answer in tested])
+    return scores, np.array([bool(answer.brand) for answer in tested])
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,9 @@ class Nativeness:
             spans = [(placement.start, placement.end) for placement in answer.parsed.placements]
             holding = [enclosing_sentence(text, ads, span) for span in spans]
             read.append((without_ads(text, ads), [stripped(sentence, ads) for sentence in holding]))
-        distinct = list(dict.fromkeys(one for rest, some in read if some for one in (rest, *some) if one))
+        distinct = list(
+            dict.fromkeys(sentence for rest, some in read if some for sentence in (rest, *some) if sentence)
+        )
         vectors = texts.encode(distinct)
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         place = {text: at for at, text in enumerate(distinct)}

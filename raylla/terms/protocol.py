@@ -165,8 +165,8 @@ def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) ->
                 f"reward_terms: {term.name} gave an answer without ads another value than 0, which would "
                 "pay for placing, or for not"
             )
-        for one, value in zip(found, values, strict=True):
-            one[term.name] = value
+        for row, value in zip(found, values, strict=True):
+            row[term.name] = value
     return found
 
 

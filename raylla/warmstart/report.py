@@ -60,8 +60,8 @@ def measure_warmstart(config: Config, place: str, watch: Steps) -> dict[str, Any
     with watch.stage("read the answers with the model below all adapters", rows=len(given)):
         scored = _asked(config, models.base(config.ad_llm.path, "ad_llm.path"), "score", given, watch)
     read = np.zeros((len(held_out), 2))
-    for id, one in scored.items():
-        read[int(id.partition("/")[0])] += (-one.logprob, one.tokens)
+    for id, score in scored.items():
+        read[int(id.partition("/")[0])] += (-score.logprob, score.tokens)
     with watch.stage("figures"):
         report = figures(held_out, answered, read, config.evaluation.bootstrap, config.seed)
     return report | {
@@ -166,13 +166,13 @@ def _account(row: rows.AnsweredAuction, parsed: Sequence[Parsed], finished: Sequ
     """Answers, those with a valid ad, valid placements, attempts, relevant placements, the candidates'
     share that would be, answers that end; summed over the row's draws."""
     topic = {ad.id: ad.category for ad in row.ads}
-    placed = [ad for one in parsed for ad in one.ad_ids]
+    placed = [ad for answer in parsed for ad in answer.ad_ids]
     fitting = sum(category == row.query.category for category in topic.values()) / len(topic)
     return [
         len(parsed),
-        sum(bool(one.placements) for one in parsed),
+        sum(bool(answer.placements) for answer in parsed),
         len(placed),
-        sum(one.attempts for one in parsed),
+        sum(answer.attempts for answer in parsed),
         sum(topic[ad] == row.query.category for ad in placed),
         fitting * len(parsed),
         sum(finished),

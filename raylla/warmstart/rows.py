@@ -85,12 +85,12 @@ def read_published(path: Path) -> list[PublishedAnswer]:
 
 def split_answers(answers: Sequence[PublishedAnswer], held_out: float, seed: int) -> SplitAnswers:
     """Hold out a share of the brands, with every question that one of their answers is to."""
-    brands = sorted({one.brand for one in answers})
+    brands = sorted({answer.brand for answer in answers})
     random.Random(f"{seed}/brands").shuffle(brands)
     kept_back = set(brands[: max(1, round(held_out * len(brands)))])
-    test = [one for one in answers if one.brand in kept_back]
-    asked = {one.query for one in test}
-    train = [one for one in answers if one.brand not in kept_back and one.query not in asked]
+    test = [answer for answer in answers if answer.brand in kept_back]
+    asked = {answer.query for answer in test}
+    train = [answer for answer in answers if answer.brand not in kept_back and answer.query not in asked]
     return SplitAnswers(tuple(train), tuple(test))
 
 
@@ -103,8 +103,8 @@ def rows(answers: Sequence[PublishedAnswer], settings: Warmstart, seed: int) -> 
         WorldError: there are fewer brands than candidates.
     """
     by_topic: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for one in answers:
-        by_topic[one.topic][one.brand] = None
+    for published in answers:
+        by_topic[published.topic][published.brand] = None
     topic_of = {brand: topic for topic, brands in by_topic.items() for brand in brands}
     if len(topic_of) < settings.candidates:
         raise WorldError(
@@ -112,16 +112,18 @@ def rows(answers: Sequence[PublishedAnswer], settings: Warmstart, seed: int) -> 
             "lower it, or raise or lower warmstart.held_out"
         )
     made = []
-    for number, one in enumerate(answers):
-        told = _shortened(one.text, one.brand)
+    for number, published in enumerate(answers):
+        told = _shortened(published.text, published.brand)
         if told is None or len(told) > settings.longest_answer:
             continue
         rng = random.Random(f"{seed}/row/{number}")
-        ads = _candidates(rng, one, topic_of, settings.candidates)
-        own = next(ad for ad in ads if ad.title == one.brand)
+        ads = _candidates(rng, published, topic_of, settings.candidates)
+        own = next(ad for ad in ads if ad.title == published.brand)
         bids = tuple(float(rng.randint(1, 100)) for _ in ads)
-        query = Query(f"w{number}", f"u{number}", one.query, one.topic, one.topic, "train")
-        answer = told.replace(one.brand, markup(own), 1)
+        query = Query(
+            f"w{number}", f"u{number}", published.query, published.topic, published.topic, "train"
+        )
+        answer = told.replace(published.brand, markup(own), 1)
         made.append(AnsweredAuction(query, _user(rng, f"u{number}", by_topic), ads, bids, answer))
     return made
 
@@ -138,11 +140,13 @@ def _shortened(text: str, brand: str) -> str | None:
 
 
 def _candidates(
-    rng: random.Random, one: PublishedAnswer, topic_of: dict[str, str], count: int
+    rng: random.Random, published: PublishedAnswer, topic_of: dict[str, str], count: int
 ) -> tuple[Ad, ...]:
-    kin = sorted(brand for brand, topic in topic_of.items() if topic == one.topic and brand != one.brand)
-    rest = sorted(brand for brand, topic in topic_of.items() if topic != one.topic)
-    chosen = [one.brand, *rng.sample(kin, min(len(kin), SAME_TOPIC, count - 1))]
+    kin = sorted(
+        brand for brand, topic in topic_of.items() if topic == published.topic and brand != published.brand
+    )
+    rest = sorted(brand for brand, topic in topic_of.items() if topic != published.topic)
+    chosen = [published.brand, *rng.sample(kin, min(len(kin), SAME_TOPIC, count - 1))]
     chosen += rng.sample(rest, min(len(rest), count - len(chosen)))
     rng.shuffle(chosen)
     ids = rng.sample(IDS, len(chosen))
