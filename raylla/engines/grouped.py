@@ -1,8 +1,10 @@
-"""Adapters on CPUs, computed slot by slot: what vLLM looks for in place of its own kernel there.
+"""Adapters on CPUs, computed all at once: what vLLM looks for in place of its own kernel there.
 
 vLLM's kernel gathers a copy of an adapter's matrices for every token, and takes a token without an adapter
-(slot -1) for one of the last slot.  Here the rows of a step that share a slot are multiplied together, and
-rows without one are left as the base computed them.
+(slot -1) for one of the last slot.  Here all tokens of a step are multiplied by all slots' narrow matrices,
+and of each token only its own slot's part is kept, none of one without a slot.  So a step has two products
+for a layer, whoever its tokens belong to, and no shapes but those of the base's own products: each new
+shape would be compiled anew.
 """
 
 from __future__ import annotations
@@ -18,16 +20,21 @@ KERNEL = f"{__name__}.GroupedLora"
 
 
 class GroupedLora(PunicaWrapperCPU):
-    """Products of low rank for the rows of each slot, and none for rows of no slot."""
+    """Products of low rank for each token of a slot, and none for those of no slot."""
 
-    _parts: tuple[tuple[int, slice | Tensor], ...] = ()
-    """Each slot that this step's tokens name, and their rows."""
+    _slots = slice(0)
+    """From the first slot that this step's tokens name to the last."""
+    _own: Tensor
+    """Whether a token, by row, is of one of these slots, by column."""
 
     def update_metadata(self, *args: Any, **more: Any) -> None:
         """Which token is of which slot; vLLM tells it before each step."""
         super().update_metadata(*args, **more)
         slots = self.token_lora_indices
-        self._parts = tuple((slot, _rows(slots == slot)) for slot in slots.unique().tolist() if slot >= 0)
+        named = slots.unique().tolist()
+        first = next((slot for slot in named if slot >= 0), 0)
+        self._slots = slice(first, named[-1] + 1) if named and named[-1] >= 0 else slice(0)
+        self._own = slots[:, None] == torch.arange(first, self._slots.stop)
 
     def add_lora_linear(
         self,
@@ -42,18 +49,14 @@ class GroupedLora(PunicaWrapperCPU):
         **_: Any,
     ) -> None:
         """Add to ``y`` [tokens, out] the change of ``x`` [tokens, in], in the columns of each packed layer;
-        a slot's matrices are [1, rank, in] and [1, width, rank]."""
-        columns, rows_in = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        for slot, rows in self._parts:
-            own, first = rows_in[rows], 0
-            for low, high, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-                change = own @ low[slot, 0].T @ high[slot, 0].T
-                columns[rows, first : first + width] += scale * change if scale != 1 else change
-                first += width
-
-
-def _rows(chosen: Tensor) -> slice | Tensor:
-    """The places of ``chosen`` [tokens], as a slice where they are neighbours: a view then, and no copy."""
-    places = torch.nonzero(chosen)[:, 0]
-    first, last = int(places[0]), int(places[-1])
-    return slice(first, last + 1) if last - first + 1 == len(places) else places
+        their matrices are [slots, 1, rank, in] and [slots, 1, width, rank]."""
+        if not self._slots.stop:
+            return
+        columns, rows, first = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), 0
+        for low, high, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+            narrow, wide = low[self._slots, 0], high[self._slots, 0]
+            kept = (rows @ narrow.flatten(0, 1).T).unflatten(1, narrow.shape[:2])
+            kept.mul_(self._own[:, :, None])
+            changed = columns[:, first : first + width]
+            changed.addmm_(kept.flatten(1), torch.cat(wide.unbind(), 1).T, alpha=scale)
+            first += width
