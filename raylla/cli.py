@@ -130,7 +130,7 @@ def evaluate(
         if len(what) == 1 and settings.located(Path(what[0])).is_file():
             chosen = settings.load_config(Path(what[0]), set_)
             directory = runs or f"runs/{chosen.name}-evaluation"
-            opened = training.runs(chosen, directory, lambda one, path: Observer(one, path, console))
+            opened = training.runs(chosen, directory, lambda run, path: Observer(run, path, console))
         elif runs is not None:
             raise ConfigError(f"--runs {runs} goes with one config file; {what[0]} is none")
         else:
@@ -140,8 +140,8 @@ def evaluate(
             found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
             write_json(out or opened[0].path / name, found)
         finally:  # what a run was told stays with it, also where the evaluation was stopped
-            for one in opened:
-                one.home.save()
+            for run in opened:
+                run.home.save()
     show(console, found)
 
 

@@ -72,7 +72,7 @@ def spare_proxy(url: str) -> None:
     host = urlsplit(url).hostname
     if host and loopback(url):
         for name in ("NO_PROXY", "no_proxy"):
-            known = [one for one in os.environ.get(name, "").split(",") if one]
+            known = [proxy for proxy in os.environ.get(name, "").split(",") if proxy]
             if host not in known:
                 os.environ[name] = ",".join([*known, host])
 

@@ -148,7 +148,7 @@ def line(name: str, counts: Mapping[str, Count], began: float, now: float) -> st
     for kind, count in counts.items():
         if count.total:
             told = (f"{kind} {count.done}/{count.total}", count.rate(now), count.left(now))
-            parts.append(", ".join(one for one in told if one))
+            parts.append(", ".join(figure for figure in told if figure))
     return f"{name}: {'; '.join([*parts, f'{now - began:.0f} s so far'])}"
 
 

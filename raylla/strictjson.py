@@ -15,9 +15,9 @@ from typing import Any
 def defined(value: Any) -> Any:
     """``value`` with null in place of every number that JSON has no word for."""
     if isinstance(value, dict):
-        return {name: defined(one) for name, one in value.items()}
+        return {name: defined(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [defined(one) for one in value]
+        return [defined(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

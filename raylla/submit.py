@@ -205,7 +205,7 @@ class Cluster:
         """The first submission id of this name and a number behind every one that the cluster knows: the
         same run id in another storage has jobs here too, and deleted jobs leave gaps."""
         ids = [str(job.submission_id) for job in self._ask("for its jobs", self._client.list_jobs)]
-        numbers = [one.removeprefix(f"{name}-") for one in ids if one.startswith(f"{name}-")]
+        numbers = [id.removeprefix(f"{name}-") for id in ids if id.startswith(f"{name}-")]
         return f"{name}-{max((int(number) for number in numbers if number.isdecimal()), default=0) + 1}"
 
     def _jobs(self, planned: Submission) -> list[Any]:

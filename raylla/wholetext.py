@@ -44,7 +44,7 @@ def whole_value(value: Any) -> Any:
     if isinstance(value, str):
         return whole(value)
     if isinstance(value, list):
-        return [whole_value(one) for one in value]
+        return [whole_value(part) for part in value]
     if isinstance(value, dict):
-        return {whole(key): whole_value(one) for key, one in value.items()}
+        return {whole(key): whole_value(part) for key, part in value.items()}
     return value

@@ -52,7 +52,9 @@ def _table(parts: dict[str, Any]) -> str:
         for row in found["rows"]:
             unit = "×" if row["unit"] == "x" else f" {row['unit']}".rstrip()
             spread = f"{figure(row['low'])}, {figure(row['high'])}"
-            sides = [f"{one['name']} {figure(one['median'])} {one['unit']}" for one in row.get("sides", ())]
+            sides = [
+                f"{side['name']} {figure(side['median'])} {side['unit']}" for side in row.get("sides", ())
+            ]
             notes = [
                 f"{name}: {value if isinstance(value, str) else figure(value)}"
                 for name, value in row.get("notes", {}).items()

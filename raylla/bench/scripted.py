@@ -95,7 +95,7 @@ class WordyRollout(ScriptedRollout):
             rng = random.Random(request.seed)
             sizes = rng.choices(self._spread, k=request.n)
             time.sleep(self._latencies.answer * sum(sizes))
-            told = "".join(one["content"] for one in request.messages)
+            told = "".join(message["content"] for message in request.messages)
             ads = [found.group(0) for found in re.finditer(MARKUP, told)][-10:]
             draws = []
             for draw, size in enumerate(sizes):

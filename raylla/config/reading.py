@@ -17,7 +17,9 @@ from raylla.errors import ConfigError
 MERGE = "tag:yaml.org,2002:merge"
 """YAML's tag of a key ``<<``, which may be there several times."""
 PACKAGE = Path(__file__).parents[1]
-SHIPPED = next((one for one in (PACKAGE / "configs", PACKAGE.parent / "configs") if one.is_dir()), PACKAGE)
+SHIPPED = next(
+    (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE
+)
 """The configs that come with raylla: in an installed package, else in the repository."""
 
 
@@ -37,7 +39,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         text = located(path).read_bytes()
     except OSError as error:
-        names = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.yaml")))
+        names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
         raise ConfigError(
             f"config {path}: {error.strerror or error}; give the path of a YAML file, or a config that "
             f"comes with raylla: {names}"
@@ -78,7 +80,7 @@ def parse_config(tree: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(source, one) for one in error.errors())) from None
+        raise ConfigError("\n".join(_explain(source, fault) for fault in error.errors())) from None
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -123,7 +125,7 @@ def _once(root: yaml.Node, what: str) -> None:
             continue
         seen.add(id(node))  # an alias is the same node again
         if not isinstance(node, yaml.MappingNode):
-            left += [(one, path) for one in node.value]
+            left += [(child, path) for child in node.value]
             continue
         lines: dict[str, yaml.Node] = {}
         for key, value in node.value:

@@ -191,9 +191,9 @@ class Serving(Section):
     @field_validator("trusted_proxies")
     @classmethod
     def _networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        for one in given:
+        for network in given:
             try:
-                ip_network(one)
+                ip_network(network)
             except ValueError as error:
                 raise ValueError(f"{error}; give networks such as 10.0.0.0/8 or addresses") from None
         return given
@@ -201,10 +201,10 @@ class Serving(Section):
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        for one in given:
-            if one != "*" and not _ORIGIN.fullmatch(one):
+        for origin in given:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(
-                    f"{one!r} is no origin; give scheme and host in lower case, "
+                    f"{origin!r} is no origin; give scheme and host in lower case, "
                     "such as https://app.example, without a path, or *"
                 )
         return given

@@ -151,7 +151,7 @@ class Config(Section):
     @property
     def term_weights(self) -> dict[str, float]:
         """The weight of each term of the reward, by name, in their order."""
-        return {one.name: one.weight for one in self.reward_terms}
+        return {term.name: term.weight for term in self.reward_terms}
 
     @property
     def readings(self) -> int:

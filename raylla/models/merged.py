@@ -112,8 +112,8 @@ def _reading(target: Path, how: int) -> Iterator[None]:
 
 def _sweep(folder: Path) -> None:
     """Remove merged models that nobody reads, but for the last used."""
-    merged = [one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")]
-    for old in sorted(merged, key=lambda one: one.stat().st_mtime)[: -(KEPT - 1)]:
+    merged = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    for old in sorted(merged, key=lambda entry: entry.stat().st_mtime)[: -(KEPT - 1)]:
         try:
             with _reading(old, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 shutil.rmtree(old, ignore_errors=True)

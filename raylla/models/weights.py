@@ -256,9 +256,9 @@ def _pattern(module: str, patterns: Mapping[str, float] | None, default: float) 
 
 def _name(name: str, weights: Mapping[str, _Floats], directory: Path) -> str:
     """The base's stored name of a parameter: some families store theirs without the first part."""
-    for one in (name, name.partition(".")[2]):
-        if one in weights:
-            return one
+    for stored in (name, name.partition(".")[2]):
+        if stored in weights:
+            return stored
     raise WeightError(f"{directory}: {name} is no weight of the adapter's base")
 
 

@@ -103,15 +103,15 @@ def _answered(run: Run, world: World) -> set[str]:
     return {
         auction.query_id
         for auction in world.auctions
-        if any(auction.id == bids.auction_id(one, ANSWERED, auction.query_id) for one in sampled)
+        if any(auction.id == bids.auction_id(epoch, ANSWERED, auction.query_id) for epoch in sampled)
     }
 
 
 def _usable(
     served: Iterable[Served], held_out: set[str], before: set[str], notes: Counter[str]
 ) -> Iterator[tuple[Served, Query]]:
-    for one in served:
-        auction = one.auction
+    for kept in served:
+        auction = kept.auction
         asked = build.query_from_text(_profile(auction), 0, auction.query, "train")
         parsed = parse(auction.raw_text, [candidate.listing.ad for candidate in auction.candidates])
         if auction.id in before:
@@ -126,7 +126,10 @@ def _usable(
             notes["shown otherwise than placed"] += 1
         else:
             about = (auction.category, auction.theme) if auction.category else (asked.category, asked.theme)
-            yield one, replace(asked, id=auction.id, category=about[0], theme=about[1], turns=auction.turns)
+            yield (
+                kept,
+                replace(asked, id=auction.id, category=about[0], theme=about[1], turns=auction.turns),
+            )
 
 
 def _readable(ads: Iterable[Ad]) -> bool:
@@ -148,15 +151,15 @@ def _converted(
     auctions: list[Auction] = []
     answers: list[Answer] = []
     clicks: list[Click] = []
-    for place, (one, query) in enumerate(kept):
-        served = one.auction
+    for place, (joined, query) in enumerate(kept):
+        served = joined.auction
         users[query.profile_id] = _profile(served)  # what the user last said of himself
         ads |= {candidate.listing.ad.id: candidate.listing.ad for candidate in served.candidates}
         name = bids.auction_id(1 + place * config.irpo.epochs // len(kept), ANSWERED, query.id)
         auctions.append(_auction(name, query, served, config.serving.micros_per_unit))
         answers.append(_answer(name, served))
         clicks += [
-            Click(answers[-1].sample_id, shown.ad_id, shown.id in one.clicked)
+            Click(answers[-1].sample_id, shown.ad_id, shown.id in joined.clicked)
             for shown in served.impressions
         ]
     world = World(

@@ -220,7 +220,9 @@ async def _answer(client: httpx.AsyncClient, name: str, query: Query, profile: P
         return None
     answer, seconds = got
     text, ads = read_back(answer)
-    cited = [one["url_citation"]["url"] for one in answer["choices"][0]["message"]["annotations"]]
+    cited = [
+        annotation["url_citation"]["url"] for annotation in answer["choices"][0]["message"]["annotations"]
+    ]
     return Got(name, query, profile, text, ads, tuple(cited), seconds)
 
 
@@ -280,18 +282,20 @@ def _read(reader: Reader, config: Config, got: Sequence[Got], traffic: Simulated
     items = [
         judge_item(
             config.user_llm,
-            one.name,
-            one.query,
-            one.profile,
-            one.text,
-            parse(one.text, one.ads).placements,
-            {ad.id: ad for ad in one.ads},
-            seed_of(config.seed, f"simulation/judge/{one.name}"),
+            answer.name,
+            answer.query,
+            answer.profile,
+            answer.text,
+            parse(answer.text, answer.ads).placements,
+            {ad.id: ad for ad in answer.ads},
+            seed_of(config.seed, f"simulation/judge/{answer.name}"),
         )
-        for one in got
-        if one.ads
+        for answer in got
+        if answer.ads
     ]
-    urls = {one.name: dict(zip((ad.id for ad in one.ads), one.urls, strict=True)) for one in got}
+    urls = {
+        answer.name: dict(zip((ad.id for ad in answer.ads), answer.urls, strict=True)) for answer in got
+    }
     wanted = []
     for judgement in reader.judge(items):
         if judgement.clicks is None:

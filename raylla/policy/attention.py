@@ -70,7 +70,7 @@ def by_parts(
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     rows = []
     for row, (segments, prompts) in enumerate(attention_mask[:, 0].tolist()):
-        q, k, v = (one[row : row + 1] for one in (query, key, value))
+        q, k, v = (tensor[row : row + 1] for tensor in (query, key, value))
         rows.append(torch.cat(list(_parts(q, k, v, segments, prompts, scaling)), dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 
@@ -91,10 +91,10 @@ def _parts(
             yield torch.zeros_like(value[:, :, own])
         elif segment == of:
             prompt = own
-            q, k, v = (one[:, :, own] for one in (query, key, value))
+            q, k, v = (tensor[:, :, own] for tensor in (query, key, value))
             yield scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
         else:
-            k, v = (torch.cat([one[:, :, prompt], one[:, :, own]], dim=2) for one in (key, value))
+            k, v = (torch.cat([tensor[:, :, prompt], tensor[:, :, own]], dim=2) for tensor in (key, value))
             mask = query.new_full((own.stop - own.start, k.shape[2]), float("-inf"))
             mask.triu_(1 + prompt.stop - prompt.start)
             yield scaled_dot_product_attention(query[:, :, own], k, v, attn_mask=mask, scale=scaling)

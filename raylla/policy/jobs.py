@@ -61,9 +61,9 @@ class AlignJob:
         """The same job with the groups of its ``parts``, as they were fetched."""
         return replace(
             self,
-            groups=(*self.groups, *(one for part in parts for one in part.groups)),
-            reference_messages=tuple(one for part in parts for one in part.reference_messages),
-            reference_turns=tuple(one for part in parts for one in part.reference_turns),
+            groups=(*self.groups, *(group for part in parts for group in part.groups)),
+            reference_messages=tuple(messages for part in parts for messages in part.reference_messages),
+            reference_turns=tuple(turns for part in parts for turns in part.reference_turns),
             parts=(),
             held=0,
         )

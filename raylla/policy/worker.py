@@ -204,7 +204,9 @@ def tune_job(job: TuneJob, dpo: Dpo, told: Told) -> TuneResult | None:
         probe = saving.probe(staging, examples[0]) if main else None
     if probe is None:
         return None
-    trained = (examples[one] for step in taken for rank in step.micros for micro in rank for one in micro)
+    trained = (
+        examples[place] for step in taken for rank in step.micros for micro in rank for place in micro
+    )
     return TuneResult(
         version=job.version,
         path=job.target,

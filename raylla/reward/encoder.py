@@ -124,7 +124,7 @@ class Encoder:
             return
         texts = list(by_text)
         read = self._tokenizer.encode_batch(texts)
-        lengths = [len(one.ids) for one in read]
+        lengths = [len(encoding.ids) for encoding in read]
         for batch in _batches(lengths, self._batch_tokens):
             hidden = self._hidden([read[index].ids for index in batch])
             for row, index in enumerate(batch):

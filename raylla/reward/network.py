@@ -73,8 +73,8 @@ class Ensemble:
         first = members[0]
         self._texts = first.texts
         by_text = list(zip(*(linears(member.project.values()) for member in members), strict=True))
-        self._project = torch.stack([torch.cat([one.weight for one in text]).T for text in by_text])
-        self._bias = torch.stack([torch.cat([one.bias for one in text]) for text in by_text])[:, None]
+        self._project = torch.stack([torch.cat([linear.weight for linear in text]).T for text in by_text])
+        self._bias = torch.stack([torch.cat([linear.bias for linear in text]) for text in by_text])[:, None]
         self._members = len(members)
         self._users = torch.stack([member.users.weight for member in members])
         self._ads = torch.stack([member.ads.weight for member in members])

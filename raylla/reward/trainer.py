@@ -97,7 +97,7 @@ class RewardTrainer:
         clicked = torch.from_numpy(_labels(rows).astype(np.float32))
         self._ensemble = None
         self._meet(rows)
-        encoded = {name: np.concatenate([one[name] for _, one in taken]) for name in self._names}
+        encoded = {name: np.concatenate([vectors[name] for _, vectors in taken]) for name in self._names}
         for name, moments in self._moments.items():
             moments.add(encoded[name])
         self._count_words(rows)
@@ -140,7 +140,7 @@ class RewardTrainer:
         and base rate on judged rows; NaN where undefined."""
         clicked = _labels(rows) if rows else np.zeros(0, np.bool_)
         predictions = self.predict_intervals(rows)
-        predicted = [one.mean for one in predictions]
+        predicted = [prediction.mean for prediction in predictions]
         return {
             "auc": calibration.auc(predicted, clicked),
             "log_loss": calibration.log_loss(predicted, clicked),

@@ -197,7 +197,7 @@ def audit_books(
     from raylla.serving.money.money import decimal
     from raylla.serving.store import open_store
 
-    known = dict(_noted(one) for one in sealed or [])
+    known = dict(_noted(seal) for seal in sealed or [])
     books = recompute(open_store(database, must_exist=True, field="--database"), known)
     read = ", ".join(f"{number} {name}" for name, number in books.counts.items())
     console.print(f"{read or 'empty'}; billed {decimal(books.billed_micros)}", highlight=False)

@@ -198,8 +198,8 @@ class Bucket:
         inside = [found[len(self._root) :].lstrip("/") for found in self._files.find(root)]
         fresh = self.path / BRINGING
         shutil.rmtree(fresh, ignore_errors=True)
-        for one in inside:
-            self._get(one, fresh)
+        for file in inside:
+            self._get(file, fresh)
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(fresh / name, self.path / name)
 

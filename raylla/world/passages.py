@@ -67,7 +67,7 @@ def passage(text: str, name: str) -> Passage:
     places, found = _named(sentences, name)
     chosen: dict[int, str] = {}
     left = LONGEST_PASSAGE
-    for place in dict.fromkeys(one for at in places for one in (at, at - 1, at + 1)):
+    for place in dict.fromkeys(near for at in places for near in (at, at - 1, at + 1)):
         if 0 <= place < len(sentences):
             kept = sentences[place] if chosen else _cut(sentences[place], name)
             if len(kept) <= left:
@@ -82,7 +82,12 @@ def shortened(text: str, longest: int) -> str:
 
 
 def _sentences(text: str) -> list[str]:
-    return [one for line in text.splitlines() for one in _SENTENCE_END.split(line) if _WORD.search(one)]
+    return [
+        sentence
+        for line in text.splitlines()
+        for sentence in _SENTENCE_END.split(line)
+        if _WORD.search(sentence)
+    ]
 
 
 def _named(sentences: list[str], name: str) -> tuple[list[int], _Found]:

@@ -180,7 +180,7 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
         model = _packed_model(subject)
         if given:
             known = _known(subject, shape)
-            groups = [replace(one, reference=sums) for one, sums in zip(groups, known, strict=True)]
+            groups = [replace(group, reference=sums) for group, sums in zip(groups, known, strict=True)]
         trainer = PackedDPOTrainer(model, adapters.tokenizer(subject.path), args, dpo, groups)
         found = _timed(trainer, after_check=given and not check)
         if trainer.reference.used != ("rollout" if given else "recomputed"):
@@ -299,10 +299,10 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
     from raylla.policy import packing
     from raylla.policy.attention import PACKED_PARTS
 
-    one = replace(shape, groups=1)
+    alone = replace(shape, groups=1)
     exact = replace(subject, precision="float32")
     with TemporaryDirectory() as scratch:
-        trainer = _pair_trainer(exact, one, scratch)
+        trainer = _pair_trainer(exact, alone, scratch)
         torch.manual_seed(1)
         reference = trainer.ref_model
         moved = _trained(trainer.model).values() if reference is None else reference.parameters()
@@ -310,8 +310,8 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
             for parameter in moved:
                 parameter.add_(0.01 * torch.randn_like(parameter))
         pairs = list(trainer.train_dataset)
-        for start in range(0, len(pairs), one.pairs):
-            some = pairs[start : start + one.pairs]
+        for start in range(0, len(pairs), alone.pairs):
+            some = pairs[start : start + alone.pairs]
             loss: Any = trainer.compute_loss(trainer.model, trainer.data_collator(some))
             (loss * (len(some) / len(pairs))).backward()
         trained = _trained(trainer.model)
@@ -322,12 +322,12 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
     if reference is None:
         reference = _packed_model(replace(exact, lora=None))
     reference.set_attn_implementation(PACKED_PARTS)
-    packed = packing.pack(make_groups(one))
+    packed = packing.pack(make_groups(alone))
     sums = []
     for model in (policy, reference):
         with torch.set_grad_enabled(model is policy):
             tokens = packing.PackedForward(model)(**{name: packed[name] for name in packing.MODEL_INPUTS})
-            sums.append(packing.sum_per_answer(tokens, packed["owner"], one.answers))
+            sums.append(packing.sum_per_answer(tokens, packed["owner"], alone.answers))
     margins = packing.pair_margins(sums[0], sums[1], packed["winner"], packed["loser"], 0.1)
     loss = packing.pair_loss(margins) / len(margins)
     loss.backward()

@@ -39,10 +39,10 @@ SMALL = (
 def rows(bench: Bench) -> list[Row]:
     """One value an epoch; the first, in which everything runs for the first time, is left out."""
     told = run_epochs(bench.config, bench.scratch / "run", bench.repeats + 1, True).epochs[1:]
-    wall = Measured("wall", Spread(tuple(one["wall_seconds"] for one in told)))
-    critical = Measured("critical path", Spread(tuple(one["critical_seconds"] for one in told)))
+    wall = Measured("wall", Spread(tuple(timing["wall_seconds"] for timing in told)))
+    critical = Measured("critical path", Spread(tuple(timing["critical_seconds"] for timing in told)))
     idle = {
-        f"idle, {actor}": round(statistics.median(one["idle"][actor] for one in told), 3)
+        f"idle, {actor}": round(statistics.median(timing["idle"][actor] for timing in told), 3)
         for actor in told[0]["idle"]
     }
     return [ratio("epoch wall ÷ critical path", wall, critical, "s", idle)]

@@ -64,15 +64,15 @@ def _rows(what: str, costs: Mapping[int, Sequence[Cost]], base: Mapping[str, int
     tokens = [[costs[size][repeat].prompt_tokens for size in costs] for repeat in repeats]
     auctions = [size if what == "queries" else base["queries"] for size in costs]
     notes = {
-        f"{size} {what}": f"{one[0].seconds / count:.3g} s, {one[0].prompt_tokens / count:.0f} tokens"
-        for (size, one), count in zip(costs.items(), auctions, strict=True)
+        f"{size} {what}": f"{spent[0].seconds / count:.3g} s, {spent[0].prompt_tokens / count:.0f} tokens"
+        for (size, spent), count in zip(costs.items(), auctions, strict=True)
     }
     sizes = list(costs)
     held = ", ".join(f"{count} {name}" for name, count in base.items() if name != what)
     return [
         Row(
             f"seconds ~ {what}^x, {sizes[0]} to {sizes[-1]}; {held}",
-            Spread(tuple(exponent(sizes, one) for one in seconds)),
+            Spread(tuple(exponent(sizes, times) for times in seconds)),
             "",
             notes=notes | {"each line": "of one auction"},
         ),

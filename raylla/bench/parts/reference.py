@@ -55,10 +55,10 @@ def _sampled(bench: Bench) -> Row:
         asked = answer_requests(config, next(turns[logprobs]), bench.share(_REQUESTS), _DRAWS, logprobs)
         started = time.process_time()
         tokens = 0
-        for one in engine.generate(asked, config.ad_llm.sampling):
-            if one.error is not None:
-                raise ConfigError(f"request {one.request_id}: {one.error}")
-            tokens += sum(len(draw.token_ids) for draw in one.completions)
+        for generated in engine.generate(asked, config.ad_llm.sampling):
+            if generated.error is not None:
+                raise ConfigError(f"request {generated.request_id}: {generated.error}")
+            tokens += sum(len(draw.token_ids) for draw in generated.completions)
         return tokens / (time.process_time() - started)
 
     sides = Side("with", lambda: sample(True)), Side("without", lambda: sample(False))

@@ -19,10 +19,10 @@ def rows(bench: Bench) -> list[Row]:
     start = config.deadlines.start
     path = resolve(config.ad_llm.path, "ad_llm.path")
     args = (path, config.ad_llm.sampling, config.engine, config.seed, "v0")
-    one = Actors(workers=1, cpus=config.rollout.cpus, gpus=config.rollout.gpus)
+    alone = Actors(workers=1, cpus=config.rollout.cpus, gpus=config.rollout.gpus)
     connect(config)
     try:
-        pool = Pool("rollout", RolloutWorker, args, one)
+        pool = Pool("rollout", RolloutWorker, args, alone)
         store = Pool("weight-store", WeightStore, (), Actors(workers=1, cpus=0))
         for made in (pool, store):
             made.start(start)
@@ -38,7 +38,7 @@ def rows(bench: Bench) -> list[Row]:
             return time.perf_counter() - started
 
         def restart() -> float:
-            another = Pool("restarted", RolloutWorker, args, one)
+            another = Pool("restarted", RolloutWorker, args, alone)
             started = time.perf_counter()
             another.start(start)
             seconds = time.perf_counter() - started

@@ -63,7 +63,9 @@ def _row(
             seconds.append(time.perf_counter() - started)
         return 1e3 * np.array(seconds)
 
-    same = [len({*retrieval.search(one, mask, K)} & {*every(one, mask, K)}) / K for one in asked[:50]]
+    same = [
+        len({*retrieval.search(vector, mask, K)} & {*every(vector, mask, K)}) / K for vector in asked[:50]
+    ]
     times = searched(retrieval.search, _QUERIES)
     return compare(
         f"retrieval of {K} from {len(ads):,} ads, {share:.0%} eligible ÷ comparing all eligible",

@@ -62,10 +62,10 @@ def rows(bench: Bench) -> list[Row]:
             ]
             params = [sampling_params(request, config.ad_llm.sampling) for request in requests]
             generated = llm.generate(inputs, params, use_tqdm=False)
-            for one in generated:
-                for draw in one.outputs:
+            for output in generated:
+                for draw in output.outputs:
                     tokenizer.decode(draw.token_ids, skip_special_tokens=True)
-            tokens = sum(len(draw.token_ids) for one in generated for draw in one.outputs)
+            tokens = sum(len(draw.token_ids) for output in generated for draw in output.outputs)
             return tokens / (time.perf_counter() - started)
 
         sides = Side("rollout actor", actor), Side("vLLM in process", raw)

@@ -122,11 +122,11 @@ def rows(bench: Bench) -> list[Row]:
         ours = Server("endpoint", f"{url}/v1/chat/completions", _key(database), asked)
         asyncio.run(_load(ours, 8, len(ours.bodies), False))
         prompts = _prompts(store)
-        one = Server("vLLM", bare, "", [_completion(config, ids, 1) for ids in prompts])
+        plain = Server("vLLM", bare, "", [_completion(config, ids, 1) for ids in prompts])
         many = Server("MOSAIC", bare, "", [_completion(config, ids, CANDIDATES) for ids in prompts])
         most = max(counts) if bench.config.bench.work >= 1 else 1
-        measured = _measured((ours, one, many), counts, bench.repeats, most)
-    generation = {one.auction.id: one.auction.latency_ms["generation"] for one in _auctions(store)}
+        measured = _measured((ours, plain, many), counts, bench.repeats, most)
+    generation = {served.auction.id: served.auction.latency_ms["generation"] for served in _auctions(store)}
     store.close()
     return [*_rows(measured), *_own(measured, generation)]
 
@@ -210,7 +210,7 @@ def _measured(servers: Sequence[Server], counts: Mapping[int, int], repeats: int
 def _rows(measured: _Found) -> list[Row]:
     def side(name: str, concurrency: int, stream: bool, figure: Callable[[LoadFigures], float]) -> Measured:
         loads = measured[name, concurrency, stream]
-        return Measured(name, Spread(tuple(figure(one) for one in loads)))
+        return Measured(name, Spread(tuple(figure(load) for load in loads)))
 
     def row(
         what: str, ours: str, at: int, stream: bool, figure: Callable[[LoadFigures], float], unit: str
@@ -221,13 +221,13 @@ def _rows(measured: _Found) -> list[Row]:
     made: list[Row] = []
     for at in _REQUESTS:
         for stream, kind in ((False, "whole"), (True, "streamed")):
-            made.append(row(f"requests, {kind}", "endpoint", at, stream, lambda one: one.requests, "1/s"))
-            made.append(row(f"tokens, {kind}", "endpoint", at, stream, lambda one: one.tokens, "1/s"))
-            made.append(row(f"p50, {kind}", "endpoint", at, stream, lambda one: one.latency, "ms"))
-        made.append(row("time to first token", "endpoint", at, True, lambda one: one.first, "ms"))
+            made.append(row(f"requests, {kind}", "endpoint", at, stream, lambda load: load.requests, "1/s"))
+            made.append(row(f"tokens, {kind}", "endpoint", at, stream, lambda load: load.tokens, "1/s"))
+            made.append(row(f"p50, {kind}", "endpoint", at, stream, lambda load: load.latency, "ms"))
+        made.append(row("time to first token", "endpoint", at, True, lambda load: load.first, "ms"))
         if ("MOSAIC", at, False) in measured:
-            made.append(row("requests, whole", "MOSAIC", at, False, lambda one: one.requests, "1/s"))
-            made.append(row("p50, whole", "MOSAIC", at, False, lambda one: one.latency, "ms"))
+            made.append(row("requests, whole", "MOSAIC", at, False, lambda load: load.requests, "1/s"))
+            made.append(row("p50, whole", "MOSAIC", at, False, lambda load: load.latency, "ms"))
     return made
 
 
@@ -236,9 +236,9 @@ def _own(measured: _Found, generation: Mapping[str, float]) -> list[Row]:
     made = []
     for at in _REQUESTS:
         loads = [
-            sorted(took - generation[id] for id, took in one.auctions)
-            for one in measured["endpoint", at, False]
-            if one.auctions
+            sorted(took - generation[id] for id, took in load.auctions)
+            for load in measured["endpoint", at, False]
+            if load.auctions
         ]
         if not loads:
             continue  # no ad competed for any of the questions
@@ -322,27 +322,27 @@ def _vllm(config: Config, model: str) -> Iterator[str]:
 
 
 def _questions(world: World, count: int) -> list[dict[str, Any]]:
-    profiles = {one.id: one for one in world.profiles}
+    profiles = {profile.id: profile for profile in world.profiles}
     queries = list(world.queries)
     random.Random(0).shuffle(queries)
     return [
         {
-            "messages": [{"role": "user", "content": one.text}],
+            "messages": [{"role": "user", "content": query.text}],
             "raylla": {
                 "profile": {
-                    "id": one.profile_id,
-                    "basics": profiles[one.profile_id].basics,
-                    "interests": list(profiles[one.profile_id].interests),
+                    "id": query.profile_id,
+                    "basics": profiles[query.profile_id].basics,
+                    "interests": list(profiles[query.profile_id].interests),
                 }
             },
         }
-        for one in queries[:count]
+        for query in queries[:count]
     ]
 
 
 def _prompts(store: Store) -> list[list[int]]:
     """The prompts of the auctions so far."""
-    return [list(one.auction.prompt_token_ids) for one in _auctions(store)]
+    return [list(served.auction.prompt_token_ids) for served in _auctions(store)]
 
 
 def _auctions(store: Store) -> Iterator[Served]:
@@ -368,15 +368,15 @@ def _key(database: str) -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _listens(port: int) -> bool:
-    with socket.socket() as one:
-        one.settimeout(1)
-        return one.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as caller:
+        caller.settimeout(1)
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 __all__ = ["LoadFigures", "Server", "rows"]

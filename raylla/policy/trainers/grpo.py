@@ -32,7 +32,7 @@ def advantages(rewards: Sequence[float], scaled: bool) -> list[float]:
     values = values - values.mean()
     if scaled:
         values = values / (values.square().mean().sqrt() + _EQUAL)
-    return [float(one) for one in values]
+    return [float(value) for value in values]
 
 
 def token_losses(
@@ -139,7 +139,7 @@ class PackedGRPOTrainer(PackedDPOTrainer):
         winner, loser = inputs["winner"], inputs["loser"]
         margins = self._dpo.beta * (shifts[winner] - shifts[loser])
         of_pairs = torch.stack([(margins > 0).sum(), margins.sum(), shifts[winner].sum()])
-        of_answers = [(one.detach() * share[owner]).sum() for one in (clipped, divergence)]
+        of_answers = [(figure.detach() * share[owner]).sum() for figure in (clipped, divergence)]
         # `curve` divides all of a step by its pairs.
         scale = plan.pairs / answers
         sums = [total.detach() * scale, *of_pairs, *(answer * scale for answer in of_answers)]

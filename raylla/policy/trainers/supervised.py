@@ -144,7 +144,9 @@ class SupervisedTrainer(trl.SFTTrainer):
         answers = packing.sum_per_answer(tokens, inputs["owner"], len(weights))
         total = -(answers * weights).sum()
         step = self.resumed + self.state.global_step
-        mass = sum(self._examples[one].mass for rank in self.plan[step].micros for m in rank for one in m)
+        mass = sum(
+            self._examples[place].mass for rank in self.plan[step].micros for m in rank for place in m
+        )
         self._sums[step] += total.detach().cpu() / mass
         loss = total * (self._ranks / mass)
         return (loss, {}) if return_outputs else loss
@@ -157,7 +159,7 @@ class SupervisedTrainer(trl.SFTTrainer):
         for step in self.plan[self.resumed :]:
             for members in step.micros[self._rank]:
                 some = [self._examples[member] for member in members] or [_FILLER]
-                weights = [weight for one in some for weight in one.weights]
+                weights = [weight for example in some for weight in example.weights]
                 yield packing.pack(some) | {"weights": torch.tensor(weights)}
 
     def stepped(self, steps: int) -> None:

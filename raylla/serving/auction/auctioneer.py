@@ -241,7 +241,7 @@ class Auctioneer:
         Raises:
             TooLongError: the question alone is.
         """
-        bids = [self._units(one.bid_micros) for one in field.candidates]
+        bids = [self._units(candidate.bid_micros) for candidate in field.candidates]
         model, query, profile = self._config.ad_llm, field.query, asked.profile
         if asked.ads:
             messages = prompts.of(model, query, profile, field.ads, bids)
@@ -275,8 +275,10 @@ class Auctioneer:
         canary: bool,
     ) -> ServedAuction:
         """The record, prices and reward included."""
-        bids = {one.listing.ad.id: self._units(one.bid_micros) for one in field.candidates}
-        pctr = {one.ad_id: one.pctr for one in impressions}
+        bids = {
+            candidate.listing.ad.id: self._units(candidate.bid_micros) for candidate in field.candidates
+        }
+        pctr = {shown.ad_id: shown.pctr for shown in impressions}
         found = reward(repaired.parsed, bids, pctr, self._config.penalty)
         return ServedAuction(
             id=field.auction_id,
@@ -302,7 +304,7 @@ class Auctioneer:
             impressions=impressions,
             filtered=field.filtered(self._serving.filtered_logged),
             filtered_counts=dict(field.left_out),
-            violations=dict(Counter(str(one) for one in repaired.parsed.violations)),
+            violations=dict(Counter(str(violation) for violation in repaired.parsed.violations)),
             latency_ms=clock.total(),
             category=field.query.category,
             theme=field.query.theme,
@@ -323,7 +325,7 @@ class Auctioneer:
         rates: Sequence[Rate],
         tickets: Tickets,
     ) -> tuple[Impression, ...]:
-        by_ad = {one.listing.ad.id: one for one in candidates}
+        by_ad = {candidate.listing.ad.id: candidate for candidate in candidates}
         found = []
         for span, rate in zip(repaired.spans, rates, strict=True):
             candidate = by_ad[span.ad_id]
@@ -360,12 +362,12 @@ class Auctioneer:
 
 
 def _shown(auction: ServedAuction, repaired: Repaired, tickets: Tickets) -> tuple[Shown, ...]:
-    by_ad = {one.listing.ad.id: one.listing for one in auction.candidates}
+    by_ad = {candidate.listing.ad.id: candidate.listing for candidate in auction.candidates}
     shown = []
-    for one, span in zip(auction.impressions, repaired.shown_spans, strict=True):
-        listing, url = by_ad[one.ad_id], tickets.of(one.ad_id).url
+    for impression, span in zip(auction.impressions, repaired.shown_spans, strict=True):
+        listing, url = by_ad[impression.ad_id], tickets.of(impression.ad_id).url
         ad = listing.ad
-        shown.append(Shown(one, ad.title, ad.category, listing.domain, url, span.start, span.end))
+        shown.append(Shown(impression, ad.title, ad.category, listing.domain, url, span.start, span.end))
     return tuple(shown)
 
 

@@ -77,11 +77,11 @@ class Limits:
     def of(cls, campaigns: Sequence[CampaignRow]) -> Limits:
         """The limits of ``campaigns``, in their order."""
         seats: dict[str, list[int]] = defaultdict(list)
-        for number, one in enumerate(campaigns):
-            for name in {names.party(one.advertiser_id), names.party(one.domain)}:
+        for number, campaign in enumerate(campaigns):
+            for name in {names.party(campaign.advertiser_id), names.party(campaign.domain)}:
                 seats[name].append(number)
         return cls(
-            {one.id: number for number, one in enumerate(campaigns)},
+            {campaign.id: number for number, campaign in enumerate(campaigns)},
             dict(seats),
             {
                 campaign.id: (campaign.cap_impressions, campaign.cap_hours)
@@ -281,7 +281,7 @@ class Eligibility:
             codes = _first(codes, Reason.FLOOR, catalogue.bids < filters.floor_micros)
         seen = self._seen(catalogue, filters.user_id, now)
         caps = catalogue.limits.caps
-        full = [one for one, count in seen.items() if count >= caps[catalogue.campaigns[one].id][0]]
+        full = [place for place, count in seen.items() if count >= caps[catalogue.campaigns[place].id][0]]
         if full:
             capped = np.zeros(len(catalogue.campaigns), np.bool_)
             capped[full] = True

@@ -62,6 +62,11 @@ class Entry:
     def _priced(self, kept: list[Candidate], query: Query, profile: Profile) -> list[Candidate]:
         if self._sheet is None:
             return kept
-        entered = [(one.listing.ad, one.bid_micros, one.reserve_micros or 0) for one in kept]
+        entered = [
+            (candidate.listing.ad, candidate.bid_micros, candidate.reserve_micros or 0)
+            for candidate in kept
+        ]
         prices = quoted_micros(self._sheet, query, profile, entered, self._serving.micros_per_unit)
-        return [replace(one, price_micros=price) for one, price in zip(kept, prices, strict=True)]
+        return [
+            replace(candidate, price_micros=price) for candidate, price in zip(kept, prices, strict=True)
+        ]

@@ -100,7 +100,7 @@ class Answered:
             "raylla.auction.canary": auction.canary,
             "raylla.auction.price_rule": auction.price_rule.value,
             "raylla.auction.candidates": len(auction.candidates),
-            "raylla.auction.placed": [one.ad_id for one in auction.impressions],
+            "raylla.auction.placed": [impression.ad_id for impression in auction.impressions],
             "raylla.auction.violations": sum(auction.violations.values()),
             "raylla.pctr_version": auction.pctr_version,
         }

@@ -286,8 +286,8 @@ class Repair:
         self._open_gap(body[0])
         self._marks.append((self._length, raw + lead))
         if titled and self._shows is not None:
-            for one, shown in zip(body, self._shows.again(body), strict=True):
-                self._put(one, shown)
+            for letter, shown in zip(body, self._shows.again(body), strict=True):
+                self._put(letter, shown)
         else:
             self._put(body)
         self._space = words[lead + len(body) :]
@@ -364,10 +364,10 @@ def repair(
     text: str, candidates: Sequence[Ad], label: str, catalogue_ids: Container[str] = frozenset()
 ) -> Repaired:
     """The repair of a whole text."""
-    one = Repair(candidates, label)
-    one.feed(text)
-    one.finish()
-    return one.repaired(catalogue_ids)
+    repaired = Repair(candidates, label)
+    repaired.feed(text)
+    repaired.finish()
+    return repaired.repaired(catalogue_ids)
 
 
 def _next_mark(text: str, start: int) -> int:

@@ -39,13 +39,13 @@ class QuotedPrices:
         if entered is None:
             return
         wanted = quoted_micros(sheet, *question_of(auction), entered, unit)
-        for one, price in zip(auction.candidates, wanted, strict=True):
-            of = f"{subject} candidate {one.listing.ad.id}"
-            self._found.expect(of, "price_micros", one.price_micros, price)
+        for candidate, price in zip(auction.candidates, wanted, strict=True):
+            of = f"{subject} candidate {candidate.listing.ad.id}"
+            self._found.expect(of, "price_micros", candidate.price_micros, price)
 
     def _impressions(self, auction: ServedAuction) -> None:
         """What was shown had competed, at that bid and price."""
-        candidates = {one.listing.ad.id: one for one in auction.candidates}
+        candidates = {candidate.listing.ad.id: candidate for candidate in auction.candidates}
         for impression in auction.impressions:
             of, candidate = (
                 f"auction {auction.id} impression {impression.id}",

@@ -98,7 +98,10 @@ class Predictor:
     def _rate(self, rows: Sequence[ClickRow]) -> list[tuple[str, Rate]]:
         with self._lock:
             model, version = self._model, self._version
-        return [(version, Rate(one.mean, one.low, one.high)) for one in model.predict_intervals(rows)]
+        return [
+            (version, Rate(prediction.mean, prediction.low, prediction.high))
+            for prediction in model.predict_intervals(rows)
+        ]
 
     def _encode(self, texts: Sequence[str]) -> list[Vectors]:
         return list(self._model.encoder.encode(texts))

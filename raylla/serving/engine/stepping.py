@@ -118,7 +118,7 @@ class Stepper:
                 del self._running[item.name]
                 self._engine.abort([item.name])
             else:
-                self._waiting = deque(one for one in self._waiting if one.name != item.name)
+                self._waiting = deque(waiting for waiting in self._waiting if waiting.name != item.name)
 
     def _admit(self) -> None:
         """Begin what waits, in order; a load waits for what runs, and what is behind it for the load."""
@@ -142,7 +142,7 @@ class Stepper:
 
     def _change_adapters(self) -> None:
         """Let go what leaves and writes nothing more, then hold what there is room for."""
-        asked = {one.policy for one in self._waiting if isinstance(one, Ask)}
+        asked = {waiting.policy for waiting in self._waiting if isinstance(waiting, Ask)}
         busy = asked | {policy for _, policy in self._running.values()}
         for policy in self._leaving - busy:
             self._leaving.discard(policy)

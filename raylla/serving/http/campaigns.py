@@ -86,7 +86,7 @@ def count_clicks(
     """An advertiser's clicks of a day by campaign and outcome; of invalid ones by reason."""
     _own(behind, caller, advertiser_id)
     tallies = behind.store.clicks(advertiser_id, day or web.now().date())
-    return [views.TallyView.model_validate(one) for one in tallies]
+    return [views.TallyView.model_validate(tally) for tally in tallies]
 
 
 @router.get("/advertisers/{advertiser_id}/notices", tags=["notices"], responses=_LOST)
@@ -115,7 +115,9 @@ def get_notice_key(
 @router.post("/settlements", tags=["accounts"])
 def settle(behind: web.Behind, _: web.Admin) -> list[views.SettlementView]:
     """Bill what clicks under the rule `resampled` have accrued, one sum per advertiser."""
-    return [views.SettlementView.model_validate(one) for one in behind.store.settle(web.now())]
+    return [
+        views.SettlementView.model_validate(settlement) for settlement in behind.store.settle(web.now())
+    ]
 
 
 @router.post("/advertisers/{advertiser_id}/campaigns", status_code=201, tags=["campaigns"], responses=_LOST)

@@ -126,7 +126,9 @@ class _Form:
 
     def annotations(self, end: Answered) -> list[dict[str, Any]]:
         """One url_citation per placed ad, unless the text alone has the links."""
-        return [{"type": "url_citation", "url_citation": one} for one in cited(end, self._asked.links)]
+        return [
+            {"type": "url_citation", "url_citation": citation} for citation in cited(end, self._asked.links)
+        ]
 
     def detail(self, end: Answered) -> dict[str, Any]:
         """The `raylla` object."""

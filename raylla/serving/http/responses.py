@@ -129,7 +129,7 @@ def input_items(
     items = [InputItem.of(f"msg_{number}_{place}", turn) for place, turn in enumerate(turns)]
     if order == "desc":
         items.reverse()
-    ids = [one.id for one in items]
+    ids = [item.id for item in items]
     if after and after not in ids:
         raise unusable("after", f"the response has no item {after!r}")
     start = ids.index(after) + 1 if after else 0
@@ -179,8 +179,8 @@ async def _kept(
                 text = "".join(texts)
                 turns = (*said.turns, Turn("user", said.question), *cleaned("assistant", text))
                 whole = form.whole(text, part)
-                one = KeptResponse(form.id, key_id, body.previous_response_id, now(), turns, whole)
-                await run_in_threadpool(kept.keep, one)
+                response = KeptResponse(form.id, key_id, body.previous_response_id, now(), turns, whole)
+                await run_in_threadpool(kept.keep, response)
             else:
                 texts.append(part)
             yield part

@@ -222,7 +222,7 @@ def _problem(_: Request, error: Exception) -> JSONResponse:
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    parts = (f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors())
+    parts = (f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors())
     return _body(422, "invalid_field", "; ".join(parts))
 
 

@@ -64,7 +64,7 @@ def check_auction(auction: ServedAuction) -> None:
     for name, value in (numbers | dict(auction.latency_ms)).items():
         if not math.isfinite(value):
             raise StoreError(f"auction {auction.id}: {name}={value} is no number")
-    listings = {one.listing.ad.id: one for one in auction.candidates}
+    listings = {candidate.listing.ad.id: candidate for candidate in auction.candidates}
     for shown in auction.impressions:
         where = f"auction {auction.id}: impression {shown.id}"
         candidate = listings.get(shown.ad_id)

@@ -124,7 +124,7 @@ _COPIED = (
 def book_impressions(session: Session, auctions: Sequence[ServedAuction]) -> None:
     """Write the impressions of ``auctions``; under `expected`, bill each to its campaign's budget."""
     every = [(shown, auction) for auction in auctions for shown in auction.impressions]
-    every.sort(key=lambda one: (one[0].advertiser_id, one[0].campaign_id, one[0].id))
+    every.sort(key=lambda row: (row[0].advertiser_id, row[0].campaign_id, row[0].id))
     rows: list[dict[str, object]] = []
     lines: list[models.StoredEntry] = []
     tallies = of_auctions(auctions)

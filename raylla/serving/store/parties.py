@@ -25,7 +25,7 @@ from raylla.serving.store.database import Database
 from raylla.serving.store.numbering import bumped, free_ids, new_id
 
 _Row = TypeVar("_Row", bound=models.Base)
-_LINKS: dict[str | None, Links | None] = {None: None} | {one: one for one in get_args(Links)}
+_LINKS: dict[str | None, Links | None] = {None: None} | {links: links for links in get_args(Links)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,9 +160,9 @@ class Store:
         settled: list[Settlement] = []
         for id in ids:
             with self.database.writing() as session:
-                one = billing.settle_advertiser(session, id, now)
-            if one is not None:
-                settled.append(one)
+                settlement = billing.settle_advertiser(session, id, now)
+            if settlement is not None:
+                settled.append(settlement)
         return settled
 
     def void(self, advertiser_id: str, line: int, now: dt.datetime) -> models.StoredEntry:

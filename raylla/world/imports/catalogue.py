@@ -102,7 +102,9 @@ def take_ads(file: Path, named: Mapping[str, str], change: Callable[[Cells], Cel
 
 def columns(fields: Mapping[str, Sequence[str]], named: Mapping[str, str], needed: str) -> Columns:
     """The columns of ``fields``, those that are named under that name alone."""
-    return Columns({one: [named[one]] if one in named else names for one, names in fields.items()}, needed)
+    return Columns(
+        {field: [named[field]] if field in named else names for field, names in fields.items()}, needed
+    )
 
 
 def bound(file: Path, rows: int, faults: Sequence[Fault]) -> None:

@@ -294,7 +294,7 @@ def _values(column: Any) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except (OverflowError, ValueError):
-        values = [_value(one) for one in column]
+        values = [_value(cell) for cell in column]
     return values
 
 
@@ -341,7 +341,7 @@ def _text(value: object) -> str | None:
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, list | tuple):
-        parts = [_text(one) for one in value]
+        parts = [_text(part) for part in value]
         return None if None in parts else ", ".join(part for part in parts if part)
     return None
 

@@ -162,7 +162,7 @@ def _profile(id: str, user: _User, categories: Sequence[str], rng: random.Random
     if user.interests:
         return Profile(id, user.basics or drawn, user.interests)
     own = dict.fromkeys(category for _, category, _ in user.asked if category in categories)
-    others = [one for one in categories if one not in own]
+    others = [category for category in categories if category not in own]
     more = rng.sample(others, min(len(others), max(0, lexicon.INTERESTS - len(own))))
     return Profile(id, user.basics or drawn, (*own, *more))
 

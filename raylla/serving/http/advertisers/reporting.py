@@ -225,8 +225,8 @@ def _csv(by: tuple[Group, ...], report: Report) -> str:
     reasons = [reason.value for reason in LOSSES]
     lost = [name for reason in reasons for name in (f"lost_{reason}", f"lost_{reason}_share")]
     writer.writerow([*groups, *_PLAIN, *lost])
-    for one in report.lines if by else [report.total]:
-        line = _line(one)
+    for figures in report.lines if by else [report.total]:
+        line = _line(figures)
         cells = [_cell(getattr(line, name)) for name in (*groups, *_PLAIN)]
         for reason in reasons:
             loss = line.lost.get(reason, Loss(auctions=0, share=0))

@@ -107,7 +107,9 @@ def _ad(cells: Cells, unit: int, check_bid: Callable[[int], object]) -> AdTerms:
         name: cells[name] for name in ("title", "category", "theme", "description", "url") if name in cells
     }
     given["bid_micros"] = _bid(cells, unit)
-    given["labels"] = [one for part in re.split("[,;]", cells.get("labels", "")) if (one := part.strip())]
+    given["labels"] = [
+        label for part in re.split("[,;]", cells.get("labels", "")) if (label := part.strip())
+    ]
     given["paused"] = _flag(cells.get("paused", ""))
     try:
         body = bodies.NewAd.model_validate(given)

@@ -113,7 +113,7 @@ def upload(
         raise web.HttpError(422, "invalid_table", str(error)) from None
     if not taken.ads and not taken.refused:
         raise web.HttpError(422, "invalid_table", "the file holds no rows; fill it")
-    told = [Refused(row=one.row, field=one.field or None, reason=one.reason) for one in taken.wrong]
+    told = [Refused(row=fault.row, field=fault.field or None, reason=fault.reason) for fault in taken.wrong]
     if not taken.ads or (taken.refused and rows == "all"):
         return _nothing(taken.refused, told)
     listed = behind.store.parties.add_ads(campaign_id, taken.ads, web.now())

@@ -41,12 +41,14 @@ def trusted(peer: str, networks: tuple[str, ...]) -> bool:
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
-    return any(one in network for network in _networks(networks) for one in (address, mapped) if one)
+    return any(
+        spelling in network for network in _networks(networks) for spelling in (address, mapped) if spelling
+    )
 
 
 @cache
 def _networks(given: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(ip_network(one) for one in given)
+    return tuple(ip_network(network) for network in given)
 
 
 def _last(request: Request, name: str) -> str:

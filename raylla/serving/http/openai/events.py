@@ -98,8 +98,10 @@ class ResponseForm:
         (message,) = whole["output"]
         (part,) = message["content"]
         added = [
-            self._of_text("response.output_text.annotation.added", annotation_index=place, annotation=one)
-            for place, one in enumerate(part["annotations"])
+            self._of_text(
+                "response.output_text.annotation.added", annotation_index=place, annotation=annotation
+            )
+            for place, annotation in enumerate(part["annotations"])
         ]
         return (
             "".join(added)
@@ -124,7 +126,7 @@ class ResponseForm:
         }
 
     def _part(self, text: str, end: Answered | None) -> dict[str, Any]:
-        ads = [{"type": "url_citation", **one} for one in cited(end, self._links)] if end else []
+        ads = [{"type": "url_citation", **citation} for citation in cited(end, self._links)] if end else []
         return {"type": "output_text", "text": text, "annotations": ads, "logprobs": []}
 
     def _of_text(self, kind: str, **fields: Any) -> str:

@@ -70,18 +70,20 @@ def conversation(messages: Sequence[Said], field: str = "messages") -> Conversat
     """
     passed: dict[str, list[str]] = {}
     turns: list[tuple[int, Turn]] = []
-    for place, one in enumerate(messages):
+    for place, message in enumerate(messages):
         where = f"{field}[{place}]"
-        role = ROLES.get(one.role or "")
+        role = ROLES.get(message.role or "")
         if role is None:
-            kind = f"message of role {one.role}" if one.role else str(getattr(one, "type", "item"))
+            kind = (
+                f"message of role {message.role}" if message.role else str(getattr(message, "type", "item"))
+            )
             passed.setdefault(kind[:40], []).append(where)
             continue
-        for name, value in (one.model_extra or {}).items():
+        for name, value in (message.model_extra or {}).items():
             if name not in SILENT and value:
                 passed.setdefault(name[:40], []).append(where)
         texts = []
-        for kind, text, part in _parts(one, where):
+        for kind, text, part in _parts(message, where):
             if text is None:
                 passed.setdefault(kind, []).append(part)
             else:
@@ -94,7 +96,9 @@ def conversation(messages: Sequence[Said], field: str = "messages") -> Conversat
     if asked is None or turns[asked][1].role != "user":
         raise unusable(field, "the last one must be the user's and hold text", "no_question")
     place, question = turns[asked]
-    for kind, _, part in (one for one in _parts(messages[place], f"{field}[{place}]") if one[1] is None):
+    for kind, _, part in (
+        unread for unread in _parts(messages[place], f"{field}[{place}]") if unread[1] is None
+    ):
         raise refused(part, f"{kind} cannot be part of a question here; ask in text")
     if not question.text:
         raise unusable(field, "the last one must be the user's and hold text", "no_question")
@@ -103,12 +107,12 @@ def conversation(messages: Sequence[Said], field: str = "messages") -> Conversat
     return Conversation(question.text, before, tuple(notes[:MOST_NOTES]))
 
 
-def _parts(one: Said, where: str) -> Iterator[tuple[str, str | None, str]]:
+def _parts(message: Said, where: str) -> Iterator[tuple[str, str | None, str]]:
     """Type, text (None where it is none) and place of each part of a message."""
-    if isinstance(one.content, str):
-        yield "text", one.content, f"{where}.content"
+    if isinstance(message.content, str):
+        yield "text", message.content, f"{where}.content"
         return
-    for place, part in enumerate(one.content or ()):
+    for place, part in enumerate(message.content or ()):
         at = f"{where}.content[{place}]"
         if isinstance(part, str):
             yield "text", part, at

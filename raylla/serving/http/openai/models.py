@@ -13,18 +13,18 @@ from raylla.serving.http.web import HttpError, errors
 def router(name: str) -> APIRouter:
     """`GET /v1/models`, and each by its id, which may hold slashes."""
     made = APIRouter(tags=["answers"], route_class=OpenAiRoute)
-    one = {"id": name, "object": "model", "created": 0, "owned_by": "raylla"}
+    served = {"id": name, "object": "model", "created": 0, "owned_by": "raylla"}
 
     @made.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model, as OpenAI's clients list it."""
-        return {"object": "list", "data": [one]}
+        return {"object": "list", "data": [served]}
 
     @made.get("/v1/models/{model:path}", responses=errors(400, 404))
     async def model(model: str) -> dict[str, Any]:
         """A model by its id."""
         check_model(model, name)
-        return one
+        return served
 
     return made
 

@@ -64,10 +64,10 @@ def sampling(body: Parameters, ads: bool, served: Sampling) -> dict[str, Any]:
     for name, taken in ONLY.items():
         value = None if name in body.HONOURED else getattr(body, name, None)
         if isinstance(value, dict):  # what is null in it is not given either
-            value = {key: one for key, one in value.items() if one is not None}
+            value = {key: part for key, part in value.items() if part is not None}
         if wished and name in FORMATS:  # the schema is taken; what stands beside it is to be as ever
             value = {**(value or {}), "format": {"type": "text"}} if FORMATS[name] else None
-        if value is None or any(value == one for one in taken):
+        if value is None or value in taken:
             continue
         allowed = f"only {' or '.join(map(repr, taken))} is taken" if taken else "it is not taken"
         if ads and name in FORMATS:

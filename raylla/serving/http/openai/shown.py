@@ -15,8 +15,7 @@ def cited(end: Answered, links: Links) -> list[dict[str, Any]]:
     if links == "markdown":
         return []
     return [
-        {"start_index": one.start, "end_index": one.end, "url": one.url, "title": one.title}
-        for one in end.shown
+        {"start_index": ad.start, "end_index": ad.end, "url": ad.url, "title": ad.title} for ad in end.shown
     ]
 
 
@@ -42,7 +41,7 @@ def detail(end: Answered, disclosure: str, notes: Sequence[str]) -> dict[str, An
         "price_rule": auction.price_rule.value,
         "at": auction.price_rule.at,
         "cur": auction.currency,
-        "ads": [_ad(one, disclosure) for one in end.shown],
+        "ads": [_ad(ad, disclosure) for ad in end.shown],
         "filtered": {reason.value: count for reason, count in auction.filtered_counts.items()},
         "violations": dict(auction.violations),
         **read,
@@ -50,8 +49,8 @@ def detail(end: Answered, disclosure: str, notes: Sequence[str]) -> dict[str, An
     }
 
 
-def _ad(one: Shown, disclosure: str) -> dict[str, Any]:
-    impression = one.impression
+def _ad(ad: Shown, disclosure: str) -> dict[str, Any]:
+    impression = ad.impression
     return {
         "ad_id": impression.ad_id,
         "impid": impression.id,
@@ -62,6 +61,6 @@ def _ad(one: Shown, disclosure: str) -> dict[str, Any]:
         "ctr_low": impression.pctr_low,
         "ctr_high": impression.pctr_high,
         "disclosure": disclosure,
-        "adomain": [one.domain],
-        "cat": [one.category],
+        "adomain": [ad.domain],
+        "cat": [ad.category],
     }

@@ -36,15 +36,15 @@ class Responses:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def keep(self, one: KeptResponse) -> None:
+    def keep(self, response: KeptResponse) -> None:
         """Write a response."""
         row = models.StoredResponse(
-            id=one.id,
-            key_id=one.key_id,
-            previous_id=one.previous_id,
-            created=one.created,
-            turns=[[turn.role, turn.text] for turn in one.turns],
-            body=one.body,
+            id=response.id,
+            key_id=response.key_id,
+            previous_id=response.previous_id,
+            created=response.created,
+            turns=[[turn.role, turn.text] for turn in response.turns],
+            body=response.body,
         )
         with self._database.writing() as session:
             session.add(row)
@@ -87,13 +87,13 @@ class Responses:
             rows = session.execute(select(chain).order_by(chain.c.place)).all()
         parts: list[Sequence[Turn]] = []
         wanted: str | None = id
-        for one in rows:
-            if one.size > most:
+        for link in rows:
+            if link.size > most:
                 raise TooLongError(f"the conversation up to {id!r} is longer than {most} characters")
-            if one.key_id != key_id:
+            if link.key_id != key_id:
                 break
-            parts.append([Turn(role, text) for role, text in one.turns])
-            wanted = one.previous_id
+            parts.append([Turn(role, text) for role, text in link.turns])
+            wanted = link.previous_id
         if wanted is not None:
             raise UnknownError(f"response {wanted!r} does not exist")
         return tuple(turn for part in reversed(parts) for turn in part)

@@ -116,7 +116,7 @@ def of_auctions(auctions: Sequence[ServedAuction]) -> Tallies:
             placed.add(shown.ad_id)
             worth = expected(auction.price_rule, shown.price_micros, shown.pctr)
             made.add(at, shown.ad_id, version, impressions=1, expected_micros=worth)
-        lost = {one.ad_id: one.reason.value for one in auction.filtered}
+        lost = {left_out.ad_id: left_out.reason.value for left_out in auction.filtered}
         candidates = [candidate.listing.ad.id for candidate in auction.candidates]
         for ad_id, reason in losses(placed, candidates, lost).items():
             made.lost(at, ad_id, version, reason)

@@ -110,7 +110,9 @@ def _sums(name: str) -> list[Any]:
     if not name.endswith("_micros"):
         return [cast(func.coalesce(func.sum(column), 0), _Whole).label(name)]
     parts = {name: column.op("&")(2**_HALF - 1), f"{name}_high": column.op(">>")(literal(_HALF, Integer()))}
-    return [cast(func.coalesce(func.sum(part), 0), _Whole).label(one) for one, part in parts.items()]
+    return [
+        cast(func.coalesce(func.sum(part), 0), _Whole).label(part_name) for part_name, part in parts.items()
+    ]
 
 
 def _joined(query: Select[*tuple[Any, ...]], by: Sequence[Group]) -> Select[*tuple[Any, ...]]:
@@ -178,4 +180,4 @@ def _line(by: Sequence[Group], row: Any) -> Line:
     found = row._mapping
     high = {name: int(found.get(f"{name}_high", 0)) << _HALF for name in COUNTS}
     counts = {name: int(found[name]) + high[name] for name in COUNTS}
-    return Line({one: found[one.value] for one in by}, counts)
+    return Line({group: found[group.value] for group in by}, counts)

@@ -41,9 +41,9 @@ def recount(connection: Connection) -> Tallies:
         made.add(row.at, row.ad_id, row.weight_version, charged_micros=amount)
     for row in rows(_auctions()):
         record = row.record
-        placed = {one["ad_id"] for one in record["impressions"]}
-        candidates = [one["listing"]["ad"]["id"] for one in record["candidates"]]
-        filtered = {one["ad_id"]: one["reason"] for one in record.get("filtered", ())}
+        placed = {impression["ad_id"] for impression in record["impressions"]}
+        candidates = [candidate["listing"]["ad"]["id"] for candidate in record["candidates"]]
+        filtered = {left_out["ad_id"]: left_out["reason"] for left_out in record.get("filtered", ())}
         for ad_id, reason in losses(placed, candidates, filtered).items():
             made.lost(row.created, ad_id, row.weight_version, reason)
     return made
