@@ -4,7 +4,8 @@
 # `clients`, and `test` but for `fast`, make .venv-clients: the clients that docs/clients.md is about.
 # `tools` installs what some tests need of the system (Chromium, PostgreSQL, iproute2), by apt-get as root.
 # `lock` makes requirements/cpu.txt and cuda.txt anew from pyproject.toml.
-# REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11, 3.12 or 3.13).
+# REQUIREMENTS=requirements/cuda.txt chooses the CUDA set; PYTHON names the interpreter (3.11, 3.12 or 3.13)
+# that makes the environment; VIRTUAL_ENV_DIR is its folder, where that is not .venv.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -19,8 +20,21 @@ fitting() {
     fits "$python" || { echo "raylla needs Python 3.11, 3.12 or 3.13; set PYTHON to one" >&2; exit 2; }
 }
 
+# An environment keeps the Python that made it; a PYTHON that names another is an error.
+made() {
+    local cfg="$environment/pyvenv.cfg" has wanted
+    [ -n "${PYTHON:-}" ] && [ -f "$cfg" ] || return 0
+    has=$(sed -n 's/^version\(_info\)\? *= *\([0-9]*\.[0-9]*\).*/\2/p' "$cfg")
+    wanted=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    [ "$has" = "$wanted" ] && return
+    echo "PYTHON=$PYTHON is Python $wanted, and $environment has Python $has: leave PYTHON out," \
+        "remove $environment, or set VIRTUAL_ENV_DIR to another folder" >&2
+    exit 2
+}
+
 install() {
     fitting
+    made
     [ -f "$requirements" ] || { echo "REQUIREMENTS=$requirements is no file; requirements/ has the lists" >&2; exit 2; }
     [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
     local stamp="$environment/.installed" wanted
@@ -150,7 +164,7 @@ case ${1:-} in
         tests "$@"
         ;;
     *)
-        sed -n '2,7p' "$0" >&2
+        sed -n '2,8p' "$0" >&2
         exit 2
         ;;
 esac

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.lightness import Light
+from tests.published import published_data
 
 SLOW = "slow"
 BEYOND = ("no CUDA device", "no mount namespace")
@@ -81,38 +83,26 @@ hypothesis.settings.load_profile("busy")
 
 @pytest.fixture(scope="session")
 def webis() -> Path:
-    """The real Webis data, where it is at hand."""
-    path = Path(__file__).parents[2] / "shared" / "data" / "webis"
-    if not path.is_dir():
-        pytest.skip(f"no real data at {path}")
-    return path
+    """The real Webis data."""
+    return published_data("webis", "real data")
 
 
 @pytest.fixture(scope="session")
 def gem_bench() -> Path:
-    """The products and queries of GEM-Bench, where they are at hand."""
-    path = Path(__file__).parents[2] / "shared" / "data" / "gem-bench"
-    if not path.is_dir():
-        pytest.skip(f"no real data at {path}")
-    return path
+    """The products, queries and judged answers of GEM-Bench."""
+    return published_data("gem-bench", "real data")
 
 
 @pytest.fixture(scope="session")
 def native_answers() -> Path:
-    """The published answers with and without native ads, where they are at hand."""
-    path = Path(__file__).parents[2] / "shared" / "data" / "webis-native-ads" / "answers.jsonl.gz"
-    if not path.is_file():
-        pytest.skip(f"no published native ads at {path}")
-    return path
+    """The published answers with and without native ads."""
+    return published_data("webis-native-ads/answers.jsonl.gz", "published native ads")
 
 
 @pytest.fixture(scope="session")
 def kuberay() -> Path:
-    """The definitions of KubeRay's custom resources, where they are at hand."""
-    path = Path(__file__).parents[2] / "shared" / "data" / "kuberay"
-    if not path.is_dir():
-        pytest.skip(f"no definitions of KubeRay's resources at {path}")
-    return path
+    """The definitions of KubeRay's custom resources."""
+    return published_data("kuberay", "definitions of KubeRay's resources")
 
 
 @pytest.fixture(scope="session")
@@ -153,3 +143,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(path)
     tokenizer.save_tokenizer(words, path)
     return path
+
+
+@pytest.fixture
+def accelerate_reset() -> Iterator[None]:
+    """What Accelerate keeps of the first trainer of a process is forgotten after the test."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

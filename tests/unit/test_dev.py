@@ -139,6 +139,27 @@ def test_what_is_not_there_is_named_before_anything_is_made(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("line", ["version = 3.9.1", "version_info = 3.9.1"])
+def test_an_environment_of_another_python_than_the_named_one_is_an_error(
+    environment: Path, line: str
+) -> None:
+    told = {**os.environ, "PYTHON": sys.executable, "VIRTUAL_ENV_DIR": str(environment)}
+    told["REQUIREMENTS"] = "requirements/cpu.txt"
+    made, command = environment / "pyvenv.cfg", ["bash", str(ROOT / "dev.sh"), "install"]
+    made.write_text(f"home = /usr/bin\n{line}\n")
+    done = subprocess.run(command, env=told, capture_output=True, text=True)
+    named = "{}.{}".format(*sys.version_info)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"PYTHON={sys.executable} is Python {named}, and {environment} has Python 3.9: leave PYTHON out, "
+        f"remove {environment}, or set VIRTUAL_ENV_DIR to another folder\n",
+    )
+    del told["PYTHON"]
+    assert subprocess.run(command, env=told).returncode == 0
+    made.write_text(f"version = {named}.9\n")
+    assert subprocess.run(command, env={**told, "PYTHON": sys.executable}).returncode == 0
+
+
 PROGRAM = """#!/bin/sh
 [ "$1" = -c ] && exit {unfit}
 echo "{name} $*" >> {notes}

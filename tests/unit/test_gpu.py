@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -87,15 +86,6 @@ def relative(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     assert found.keys() == expected.keys()
     difference = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
     return (difference / sum(float(one.square().sum()) for one in expected.values())) ** 0.5
-
-
-@pytest.fixture
-def accelerate_reset() -> Iterator[None]:
-    from accelerate.state import AcceleratorState, GradientState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.mark.usefixtures("accelerate_reset")

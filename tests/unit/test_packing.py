@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +105,6 @@ def test_gradients_are_those_of_all_pairs(
             total = total - torch.nn.functional.logsigmoid(margin)
     (total / sum(losers)).backward()
     assert relative(found, gradients(policy)) < 1e-5
-
-
-@pytest.fixture
-def accelerate_reset() -> Iterator[None]:
-    from accelerate.state import AcceleratorState, GradientState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.mark.usefixtures("accelerate_reset")

@@ -42,29 +42,39 @@ def warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
     return share
 
 
+def packed_arguments(
+    dpo: Dpo, batch: int, micro: int, output: str, seed: int, ranks: int
+) -> dict[str, Any]:
+    """What every trainer over packed rows tells transformers: steps of ``batch`` rows on ``ranks``, of
+    ``micro`` on a rank at a time, and nothing written or printed beside."""
+    steps = schedule.micro_steps(batch, micro, ranks)
+    return {
+        "output_dir": output,
+        "deepspeed": zero.deepspeed_settings(dpo, micro, steps, ranks),
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": dpo.precision == "bfloat16",
+        "max_grad_norm": dpo.max_grad_norm,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": steps,
+        "num_train_epochs": 1,
+        "gradient_checkpointing": dpo.gradient_checkpointing,
+        "seed": seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
 def dpo_arguments(dpo: Dpo, output: str, seed: int, ranks: int) -> trl.DPOConfig:
     """Training arguments; creating them is what tells transformers to load sharded under ZeRO-3."""
-    steps = schedule.micro_steps(dpo.batch_groups, dpo.micro_groups, ranks)
     return trl.DPOConfig(
-        output_dir=output,
-        deepspeed=zero.deepspeed_settings(dpo, dpo.micro_groups, steps, ranks),
-        use_cpu=not torch.cuda.is_available(),
-        bf16=dpo.precision == "bfloat16",
         beta=dpo.beta,
         learning_rate=dpo.lr,
-        max_grad_norm=dpo.max_grad_norm,
-        per_device_train_batch_size=dpo.micro_groups,
-        gradient_accumulation_steps=steps,
-        num_train_epochs=1,
-        gradient_checkpointing=dpo.gradient_checkpointing,
         # The reference is this policy before its first step: no second model is ever loaded.
         precompute_ref_log_probs=True,
-        seed=seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
+        **packed_arguments(dpo, dpo.batch_groups, dpo.micro_groups, output, seed, ranks),
     )
 
 

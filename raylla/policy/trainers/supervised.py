@@ -22,12 +22,10 @@ from transformers import PrinterCallback, TrainerCallback
 from raylla.config import Dpo, Tuning
 from raylla.engines.chat import prompt_ids
 from raylla.errors import RunError
-from raylla.policy import packing, schedule, zero
+from raylla.policy import packing, schedule
 from raylla.policy.jobs import Example, Lesson, Told
-from raylla.policy.trainers.dpo import MicroBatches, warm_cosine
+from raylla.policy.trainers.dpo import MicroBatches, packed_arguments, warm_cosine
 from raylla.strictjson import dumps
-
-"""Is called with the steps done, the steps in all and the last one's loss."""
 
 _FILLER = Example((0,), ((0,),), (0.0,))
 """An example without weight, there so that every rank takes the same steps."""
@@ -35,25 +33,10 @@ _FILLER = Example((0,), ((0,),), (0.0,))
 
 def sft_arguments(dpo: Dpo, settings: Tuning, output: str, seed: int, ranks: int) -> trl.SFTConfig:
     """Training arguments; precision, sharding and clipping are those of ``dpo``."""
-    steps = schedule.micro_steps(settings.batch, settings.micro, ranks)
     return trl.SFTConfig(
-        output_dir=output,
-        deepspeed=zero.deepspeed_settings(dpo, settings.micro, steps, ranks),
-        use_cpu=not torch.cuda.is_available(),
-        bf16=dpo.precision == "bfloat16",
         learning_rate=settings.lr,
-        max_grad_norm=dpo.max_grad_norm,
-        per_device_train_batch_size=settings.micro,
-        gradient_accumulation_steps=steps,
-        num_train_epochs=1,
-        gradient_checkpointing=dpo.gradient_checkpointing,
         dataset_kwargs={"skip_prepare_dataset": True},
-        seed=seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
+        **packed_arguments(dpo, settings.batch, settings.micro, output, seed, ranks),
     )
 
 

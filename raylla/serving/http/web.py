@@ -202,41 +202,35 @@ ONLY_KNOWN = [Depends(only_known)]
 """Dependencies of a router whose routes take no other query parameters than their own."""
 
 
-def _body(
-    status: int,
-    code: str,
-    message: str,
-    headers: dict[str, str] | None = None,
-    param: str | None = None,
-    kind: str | None = None,
-) -> JSONResponse:
-    kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
-    error = ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
-    return JSONResponse(error.model_dump(), status, headers)
+def _told(error: HttpError) -> JSONResponse:
+    kind = error.kind or ("server_error" if error.status >= 500 else "invalid_request_error")
+    detail = ErrorDetail(message=str(error), type=kind, param=error.param, code=error.code)
+    return JSONResponse(ErrorBody(error=detail).model_dump(), error.status, error.headers)
 
 
 def _problem(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HttpError)
-    return _body(error.status, error.code, str(error), error.headers, error.param, error.kind)
+    return _told(error)
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     parts = (f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors())
-    return _body(422, "invalid_field", "; ".join(parts))
+    return _told(HttpError(422, "invalid_field", "; ".join(parts)))
 
 
 def _http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "http_error")
-    return _body(error.status_code, code, str(error.detail), dict(error.headers or {}))
+    return _told(HttpError(error.status_code, code, str(error.detail), dict(error.headers or {})))
 
 
 def _typed(status: int, code: str) -> Callable[[Request, Exception], JSONResponse]:
     def answer(request: Request, error: Exception) -> JSONResponse:
         if status < 500:
-            return _body(status, code, str(error))
+            return _told(HttpError(status, code, str(error)))
         log.error("store unavailable: %s", error, extra={"path": request.url.path})
-        return _body(status, code, "the store does not answer; try again", {"Retry-After": "1"})
+        why = "the store does not answer; try again"
+        return _told(HttpError(status, code, why, {"Retry-After": "1"}))
 
     return answer

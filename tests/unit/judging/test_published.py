@@ -37,11 +37,8 @@ def written(path: Path, *rows: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def published() -> Published:
-    path = Path(__file__).resolve().parents[4] / "shared" / "data" / "gem-bench" / "judged.jsonl.gz"
-    if not path.is_file():
-        pytest.skip("no copy of the judged answers of GEM-Bench in ../shared/data/gem-bench")
-    return read_impressions(path)
+def published(gem_bench: Path) -> Published:
+    return read_impressions(gem_bench / "judged.jsonl.gz")
 
 
 @pytest.mark.parametrize("name", ["judged.jsonl", "judged.jsonl.gz"])

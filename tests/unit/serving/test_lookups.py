@@ -41,14 +41,6 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
     made.back.set()
 
 
-@pytest.fixture
-def hook() -> Iterator[Hook]:
-    made = Hook()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-
-
 def test_look_ups_that_hang_hold_up_their_own_destinations_only(
     market: Market, store: Store, hook: Hook, names: Names
 ) -> None:

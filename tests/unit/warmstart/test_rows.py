@@ -66,11 +66,8 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def published() -> list[rows.PublishedAnswer]:
-    path = Path(__file__).parents[4] / "shared" / "data" / "webis-native-ads" / "answers.jsonl.gz"
-    if not path.exists():
-        pytest.skip(f"no published answers at {path}")
-    return rows.read_published(path)
+def published(native_answers: Path) -> list[rows.PublishedAnswer]:
+    return rows.read_published(native_answers)
 
 
 def test_held_out_brands_and_questions_are_never_trained_on(published: list[rows.PublishedAnswer]) -> None:
