@@ -162,13 +162,15 @@ class Aggregated:
 @dataclass(frozen=True, slots=True)
 class Probe:
     """A text and the trainer's log-probability of each of its answer tokens: what an engine
-    that holds the same weights must reproduce. ``brief`` is a part of the text by itself, of an adapter,
-    for engines that compute it beside others while these answer."""
+    that holds the same weights must reproduce. Of an adapter, ``brief`` is a part of the text by itself,
+    for engines that compute it beside others while these answer, and ``digest`` is the SHA-256 of its
+    weights' file: so short a text does not tell a version from the next."""
 
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     brief: Probe | None = None
+    digest: str = ""
 
 
 def choice_ids(tokenizer: Any, choices: Sequence[str]) -> tuple[int, ...]:

@@ -1,14 +1,16 @@
 """Adapters over one base in one vLLM engine: which are held, and the check that each is computed as itself.
 
-Before an adapter is held, the base, every adapter that is held and the new one are computed in one batch.
-The new one must reproduce the trainer's probe there, and every other what it gave before.  What runs
-meanwhile goes on: the batch is one of its steps.
+An adapter's file is the one that the trainer saved, to the byte.  Before it is held, the base, every
+adapter that is held and the new one are computed in one batch.  The new one must reproduce the trainer's
+probe there, and every other what it gave before.  What runs meanwhile goes on: the
+batch is one of its steps.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from raylla.engines.protocol import AdapterRoom, Probe
 from raylla.engines.vllmparams import reading
 from raylla.errors import WeightError
 from raylla.models.adapters import unshareable
+from raylla.models.packages import digest
 from raylla.models.places import adapter_settings
+from raylla.models.weights import ADAPTER_WEIGHTS
 
-COMPARED = 12
+COMPARED = 6
 """Tokens of a policy's text that are computed again whenever another comes."""
 _COMPANY = 6
 """Company may change a policy by this part of the probe's tolerance: the weights and numbers are the same,
@@ -95,8 +99,15 @@ class Sharing:
                 f"there is no room for the adapter of {name}: {', '.join(self._held)} are held, and the "
                 f"engine has room for {self._room.most}"
             )
-        policy = self._loaded(name, directory)
+        with ThreadPoolExecutor(1, "digest") as beside:  # while vLLM reads the file, too
+            saved = beside.submit(_saved, directory, probe)
+            policy = self._loaded(name, directory)
         try:
+            if not saved.result():
+                raise WeightError(
+                    f"the adapter of {name}: {directory / ADAPTER_WEIGHTS} is another version's than the "
+                    "trainer saved under this name; its SHA-256 differs from the probe's"
+                )
             difference = self._check_first_briefly(policy, probe)
         except WeightError:
             self._remove(policy)
@@ -191,6 +202,11 @@ class Sharing:
                 return [given_logprobs(found[name], ids, 1) for name, (ids, _) in texts.items()]
             # So many requests run that not all were begun at once; some of those end with each step.
             self._engine.abort_request([name for name in texts if name not in found])
+
+
+def _saved(directory: Path, probe: Probe | None) -> bool:
+    """Whether an adapter's file is the one that ``probe`` was taken of, as far as it says."""
+    return probe is None or probe.digest in ("", digest(directory / ADAPTER_WEIGHTS))
 
 
 def _keep_slot_alone(worker: Any, number: int) -> None:

@@ -125,4 +125,5 @@ def _probe(told: dict[str, Any]) -> Probe:
         tuple(told["token_ids"]),
         tuple(told["logprobs"]),
         None if brief is None else _probe(brief),
+        told.get("digest", ""),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing import active_children
 from pathlib import Path
@@ -24,6 +24,7 @@ from raylla.engines import AdapterRoom, Given, Probe, Request, open_engine, vllm
 from raylla.engines.live import LiveVllm
 from raylla.errors import EndpointError, WeightError
 from raylla.models import POCKET, local, read_adapter
+from raylla.models.packages import digest
 from raylla.policy import saving
 from raylla.policy.adapters import peft_config
 from raylla.policy.groups import Packable
@@ -178,7 +179,11 @@ def test_policies_share_batches_and_come_while_others_write(
         engine.hold("large", large, None)
     with pytest.raises(ValueError, match="no adapter one is held; there are two"):
         engine.submit("gone", PROMPT, GREEDY, False, "one")
-    assert engine.hold("three", places["three"], probe(reference("three"))) < 1e-4
+    saved = [digest(places[one] / "adapter_model.safetensors") for one in ("one", "three")]
+    known = [replace(probe(reference("three")), digest=one) for one in saved]
+    with pytest.raises(WeightError, match=r"another version's than the trainer saved under this name"):
+        engine.hold("three", places["three"], known[0])  # though it computes what the probe says
+    assert engine.hold("three", places["three"], known[1]) < 1e-4
     company = ["three", "", "two", "", "three"]
     assert together(engine, company) == [right[one] for one in company]
 
@@ -299,7 +304,7 @@ def test_an_endpoint_answers_by_all_of_its_policies_at_once(tmp_path: Path) -> N
             place.write_bytes((Path(run.weights("v2")) / place.name).read_bytes())
             await ingress.reconfigure(wish | {"stable": target["v2"], "canary": target["v1"]})
             health = await until(client, stable="v2", canary="v1")
-            assert "probe's log-probabilities differ" in health["problems"][0]
+            assert "its SHA-256 differs from the probe's" in health["problems"][0]
             after = await asked(client)
             assert after[::2] == before[:1] * 12
             assert {name for name, _ in after[1::2]} == {"v2"}

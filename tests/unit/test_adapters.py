@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -53,14 +54,17 @@ def test_a_brief_probe_is_a_part_of_the_text_by_itself(tiny_model: Path, tmp_pat
     found = saving.probe(tmp_path / "v1", group)
     assert (found.prompt_token_ids, found.token_ids, len(found.logprobs)) == (prompt, answer, 30)
     assert found.brief is not None
-    assert (found.brief.prompt_token_ids, found.brief.token_ids) == (prompt[-32:], answer[:16])
-    ids = torch.tensor([[*prompt[-32:], *answer[:16]]])
+    assert (found.brief.prompt_token_ids, found.brief.token_ids) == (prompt[-24:], answer[:12])
+    ids = torch.tensor([[*prompt[-24:], *answer[:12]]])
     with torch.no_grad():
-        logs = model(ids).logits[0, 31:-1].log_softmax(-1)
-    expected = logs.gather(1, ids[0, 32:, None])[:, 0].tolist()
+        logs = model(ids).logits[0, 23:-1].log_softmax(-1)
+    expected = logs.gather(1, ids[0, 24:, None])[:, 0].tolist()
     assert found.brief.logprobs == pytest.approx(expected, abs=1e-4)
     assert read_probe({"probe": json.loads(json.dumps(asdict(found)))}) == found
-    assert saving.probe(tiny_model, group).brief is None
+    saved = (tmp_path / "v1" / "adapter_model.safetensors").read_bytes()
+    assert found.digest == hashlib.sha256(saved).hexdigest()
+    whole = saving.probe(tiny_model, group)
+    assert (whole.brief, whole.digest) == (None, "")
 
 
 def test_check_says_how_versions_are_taken() -> None:
