@@ -206,7 +206,8 @@ class PolicyTrainer:
         """
         if self._in_process:
             _prepare_environment(self._dpo)
-            from raylla.policy import worker
+            with uncollected():
+                from raylla.policy import worker
 
             worker.setup()
             result: AlignResult | TuneResult | None = worker.tune_job(job, self._dpo, told)
@@ -297,7 +298,8 @@ class PolicyTrainer:
 
     def _align_here(self, job: AlignJob, told: Told) -> AlignResult:
         _prepare_environment(self._dpo)
-        from raylla.policy import worker
+        with uncollected():
+            from raylla.policy import worker
 
         worker.setup()
         result = worker.align_job(with_parts(job), self._dpo, self._lora, told)

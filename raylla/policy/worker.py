@@ -49,8 +49,6 @@ def take_jobs(dpo: Dpo, lora: Lora | None, hub: Any, fetched: Callable[[AlignJob
     ``fetched`` brings a job's parts here.
     """
     setup()
-    # What was imported stays: without it, each of a job's collections would walk a million objects.
-    gc.freeze()
     rank, place = torch.distributed.get_rank(), (socket.gethostname(), os.getpid())
     done = -1
     while (turn := ray.get(hub.next.remote(done, rank, place))) is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from raylla.config import Dpo
+from raylla.models.libraries import uncollected
 
 QUIET = 1 << 30
 
@@ -72,7 +73,8 @@ def connect_ranks() -> None:
             "nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1
         )
     name_ranks()
-    import deepspeed
+    with uncollected():
+        import deepspeed
 
     for name in list(logging.root.manager.loggerDict):
         if name.lower().startswith("deepspeed"):
