@@ -12,7 +12,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from raylla.records import Ad, Placement
+from raylla.records import Ad, Placement, Planned
 
 MARKUP = re.compile(r"@(?P<title>[^@\[\]\n]+)@\[Ad-(?P<id>[0-9]+)\]")
 # Every alternative starts at a literal "@" or "[Ad-" and ends at the next character that its class
@@ -90,6 +90,20 @@ def parse(text: str, candidates: Sequence[Ad], catalogue_ids: Container[str] = f
     for piece in rest:
         violations.extend([Violation.MALFORMED] * len(_broken(piece, candidates)))
     return Parsed(tuple(placements), tuple(violations))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAnswer:
+    """An answer as it was written, its auction (query, profile, ads, bids), and what it places."""
+
+    planned: Planned
+    text: str
+    parsed: Parsed
+
+    @classmethod
+    def of(cls, planned: Planned, text: str) -> ReadAnswer:
+        """The answer ``text``, read."""
+        return cls(planned, text, parse(text, planned.ads))
 
 
 def attempts(text: str, candidates: Sequence[Ad]) -> list[tuple[int, int]]:

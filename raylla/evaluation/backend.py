@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import Pool
-from raylla.auction import parse, penalty
+from raylla.auction import ReadAnswer, penalty
 from raylla.config import Config, Sampling
 from raylla.engines.protocol import Aggregate, Aggregated, Generated, Given, Request, Scored
 from raylla.errors import BudgetError
@@ -176,11 +176,11 @@ class EvaluationBackend:
                 self._kept.put(SCORES, [name, scored.id], scored)
         return [self._kept.get(SCORES, [name, answer.id]) for answer in given]
 
-    def judge(self, answers: Sequence[tuple[Planned, str]]) -> list[dict[str, bool] | None]:
+    def judge(self, answers: Sequence[ReadAnswer]) -> list[dict[str, bool] | None]:
         """The User-LLM's clicks by ad id on each answer; none where it could not be read."""
         return [judgement.clicks for judgement in self.judgements(answers)]
 
-    def judgements(self, answers: Sequence[tuple[Planned, str]]) -> list[Judgement]:
+    def judgements(self, answers: Sequence[ReadAnswer]) -> list[Judgement]:
         """What the User-LLM says of each answer, with its probabilities where it gives them.
 
         An answer that occurs several times among those of one auction is judged anew each time.
@@ -188,7 +188,8 @@ class EvaluationBackend:
         keys: list[tuple[str, int, str]] = []
         seen: dict[tuple[str, str], int] = {}
         items: list[tuple[tuple[str, int, str], JudgeItem]] = []
-        for planned, text in answers:
+        for answer in answers:
+            planned, text = answer.planned, answer.text
             count = seen[planned.auction.id, text] = seen.get((planned.auction.id, text), -1) + 1
             key = (planned.auction.id, count, text)
             keys.append(key)
@@ -200,7 +201,7 @@ class EvaluationBackend:
                 planned.query,
                 planned.profile,
                 text,
-                parse(text, planned.ads).placements,
+                answer.parsed.placements,
                 {ad.id: ad for ad in planned.ads},
                 seed_of(self.config.seed, f"judge/{key}"),
             )
@@ -210,30 +211,24 @@ class EvaluationBackend:
             self._kept.put(JUDGEMENTS, names[judgement.sample_id], judgement)
         return [self._kept.get(JUDGEMENTS, key) for key in keys]
 
-    def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
+    def predict(self, answers: Sequence[ReadAnswer], epoch: int) -> list[dict[str, float]]:
         """Click probability of each placed ad by the pCTR model that the run saved after ``epoch``."""
         return [
             {ad: prediction.mean for ad, prediction in found.items()}
             for found in self.predict_intervals(answers, epoch)
         ]
 
-    def predict_intervals(
-        self, answers: Sequence[tuple[Planned, str]], epoch: int
-    ) -> list[dict[str, Prediction]]:
+    def predict_intervals(self, answers: Sequence[ReadAnswer], epoch: int) -> list[dict[str, Prediction]]:
         """`predict` with an interval around each probability."""
-        found = [parse(text, planned.ads) for planned, text in answers]
         # An auction may be held among some of its candidates alone, and then a text places fewer of them.
-        keys = [
-            (epoch, planned.auction.id, text, parsed.ad_ids)
-            for (planned, text), parsed in zip(answers, found, strict=True)
-        ]
+        keys = [(epoch, answer.planned.auction.id, answer.text, answer.parsed.ad_ids) for answer in answers]
         asked = []
-        for key, (planned, text), parsed in zip(keys, answers, found, strict=True):
+        for key, answer in zip(keys, answers, strict=True):
             if key not in self._predicted:
                 self._predicted[key] = {}
-                placed = parsed.placements
+                planned, placed = answer.planned, answer.parsed.placements
                 ads = self.world.ad_by_id
-                impressions = click_rows("", planned.query, planned.profile, text, placed, ads, None)
+                impressions = click_rows("", planned.query, planned.profile, answer.text, placed, ads, None)
                 asked += [(key, row) for row in impressions]
         if asked:
             chances = self._crew.persistently(lambda: self._chances(epoch, [row for _, row in asked]))
@@ -245,13 +240,13 @@ class EvaluationBackend:
         """Cosine of query and ad by the pCTR's text encoder, [n] for each; see `Fit`."""
         return self.fit.relevance(auctions)
 
-    def costs(self, answers: Sequence[tuple[Planned, str]]) -> list[float]:
+    def costs(self, answers: Sequence[ReadAnswer]) -> list[float]:
         """What each answer costs its reader, in bid units: lambda s_resp, less the weighted terms."""
         settings, weights = self.config.penalty, self.config.term_weights
         values = term_values([term for term in self.terms if term.name in weights], self.sources, answers)
         return [
-            settings.weight * penalty(parse(text, planned.ads), settings) - sum(weighted(worth, weights))
-            for (planned, text), worth in zip(answers, values, strict=True)
+            settings.weight * penalty(answer.parsed, settings) - sum(weighted(worth, weights))
+            for answer, worth in zip(answers, values, strict=True)
         ]
 
     def organic(self, auctions: Sequence[Planned], what: str) -> list[Generated]:
@@ -369,6 +364,13 @@ class EvaluationBackend:
         for item in dealt(pool, method, items, *args, restart=restart, deadline=deadline):
             self._progress.advance(DONE_BY[method], 1, _tokens(item))
             yield item
+
+
+def by_ads(answer: ReadAnswer, name: str) -> ReadAnswer:
+    """The answer as its judgement is kept: by ``name`` and the ads that it places, which depend on the
+    candidates."""
+    auction = replace(answer.planned.auction, id="/".join([name, *answer.parsed.ad_ids]))
+    return replace(answer, planned=replace(answer.planned, auction=auction))
 
 
 def _tokens(item: object) -> int:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from raylla.auction import parse
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.irpo import stages
 from raylla.records import Prediction
@@ -22,15 +21,13 @@ def predicted_clicks(backend: EvaluationBackend) -> PredictedClicks:
     run = backend.run
     clicks: dict[tuple[int, int], list[tuple[Prediction, bool]]] = {}
     for version, sampled in enumerate(stages.read_tests(run, backend.world)):
-        judged = list(sampled.judged("test"))
+        judged = [(sampled.read(answer), clicked) for _, answer, clicked in sampled.judged("test")]
         for epoch in range(1, run.config.irpo.epochs + 1):
-            predicted = backend.predict_intervals(
-                [(planned, answer.text) for planned, answer, _ in judged], epoch
-            )
+            predicted = backend.predict_intervals([answer for answer, _ in judged], epoch)
             clicks[version, epoch] = [
                 (chances[ad], clicked[ad])
-                for (planned, answer, clicked), chances in zip(judged, predicted, strict=True)
-                for ad in parse(answer.text, planned.ads).ad_ids
+                for (answer, clicked), chances in zip(judged, predicted, strict=True)
+                for ad in answer.parsed.ad_ids
             ]
     return clicks
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from raylla.auction import parse
+from raylla.auction import ReadAnswer
 from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import RunError
@@ -45,7 +45,7 @@ class Held:
     costs: Array
     notes: Mapping[str, float]
     unread: int
-    answers: Sequence[tuple[Planned, str]]
+    answers: Sequence[ReadAnswer]
     terms: Mapping[str, float]
 
 
@@ -96,10 +96,12 @@ def hold(
         seconds = backend.took(what, time.monotonic() - started)
         (torn if seconds is None else costs).append(_costs(some, math.nan if seconds is None else seconds))
         ran += some
-    offers = [
-        (planned, offer) for planned, result in zip(auctions, ran, strict=True) for offer in result.offers
+    offers = [offer for result in ran for offer in result.offers]
+    answers = [
+        ReadAnswer.of(planned, offer.text)
+        for planned, result in zip(auctions, ran, strict=True)
+        for offer in result.offers
     ]
-    answers = [(planned, offer.text) for planned, offer in offers]
     judged = backend.judgements(answers)
     unread = sum(judgement.clicks is None for judgement in judged)
     failed = sum(not result.offers for result in ran)
@@ -109,16 +111,14 @@ def hold(
     measure = backend.measure
     terms = [term for term in backend.terms if all_terms or term.name in measure.term_weights]
     valued = term_values(terms, backend.sources, answers)
-    for (planned, offer), judgement, values in zip(offers, judged, valued, strict=True):
-        if judgement.clicks is not None:
-            parsed = parse(offer.text, planned.ads, backend.world.ad_ids)
-            chances = clicks.expected_clicks(
-                judgement.probabilities, planned, offer.text, parsed.placements, backend.world.ad_by_id
-            )
-            prices = {ad: offer.prices.get(ad, 0.0) for ad in parsed.ad_ids}
+    for offer, answer, judgement, values in zip(offers, answers, judged, valued, strict=True):
+        planned, clicked = answer.planned, judgement.clicks
+        if clicked is not None:
+            chances = clicks.expected_clicks(judgement.probabilities, answer, backend.world.ad_by_id)
+            prices = {ad: offer.prices.get(ad, 0.0) for ad in answer.parsed.ad_ids}
             outcomes.append(
                 JudgedAnswer(
-                    planned.query.id, parsed, planned.bids, prices, judgement.clicks, chances, values
+                    planned.query.id, answer.parsed, planned.bids, prices, clicked, chances, values
                 )
             )
     names = sorted({name for result in ran for name in result.notes})

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raylla.auction import ReadAnswer
 from raylla.auction.checks import Array
 from raylla.config import Config, Evaluation
 from raylla.evaluation import drift, efficiency, history, incentives, properties
@@ -118,15 +119,15 @@ def _variant(backend: EvaluationBackend, watch: Observer) -> Seen:
 
 def _answers(
     backend: EvaluationBackend, seen: Seen, versions: bool
-) -> dict[str, dict[str, reading.Answers]]:
+) -> dict[str, dict[str, Sequence[ReadAnswer]]]:
     """Every answer to the test queries, by mechanism, and where it is asked for by weight version."""
-    answers: dict[str, dict[str, reading.Answers]] = {
+    answers: dict[str, dict[str, Sequence[ReadAnswer]]] = {
         "mechanisms": {name: held.answers for name, held in seen.held.items()}
     }
     if versions:
         tests = stages.read_tests(backend.run, backend.world)
         answers["versions"] = {
-            f"v{epoch}": [(planned, answer.text) for planned, answer in sampled.of("test")]
+            f"v{epoch}": [sampled.read(answer) for _, answer in sampled.of("test")]
             for epoch, sampled in enumerate(tests)
         }
     return answers

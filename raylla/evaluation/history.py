@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from raylla.auction import parse
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.irpo import results, stages
 from raylla.runs.state import Run
@@ -48,15 +47,15 @@ def examples(backend: EvaluationBackend) -> list[dict[str, Any]]:
     run, world = backend.run, backend.world
     sampled = stages.read_tests(run, world)
     found = results.before_and_after(world, sampled[0], sampled[-1])
-    planned = {(planned.query.text, answer.text): planned for planned, answer in sampled[-1].of("test")}
-    after = [(planned[example["query"], example["after"]], example["after"]) for example in found]
-    for example, (auction, text), told in zip(
+    answers = {(planned.query.text, answer.text): answer for planned, answer in sampled[-1].of("test")}
+    after = [sampled[-1].read(answers[example["query"], example["after"]]) for example in found]
+    for example, answer, told in zip(
         found, after, backend.predict_intervals(after, run.config.irpo.epochs), strict=True
     ):
-        titles = {ad.id: ad.title for ad in auction.ads}
+        titles = {ad.id: ad.title for ad in answer.planned.ads}
         example["pctr"] = {
             titles[ad]: {"mean": told[ad].mean, "low": told[ad].low, "high": told[ad].high}
-            for ad in parse(text, auction.ads).ad_ids
+            for ad in answer.parsed.ad_ids
         }
     return found
 

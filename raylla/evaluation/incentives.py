@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from raylla.auction import incentives, optimum
+from raylla.auction import ReadAnswer, incentives, optimum
 from raylla.auction import truthful as truthful_rules
 from raylla.auction.checks import Array
 from raylla.evaluation.backend import EvaluationBackend
@@ -182,7 +182,7 @@ def charge(
     rng = np.random.default_rng(settings.seed)
     ran = mechanism.run(backend, auctions, choice)
     answers = [
-        (planned, offer.text)
+        ReadAnswer.of(planned, offer.text)
         for planned, result in zip(auctions, ran, strict=True)
         for offer in result.offers
     ]
@@ -264,7 +264,7 @@ def _outcomes(
     ]
     shape = (len(variants), len(variants[0].ads))
     clicks, paid, kept = np.zeros(shape), np.zeros(shape), np.zeros((len(variants), 1))
-    judged = backend.judge([(planned, offer.text) for _, planned, offer in offers])
+    judged = backend.judge([ReadAnswer.of(planned, offer.text) for _, planned, offer in offers])
     for (row, planned, offer), clicked in zip(offers, judged, strict=True):
         if clicked is None:
             continue

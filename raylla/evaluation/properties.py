@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from raylla.auction import parse
+from raylla.auction import ReadAnswer, parse
 from raylla.auction.checks import Array
 from raylla.evaluation.backend import EvaluationBackend
 from raylla.figures import intervals
@@ -217,14 +217,15 @@ def _rates(
     ids = [planned.ads[place].id for planned, place in zip(auctions, places, strict=True) for _ in bids]
     kept = np.zeros(len(variants))
     clicks = np.zeros(len(variants))
-    shown: list[tuple[int, Planned, str]] = []
+    shown: list[tuple[int, ReadAnswer]] = []
     for at, (variant, generated) in enumerate(zip(variants, written, strict=True)):
         for draw in generated.completions:
             kept[at] += 1
-            if ids[at] in parse(draw.text, variant.ads).ad_ids:
-                shown.append((at, variant, draw.text))
-    judged = backend.judgements([(variant, text) for _, variant, text in shown])
-    for (at, _, _), judgement in zip(shown, judged, strict=True):
+            answer = ReadAnswer.of(variant, draw.text)
+            if ids[at] in answer.parsed.ad_ids:
+                shown.append((at, answer))
+    judged = backend.judgements([answer for _, answer in shown])
+    for (at, _), judgement in zip(shown, judged, strict=True):
         if judgement.clicks is None:
             kept[at] -= 1
         else:

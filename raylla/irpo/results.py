@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raylla.auction import parse
 from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.figures.table import JudgedAnswer, per_query, row_figures
@@ -43,14 +42,12 @@ def version_row(
 def tested(config: Config, world: World, sampled: Sampled) -> dict[str, Array]:
     """`per_query` figures of the judged test answers."""
     answers = []
-    catalogue = world.ad_ids
     for planned, answer, clicked in sampled.judged("test"):
-        parsed = parse(answer.text, planned.ads, catalogue)
-        told = sampled.probabilities.get(answer.sample_id)
-        chances = clicks.expected_clicks(told, planned, answer.text, parsed.placements, world.ad_by_id)
+        read = sampled.read(answer)
+        chances = clicks.expected_clicks(sampled.probabilities.get(answer.sample_id), read, world.ad_by_id)
         terms = sampled.terms.get(answer.sample_id, {})
         answers.append(
-            JudgedAnswer(planned.query.id, parsed, planned.bids, planned.bids, clicked, chances, terms)
+            JudgedAnswer(planned.query.id, read.parsed, planned.bids, planned.bids, clicked, chances, terms)
         )
     return per_query(answers, config.penalty, config.term_weights)
 

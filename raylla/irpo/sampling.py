@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from raylla.actors.judge import JudgeItem, Judgement, judge_item
 from raylla.actors.pool import DONE, Call, next_item, soon
-from raylla.auction import parse
+from raylla.auction import ReadAnswer, parse
 from raylla.config import Config
 from raylla.engines.protocol import Generated, Request
 from raylla.errors import WorkerLostError
@@ -52,6 +52,13 @@ class Sampled:
     dropped: Counter[str] = field(default_factory=Counter)
     probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
     terms: dict[str, dict[str, float]] = field(default_factory=dict)
+    _read: dict[str, ReadAnswer] = field(default_factory=dict, repr=False, compare=False)
+
+    def read(self, answer: Answer) -> ReadAnswer:
+        """One of the answers with its auction and what it places; its text is parsed once."""
+        if answer.sample_id not in self._read:
+            self._read[answer.sample_id] = ReadAnswer.of(self.plan[answer.auction_id], answer.text)
+        return self._read[answer.sample_id]
 
     def of(self, phase: Phase) -> Iterator[tuple[Planned, Answer]]:
         """The answers of one phase with their auctions."""
@@ -338,8 +345,8 @@ class Stream:
 
     def _queue_reading(self, held: _InHand, text: str, names: list[str]) -> None:
         planned = held.planned
-        parsed = parse(text, planned.ads, self._world.ad_ids)
-        if not parsed.placements:
+        placements = parse(text, planned.ads).placements
+        if not placements:
             held.clicks.update((name, {}) for name in names)
             return
         item = judge_item(
@@ -348,7 +355,7 @@ class Stream:
             planned.query,
             planned.profile,
             text,
-            parsed.placements,
+            placements,
             {ad.id: ad for ad in planned.ads},
             bids.seed_of(self._config.seed, f"judge/{self.version}/{names[0]}"),
         )
@@ -367,10 +374,9 @@ class Stream:
         if judgement.clicks is None:
             chunked.dropped["judgement"] += len(names)
         else:
-            held.clicks.update((name, judgement.clicks) for name in names)
+            held.clicks |= dict.fromkeys(names, judgement.clicks)
         if judgement.probabilities is not None:
-            told = judgement.probabilities
-            held.probabilities.update((name, told) for name in names)
+            held.probabilities |= dict.fromkeys(names, judgement.probabilities)
         self._watch.advance("judgements", 1, 0)
         self._settle(held)
 

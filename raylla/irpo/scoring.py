@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from raylla.auction import parse, reward
+from raylla.auction import reward
 from raylla.config import Config
 from raylla.irpo.sampling import Sampled, readings
 from raylla.irpo.shards.parts import OrganicAnswers
@@ -23,16 +23,9 @@ def rows_of(world: World, sampled: Sampled, phase: Phase) -> list[ClickRow]:
     """One row per judged impression of a phase."""
     rows = []
     for planned, answer, clicked in sampled.judged(phase):
-        placements = parse(answer.text, planned.ads).placements
-        rows += click_rows(
-            answer.sample_id,
-            planned.query,
-            planned.profile,
-            answer.text,
-            placements,
-            world.ad_by_id,
-            clicked,
-        )
+        placements = sampled.read(answer).parsed.placements
+        args = (answer.sample_id, planned.query, planned.profile, answer.text, placements)
+        rows += click_rows(*args, world.ad_by_id, clicked)
     return rows
 
 
@@ -45,7 +38,7 @@ def asked_rows(world: World, sampled: Sampled) -> list[ClickRow]:
     """One row per ad of every phase-2 answer, of which no judge has spoken."""
     rows = []
     for planned, answer in sampled.of("preference"):
-        placements = parse(answer.text, planned.ads).placements
+        placements = sampled.read(answer).parsed.placements
         args = (answer.sample_id, planned.query, planned.profile, answer.text, placements)
         rows += click_rows(*args, world.ad_by_id, None)
     return rows
@@ -58,9 +51,9 @@ def predicted_rates(
     `asked_rows`, lowered by ``risk``."""
     rates: dict[str, dict[str, float]] = {}
     left = iter(predictions)
-    for planned, answer in sampled.of("preference"):
-        placed = parse(answer.text, planned.ads).placements
-        rates[answer.sample_id] = {one.ad_id: careful_rate(next(left), risk) for one in placed}
+    for _, answer in sampled.of("preference"):
+        placed = sampled.read(answer).parsed.ad_ids
+        rates[answer.sample_id] = {ad: careful_rate(next(left), risk) for ad in placed}
     return rates
 
 
@@ -90,7 +83,7 @@ def score(
     weights = config.term_weights
     return {
         answer.sample_id: reward(
-            parse(answer.text, planned.ads),
+            sampled.read(answer).parsed,
             planned.bids,
             rates[answer.sample_id],
             config.penalty,
@@ -121,12 +114,11 @@ class Valuer:
     def values(self, sampled: Sampled, phase: Phase, encode: Encode) -> dict[str, dict[str, float]]:
         """Sample id -> name -> value of each of ``reward_terms``, for the answers of one phase; nothing
         where there are no terms."""
-        answers = list(sampled.of(phase)) if self._terms else []
+        answers = [answer for _, answer in sampled.of(phase)] if self._terms else []
         self._ask = encode
         sources = Sources(self._fit, self._organic, self._detector, self._label)
-        texts = [(planned, answer.text) for planned, answer in answers]
-        values = term_values(self._terms, sources, texts)
-        return {answer.sample_id: one for (_, answer), one in zip(answers, values, strict=True)}
+        values = term_values(self._terms, sources, [sampled.read(answer) for answer in answers])
+        return {answer.sample_id: worth for answer, worth in zip(answers, values, strict=True)}
 
 
 def _nobody(texts: list[str]) -> Vectors:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raylla.auction import markup
+from raylla.auction import ReadAnswer, markup
 from raylla.auction.checks import ending, numbers
 from raylla.auction.prose import bare
 from raylla.mechanisms.protocol import Backend, Choice, Offer, Ran, ran
@@ -66,7 +66,7 @@ class Card:
             for planned, generated in zip(auctions, written, strict=True)
         ]
         carded = [
-            (planned, _carded(text, ad))
+            ReadAnswer.of(planned, _carded(text, ad))
             for planned, some in zip(auctions, texts, strict=True)
             for text in some
             for ad in planned.ads

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raylla.auction import optimum
+from raylla.auction import ReadAnswer, optimum
 from raylla.auction.checks import Array, ending, logs, numbers
 from raylla.engines.protocol import Generated
 from raylla.mechanisms.protocol import BASE, Backend, Choice, Offer, Prompt, Ran, ran
@@ -119,7 +119,7 @@ class Mosaic:
         ]
         written = backend.write(BASE, asked)
         answers = [
-            (planned, draw.text)
+            ReadAnswer.of(planned, draw.text)
             for planned, generated in zip(auctions, written, strict=True)
             for draw in generated.completions
         ]

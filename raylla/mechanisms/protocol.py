@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from raylla.auction import ReadAnswer
 from raylla.auction.aggregation import Aggregation
 from raylla.config.plugins import named_plugins
 from raylla.engines.protocol import Aggregated, Generated
@@ -102,10 +103,10 @@ class Backend(Protocol):
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
         """Log-probability (nats) of each answer's token ids after its prompt, under `BASE` or `TRAINED`."""
 
-    def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
+    def predict(self, answers: Sequence[ReadAnswer], epoch: int) -> list[dict[str, float]]:
         """Click probability of each ad placed in each answer, by the pCTR model after ``epoch``."""
 
-    def costs(self, answers: Sequence[tuple[Planned, str]]) -> list[float]:
+    def costs(self, answers: Sequence[ReadAnswer]) -> list[float]:
         """What each answer costs its reader, in bid units: lambda s_resp (Eq. 5 and 8), less the weighted
         values of the config's reward terms."""
 

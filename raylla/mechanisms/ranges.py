@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from raylla.auction import optimum
+from raylla.auction import ReadAnswer, optimum
 from raylla.auction.prose import bare
 from raylla.engines.protocol import Generated
 from raylla.mechanisms.mosaic import priced
@@ -57,7 +57,9 @@ class RangeVcg:
             for auction, own in zip(auctions, organic, strict=True)
         ]
         answers = [
-            (planned, text) for planned, (texts, _) in zip(auctions, ranges, strict=True) for text in texts
+            ReadAnswer.of(planned, text)
+            for planned, (texts, _) in zip(auctions, ranges, strict=True)
+            for text in texts
         ]
         predicted = iter(backend.predict(answers, int(choice["pctr_epoch"])))
         spent = iter(backend.costs(answers))

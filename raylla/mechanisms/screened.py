@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raylla.auction import ReadAnswer
 from raylla.auction.checks import Array, ending, numbers
 from raylla.auction.prose import bare, stripped
 from raylla.engines.protocol import Generated
@@ -148,8 +149,8 @@ def _trials(planned: Planned, organic: Generated, about: Sequence[Generated]) ->
 
 
 def _sales(backend: Backend, trials: Sequence[_Trial], choice: Choice) -> list[_Sale]:
-    answers = [(trial.planned, text) for trial in trials for text in trial.about]
-    read = [stripped(text, planned.ads) for planned, text in answers]
+    answers = [ReadAnswer.of(trial.planned, text) for trial in trials for text in trial.about]
+    read = [stripped(answer.text, answer.planned.ads) for answer in answers]
     texts = list(dict.fromkeys([*(trial.organic for trial in trials), *read]))
     vectors = backend.encode(texts).astype(np.float64) if texts else np.zeros((0, 1))
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

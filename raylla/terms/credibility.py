@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raylla.auction import attempts
+from raylla.auction import ReadAnswer, attempts
 from raylla.auction.markup import MARKUP
 from raylla.auction.prose import sentences
 from raylla.records import Ad
 from raylla.terms.descriptions import content
-from raylla.terms.protocol import ReadAnswer, Texts
+from raylla.terms.protocol import Texts
 
 LEAST_WORDS = 2
 """Words with a meaning that a claim has at least, beside names of ads: "Try it." claims nothing."""

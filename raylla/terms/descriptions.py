@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from raylla.auction import ReadAnswer
 from raylla.auction.markup import MARKUP
 from raylla.auction.prose import enclosing_sentence
 from raylla.records import Ad
-from raylla.terms.protocol import ReadAnswer
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _POSSESSIVE = re.compile(r"['’]s$")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raylla.auction import ReadAnswer
 from raylla.auction.prose import stripped
-from raylla.terms.protocol import ReadAnswer, Texts
+from raylla.terms.protocol import Texts
 
 
 class Detectability:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raylla.terms.protocol import ReadAnswer, Texts
+from raylla.auction import ReadAnswer
+from raylla.terms.protocol import Texts
 
 
 class Diversity:

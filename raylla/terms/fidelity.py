@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raylla.auction import ReadAnswer
 from raylla.terms.descriptions import Descriptions
-from raylla.terms.protocol import ReadAnswer, Texts
+from raylla.terms.protocol import Texts
 
 
 class Fidelity:

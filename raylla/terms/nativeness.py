@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raylla.auction import ReadAnswer
 from raylla.auction.prose import enclosing_sentence, stripped, without_ads
-from raylla.terms.protocol import ReadAnswer, Texts
+from raylla.terms.protocol import Texts
 
 
 class Nativeness:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raylla.auction import Parsed, parse
+from raylla.auction import ReadAnswer
 from raylla.config import Config
 from raylla.config.plugins import known_plugins, named_plugins
 from raylla.errors import ConfigError, RayllaError, RunError
@@ -26,25 +25,6 @@ _GROUP = "raylla.reward_terms"
 
 ORGANIC_ANSWERS = 2
 """Answers of the untouched model to a question that a term may read."""
-
-Answered = Sequence[tuple[Planned, str]]
-"""Answers to many auctions as they were written, each with its auction (query, profile, ads, bids); all
-answers to one that are weighed against each other are in one call."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadAnswer:
-    """An answer as it was written, its auction, and what it places."""
-
-    planned: Planned
-    text: str
-    parsed: Parsed
-
-    @classmethod
-    def of(cls, planned: Planned, text: str) -> ReadAnswer:
-        """The answer ``text``, read."""
-        return cls(planned, text, parse(text, planned.ads))
-
 
 TermNeed = Literal["organic", "detector"]
 """What a term asks of `Texts` that not every run or evaluation has: it names it in its ``needs``."""
@@ -139,18 +119,20 @@ def least_values(terms: Sequence[RewardTerm]) -> dict[str, float]:
     return {term.name: float(getattr(term, "least", -math.inf)) for term in terms}
 
 
-def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) -> list[dict[str, float]]:
-    """The values of all ``terms`` for each answer, by the term's name.
+def term_values(
+    terms: Sequence[RewardTerm], texts: Texts, answers: Sequence[ReadAnswer]
+) -> list[dict[str, float]]:
+    """The values of all ``terms`` for each answer, by the term's name; all answers to one auction that are
+    weighed against each other are in one call.
 
     Raises:
         RunError: a term failed, gave another number of values than there are answers or one that is no
             number, or pays for an answer without ads.
     """
     found: list[dict[str, float]] = [{} for _ in answers]
-    read = [ReadAnswer.of(planned, text) for planned, text in answers] if terms else []
     for term in terms if answers else ():
         try:
-            values = [float(value) for value in term.values(texts, read)]
+            values = [float(value) for value in term.values(texts, answers)]
         except RayllaError:
             raise
         except Exception as error:
@@ -160,7 +142,9 @@ def term_values(terms: Sequence[RewardTerm], texts: Texts, answers: Answered) ->
                 f"reward_terms: {term.name} gave {len(values)} values for {len(answers)} answers, "
                 f"{sum(not math.isfinite(value) for value in values)} of them not finite"
             )
-        if any(value for value, answer in zip(values, read, strict=True) if not answer.parsed.placements):
+        if any(
+            value for value, answer in zip(values, answers, strict=True) if not answer.parsed.placements
+        ):
             raise RunError(
                 f"reward_terms: {term.name} gave an answer without ads another value than 0, which would "
                 "pay for placing, or for not"

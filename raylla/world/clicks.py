@@ -19,7 +19,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from raylla.records import Ad, Placement, Planned, Profile, Query
+from raylla.auction import ReadAnswer
+from raylla.records import Ad, Placement, Profile, Query
 
 SAME_CATEGORY, SAME_THEME, UNRELATED = 0.55, 0.2, 0.04
 INTERESTED, NOT_INTERESTED = 1.5, 1.0
@@ -50,15 +51,12 @@ def click_probabilities(
 
 
 def expected_clicks(
-    told: Mapping[str, float] | None,
-    planned: Planned,
-    text: str,
-    placements: Sequence[Placement],
-    ads: Mapping[str, Ad],
+    told: Mapping[str, float] | None, answer: ReadAnswer, ads: Mapping[str, Ad]
 ) -> Mapping[str, float]:
     """Chance of a click on each ad placed in an answer: the judge's own where it has ``told`` how sure it
     is, else the click model's."""
-    return told or click_probabilities(planned.query, planned.profile, text, placements, ads)
+    query, profile = answer.planned.query, answer.planned.profile
+    return told or click_probabilities(query, profile, answer.text, answer.parsed.placements, ads)
 
 
 def crowding(placements: Sequence[Placement], ads: Mapping[str, Ad]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import pytest
 
 from raylla.actors.judge import Judgement
 from raylla.actors.pool import Call, next_item
-from raylla.auction import markup
+from raylla.auction import ReadAnswer, markup
 from raylla.engines.protocol import (
     Completion,
     Generated,
@@ -41,7 +41,10 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert len(made.writer.asked) == len(planned) == 30
     more = made.backend.write(BASE, [Prompt(planned[0], planned[0].ads, planned[0].auction.bids, 5)])
     assert more[0].completions[:4] == first[0].completions
-    answers = [(one, text.completions[0].text) for one, text in zip(planned, first, strict=True)]
+    answers = [
+        ReadAnswer.of(auction, wrote.completions[0].text)
+        for auction, wrote in zip(planned, first, strict=True)
+    ]
     judged = made.backend.judge(answers)
     assert made.backend.judge(answers) == judged
     assert len(made.reader.read) == 30
@@ -263,7 +266,7 @@ def test_a_lost_worker_is_started_anew_and_asked_again(
 def test_a_reward_trainer_started_anew_loads_its_model_again(tmp_path: Path) -> None:
     made = make(tmp_path, lambda bid: bid / 100).backend
     planned = efficiency.test_auctions(made.config, made.world)
-    answers = [(one, f"Try @{one.ads[0].title}@[Ad-{one.ads[0].id}].") for one in planned]
+    answers = [ReadAnswer.of(auction, f"Try {markup(auction.ads[0])}.") for auction in planned]
     asked, told, crew = [], made._crew.ask_reward, made._crew
     crew.ask_reward = lambda method, *args: (asked.append(method), told(method, *args))[1]
     made.predict(answers[:1], 1)
@@ -277,7 +280,8 @@ def test_predictions_are_of_the_ads_that_an_answer_places_among_its_candidates(t
     made = make(tmp_path, lambda bid: bid / 100).backend
     whole = efficiency.test_auctions(made.config, made.world)[0]
     text = f"Try {', '.join(markup(ad) for ad in whole.ads[:2])}."
-    one = replace(whole, ads=whole.ads[:1])
-    for answers in ([(whole, text), (one, text)], [(one, text)], [(whole, text)]):
-        found = made.predict(answers, 1)
-        assert [len(each) for each in found] == [len(planned.ads[:2]) for planned, _ in answers]
+    both = ReadAnswer.of(whole, text)
+    first = ReadAnswer.of(replace(whole, ads=whole.ads[:1]), text)
+    for answers in ([both, first], [first], [both]):
+        rates = made.predict(answers, 1)
+        assert [len(rate) for rate in rates] == [len(answer.planned.ads[:2]) for answer in answers]

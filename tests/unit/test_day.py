@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from raylla import config
-from raylla.auction import markup
+from raylla.auction import ReadAnswer, markup
 from raylla.auction.checks import Array
 from raylla.bidding.autobidders import AUTOBIDDERS, BIDDER_KINDS, Population
 from raylla.config import parse_config
@@ -28,12 +28,12 @@ from raylla.evaluation.day.market import (
     day_market,
     traffic,
 )
-from raylla.evaluation.day.play import Played, _among, _Days, click_chances, lone_answers, play
+from raylla.evaluation.day.play import Played, _among, _Answer, _Days, click_chances, lone_answers, play
 from raylla.evaluation.day.suite import played_days, population
 from raylla.evaluation.page.console import show_day
 from raylla.mechanisms.card import Card
 from raylla.mechanisms.llm import LlmAuction, Pretrained
-from raylla.mechanisms.protocol import Mechanism, Offer
+from raylla.mechanisms.protocol import Mechanism
 from raylla.mechanisms.rag import RagAuction
 from raylla.progress import Steps
 from raylla.terminal import plain_console
@@ -182,7 +182,8 @@ def test_chances_are_the_judge_s_own_or_the_click_model_s(tmp_path: Path) -> Non
     one = backend(tmp_path)
     market = day_market(one.config, one.world)
     ad = market.auctions[0].ads[0]
-    answers = [(market.auctions[0], f"Try @{ad.title}@[Ad-{ad.id}]."), (market.auctions[0], "Boil water.")]
+    texts = (f"Try {markup(ad)}.", "Boil water.")
+    answers = [ReadAnswer.of(market.auctions[0], text) for text in texts]
     assert click_chances(one, [*answers, *answers]) == [{ad.id: 0.5}, {}] * 2
     tree = one.config.model_dump(mode="json")
     tree["user_llm"]["reading"] = "json"
@@ -203,8 +204,9 @@ def test_a_text_is_worth_what_the_candidates_that_it_places_are(tmp_path: Path) 
     for kept in ([0, 1], [0]):
         asked = _among(planned, kept, [50.0] * len(kept))
         ids = asked.auction.ad_ids
-        offered = Offer(text, dict.fromkeys(ids, 1.0))
-        days.settle(0, 0, [(0, "u", asked)], [(offered, dict.fromkeys(ids, 0.5))], np.ones(3, np.bool_))
+        prices, chances = dict.fromkeys(ids, 1.0), dict.fromkeys(ids, 0.5)
+        answer = _Answer(ReadAnswer.of(asked, text), prices, chances)
+        days.settle(0, 0, [(0, "u", asked)], [answer], np.ones(3, np.bool_))
     both = days.played.answers[0, text, planned.auction.ad_ids[:2]]
     alone = days.played.answers[0, text, planned.auction.ad_ids[:1]]
     assert (both > 0).sum() == 2

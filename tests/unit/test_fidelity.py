@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from raylla.auction import ReadAnswer
 from raylla.records import Ad, Auction, Planned, Profile, Query
 from raylla.terms.descriptions import Descriptions, content
-from raylla.terms.protocol import ReadAnswer
 
 KETTLE = Ad("1", "Lumo Kettle", "kettle", "home", "Boils a litre in two minutes and keeps green tea warm.")
 POT = Ad("2", "Oak Pot", "kettle", "home", "A cast iron pot for slow mornings.")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from raylla.auction import markup, parse
+from raylla.auction import ReadAnswer, markup, parse
 from raylla.engines.protocol import Aggregated, Completion, Generated, JointText, Opening
 from raylla.errors import ConfigError
 from raylla.mechanisms.card import Card, second_price
@@ -87,10 +87,10 @@ class Backend:
         """Draw d's first token is d: without ads it is e^-d times as likely as with them."""
         return [0.0 if prompt.ads else -float(tokens[0]) for prompt, tokens in wanted]
 
-    def predict(self, answers: Sequence[tuple[Planned, str]], epoch: int) -> list[dict[str, float]]:
-        return [{ad.id: 0.5 for ad in planned.ads if markup(ad) in text} for planned, text in answers]
+    def predict(self, answers: Sequence[ReadAnswer], epoch: int) -> list[dict[str, float]]:
+        return [dict.fromkeys(answer.parsed.ad_ids, 0.5) for answer in answers]
 
-    def costs(self, answers: Sequence[tuple[Planned, str]]) -> list[float]:
+    def costs(self, answers: Sequence[ReadAnswer]) -> list[float]:
         return [0.0] * len(answers)
 
     def relevance(self, auctions: Sequence[Planned]) -> list[NDArray[np.float64]]:

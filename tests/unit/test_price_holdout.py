@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from raylla.actors.judge import Judgement
-from raylla.auction import markup, parse
+from raylla.auction import ReadAnswer, markup
 from raylla.config import Config
 from raylla.engines.protocol import Completion, Generated
+from raylla.evaluation.backend import by_ads
 from raylla.evaluation.prices import holdout
 from raylla.mechanisms.protocol import TRAINED, Prompt
 from raylla.pricing.curve import AllocationCurve
@@ -63,8 +64,8 @@ class Known:
         texts = [markup(prompt.ads[one]) if one < len(shares) else "Nothing." for one in drawn]
         return Generated("", (1,), tuple(Completion(text, (1,), True) for text in texts))
 
-    def judgements(self, answers: Sequence[tuple[Planned, str]]) -> list[Judgement]:
-        placed = [parse(text, planned.ads).ad_ids for planned, text in answers]
+    def judgements(self, answers: Sequence[ReadAnswer]) -> list[Judgement]:
+        placed = [answer.parsed.ad_ids for answer in answers]
         return [
             Judgement("", dict.fromkeys(ads, True), 1, probabilities=dict.fromkeys(ads, CLICKED))
             for ads in placed
@@ -155,5 +156,9 @@ def test_a_judgement_is_of_the_ads_that_a_text_places_among_those_that_entered(k
     bids, entered = np.array(whole.auction.bids), np.arange(len(whole.ads)) != 1
     alone = holdout._among(whole, bids, entered)
     assert alone.auction.id == whole.auction.id
-    assert holdout._judged(alone, text).auction.id != holdout._judged(whole, text).auction.id
-    assert holdout._judged(alone, text).auction.id == holdout._judged(alone, text + ".").auction.id
+
+    def name(planned: Planned, text: str) -> str:
+        return by_ads(ReadAnswer.of(planned, text), planned.auction.id).planned.auction.id
+
+    assert name(alone, text) != name(whole, text)
+    assert name(alone, text) == name(alone, text + ".")

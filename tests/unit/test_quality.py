@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from raylla.auction import ReadAnswer
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.evaluation import efficiency
 from raylla.evaluation.page.console import _show_quality
@@ -90,8 +91,8 @@ def at_backend(tmp_path: Path, description: str = "") -> Any:
     planned = efficiency.test_auctions(backend.config, backend.world)
     first, second = ads[0], ads[1]
     made.answers = [
-        (one, text)
-        for one in planned
+        ReadAnswer.of(auction, text)
+        for auction in planned
         for text in (
             f"Steep it long. Green boxes fill @{first.title}@[Ad-{first.id}] (Sponsored). Pour it.",
             f"Buy @{second.title}@[Ad-{second.id}]!",

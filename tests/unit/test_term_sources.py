@@ -200,7 +200,7 @@ def test_with_a_detector_every_mechanism_has_its_column(tmp_path: Path) -> None:
     asked = efficiency.test_auctions(backend.config, backend.world)[:10]
     held = efficiency.hold(backend, Pretrained(), asked, {})
     values = efficiency.mechanism_row([held], 100, 0)["terms"]["detectability"]
-    expected = detector.chances([held.answers[0][1].replace("@", "")])
+    expected = detector.chances([held.answers[0].text.replace("@", "")])
     assert -1 <= values["low"] <= values["mean"] <= values["high"] <= 0
     assert values["mean"] < 0 < expected[0]
     with pytest.raises(ConfigError, match="says in its needs that it does not"):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raylla import config
-from raylla.auction import markup, parse
+from raylla.auction import ReadAnswer, markup, parse
 from raylla.config import Penalty, plugins
 from raylla.errors import ConfigError, RunError
 from raylla.evaluation import efficiency
@@ -36,7 +36,7 @@ from raylla.terms.detectability import Detectability
 from raylla.terms.diversity import Diversity
 from raylla.terms.fidelity import Fidelity
 from raylla.terms.nativeness import Nativeness
-from raylla.terms.protocol import ReadAnswer, known_terms, least_values, named_terms, term_values, weighted
+from raylla.terms.protocol import known_terms, least_values, named_terms, term_values, weighted
 from raylla.terms.welfare import UserWelfare
 from tests.unit.backends import make
 
@@ -256,7 +256,7 @@ class Odd:
     name = "odd"
     found: Any = ()
 
-    def values(self, texts: protocol.Texts, answers: protocol.Answered) -> Sequence[float]:
+    def values(self, texts: protocol.Texts, answers: Sequence[ReadAnswer]) -> Sequence[float]:
         values: Sequence[float] = self.found
         return values
 
@@ -291,9 +291,9 @@ def test_what_is_no_value(found: Any, message: str) -> None:
     term = Odd()
     term.found = found
     with pytest.raises(RunError, match=message):
-        term_values([term], Fits(), [(PLANNED, TEXTS[0]), (PLANNED, TEXTS[3])])
+        term_values([term], Fits(), answered(TEXTS[0], TEXTS[3]))
     term.found = (-2, 0)
-    assert term_values([term], Fits(), [(PLANNED, TEXTS[0]), (PLANNED, TEXTS[3])]) == [
+    assert term_values([term], Fits(), answered(TEXTS[0], TEXTS[3])) == [
         {"odd": -2.0},
         {"odd": 0.0},
     ]
@@ -311,7 +311,7 @@ def test_terms_decide_who_wins(tmp_path: Path) -> None:
     for weight in (0, 70, 80):
         terms = {"reward_terms": [{"name": "user-welfare", "weight": weight}]}
         run = Run(home(tmp_path), config.parse_config(tree | terms, "test"))
-        values = term_values(named_terms(["user-welfare"]), Fits(), [(PLANNED, text) for text in TEXTS[:2]])
+        values = term_values(named_terms(["user-welfare"]), Fits(), answered(*TEXTS[:2]))
         by_id = {answer.sample_id: one for answer, one in zip(answers, values, strict=True)}
         rewards = score(run.config, sampled, rates, by_id)
         assert [one.total for one in rewards.values()] == pytest.approx([15, 45 - 0.4 * weight])
@@ -368,7 +368,7 @@ def test_costs_that_mosaic_counts_hold_the_terms(tmp_path: Path) -> None:
     asked = efficiency.test_auctions(backend.config, backend.world)
     one = asked[0]
     (fits,) = backend.relevance([one])
-    answers = [(one, f"Try {markup(ad)}.") for ad in one.ads]
+    answers = [ReadAnswer.of(one, f"Try {markup(ad)}.") for ad in one.ads]
     assert backend.costs(answers) == [0, 0, 0]
     terms = {"reward_terms": [{"name": "user-welfare", "weight": 7}], "penalty": {"per_ad": 2}}
     backend.config = backend.config.model_copy(

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raylla.auction import parse
+from raylla.auction import ReadAnswer
 from raylla.auction.checks import Array
 from raylla.bidding.autobidders import Population, Won
-from raylla.evaluation.backend import EvaluationBackend
+from raylla.evaluation.backend import EvaluationBackend, by_ads
 from raylla.evaluation.day.market import COHORTS, HALF_HOUR, MIDNIGHT, PERIODS, Books, Market, traffic
-from raylla.mechanisms.protocol import Choice, Mechanism, Offer
+from raylla.mechanisms.protocol import Choice, Mechanism
 from raylla.records import Planned
 from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.money.money import from_units, times, to_units
@@ -33,8 +33,14 @@ clicks that one user's reading brings each ad [n]."""
 _Entered = tuple[int, str, Planned]
 """A query's number, its users' name, and its auction among those that may compete."""
 
-_Answer = tuple[Offer | None, Mapping[str, float]]
-"""What the users of an auction get, and the chances of clicks by ad; none where it was lost."""
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the users of an auction get, its prices per click and the chances of clicks by ad."""
+
+    read: ReadAnswer
+    prices: Mapping[str, float]
+    chances: Mapping[str, float]
 
 
 @dataclass(slots=True)
@@ -104,16 +110,17 @@ def lone_answers(
     ]
     offers = _offers(backend, mechanism, choice, [planned for _, _, planned in asked])
     rates, answers = np.zeros(market.values.shape), ClickChances()
-    for (query, place, planned), (offer, chances) in zip(asked, offers, strict=True):
-        if offer is not None:
-            rates[query, place] = chances.get(planned.auction.ad_ids[0], 0.0)
-            placed = parse(offer.text, planned.ads).ad_ids
-            answers[query, offer.text, placed] = _worth(market, query, chances)
+    for (query, place, planned), answer in zip(asked, offers, strict=True):
+        if answer is not None:
+            rates[query, place] = answer.chances.get(planned.auction.ad_ids[0], 0.0)
+            answers[query, answer.read.text, answer.read.parsed.ad_ids] = _worth(
+                market, query, answer.chances
+            )
     return rates, answers
 
 
 def click_chances(
-    backend: EvaluationBackend, answers: Sequence[tuple[Planned, str]]
+    backend: EvaluationBackend, answers: Sequence[ReadAnswer]
 ) -> list[Mapping[str, float] | None]:
     """Chance of a click on each ad placed in each answer: the judge's where it says how sure it is, else
     the click model's, as in the tables' expected figures; none where the judge could not be read.
@@ -123,16 +130,16 @@ def click_chances(
     told: list[Mapping[str, float] | None] = [None] * len(answers)
     unread = [False] * len(answers)
     if backend.config.user_llm.reading == "token":
-        named = [(_judged(planned, text), text) for planned, text in answers]
-        once = {(planned.auction.id, text): (planned, text) for planned, text in named}
+        named = [by_ads(answer, f"day/{answer.planned.query.id}") for answer in answers]
+        once = {(answer.planned.auction.id, answer.text): answer for answer in named}
         judged = dict(zip(once, backend.judgements(list(once.values())), strict=True))
-        chances = [judged[planned.auction.id, text] for planned, text in named]
+        chances = [judged[answer.planned.auction.id, answer.text] for answer in named]
         told = [judgement.probabilities for judgement in chances]
         unread = [judgement.clicks is None for judgement in chances]
     ads = backend.world.ad_by_id
     return [
-        None if lost else expected_clicks(chances, planned, text, parse(text, planned.ads).placements, ads)
-        for (planned, text), chances, lost in zip(answers, told, unread, strict=True)
+        None if lost else expected_clicks(chances, answer, ads)
+        for answer, chances, lost in zip(answers, told, unread, strict=True)
     ]
 
 
@@ -195,23 +202,23 @@ class _Days:
         day: int,
         period: int,
         entered: Sequence[_Entered],
-        offers: Sequence[_Answer],
+        offers: Sequence[_Answer | None],
         active: NDArray[np.bool_],
     ) -> None:
         """Book impressions and clicks, and tell the bidders."""
         market, now = self._market, _time(day, period)
         value, paid = np.zeros((2, *market.values.shape))
-        for (query, user, planned), (offer, chances) in zip(entered, offers, strict=True):
-            if offer is None:
+        for (query, user, _), answer in zip(entered, offers, strict=True):
+            if answer is None:
                 continue
             users = int(market.users[day, period, query])
-            placed = parse(offer.text, planned.ads).ad_ids
+            placed = answer.read.parsed.ad_ids
             self._books.show(user, placed, now)
-            worth = _worth(market, query, chances)
-            self.played.answers[query, offer.text, placed] = worth
+            worth = _worth(market, query, answer.chances)
+            self.played.answers[query, answer.read.text, placed] = worth
             value[query] = users * worth
-            for ad, chance in chances.items():
-                price, clicks = from_units(offer.prices.get(ad, 0.0), self._unit), chance * users
+            for ad, chance in answer.chances.items():
+                price, clicks = from_units(answer.prices.get(ad, 0.0), self._unit), chance * users
                 charged = self._books.charge(ad, price, clicks, now.date())
                 paid[query, market.ads.index(ad)] = to_units(charged, self._unit)
                 self.played.unpaid[day] += to_units(times(price, clicks) - charged, self._unit)
@@ -235,12 +242,6 @@ def _worth(market: Market, query: int, chances: Mapping[str, float]) -> Array:
     return worth
 
 
-def _judged(planned: Planned, text: str) -> Planned:
-    """The auction as an answer's judgement is kept: by the query and the ads placed."""
-    name = "/".join(["day", planned.query.id, *parse(text, planned.ads).ad_ids])
-    return replace(planned, auction=replace(planned.auction, id=name))
-
-
 def _among(planned: Planned, kept: Sequence[int], bids: Sequence[float], name: str = "") -> Planned:
     """The auction among some of its candidates, by their places in it, at these bids."""
     auction = planned.auction
@@ -251,21 +252,25 @@ def _among(planned: Planned, kept: Sequence[int], bids: Sequence[float], name: s
 
 def _offers(
     backend: EvaluationBackend, mechanism: Mechanism, choice: Choice, auctions: Sequence[Planned]
-) -> list[_Answer]:
-    """What came of each auction; of those lost, nothing."""
+) -> list[_Answer | None]:
+    """What came of each auction; none of those lost."""
     ran = mechanism.run(backend, auctions, choice) if auctions else []
     offers = [result.offers[0] if result.offers else None for result in ran]
     backend.bound(f"auctions of {mechanism.name}", sum(offer is None for offer in offers), len(offers))
-    answered = [
-        (planned, offer.text) for planned, offer in zip(auctions, offers, strict=True) if offer is not None
+    read = [
+        None if offer is None else ReadAnswer.of(planned, offer.text)
+        for planned, offer in zip(auctions, offers, strict=True)
     ]
-    judged = click_chances(backend, answered)
+    judged = click_chances(backend, [answer for answer in read if answer is not None])
     backend.bound(
         f"judgements of {mechanism.name}", sum(chances is None for chances in judged), len(judged)
     )
-    chances = iter(judged)
-    answers: list[_Answer] = []
-    for offer in offers:
-        told = None if offer is None else next(chances)
-        answers.append((None, {}) if told is None else (offer, told))
+    left = iter(judged)
+    answers: list[_Answer | None] = []
+    for answer, offer in zip(read, offers, strict=True):
+        chances = None if answer is None else next(left)
+        if answer is None or offer is None or chances is None:
+            answers.append(None)
+        else:
+            answers.append(_Answer(answer, offer.prices, chances))
     return answers

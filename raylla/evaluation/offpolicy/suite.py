@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from raylla.auction import parse
+from raylla.auction import ReadAnswer
 from raylla.auction.checks import Array
 from raylla.config import Evaluation
 from raylla.engines.sampled import likeliest
@@ -37,7 +37,6 @@ from raylla.figures.offpolicy import (
 )
 from raylla.judging import about
 from raylla.mechanisms.protocol import Prompt
-from raylla.records import Planned
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions
 from raylla.runs.versions import committed
@@ -125,7 +124,7 @@ def answered(backend: EvaluationBackend) -> dict[str, Written]:
         name: _written(
             backend,
             name,
-            [(prompt.planned, text) for prompt, _, text in drawn[name]],
+            [ReadAnswer.of(prompt.planned, text) for prompt, _, text in drawn[name]],
             epochs,
             {other: scored[other][name] for other in names},
         )
@@ -155,7 +154,7 @@ def _scores(
 def _written(
     backend: EvaluationBackend,
     name: str,
-    answers: Sequence[tuple[Planned, str]],
+    answers: Sequence[ReadAnswer],
     epochs: Sequence[int],
     scored: Mapping[str, tuple[Array, float]],
 ) -> Written:
@@ -166,12 +165,12 @@ def _written(
     kept = [answers[place] for place in read]
     clicked = [judged[place].clicks or {} for place in read]
     gained = [
-        [sum(planned.bids[ad] for ad, hit in clicks.items() if hit)] * len(SUITE_MEASURES)
-        for (planned, _), clicks in zip(kept, clicked, strict=True)
+        [sum(answer.planned.bids[ad] for ad, hit in clicks.items() if hit)] * len(SUITE_MEASURES)
+        for answer, clicks in zip(kept, clicked, strict=True)
     ]
     return Written(
         backend.versions[name][0].epoch,
-        [planned.query.id for planned, _ in kept],
+        [answer.planned.query.id for answer in kept],
         np.array(gained, float),
         np.array([[0.0, -cost] for cost in backend.costs(kept)]),
         {epoch: _predicted(backend, kept, epoch) for epoch in epochs},
@@ -180,11 +179,11 @@ def _written(
     )
 
 
-def _predicted(backend: EvaluationBackend, answers: Sequence[tuple[Planned, str]], epoch: int) -> Predicted:
+def _predicted(backend: EvaluationBackend, answers: Sequence[ReadAnswer], epoch: int) -> Predicted:
     """Gains that the pCTR model after ``epoch`` predicts; each measure has the same."""
     rows = []
-    for (planned, text), chances in zip(answers, backend.predict_intervals(answers, epoch), strict=True):
-        bids = [(planned.bids[ad], chances[ad]) for ad in parse(text, planned.ads).ad_ids]
+    for answer, chances in zip(answers, backend.predict_intervals(answers, epoch), strict=True):
+        bids = [(answer.planned.bids[ad], chances[ad]) for ad in answer.parsed.ad_ids]
         ends = [sum(bid * getattr(chance, end) for bid, chance in bids) for end in Predicted.__slots__]
         rows.append([[end] * len(SUITE_MEASURES) for end in ends])
     return Predicted.of(rows)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from raylla.actors.judge import Judgement, JudgeWorker, judge_item
-from raylla.auction import parse
+from raylla.auction import ReadAnswer
 from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import ConfigError, EndpointError, RunError
@@ -22,7 +22,6 @@ from raylla.judging import about
 from raylla.mechanisms.llm import LlmAuction
 from raylla.models import resolve
 from raylla.network import header_key, web_address
-from raylla.records import Planned
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.runs.versions import committed
@@ -143,19 +142,19 @@ def _reader(config: Config) -> perturbing.JudgeReads:
     model = resolve(config.user_llm.path, "user_llm.path")
     worker = JudgeWorker(model, config.user_llm.sampling, config.engine, config.seed)
 
-    def read(answers: Sequence[tuple[Planned, str]]) -> list[Judgement]:
+    def read(answers: Sequence[ReadAnswer]) -> list[Judgement]:
         items = [
             judge_item(
                 config.user_llm,
                 str(place),
-                planned.query,
-                planned.profile,
-                text,
-                parse(text, planned.ads).placements,
-                {ad.id: ad for ad in planned.ads},
-                seed_of(config.seed, f"{planned.auction.id}/{place}"),
+                answer.planned.query,
+                answer.planned.profile,
+                answer.text,
+                answer.parsed.placements,
+                {ad.id: ad for ad in answer.planned.ads},
+                seed_of(config.seed, f"{answer.planned.auction.id}/{place}"),
             )
-            for place, (planned, text) in enumerate(answers)
+            for place, answer in enumerate(answers)
         ]
         found = {judgement.sample_id: judgement for judgement in worker.judge(items)}
         return [found[item.sample_id] for item in items]
@@ -163,7 +162,7 @@ def _reader(config: Config) -> perturbing.JudgeReads:
     return read
 
 
-def _unasked(answers: Sequence[tuple[Planned, str]]) -> list[Judgement]:
+def _unasked(answers: Sequence[ReadAnswer]) -> list[Judgement]:
     raise AssertionError("the endpoint's click rates are counted")
 
 

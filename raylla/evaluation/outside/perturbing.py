@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 
 from raylla.actors.judge import Judgement
+from raylla.auction import ReadAnswer
 from raylla.auction.checks import Array
 from raylla.config import Config
 from raylla.errors import BudgetError, ConfigError, EndpointError
@@ -36,7 +37,7 @@ LEAST_QUESTIONS = 10
 SLACK = 10
 """Judgements that may be lost whatever their share."""
 Clicks = Literal["judge", "ctr"]
-JudgeReads = Callable[[Sequence[tuple[Planned, str]]], list[Judgement]]
+JudgeReads = Callable[[Sequence[ReadAnswer]], list[Judgement]]
 """A User-LLM, of answers with their auctions."""
 
 
@@ -279,7 +280,7 @@ def _judged(
         probed = seen.probed[row]
         name = f"{probed.planned.auction.id}/{seen.bids[column]}"
         auction = replace(probed.planned.auction, id=name)
-        asked.append((replace(probed.planned, auction=auction), observed.text))
+        asked.append(ReadAnswer.of(replace(probed.planned, auction=auction), observed.text))
     found: list[float | None] = []
     for (row, _, _), judged in zip(shown, reads(asked), strict=True):
         ad = seen.probed[row].ad_id

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from raylla.auction import parse
+from raylla.auction import ReadAnswer
 from raylla.auction.checks import Array
 from raylla.auction.incentives import Goal
-from raylla.evaluation.backend import EvaluationBackend
+from raylla.evaluation.backend import EvaluationBackend, by_ads
 from raylla.evaluation.incentives import regret_table
 from raylla.evaluation.prices.sources import of_answers
 from raylla.evaluation.properties import random_places
@@ -74,12 +74,6 @@ def _among(planned: Planned, bids: Array, entered: Flags) -> Planned:
     return replace(planned, auction=auction, ads=tuple(planned.ads[place] for place in kept))
 
 
-def _judged(planned: Planned, text: str) -> Planned:
-    """The auction as an answer's judgement is kept: by the ads placed, too, which depend on who entered."""
-    name = "/".join([planned.auction.id, *parse(text, planned.ads).ad_ids])
-    return replace(planned, auction=replace(planned.auction, id=name))
-
-
 def contests_of(auctions: Sequence[Planned]) -> Contests:
     """The auctions as arrays."""
     traits = [[traits_of(auction.query, auction.profile, ad) for ad in auction.ads] for auction in auctions]
@@ -92,18 +86,15 @@ def clicks_of(backend: EvaluationBackend, auctions: Sequence[Planned]) -> list[d
     asked = [planned for planned in auctions if planned.ads]
     prompts = [Prompt(planned, planned.ads, planned.auction.bids, planned.n) for planned in asked]
     written = backend.write(TRAINED, prompts)
-    texts = {
-        (planned.auction.id, planned.ads, draw.text): planned
+    answers = {
+        (planned.auction.id, planned.ads, draw.text): ReadAnswer.of(planned, draw.text)
         for planned, wrote in zip(asked, written, strict=True)
         for draw in wrote.completions
     }
-    judged = backend.judgements([(_judged(planned, text), text) for (_, _, text), planned in texts.items()])
+    judged = backend.judgements([by_ads(answer, answer.planned.auction.id) for answer in answers.values()])
     chances: dict[tuple[object, ...], Mapping[str, float] | None] = {}
-    for (name, planned), judgement in zip(texts.items(), judged, strict=True):
-        placed = parse(name[2], planned.ads, backend.world.ad_ids).placements
-        expected = clicks.expected_clicks(
-            judgement.probabilities, planned, name[2], placed, backend.world.ad_by_id
-        )
+    for (name, answer), judgement in zip(answers.items(), judged, strict=True):
+        expected = clicks.expected_clicks(judgement.probabilities, answer, backend.world.ad_by_id)
         chances[name] = None if judgement.clicks is None else expected
     backend.bound("judgements of prices", sum(chance is None for chance in chances.values()), len(chances))
     known: dict[int, dict[str, float]] = {}

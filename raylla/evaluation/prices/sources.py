@@ -39,14 +39,11 @@ def of_run(run: Run) -> tuple[list[LoggedAuction], float]:
     sampled = read_sampled(run, stage, planned)
     answered: dict[str, list[_Read]] = defaultdict(list)
     for answer in sampled.answers:
-        asked = sampled.plan[answer.auction_id]
-        parsed = parse(answer.text, asked.ads)
-        judged = None
+        read, judged = sampled.read(answer), None
         if answer.sample_id in sampled.clicks:
-            judged = sampled.probabilities.get(answer.sample_id) or clicks.click_probabilities(
-                asked.query, asked.profile, answer.text, parsed.placements, world.ad_by_id
-            )
-        answered[answer.auction_id].append((parsed.ad_ids, judged))
+            told = sampled.probabilities.get(answer.sample_id)
+            judged = clicks.expected_clicks(told, read, world.ad_by_id)
+        answered[answer.auction_id].append((read.parsed.ad_ids, judged))
     logged = [
         _logged(asked.query, asked.profile, asked.ads, asked.auction.bids, answered[name], sampled.version)
         for name, asked in sampled.plan.items()

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from raylla.auction import ReadAnswer
 from raylla.auction.prose import stripped, undisclosed, without_ads
 from raylla.engines.protocol import Given
 from raylla.evaluation.backend import EvaluationBackend
@@ -17,39 +18,38 @@ from raylla.figures.quality import Read, Reads, Table, reads_per_query
 from raylla.records import Planned
 from raylla.terms.descriptions import Descriptions
 from raylla.terms.native import Detector
-from raylla.terms.protocol import ReadAnswer
 from raylla.world import prompts
 from raylla.world.retrieval import Vectors
 
 _ORGANIC = "organic"
-Answers = Sequence[tuple[Planned, str]]
 
 
 def read_tables(
-    backend: EvaluationBackend, answers: Mapping[str, Mapping[str, Answers]], detector: Detector | None
+    backend: EvaluationBackend,
+    answers: Mapping[str, Mapping[str, Sequence[ReadAnswer]]],
+    detector: Detector | None,
 ) -> Reads:
     """The tables of ``answers``, by kind and name, and of the organic answers to the same queries."""
     label = backend.config.serving.disclosure
     answers = {
         kind: {
-            name: [(planned, undisclosed(text, label)) for planned, text in some]
+            name: [ReadAnswer.of(answer.planned, undisclosed(answer.text, label)) for answer in some]
             for name, some in tables.items()
         }
         for kind, tables in answers.items()
     }
     flat = [answer for tables in answers.values() for some in tables.values() for answer in some]
-    organic = _organic(backend, [planned for planned, _ in flat])
+    organic = _organic(backend, [answer.planned for answer in flat])
     reader = _Reader(backend, organic, detector)
     reader.prepare([*flat, *organic])
     kinds: dict[str, dict[str, Table]] = {
         kind: {
-            name: reads_per_query([reader.read(*answer) for answer in some])
-            for name, some in tables.items()
+            name: reads_per_query([reader.read(answer) for answer in some]) for name, some in tables.items()
         }
         for kind, tables in answers.items()
     }
     kinds[_ORGANIC] = {
-        _ORGANIC: reads_per_query([reader.read(*answer, place) for place, answer in enumerate(organic)])
+        _ORGANIC: reads_per_query([reader.read(answer, place) for place, answer in enumerate(organic)])
     }
     return kinds
 
@@ -57,21 +57,23 @@ def read_tables(
 class _Reader:
     """Reads answers one by one, from what was computed for all of them together."""
 
-    def __init__(self, backend: EvaluationBackend, organic: Answers, detector: Detector | None) -> None:
+    def __init__(
+        self, backend: EvaluationBackend, organic: Sequence[ReadAnswer], detector: Detector | None
+    ) -> None:
         self._backend = backend
         self._organic: dict[str, list[int]] = {}
-        for place, (planned, _) in enumerate(organic):
-            self._organic.setdefault(planned.query.id, []).append(place)
-        self._own = [_bare(*answer) for answer in organic]
+        for place, answer in enumerate(organic):
+            self._organic.setdefault(answer.planned.query.id, []).append(place)
+        self._own = [_bare(answer) for answer in organic]
         self._detector = detector
         self._descriptions = Descriptions(backend.world.ads)
         self._nll: dict[tuple[str, str], tuple[float, int]] = {}
         self._vectors: dict[str, Vectors] = {}
         self._suspected: dict[str, bool] = {}
 
-    def prepare(self, answers: Answers) -> None:
+    def prepare(self, answers: Sequence[ReadAnswer]) -> None:
         """Encode, score and suspect all of ``answers``, each distinct text once."""
-        bare = list(dict.fromkeys(_bare(*answer) for answer in answers))
+        bare = list(dict.fromkeys(map(_bare, answers)))
         vectors = self._backend.encode(bare)
         place = {text: at for at, text in enumerate(bare)}
         own = vectors[[place[text] for text in self._own]]
@@ -81,9 +83,9 @@ class _Reader:
         if self._detector is not None:
             self._suspected = dict(zip(bare, self._detector.suspects(bare).tolist(), strict=True))
         left = {
-            (planned.query.id, text): planned
-            for planned, whole in answers
-            if (text := without_ads(whole, planned.ads))
+            (answer.planned.query.id, text): answer.planned
+            for answer in answers
+            if (text := without_ads(answer.text, answer.planned.ads))
         }
         given = [
             Given(
@@ -98,13 +100,13 @@ class _Reader:
         for key, scored in zip(left, self._backend.untouched_scores(given), strict=True):
             self._nll[key] = -scored.logprob, scored.tokens
 
-    def read(self, planned: Planned, text: str, own: int | None = None) -> Read:
+    def read(self, answer: ReadAnswer, own: int | None = None) -> Read:
         """One answer; ``own`` is its place among the organic ones, if it is one, so that it is compared
         with the others."""
-        bare = _bare(planned, text)
+        planned, bare = answer.planned, _bare(answer)
         others = [place for place in self._organic.get(planned.query.id, ()) if place != own]
         similar = [float(self._vectors[self._own[place]] @ self._vectors[bare]) for place in others]
-        nll, tokens = self._nll.get((planned.query.id, without_ads(text, planned.ads)), (0.0, 0))
+        nll, tokens = self._nll.get((planned.query.id, without_ads(answer.text, planned.ads)), (0.0, 0))
         return Read(
             planned.query.id,
             len(bare.split()),
@@ -112,11 +114,11 @@ class _Reader:
             nll,
             tokens,
             self._suspected.get(bare, False),
-            self._descriptions.borne_out(ReadAnswer.of(planned, text)),
+            self._descriptions.borne_out(answer),
         )
 
 
-def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> Answers:
+def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> list[ReadAnswer]:
     """Answers of the untouched model to each distinct query, told of no ads."""
     count = backend.config.evaluation.organic_answers
     planned = [
@@ -125,7 +127,7 @@ def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> Answers:
     ]
     written = backend.organic(planned, _ORGANIC)
     found = [
-        (question, draw.text)
+        ReadAnswer.of(question, draw.text)
         for question, answers in zip(planned, written, strict=True)
         for draw in answers.completions
     ]
@@ -137,5 +139,5 @@ def _question(backend: EvaluationBackend, planned: Planned) -> prompts.Messages:
     return prompts.organic(backend.config.ad_llm.prompt, planned.query, planned.profile)
 
 
-def _bare(planned: Planned, text: str) -> str:
-    return stripped(text, planned.ads)
+def _bare(answer: ReadAnswer) -> str:
+    return stripped(answer.text, answer.planned.ads)

@@ -18,7 +18,7 @@ import pytest
 
 from raylla import config
 from raylla.actors.judge import Judgement
-from raylla.auction import incentives
+from raylla.auction import ReadAnswer, incentives
 from raylla.config import Sampling
 from raylla.engines.protocol import Completion, Generated, Request
 from raylla.errors import BudgetError, ConfigError, EndpointError, RunError
@@ -26,7 +26,7 @@ from raylla.evaluation import incentives as inside
 from raylla.evaluation.outside import auditing, perturbing
 from raylla.mechanisms.llm import LlmAuction
 from raylla.progress import Steps
-from raylla.records import Ad, Planned, Profile, Query, WeightVersion
+from raylla.records import Ad, Profile, Query, WeightVersion
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from raylla.serving.deploy import versions
@@ -121,9 +121,9 @@ def stand(store: Store, **serving: Any) -> Stand:
     return Stand(one, market, seat, World("w", 0, (PROFILE,), tuple(ad.ad for ad in listed), QUESTIONS))
 
 
-def clicked(answers: Sequence[tuple[Planned, str]]) -> list[Judgement]:
+def clicked(answers: Sequence[ReadAnswer]) -> list[Judgement]:
     """A reader who clicks everything that is shown."""
-    return [Judgement("", {ad.id: True for ad in planned.ads}, 1) for planned, _ in answers]
+    return [Judgement("", {ad.id: True for ad in answer.planned.ads}, 1) for answer in answers]
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_answers_that_cannot_be_read_are_left_out_up_to_a_share(store: Store) ->
     seen = standing.held(bids=(20, 80), answers=2)
 
     def read(unread: int) -> perturbing.JudgeReads:
-        def judged(answers: Sequence[tuple[Planned, str]]) -> list[Judgement]:
+        def judged(answers: Sequence[ReadAnswer]) -> list[Judgement]:
             found = clicked(answers)
             return [replace(one, clicks=None) if at < unread else one for at, one in enumerate(found)]
 
