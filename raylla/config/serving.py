@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from raylla.config.sections import NonNegative, Positive, Seconds, Section
 from raylla.wholetext import visible
@@ -167,7 +167,7 @@ class Serving(Section):
 
     @field_validator("public_url", "traces")
     @classmethod
-    def _web(cls, given: str | None) -> str | None:
+    def _web(cls, given: str | None, about: ValidationInfo) -> str | None:
         if given is not None:
             try:
                 parts = urlsplit(given)
@@ -175,7 +175,12 @@ class Serving(Section):
             except ValueError:
                 fine = False
             if not fine or not given.isprintable() or " " in given:
-                raise ValueError("give a URL such as https://ads.example")
+                usual = (
+                    "https://ads.example, where users reach the endpoint"
+                    if about.field_name == "public_url"
+                    else "http://localhost:4318, where a collector takes OTLP over HTTP"
+                )
+                raise ValueError(f"give a URL such as {usual}")
         return given
 
     @field_validator("traces")

@@ -255,9 +255,18 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         begin_traces("http://otel:4318")
 
 
-@pytest.mark.parametrize("url", ["otel:4318", "http://", "http://u:p@otel:4318", "http://otel:4318/?a=b"])
-def test_an_unusable_collector_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"serving\.traces"):
+@pytest.mark.parametrize(
+    ("url", "way_out"),
+    [
+        *(
+            (url, "such as http://localhost:4318, where a collector takes")
+            for url in ("otel:4318", "http://")
+        ),
+        *((f"http://{url}", "port and path alone") for url in ("u:p@otel:4318", "otel:4318/?a=b")),
+    ],
+)
+def test_an_unusable_collector_is_refused(url: str, way_out: str) -> None:
+    with pytest.raises(ConfigError, match=rf"serving\.traces.*{way_out}"):
         config.changed(Config(), None, [f"serving.traces={url}"])
 
 
