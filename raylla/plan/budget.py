@@ -14,7 +14,7 @@ from typing import Literal
 from raylla.config import Config
 from raylla.plan.architecture import Architecture, architecture
 from raylla.plan.hardware import DISK, NETWORK, Device, Shares, core, width
-from raylla.plan.memory import Memory, cache_bytes, group_memory, trained
+from raylla.plan.memory import Memory, cache_bytes, group_memory, shares_base, trained
 from raylla.plan.work import AD_TEXT, PROMPTS, QUERY, Counts, Lengths, Work, organic_questions
 from raylla.precision import Precision
 from raylla.terms.protocol import ORGANIC_ANSWERS
@@ -199,8 +199,10 @@ def _generate(
     draws_each: float,
     prompt: float,
     text: float,
+    adapters: int = 0,
 ) -> PhaseCost:
-    """``requests`` prompts of ``draws_each`` texts each on ``workers`` engines."""
+    """``requests`` prompts of ``draws_each`` texts each on ``workers`` engines, whose rows pay the products
+    of so many parameters of ``adapters``, too."""
     config = work.config
     wide, size = config.engine.tensor_parallel, width(config.engine.dtype, device.gpu)
     workers = work.devices(workers)
@@ -212,18 +214,24 @@ def _generate(
     steps = decoded / draws / workers
     times = {"prefill compute": prefill_flops / (workers * wide * device.flops * device.shares.prefill)}
     times["decode bandwidth" if read >= computed else "decode compute"] = steps * max(read, computed)
+    adapted = 2.0 * adapters * (prefilled + decoded)
+    if adapters:
+        times["adapter products"] = adapted / (workers * wide * device.flops * device.shares.thin)
     if not device.gpu:
         times["handling"] = HANDLING * decoded / workers
     notes = {"draws per engine": draws, "tokens/s per engine": draws / max(read, computed)}
-    return PhaseCost(name, workers * wide, prefilled + decoded, prefill_flops + decode_flops, times, notes)
+    flops = prefill_flops + decode_flops + adapted
+    return PhaseCost(name, workers * wide, prefilled + decoded, flops, times, notes)
 
 
 def _rollout(work: Work, model: Architecture, device: Device) -> PhaseCost:
     requests = work.counts.requests
     lengths, workers = work.lengths, work.config.rollout.workers
     each = work.counts.answers / requests
+    config = work.config
+    adapters = trained(config, model) if shares_base(config, config.rollout.adapters) else 0
     return _generate(
-        work, model, device, "rollout", workers, requests, each, lengths.prompt, lengths.answer
+        work, model, device, "rollout", workers, requests, each, lengths.prompt, lengths.answer, adapters
     )
 
 
@@ -285,14 +293,15 @@ def _align(work: Work, model: Architecture, device: Device) -> PhaseCost:
 
 
 def _deploy(work: Work, model: Architecture, device: Device) -> PhaseCost:
-    """The version written and read as it is stored, then sent whole in float32 to each engine in turn; an
-    engine on a core takes its time to load and to probe it."""
+    """The version written and read as it is stored, then sent in float32 to each engine in turn, whole or
+    as an adapter; an engine on a core takes its time to load and to probe it."""
     stored, _ = stored_bytes(work.config)
     workers = work.config.rollout.workers
-    whole = 4 * model.parameters
-    times = {"disk": 2 * stored / DISK, "network": whole * workers / NETWORK}
+    shared = shares_base(work.config, work.config.rollout.adapters)
+    sent = 4 * (trained(work.config, model) if shared else model.parameters)
+    times = {"disk": 2 * stored / DISK, "network": sent * workers / NETWORK}
     if not device.gpu:
-        times["handling"] = whole / LOADING + PROBING
+        times["handling"] = sent / LOADING + PROBING
     return PhaseCost("deploy", work.devices(workers), 0, 0, times)
 
 

@@ -10,8 +10,10 @@ from rich.text import Text
 
 from raylla.config import Config
 from raylla.plan.against import Reckoning
+from raylla.plan.architecture import architecture
 from raylla.plan.budget import Budget, budget, stored_bytes
 from raylla.plan.hardware import Device
+from raylla.plan.memory import endpoint_weights
 from raylla.plan.work import Counts, Lengths, Yields
 
 _UNITS = {"tokens": "k tokens", "FLOP": "TFLOP", "memory": "GB"}
@@ -63,6 +65,7 @@ def show_plan(
         f"storage: {size / 1e9:.3g} GB a weight version, {versions} kept (storage.keep_versions)",
         highlight=False,
     )
+    console.print(_endpoint(config), highlight=False)
     for group, grown in more(config, node):
         gain = planned.epoch_seconds / budget(grown, device, lengths, counts=counts).epoch_seconds
         console.print(
@@ -126,6 +129,13 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def _endpoint(config: Config) -> str:
+    held = endpoint_weights(config, architecture(config.ad_llm.path, "ad_llm.path"))
+    parts = " + ".join(f"{part} {size / 1e9:.3g} GB" for part, size in held.items())
+    how = f"serving.adapters={config.serving.adapters}"
+    return f"weights at the endpoint ({how}): {parts} = {sum(held.values()) / 1e9:.3g} GB"
 
 
 def _phases(planned: Budget) -> Table:

@@ -7,7 +7,8 @@ holds for all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from raylla.config import Config
 from raylla.plan.architecture import Architecture
@@ -22,6 +23,9 @@ LOGITS = 1 << 24
 
 BATCHED = 8192
 """Tokens that an engine computes at once, at most (`raylla.engines.vllmparams.BATCHED_TOKENS`)."""
+
+ROOM = 2
+"""Adapters that an engine has room for (`raylla.engines.protocol.AdapterRoom.of`)."""
 
 ENGINE_PROCESS, TRAINER_PROCESS, REWARD_PROCESS = 1.0e9, 0.75e9, 0.45e9
 """Bytes of a worker's process without what it holds: Python with vLLM; with torch, DeepSpeed and TRL; with
@@ -62,17 +66,23 @@ def group_memory(
 ) -> tuple[Memory, ...]:
     """Of each group on GPUs like ``device``; where no group has one, of all processes of the machine."""
     config = work.config
+    rollout = _engine(
+        "rollout", config, ad_llm, device if config.rollout.gpus else CORE, config.rollout.workers
+    )
+    if shares_base(config, config.rollout.adapters):
+        size = width(config.engine.dtype, config.rollout.gpus > 0)
+        slots = slots_bytes(config, ad_llm, size, config.rollout.gpus > 0) / config.engine.tensor_parallel
+        rollout = replace(rollout, parts={**rollout.parts, "adapters": slots})
     groups = (
-        _engine("rollout", config, ad_llm, device if config.rollout.gpus else CORE, config.rollout.workers),
+        rollout,
         _engine("judge", config, user_llm, device if config.judge.gpus else CORE, config.judge.workers),
         _trainer(work, ad_llm, device if config.dpo.gpus else CORE),
     )
     if config.rollout.gpus or config.judge.gpus or config.dpo.gpus or config.reward_trainer.gpus:
         return groups
     reward = {"weights": 4.0 * encoder.parameters, "process": REWARD_PROCESS}
-    # The store reads the newest version, head included, and sends it; each engine holds it while it loads.
-    whole = 4.0 * (ad_llm.parameters + (ad_llm.embedding if ad_llm.tied else 0))
-    version = (2 + config.rollout.workers) * whole
+    # The store reads the newest version and sends it; each engine holds it while it loads.
+    version = (2 + config.rollout.workers) * version_bytes(config, ad_llm)
     return (
         *groups,
         Memory("reward", reward, CORE.memory, config.reward_trainer.workers),
@@ -84,6 +94,36 @@ def trained(config: Config, model: Architecture) -> int:
     """Parameters that alignment changes: all, or those of the adapters."""
     lora = config.lora
     return model.parameters if lora is None else model.adapters(lora.rank, lora.targets, lora.blocks)
+
+
+def shares_base(config: Config, way: Literal["merged", "shared"]) -> bool:
+    """Whether engines that take versions this way keep the base, and an adapter for each version."""
+    return way == "shared" and config.lora is not None
+
+
+def slots_bytes(config: Config, model: Architecture, size: int, gpu: bool) -> float:
+    """Bytes of the adapters in an engine that shares its base, held or not, in elements of ``size`` bytes;
+    on GPUs one slot stays empty (`raylla.engines.vllmparams.adapter_arguments`)."""
+    return float((ROOM + gpu) * trained(config, model) * size)
+
+
+def version_bytes(config: Config, model: Architecture) -> float:
+    """Bytes of a weight version as rollout engines get it, in float32: the adapter, or all of the model,
+    the head too where it is tied."""
+    if shares_base(config, config.rollout.adapters):
+        return 4.0 * trained(config, model)
+    return 4.0 * (model.parameters + (model.embedding if model.tied else 0))
+
+
+def endpoint_weights(config: Config, model: Architecture) -> dict[str, float]:
+    """Bytes of weights in the endpoint, by what holds them: an engine that serves alone, and what a canary
+    takes beside it."""
+    gpu = config.serving.engine.gpus > 0
+    size = width(config.engine.dtype, gpu)
+    whole = float(model.parameters * size)
+    if shares_base(config, config.serving.adapters):
+        return {"the base": whole, "adapters of stable and canary": slots_bytes(config, model, size, gpu)}
+    return {"stable": whole, "canary, in an engine of its own": whole}
 
 
 def cache_bytes(config: Config, model: Architecture, device: Device) -> float:

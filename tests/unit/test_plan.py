@@ -11,12 +11,23 @@ from typer.testing import CliRunner
 
 from raylla import config, precision
 from raylla.cli import app
+from raylla.config import Lora
+from raylla.engines.protocol import AdapterRoom
 from raylla.plan import AT_MOST, Lengths, Yields, budget, hardware
-from raylla.plan.architecture import KNOWN
+from raylla.plan.architecture import KNOWN, architecture
 from raylla.plan.budget import concurrency, step_times
 from raylla.plan.console import more
 from raylla.plan.hardware import CORE, GPUS, HALF_CORE, WIDE_CORE, Shares, core, width
-from raylla.plan.memory import BATCHED, DRIVER, ENGINE_PROCESS, LOGITS, TRAINER_PROCESS
+from raylla.plan.memory import (
+    BATCHED,
+    DRIVER,
+    ENGINE_PROCESS,
+    LOGITS,
+    ROOM,
+    TRAINER_PROCESS,
+    endpoint_weights,
+    trained,
+)
 from raylla.plan.work import PROMPTS, Counts
 from raylla.terms.protocol import ORGANIC_ANSWERS
 
@@ -256,9 +267,46 @@ def test_memory_of_all_processes_of_a_machine_without_gpus() -> None:
     }
 
 
+def test_adapters_that_share_a_base_are_counted_beside_it() -> None:
+    tree = ["lora.rank=16", "engine.dtype=float32"]
+    merged = config.load_config(CONFIGS / "pocket.yaml", tree)
+    shared = config.load_config(
+        CONFIGS / "pocket.yaml", [*tree, "rollout.adapters=shared", "serving.adapters=shared"]
+    )
+    lengths = Lengths.of(merged)
+    plain, found = (budget(one, H100, lengths, ALL, cores=2) for one in (merged, shared))
+    model = architecture(merged.ad_llm.path, "ad_llm.path")
+    adapter = trained(merged, model)
+    assert merged.lora is not None
+    assert adapter == model.adapters(16, merged.lora.targets, None)
+    parts = [{one.group: one.parts for one in each.memory} for each in (plain, found)]
+    assert parts[1]["rollout"] == {**parts[0]["rollout"], "adapters": 2 * 4 * adapter}  # two slots, float32
+    assert parts[1]["judge"] == parts[0]["judge"]
+    versions = 2 + merged.rollout.workers
+    assert parts[1]["driver"]["weight version"] == versions * 4 * adapter
+    rollouts = [one.phase("rollout") for one in (plain, found)]
+    assert rollouts[1].flops - rollouts[0].flops == pytest.approx(2 * adapter * rollouts[0].tokens)
+    assert rollouts[1].times["adapter products"] == pytest.approx(
+        2 * adapter * rollouts[0].tokens / (rollouts[0].workers * core("float32").flops)
+    )
+    assert "adapter products" not in rollouts[0].times
+    sent = [one.phase("deploy").times["network"] for one in (plain, found)]
+    assert sent[1] / sent[0] == pytest.approx(adapter / model.parameters)
+    whole = 4.0 * model.parameters
+    assert endpoint_weights(merged, model) == {"stable": whole, "canary, in an engine of its own": whole}
+    slots = {"the base": whole, "adapters of stable and canary": 2 * 4.0 * adapter}
+    assert endpoint_weights(shared, model) == slots
+    on_gpus = config.changed(shared, None, ["rollout.gpus=1", "engine.dtype=bfloat16"])
+    (rollout, *_) = budget(on_gpus, H100, lengths, ALL).memory
+    assert rollout.parts["adapters"] == 3 * 2 * adapter  # and one that stays empty
+    said = CliRunner().invoke(app, ["plan", "smollm2", "--set", "serving.adapters=shared"]).output
+    assert "serving.adapters=shared): the base" in " ".join(said.split())
+
+
 def test_the_constants_of_other_rooms_are_theirs() -> None:
     rooms = CONFIGS.parent / "raylla"
     assert LOGITS == 1 << 24
+    assert AdapterRoom.of(Lora()).most == ROOM
     assert "\nCHUNK = 1 << 24\n" in (rooms / "policy" / "logprobs.py").read_text()
     assert f"\nBATCHED_TOKENS = {BATCHED}\n" in (rooms / "engines" / "vllmparams.py").read_text()
 
