@@ -11,7 +11,10 @@ from raylla.records import Auction, Phase, Planned, Query
 from raylla.world import World, bids, build
 
 CHUNK_AUCTIONS = 16
-"""Auctions that are dealt, written and scored together."""
+"""Auctions that are dealt, written and scored together, at least."""
+
+MOST_CHUNKS = 64
+"""Chunks that a phase's auctions make, at most: each is a few messages, however large it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,9 @@ def chunks(config: Config, world: World, epoch: int) -> list[Chunk]:
     irpo, dealt = config.irpo, list[Chunk]()
 
     def add(phase: Phase, queries: Sequence[str], n: int) -> None:
-        for start in range(0, len(queries), CHUNK_AUCTIONS):
-            dealt.append(Chunk(len(dealt), epoch, phase, tuple(queries[start : start + CHUNK_AUCTIONS]), n))
+        size = max(CHUNK_AUCTIONS, -(-len(queries) // MOST_CHUNKS))
+        for start in range(0, len(queries), size):
+            dealt.append(Chunk(len(dealt), epoch, phase, tuple(queries[start : start + size]), n))
 
     if epoch <= irpo.epochs:
         if world.auctions:

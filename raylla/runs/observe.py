@@ -5,6 +5,7 @@ Nothing here can stop a run: `tracking` keeps W&B in a thread of its own, behind
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections import Counter
@@ -18,13 +19,15 @@ from rich.console import Console
 
 from raylla.actors.spans import Size, Span
 from raylla.config import Config
-from raylla.runs.gauges import Gauges
 from raylla.progress import Clock, Steps
+from raylla.runs.gauges import Gauges
+from raylla.runs.timeline import Timeline
+from raylla.runs.tracking import Tracker
 from raylla.storage import writing
 from raylla.strictjson import dumps
 from raylla.terminal import plain_console
-from raylla.runs.timeline import Timeline
-from raylla.runs.tracking import Tracker
+
+_PAGE = resource.getpagesize()
 
 
 class Observer(Steps):
@@ -120,14 +123,19 @@ class Observer(Steps):
 
 class _Memory:
     """Peak of the proportional set size of this process tree, looked at every few seconds, or less often
-    where looking takes long: large processes, and many."""
+    where there are many processes.
 
-    EVERY, SHARE = 3.0, 0.01
+    A proportional size takes the kernel a walk through every page of a process. It is asked for again where
+    the resident size, which counts a shared page for each that has it, is another than it was then.
+    """
+
+    EVERY, SHARE, OTHER = 3.0, 0.001, 0.01
 
     def __init__(self) -> None:
         self.peak = 0
+        self._known: dict[int, tuple[int, int]] = {}
         self._stop = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True, name="memory").start()
 
     def stop(self) -> None:
         self._stop.set()
@@ -135,19 +143,38 @@ class _Memory:
     def _watch(self) -> None:
         wait = self.EVERY
         while not self._stop.wait(wait):
-            began = time.monotonic()
-            self.peak = max(self.peak, tree_memory())
-            wait = max(self.EVERY, (time.monotonic() - began) / self.SHARE)
+            began = time.thread_time()
+            found = {process: _resident(process) for process in _tree()}
+            wait = max(self.EVERY, (time.thread_time() - began) / self.SHARE)
+            self._known = {process: self._sizes(process, held) for process, held in found.items()}
+            self.peak = max(self.peak, sum(proportional for _, proportional in self._known.values()))
+
+    def _sizes(self, process: int, held: int) -> tuple[int, int]:
+        """Resident and proportional size, as they were last unless another is ``held``."""
+        last = self._known.get(process)
+        if last is not None and abs(held - last[0]) <= self.OTHER * last[0]:
+            return last
+        return held, _proportional(process)
 
 
-def tree_memory() -> int:
-    """Bytes that this process and its descendants hold, shared pages split among their users."""
+def _tree() -> list[int]:
+    """Ids of this process and its descendants."""
     me = psutil.Process()
-    total = 0
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
-    return total
+    return [process.pid for process in (me, *me.children(recursive=True))]
+
+
+def _resident(process: int) -> int:
+    """Bytes that a process has in memory; none where it has ended."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE
+    except OSError:
+        return 0
+
+
+def _proportional(process: int) -> int:
+    """`_resident`, with shared pages split among their users."""
+    try:
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024

@@ -270,7 +270,9 @@ def load_records(path: Path, kind: type[_Record], tokens: bool = True) -> list[_
     for batch in file.iter_batches(PART, columns=[name for name in hints if tokens or name not in ids]):
         columns = {name: _read(batch[name], name in ids) for name in batch.schema.names}
         columns |= {name: [_NONE] * batch.num_rows for name in ids - columns.keys()}
-        found += (kind(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+        found += (
+            kind(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)
+        )
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raylla.actors.host import START
-from raylla.actors.spans import Size, Span, ActorSpans
+from raylla.actors.spans import ActorSpans, Size, Span
 from raylla.storage import writing
 from raylla.strictjson import dumps
 
@@ -117,7 +117,10 @@ def critical_seconds(spans: ActorSpans) -> float:
 def write_trace(directory: Path) -> None:
     """``timeline.jsonl`` in Chrome's trace format: a row per actor, and a counter per pool. Neither file is
     ever in memory."""
-    rows = {actor: row for row, actor in enumerate(sorted({line["actor"] for line in _drawn(directory, "actor")}))}
+    rows = {
+        actor: row
+        for row, actor in enumerate(sorted({line["actor"] for line in _drawn(directory, "actor")}))
+    }
     named = (
         {"name": "thread_name", "ph": "M", "pid": 1, "tid": row, "args": {"name": actor}}
         for actor, row in rows.items()
@@ -166,9 +169,7 @@ def _until(rollout: ActorSpans, phase: str) -> float:
     if last is None:
         return 0.0
     return sum(
-        span.ended - span.began
-        for span in rollout
-        if span.task not in (LOAD, START) and span.ended <= last
+        span.ended - span.began for span in rollout if span.task not in (LOAD, START) and span.ended <= last
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from raylla import models
 from raylla.engines.protocol import Probe
 from raylla.errors import RunError
-from raylla.runs.state import Run
 from raylla.records import WeightVersion
+from raylla.runs.state import Run
 
 Version = tuple[WeightVersion, Probe | None]
 """A version, and the trainer's probe that an engine must reproduce; the base model has none."""

@@ -191,12 +191,17 @@ def test_simulated_actors_have_the_plan_s_times_whatever_their_number() -> None:
 
 
 def test_memory_is_told_by_the_answer() -> None:
-    told = [
-        driver.EpochTimes(1, 1, 0.5, answers, peak) for answers, peak in ((10, 500), (20, 700), (40, 900))
-    ]
-    row = driver.memory(told)
-    assert row.value.values == (20, 10)
-    assert told[0].share == 0.5
+    peaks = ((10, 500), (20, 700), (40, 900))
+    row = driver.memory([driver.EpochTimes(1, 1, 0.5, 0, answers, peak) for answers, peak in peaks])
+    assert row.value.values == pytest.approx([90 / 7])
+
+
+def test_the_driver_s_share_is_that_of_an_epoch_at_the_plan_s_pace() -> None:
+    planned = driver.EpochTimes(10, 10, 2.0, 0.02, 100, 1)
+    slowed = driver.EpochTimes(100, 100, 3.8, 0.02, 100, 1, slower=10)
+    assert planned.share == pytest.approx(0.2)
+    assert slowed.work == pytest.approx(planned.work)
+    assert slowed.share == pytest.approx(planned.share)
 
 
 def test_the_endpoint_s_own_share_is_all_but_the_generation() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from raylla.config import parse_config
+from raylla.runs import observe
 from raylla.runs.gauges import flat
 from raylla.runs.observe import Observer
 from raylla.runs.tracking import SERVICE_ADDRESS
@@ -154,3 +156,42 @@ def test_names_for_prometheus() -> None:
         "ok": True,
     }
     assert dict(flat(nested)) == {"test_revenue_mean": 2.5, "test_revenue_low": 1, "align_losses": 0.5}
+
+
+def test_pages_are_walked_only_of_a_process_that_grows_or_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, done = iter([[1000, 500], [1005, 500], [1005, 600], [700, 600], [700]]), threading.Event()
+    resident: dict[int, int] = {}
+    walked: list[int] = []
+
+    def tree() -> list[int]:
+        held = next(looks, None)
+        if held is None:
+            done.set()
+        else:
+            resident.clear()
+            resident.update(enumerate(held))
+        return list(resident)
+
+    def walk(process: int) -> int:
+        walked.append(process)
+        return resident[process] // 2
+
+    monkeypatch.setattr(observe._Memory, "EVERY", 0.0)
+    monkeypatch.setattr(observe._Memory, "SHARE", 1e9)
+    monkeypatch.setattr(observe, "_tree", tree)
+    monkeypatch.setattr(observe, "_resident", resident.__getitem__)
+    monkeypatch.setattr(observe, "_proportional", walk)
+    watch = Observer(parse_config({"wandb": {"mode": "disabled"}}, "test"), None)
+    assert done.wait(10)
+    watch.close()
+    assert walked == [0, 1, 1, 0]
+    assert watch.peak_memory_bytes == 500 + 300
+
+
+def test_memory_is_that_of_the_tree() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert observe._tree() >= [os.getpid()]
+        assert child.pid in observe._tree()
+    own = observe._proportional(os.getpid())
+    assert 2**22 < own <= observe._resident(os.getpid())
+    assert observe._proportional(child.pid) == observe._resident(child.pid) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylla.config import Config, parse_config
-from raylla.irpo.schedule import auctions
+from raylla.irpo.schedule import CHUNK_AUCTIONS, MOST_CHUNKS, auctions, chunks
 from raylla.records import Query
 from raylla.world import World, build
 
@@ -46,3 +46,19 @@ def test_bids_are_fresh_for_training_and_fixed_for_testing() -> None:
     drawn = [bid for bids in by_id[0].values() for bid in bids]
     assert all(1 <= bid <= 100 and bid == int(bid) for bid in drawn)
     assert len(set(drawn)) > 20
+
+
+def test_a_large_epoch_has_larger_chunks_and_not_more_of_them() -> None:
+    few, many = CHUNK_AUCTIONS * 3 + 1, CHUNK_AUCTIONS * MOST_CHUNKS * 2 + 1
+    made = {}
+    for count in (few, many):
+        world = replace(
+            _world(), queries=tuple(Query(f"q-{place}", "u", "", "", "", "train") for place in range(count))
+        )
+        config = parse_config({"irpo": {"epochs": 1}}, "test")
+        dealt = [chunk for chunk in chunks(config, world, 1) if chunk.phase == "reward"]
+        assert [name for chunk in dealt for name in chunk.queries] == [query.id for query in world.queries]
+        made[count] = [len(chunk.queries) for chunk in dealt]
+    assert made[few] == [CHUNK_AUCTIONS] * 3 + [1]
+    assert len(made[many]) <= MOST_CHUNKS
+    assert max(made[many]) == 2 * CHUNK_AUCTIONS + 1

@@ -6,19 +6,21 @@ of a real pocket run are; texts and token ids have the paper's sizes. Many rollo
 for the machine has no room for so many. Judges are as many as keep up, and the one reward trainer and the
 DPO trainer as much quicker as there are more actors than the plan's: it is the driver that is looked at.
 Where two cores do not hold what the shards do, all sleeps are `SLOWER` times as long; the driver's share is
-that of an epoch at the plan's own times, which is as much shorter.
+that of an epoch at the plan's own times, which is as much shorter. Its work for the answers is the same
+then, and what a second at rest costs it, for Ray's timers and its own, it spends in fewer seconds.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 import resource
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
@@ -43,7 +45,7 @@ ACTORS = (16, 64, 256, 1024)
 SLOWER = {256: 3, 1024: 10}
 """Number of rollout actors -> how much longer they sleep than the plan has it; others sleep as planned."""
 
-MESSAGES = 32
+MESSAGES = 16
 """Messages that the driver takes of all shards in a second, at most."""
 
 EACH, LEAST = 64, 2
@@ -51,6 +53,15 @@ EACH, LEAST = 64, 2
 
 _QUERIES = 4
 """Training queries of an epoch, for each rollout actor; a quarter as many are tested."""
+
+GROWN = (4, 16, 64)
+"""Training queries for each of the fewest actors, in epochs of which the driver's memory is told."""
+
+QUICK = 0.25
+"""Of the plan's times, how long actors sleep there."""
+
+AT_REST = 5
+"""Seconds before an epoch in which the driver has nothing to do; the middle one counts."""
 
 PLANNED = 5
 """Rollout actors of the plan that latencies are of."""
@@ -64,19 +75,26 @@ FEW = ("irpo.queries=40", "evaluation.queries=10")
 
 @dataclass(frozen=True)
 class EpochTimes:
-    """What one simulated epoch took: seconds of wall, of its critical path and of the driver's CPU."""
+    """What one simulated epoch took: seconds of wall, of its critical path and of the driver's CPU, which
+    spends ``rest`` of them in a second without work; and the driver's peak memory in bytes."""
 
     wall: float
     critical: float
     cpu: float
+    rest: float
     answers: int
     peak: int
     slower: float = 1.0
 
     @property
+    def work(self) -> float:
+        """CPU seconds of the driver for the epoch's answers."""
+        return self.cpu - self.rest * self.wall
+
+    @property
     def share(self) -> float:
         """The driver's CPU seconds in the epoch's, had it gone at the plan's times."""
-        return self.cpu * self.slower / self.wall
+        return self.work * self.slower / self.wall + self.rest
 
 
 def rows(bench: Bench) -> list[Row]:
@@ -84,19 +102,20 @@ def rows(bench: Bench) -> list[Row]:
     measured = bench.scratch / "measured"
     run_epochs(bench.config, measured, 1, False, FEW)
     spread = shape(measured)
+    grown = [_apart(bench, queries, spread) for queries in GROWN]
     connect(bench.config)
     try:
-        found, last = [], []
+        found = []
         for actors in ACTORS:
+            slower = SLOWER.get(actors, 1)
             told = [
-                _simulate(bench.scratch / f"{actors}-{repeat}", actors, _QUERIES, spread)
+                _simulate(bench.scratch / f"{actors}-{repeat}", actors, _QUERIES, spread, slower)
                 for repeat in range(bench.repeats)
             ]
             found.append(_row(actors, told))
-            last.append(told[-1])
     finally:
         disconnect(bench.config)
-    return [*found, memory(last)]
+    return [*found, memory(grown)]
 
 
 def shape(directory: Path) -> tuple[float, ...]:
@@ -111,11 +130,12 @@ def shape(directory: Path) -> tuple[float, ...]:
 
 
 def memory(told: Sequence[EpochTimes]) -> Row:
-    """What each further answer adds to the driver's peak."""
-    steps = itertools.pairwise(told)
-    grown = [(more.peak - less.peak) / (more.answers - less.answers) for less, more in steps]
+    """What each further answer adds to the driver's peak: the slope of a line through epochs of one number
+    of actors, each in a driver of its own."""
+    fitted = statistics.linear_regression([one.answers for one in told], [one.peak for one in told])
     notes = {f"peak at {one.answers} answers (MiB)": one.peak / 2**20 for one in told}
-    return Row("driver's memory, a further answer of an epoch", Spread(tuple(grown)), "bytes", notes=notes)
+    name = "driver's memory, a further answer of an epoch"
+    return Row(name, Spread((fitted.slope,)), "bytes", notes=notes)
 
 
 def shards_of(actors: int) -> int:
@@ -130,17 +150,33 @@ def _row(actors: int, told: Sequence[EpochTimes]) -> Row:
         "shards": shards_of(actors),
         "sleeps longer by": told[0].slower,
         "answers/s": statistics.median(one.answers / one.wall for one in told),
-        "driver's CPU, an answer (ms)": statistics.median(1e3 * one.cpu / one.answers for one in told),
+        "driver's CPU, an answer (ms)": statistics.median(1e3 * one.work / one.answers for one in told),
+        "driver's CPU at rest, a second (ms)": statistics.median(1e3 * one.rest for one in told),
     }
     name = f"driver's CPU ÷ epoch, {actors} simulated rollout actors"
     return Row(name, Spread(tuple(one.share for one in told)), "", notes=notes)
 
 
-def _simulate(directory: Path, actors: int, queries: int, spread: tuple[float, ...]) -> EpochTimes:
-    """One epoch of ``queries`` training queries a rollout actor."""
+def _apart(bench: Bench, queries: int, spread: tuple[float, ...]) -> EpochTimes:
+    """One quick epoch of the fewest actors, in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_connected, bench, queries, spread).result()
+
+
+def _connected(bench: Bench, queries: int, spread: tuple[float, ...]) -> EpochTimes:
+    connect(bench.config)
+    try:
+        return _simulate(bench.scratch / f"grown-{queries}", ACTORS[0], queries, spread, QUICK)
+    finally:
+        disconnect(bench.config)
+
+
+def _simulate(
+    directory: Path, actors: int, queries: int, spread: tuple[float, ...], slower: float
+) -> EpochTimes:
+    """One epoch of ``queries`` training queries a rollout actor; all sleep ``slower`` times as long."""
     config, planned = paper_settings(actors, queries)
-    slower = SLOWER.get(actors, 1)
-    news = {"news": slower * max(config.shards.news, config.shards.workers / MESSAGES)}
+    news = {"news": max(slower, 1) * max(config.shards.news, config.shards.workers / MESSAGES)}
     config = config.model_copy(update={"shards": config.shards.model_copy(update=news)})
     latencies = Latencies(*(slower * seconds for seconds in astuple(planned)))
     return replace(epoch(directory, config, latencies, spread), slower=slower)
@@ -157,6 +193,7 @@ def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[f
     crew = ScriptedCrew(config, version, latencies, watch, partial(ScriptedSquad, latencies, wordy))
     try:
         crew.start()
+        rest = statistics.median(_rested() for _ in range(AT_REST))
         before = time.process_time()
         run_epoch(run, crew, watch, world, 1)
         cpu = time.process_time() - before
@@ -167,7 +204,14 @@ def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[f
     answers = sum(sum(report.get("samples", {}).values()) for report in run.commits.values())
     answers -= sum(report.get("samples", {}).get("judgement", 0) for report in run.commits.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return EpochTimes(told["wall_seconds"], told["critical_seconds"], cpu, answers, peak)
+    return EpochTimes(told["wall_seconds"], told["critical_seconds"], cpu, rest, answers, peak)
+
+
+def _rested() -> float:
+    """CPU seconds of a second in which this process has nothing to do."""
+    before = time.process_time()
+    time.sleep(1)
+    return time.process_time() - before
 
 
 def paper_settings(actors: int, queries: int) -> tuple[Config, Latencies]:
