@@ -80,7 +80,10 @@ class VllmEngine:
         with local(place) as directory:
             with uncollected():
                 given = engine_arguments(str(directory), settings, seed)
+                import torch
                 from vllm import LLM
+            if settings.enforce_eager:
+                torch.compiler.set_stance("force_eager")  # vLLM compiles how it counts ranks nevertheless
             if room is not None:
                 given |= adapter_arguments(room, settings)
             known = precision.PROBE_TOLERANCE[given["dtype"]]
