@@ -137,12 +137,12 @@ def evaluate(
             opened = [Run.open(path) for path in what]
             chosen = settings.changed(opened[0].config, "evaluation", set_)
         try:
-            found = measure(opened, chosen.evaluation, Observer(chosen, None, console))
-            write_json(out or opened[0].path / name, found)
+            evaluation = measure(opened, chosen.evaluation, Observer(chosen, None, console))
+            write_json(out or opened[0].path / name, evaluation)
         finally:  # what a run was told stays with it, also where the evaluation was stopped
             for run in opened:
                 run.home.save()
-    show(console, found)
+    show(console, evaluation)
 
 
 def _suite(name: str) -> tuple[Callable[..., Any], str, Callable[..., None]]:
@@ -335,10 +335,10 @@ def plan(
         from raylla.plan.against import reckon
         from raylla.runs.state import Run, write_json
 
-        found = reckon(Run.open(against), hardware.gpu(gpu), shared)
-        show_reckoning(console, found)
+        reckoned = reckon(Run.open(against), hardware.gpu(gpu), shared)
+        show_reckoning(console, reckoned)
         if json_ is not None:
-            write_json(json_, found.as_json())
+            write_json(json_, reckoned.as_json())
         return
     if config is None:
         raise ConfigError("give the CONFIG to plan, or --against RUN")
@@ -374,9 +374,9 @@ def bench(
     loaded = (
         settings.load_config(config, sets) if config else settings.changed(settings.Config(), None, sets)
     )
-    found = run_parts(parts or [], loaded, console)
+    measured = run_parts(parts or [], loaded, console)
     if json_ is not None:
-        merge(json_, found)
+        merge(json_, measured)
 
 
 def _train(run: Any, loop: Callable[..., dict[str, Any]]) -> None:

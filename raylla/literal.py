@@ -41,7 +41,7 @@ class Literal:
 
     def meant(self, text: str) -> str:
         """``text``, of a template, such that its control tokens are read as what they are."""
-        return self._written.sub(lambda found: self._names[found.group()], text)
+        return self._written.sub(lambda match: self._names[match.group()], text)
 
 
 def _rename(made: dict[str, Any], names: dict[str, str]) -> None:

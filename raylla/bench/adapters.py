@@ -178,9 +178,9 @@ def _live(
             return seconds
 
         sides = Side("adapter live", lambda: runner.run(held())), Side("restart", restart)
-        found = compare("adapter live ÷ engine restart", *sides, bench.repeats, "s")
+        row = compare("adapter live ÷ engine restart", *sides, bench.repeats, "s")
         engine.close()
-        return found
+        return row
 
 
 __all__ = ["rows"]

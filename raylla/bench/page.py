@@ -48,8 +48,8 @@ def write_page(figures: Path, page: Path) -> None:
 def _table(parts: dict[str, Any]) -> str:
     """A line per row: its figure, its sides, its notes and its aim; ratios and figures as medians."""
     lines = ["| part | what | median [spread] | aim | sides (medians) and notes |", "|---|---|---|---|---|"]
-    for part, found in parts.items():
-        for row in found["rows"]:
+    for part, measured in parts.items():
+        for row in measured["rows"]:
             unit = "×" if row["unit"] == "x" else f" {row['unit']}".rstrip()
             spread = f"{figure(row['low'])}, {figure(row['high'])}"
             sides = [

@@ -102,20 +102,20 @@ def merge(path: Path, parts: dict[str, Any]) -> None:
     Raises:
         ConfigError: something else is there.
     """
-    found: dict[str, Any] = {}
+    held: dict[str, Any] = {}
     if path.exists():
         try:
-            found = json.loads(path.read_text())
+            held = json.loads(path.read_text())
         except ValueError as error:
             raise ConfigError(f"--json {path}: it is there and holds no figures ({error})") from None
-        if not isinstance(found, dict) or not found.keys() <= PARTS.keys():
+        if not isinstance(held, dict) or not held.keys() <= PARTS.keys():
             raise ConfigError(f"--json {path}: it is there and holds something else than figures")
-    write_json(path, {name: (found | parts)[name] for name in PARTS if name in found | parts})
+    write_json(path, {name: (held | parts)[name] for name in PARTS if name in held | parts})
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
     """Median, spread and sides of each row."""
-    found = Table("what", "median", "spread", "sides", "notes", title=title, title_justify="left")
+    drawn = Table("what", "median", "spread", "sides", "notes", title=title, title_justify="left")
     for row in rows:
         sides = [f"{side.name} {figure(side.spread.median)} {row.side_unit}" for side in row.sides]
         notes = [
@@ -123,14 +123,14 @@ def table(title: str, rows: Sequence[Row]) -> Table:
             for name, value in row.notes.items()
         ]
         unit = "x" if row.unit == "x" else f" {row.unit}"
-        found.add_row(
+        drawn.add_row(
             row.name,
             f"{figure(row.value.median)}{unit}",
             f"{figure(row.value.low)} to {figure(row.value.high)}",
             "\n".join(sides),
             "\n".join(notes),
         )
-    return found
+    return drawn
 
 
 def _in_process(name: str, config: Config) -> list[Row]:
@@ -154,12 +154,12 @@ def _rows(module: str, config: Config) -> list[Row]:
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": row.name, "unit": row.unit, **_spread(row.value)}
+    row_tree: dict[str, Any] = {"name": row.name, "unit": row.unit, **_spread(row.value)}
     if row.sides:
-        found["sides"] = [
+        row_tree["sides"] = [
             {"name": side.name, "unit": row.side_unit, **_spread(side.spread)} for side in row.sides
         ]
-    return found | ({"notes": dict(row.notes)} if row.notes else {})
+    return row_tree | ({"notes": dict(row.notes)} if row.notes else {})
 
 
 def _spread(spread: Spread) -> dict[str, Any]:

@@ -136,8 +136,8 @@ class EvaluationBackend:
         ]
         if missing:
             self._load(name)
-            for found in self._ask(self._crew.rollouts, "aggregate", missing, name):
-                self._kept.put(JOINT_ANSWERS, [name, found.id], found)
+            for aggregated in self._ask(self._crew.rollouts, "aggregate", missing, name):
+                self._kept.put(JOINT_ANSWERS, [name, aggregated.id], aggregated)
         return [self._kept.get(JOINT_ANSWERS, [name, id]) for id in ids]
 
     def score(self, version: str, wanted: Sequence[tuple[Prompt, Sequence[int]]]) -> list[float]:
@@ -214,8 +214,8 @@ class EvaluationBackend:
     def predict(self, answers: Sequence[ReadAnswer], epoch: int) -> list[dict[str, float]]:
         """Click probability of each placed ad by the pCTR model that the run saved after ``epoch``."""
         return [
-            {ad: prediction.mean for ad, prediction in found.items()}
-            for found in self.predict_intervals(answers, epoch)
+            {ad: prediction.mean for ad, prediction in predictions.items()}
+            for predictions in self.predict_intervals(answers, epoch)
         ]
 
     def predict_intervals(self, answers: Sequence[ReadAnswer], epoch: int) -> list[dict[str, Prediction]]:
@@ -255,10 +255,10 @@ class EvaluationBackend:
         written: dict[tuple[str, int], Generated] = {}
         for n in dict.fromkeys(planned.n for planned in auctions):
             planned = {auction.query.id: auction for auction in auctions if auction.n == n}
-            found = self.untouched_answers(
+            drawn = self.untouched_answers(
                 [organic_request(self.config, auction, what, n) for auction in planned.values()]
             )
-            written |= {(id, n): answers for id, answers in zip(planned, found, strict=True)}
+            written |= {(id, n): answers for id, answers in zip(planned, drawn, strict=True)}
         return [written[planned.query.id, planned.n] for planned in auctions]
 
     def untouched_answers(self, requests: Sequence[Request]) -> list[Generated]:
@@ -285,9 +285,9 @@ class EvaluationBackend:
             if self._crew.version != self._untouched:
                 self._crew.refresh(self._untouched, None)
             asked = [item for item, _ in missing.values()]
-            for found in self._ask(self._crew.rollouts, method, asked, self._untouched.name):
-                name = found.request_id if isinstance(found, Generated) else found.id
-                self._kept.put(kind, missing[name][1], found)
+            for answered in self._ask(self._crew.rollouts, method, asked, self._untouched.name):
+                name = answered.request_id if isinstance(answered, Generated) else answered.id
+                self._kept.put(kind, missing[name][1], answered)
         return [self._kept.get(kind, key) for key in keys]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -349,8 +349,8 @@ class EvaluationBackend:
         if self._held != held:
             self._crew.ask_reward("load", self.run.reward(epoch), self.config.pctr)
             self._held = held
-        found: list[Prediction] = self._crew.ask_reward("predict_intervals", list(wanted))
-        return found
+        predictions: list[Prediction] = self._crew.ask_reward("predict_intervals", list(wanted))
+        return predictions
 
     def _load(self, name: str) -> None:
         weights, probe = self.versions.get(name) or named(self.run, name)

@@ -106,7 +106,7 @@ def conflict_runs(runs: Sequence[Run], settings: Evaluation, watch: Observer) ->
         "highest_bid": highest_bid(main),
         "pairs": len(fits),
         "fit": dict(zip(("better", "worse"), np.mean(fits, axis=0).tolist(), strict=True)),
-        "mechanisms": {name: summary(found, main) for name, found in rows.items()},
+        "mechanisms": {name: summary(seeds, main) for name, seeds in rows.items()},
         "config": main.model_dump(mode="json"),
         "wall_seconds": dict(watch.wall),
         "versions": package_versions(),

@@ -195,16 +195,16 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
     resamples, seed = settings.bootstrap, seeds[0].run.config.seed
     rows = {name: [measured.held[name] for measured in seeds] for name in seeds[0].held}
     against = {
-        name: efficiency.compare_mechanisms(rows[MAIN], found, resamples, seed)
-        for name, found in rows.items()
+        name: efficiency.compare_mechanisms(rows[MAIN], held, resamples, seed)
+        for name, held in rows.items()
         if name != MAIN and MAIN in rows
     }
     ablations: dict[str, Any] = {}
-    for name, found in _by_name(seen, seeds).items():
-        rows[f"{MAIN}: {name}"] = [measured.held[MAIN] for measured in found]
+    for name, variants in _by_name(seen, seeds).items():
+        rows[f"{MAIN}: {name}"] = [measured.held[MAIN] for measured in variants]
         pairs = [
             (measured.held[MAIN], base.held[MAIN])
-            for measured in found
+            for measured in variants
             for base in seeds
             if MAIN in base.held and base.run.config.seed == measured.run.config.seed
         ]
@@ -213,10 +213,10 @@ def _compared(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation)
             ablations[name] = efficiency.compare_mechanisms(ours, theirs, resamples, seed) | {
                 "seeds": len(pairs)
             }
-        ablations.setdefault(name, {})["pctr"] = drift.drift([measured.told for measured in found])
+        ablations.setdefault(name, {})["pctr"] = drift.drift([measured.told for measured in variants])
     return {
         "efficiency": {
-            name: efficiency.mechanism_row(found, resamples, seed) for name, found in rows.items()
+            name: efficiency.mechanism_row(held, resamples, seed) for name, held in rows.items()
         },
         "against": against,
         "ablations": ablations,
@@ -236,16 +236,18 @@ def _curves(seen: Sequence[Seen], seeds: Sequence[Seen], settings: Evaluation) -
     bids, resamples = _above_zero(settings), settings.bootstrap
     seed = seeds[0].run.config.seed
 
-    def rising(found: Sequence[Seen]) -> dict[str, Any]:
-        sweeps = [measured.sweep for measured in found if measured.sweep is not None]
+    def rising(runs: Sequence[Seen]) -> dict[str, Any]:
+        sweeps = [measured.sweep for measured in runs if measured.sweep is not None]
         return properties.monotonicity(sweeps, bids, resamples, seed)
 
     fines = [measured.fine for measured in seeds if measured.fine is not None]
-    variants = {name: rising(found)["versions"] for name, found in _by_name(seen, seeds).items()}
+    variants = {name: rising(runs)["versions"] for name, runs in _by_name(seen, seeds).items()}
     return {
         "monotonicity": rising(seeds),
         "continuity": properties.continuity(fines, _steps(seeds[0].run.config), resamples, seed),
-        "monotonicity_of_variants": {name: next(iter(found.values())) for name, found in variants.items()},
+        "monotonicity_of_variants": {
+            name: next(iter(versions.values())) for name, versions in variants.items()
+        },
     }
 
 
@@ -256,9 +258,9 @@ def _quality(
     first = {measured.run.config.seed: measured.reads["versions"][quality.FIRST] for measured in seeds}
     variants = {
         f"{MAIN}: {name}": [
-            (measured.reads["mechanisms"][MAIN], first.get(measured.run.config.seed)) for measured in found
+            (measured.reads["mechanisms"][MAIN], first.get(measured.run.config.seed)) for measured in runs
         ]
-        for name, found in _by_name(seen, seeds).items()
+        for name, runs in _by_name(seen, seeds).items()
     }
     absent = dict(detector.absent)
     if not any(
@@ -266,8 +268,8 @@ def _quality(
     ):
         absent |= dict.fromkeys(quality.FIDELITY, "no ad of the world has a description")
     reads, seed = [measured.reads for measured in seeds], seeds[0].run.config.seed
-    found = quality.summary(reads, variants, absent, settings.bootstrap, seed)
-    return found | {"detector": detector.report}
+    summary = quality.summary(reads, variants, absent, settings.bootstrap, seed)
+    return summary | {"detector": detector.report}
 
 
 def _prices(seeds: Sequence[Seen], settings: Evaluation) -> dict[str, Any]:

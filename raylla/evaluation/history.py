@@ -46,18 +46,18 @@ def examples(backend: EvaluationBackend) -> list[dict[str, Any]]:
     predicts of each ad that is placed after."""
     run, world = backend.run, backend.world
     sampled = stages.read_tests(run, world)
-    found = results.before_and_after(world, sampled[0], sampled[-1])
+    examples = results.before_and_after(world, sampled[0], sampled[-1])
     answers = {(planned.query.text, answer.text): answer for planned, answer in sampled[-1].of("test")}
-    after = [sampled[-1].read(answers[example["query"], example["after"]]) for example in found]
+    after = [sampled[-1].read(answers[example["query"], example["after"]]) for example in examples]
     for example, answer, told in zip(
-        found, after, backend.predict_intervals(after, run.config.irpo.epochs), strict=True
+        examples, after, backend.predict_intervals(after, run.config.irpo.epochs), strict=True
     ):
         titles = {ad.id: ad.title for ad in answer.planned.ads}
         example["pctr"] = {
             titles[ad]: {"mean": told[ad].mean, "low": told[ad].low, "high": told[ad].high}
             for ad in answer.parsed.ad_ids
         }
-    return found
+    return examples
 
 
 def provenance(run: Run) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _seconds(run: Run, epoch: int) -> dict[str, float]:
 
 def _means(reports: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Mean over seeds of each figure that at least one of them has."""
-    found: dict[str, float | None] = {}
+    means: dict[str, float | None] = {}
     for name in dict.fromkeys(name for report in reports for name in report):
         values = [report[name] for report in reports if report.get(name) is not None]
-        found[name] = float(np.mean(values)) if values else None
-    return found
+        means[name] = float(np.mean(values)) if values else None
+    return means

@@ -64,8 +64,8 @@ def regret_difference(
     pairs, by goal."""
 
     def regrets(clicks: Array, paid: Array) -> Array:
-        found = [incentives.regret(bids, clicks, paid, *aim).mean(axis=-1) for aim in TARGETS.items()]
-        return np.stack(found, axis=-1)
+        by_goal = [incentives.regret(bids, clicks, paid, *aim).mean(axis=-1) for aim in TARGETS.items()]
+        return np.stack(by_goal, axis=-1)
 
     def of(mean: Array) -> Array:
         parts = np.split(mean, 4, axis=-1)
@@ -223,8 +223,8 @@ def truthful(groups: Sequence[Charged], resamples: int, seed: int) -> dict[str, 
     """
     rng = np.random.default_rng(seed)
 
-    def mean(found: Sequence[Array]) -> Figure:
-        return means([values[:, None] for values in found], resamples, rng)[0]
+    def mean(charged: Sequence[Array]) -> Figure:
+        return means([values[:, None] for values in charged], resamples, rng)[0]
 
     charges = np.concatenate([group.resampled for group in groups])
     total, error = truthful_rules.summed_charges(charges)

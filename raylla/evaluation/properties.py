@@ -126,7 +126,7 @@ def fine(
     return Fine(about, steepest, many, answers, each)
 
 
-def continuity(found: Sequence[Fine], bids: Sequence[float], resamples: int, seed: int) -> dict[str, Any]:
+def continuity(curves: Sequence[Fine], bids: Sequence[float], resamples: int, seed: int) -> dict[str, Any]:
     """Whether the click rate leaps between neighbouring bids: ``one`` query of each training seed, and
     the mean of ``many`` of all seeds.
 
@@ -134,10 +134,10 @@ def continuity(found: Sequence[Fine], bids: Sequence[float], resamples: int, see
     make it.
     """
     rng = np.random.default_rng(seed)
-    groups = [curve.many for curve in found]
+    groups = [curve.many for curve in curves]
     mean = intervals.averages(groups)
     queries = sum(map(len, groups))
-    total = sum(curve.each * len(curve.many) for curve in found)
+    total = sum(curve.each * len(curve.many) for curve in curves)
     return {
         "bids": list(bids),
         "one": [
@@ -149,7 +149,7 @@ def continuity(found: Sequence[Fine], bids: Sequence[float], resamples: int, see
                     np.rint(curve.one * curve.answers), curve.answers, 2000, rng
                 ),
             }
-            for curve in found
+            for curve in curves
         ],
         "many": {
             "queries": queries,

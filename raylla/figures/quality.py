@@ -149,12 +149,12 @@ def summary(
     """
 
     def row(tables: Sequence[Table], first: Sequence[Table]) -> dict[str, Figure | None]:
-        found = quality_figures(tables, resamples, seed)
-        found["perplexity_ratio"] = perplexity_ratio(tables, first, resamples, seed) if first else None
-        return {name: value for name, value in found.items() if name not in absent}
+        figures = quality_figures(tables, resamples, seed)
+        figures["perplexity_ratio"] = perplexity_ratio(tables, first, resamples, seed) if first else None
+        return {name: value for name, value in figures.items() if name not in absent}
 
     first = [reads["versions"][FIRST] for reads in seeds]
-    found: dict[str, Any] = {
+    rows: dict[str, Any] = {
         kind: {
             name: row([reads[kind][name] for reads in seeds], first if kind != "organic" else ())
             for name in tables
@@ -165,8 +165,8 @@ def summary(
     for name, tables in variants.items():
         firsts = [before for _, before in tables if before is not None]
         paired = firsts if len(firsts) == len(tables) else ()
-        found["mechanisms"][name] = row([table for table, _ in tables], paired)
-    return found | {"absent": dict(absent)}
+        rows["mechanisms"][name] = row([table for table, _ in tables], paired)
+    return rows | {"absent": dict(absent)}
 
 
 def _row(read: Read) -> list[float]:

@@ -57,8 +57,8 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
         if live != model:
             crew.refresh(model, None)
         args = (list(asked.values()), model.name)
-        found = dealt(crew.shards, "answer", *args, restart=crew.restart, deadline=crew.patience)
-        for one in found:
+        answered = dealt(crew.shards, "answer", *args, restart=crew.restart, deadline=crew.patience)
+        for one in answered:
             if one.request_id not in texts:
                 tokens = sum(len(completion.token_ids) for completion in one.completions)
                 watch.advance("organic", len(one.completions), tokens)

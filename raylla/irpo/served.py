@@ -30,7 +30,7 @@ def take_served(run: Run, simulated: World) -> World:
 def served_answers(place: str, wanted: Collection[str]) -> ServedAnswers:
     """What those of the ``wanted`` auctions of the run at ``place`` that were served were answered."""
     clicks: dict[str, dict[str, bool]] = {}
-    found: dict[str, tuple[list[Answer], dict[str, dict[str, bool]]]] = {}
+    by_auction: dict[str, tuple[list[Answer], dict[str, dict[str, bool]]]] = {}
     with here(within(place, "records", "served")) as directory:
         for click in load_records(directory / "clicks.parquet", Click):
             if auction_of(click) in wanted:
@@ -38,5 +38,5 @@ def served_answers(place: str, wanted: Collection[str]) -> ServedAnswers:
         for answer in load_records(directory / "answers.parquet", Answer):
             if answer.auction_id in wanted:
                 name = answer.sample_id
-                found[answer.auction_id] = [answer], {name: clicks.get(name, {})}
-    return found
+                by_auction[answer.auction_id] = [answer], {name: clicks.get(name, {})}
+    return by_auction

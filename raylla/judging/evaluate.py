@@ -177,8 +177,8 @@ def _asked(
 
 
 def _predicted(network: RewardTrainer, shown: Sequence[JudgedImpression]) -> Array:
-    found = network.predict_intervals([row(impression) for impression in shown])
-    return np.array([prediction.mean for prediction in found], dtype=np.float64)
+    predictions = network.predict_intervals([row(impression) for impression in shown])
+    return np.array([prediction.mean for prediction in predictions], dtype=np.float64)
 
 
 def _clicks(impressions: Sequence[JudgedImpression], judges: Sequence[str]) -> Clicks:

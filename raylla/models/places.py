@@ -111,7 +111,7 @@ def _resolve(path: str, field: str, above: tuple[str, ...]) -> str:
     if kind == "adapter":
         place = str(ADAPTERS / name)
         if not name or not is_adapter(place):
-            names = sorted(found.parent.name for found in ADAPTERS.glob(f"*/{ADAPTER}"))
+            names = sorted(file.parent.name for file in ADAPTERS.glob(f"*/{ADAPTER}"))
             raise ConfigError(
                 f"{field}={path!r}: raylla ships no such adapter; there are {', '.join(names) or 'none'}"
             )
@@ -149,7 +149,7 @@ def _base(place: str, field: str, above: tuple[str, ...]) -> None:
 def _pocket(path: str, name: str, field: str) -> str:
     directory = POCKET / name
     if not (directory / "model.safetensors").exists():
-        names = sorted(found.parent.name for found in POCKET.glob("*/model.safetensors"))
+        names = sorted(file.parent.name for file in POCKET.glob("*/model.safetensors"))
         raise ConfigError(f"{field}={path!r}: no such pocket model; there are {', '.join(names) or 'none'}")
     return str(directory)
 

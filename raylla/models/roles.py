@@ -24,10 +24,10 @@ def check_roles(config: Config) -> dict[str, str]:
     Raises:
         ConfigError: one of them does not exist, or cannot chat although its role is to.
     """
-    found = models.check_places(config)
-    for field in (field for field in CHATS if field in found):
-        check_chat(found[field], field)
-    return found
+    places = models.check_places(config)
+    for field in (field for field in CHATS if field in places):
+        check_chat(places[field], field)
+    return places
 
 
 def check_chat(place: str, field: str) -> None:
@@ -69,7 +69,7 @@ def _settings(place: str, name: str) -> dict[str, Any]:
     """What a JSON file of a model's directory says; nothing where there is none."""
     file = within(place, name)
     try:
-        found = json.loads(read_text(file)) if exists(file) else {}
+        about = json.loads(read_text(file)) if exists(file) else {}
     except ValueError:
         return {}  # said by who reads it whole
-    return found if isinstance(found, dict) else {}
+    return about if isinstance(about, dict) else {}

@@ -81,11 +81,11 @@ def _answers(model: str, count: int, seed: int) -> dict[str, Any]:
         unfinished += not completion.finished
         fluent += completion.finished and _fluent(completion.text, forms)
         pairs += [(bid, ad.id in answer.ad_ids) for ad, bid in zip(candidates, bids, strict=True)]
-    broken = {kind: _broken(found) for kind, found in parsed.items()}
-    kinds = Counter(str(v) for found in parsed.values() for answer in found for v in answer.violations)
-    placed = [len(answer.placements) for found in parsed.values() for answer in found]
+    broken = {kind: _broken(answers) for kind, answers in parsed.items()}
+    kinds = Counter(str(v) for answers in parsed.values() for answer in answers for v in answer.violations)
+    placed = [len(answer.placements) for answers in parsed.values() for answer in answers]
     return {
-        "broken_share": _broken([answer for found in parsed.values() for answer in found]),
+        "broken_share": _broken([answer for answers in parsed.values() for answer in answers]),
         "broken_share_known_brands": broken["known"],
         "broken_share_unseen_brands": broken["unseen"],
         "violations": dict(kinds),

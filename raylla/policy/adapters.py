@@ -86,10 +86,10 @@ def _layers(lora: Lora, blocks: int) -> list[int] | None:
 def _agree(directory: Path, about: dict[str, Any], lora: Lora) -> None:
     """Refuse to go on with an adapter of another shape than ``lora`` asks for."""
     layers = about.get("layers_to_transform")
-    found = about["r"], about["lora_alpha"], sorted(about["target_modules"]), layers and len(layers)
+    shape = about["r"], about["lora_alpha"], sorted(about["target_modules"]), layers and len(layers)
     wanted = lora.rank, lora.alpha, sorted(lora.targets), lora.blocks
-    if found != wanted:
+    if shape != wanted:
         raise RunError(
-            f"the adapter at {directory} has rank, alpha, targets and blocks {found}, lora asks for "
+            f"the adapter at {directory} has rank, alpha, targets and blocks {shape}, lora asks for "
             f"{wanted}; set lora to the adapter's, or start from another model"
         )

@@ -60,13 +60,13 @@ class Contests:
         """Of lists of different lengths."""
         width = max(map(len, bids), default=0)
         shape = (len(bids), width)
-        found = cls(np.ones(shape), np.zeros((*shape, len(TRAITS))), np.zeros(shape, np.bool_))
+        contests = cls(np.ones(shape), np.zeros((*shape, len(TRAITS))), np.zeros(shape, np.bool_))
         for row, (offered, suits) in enumerate(zip(bids, traits, strict=True)):
             if len(offered):
-                found.bids[row, : len(offered)] = offered
-                found.traits[row, : len(offered)] = suits
-                found.there[row, : len(offered)] = True
-        return found
+                contests.bids[row, : len(offered)] = offered
+                contests.traits[row, : len(offered)] = suits
+                contests.there[row, : len(offered)] = True
+        return contests
 
     def __len__(self) -> int:
         return len(self.bids)

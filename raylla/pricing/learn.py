@@ -90,8 +90,8 @@ def learn_sheet(
             raise DataError(f"fold {fold} of {folds} has no placed ad to learn from; give more auctions")
         curve = fit_curve(inside.contests, inside.placed, inside.answers, largest)
         calibrated.append(_predicted(curve, outside))
-        for name, found in _fold(curve, inside, outside, bidders, bounds, seed + fold).items():
-            held.setdefault(name, []).append(found)
+        for name, outcome in _fold(curve, inside, outside, bidders, bounds, seed + fold).items():
+            held.setdefault(name, []).append(outcome)
     table = {name: _joined(parts) for name, parts in held.items()}
     depth = _chosen(table, bounds)
     curve = fit_curve(log.contests, log.placed, log.answers, largest)
@@ -127,13 +127,13 @@ def _fold(
     markets = _markets(_some(inside, seed), bidders, seed)
     floor = bounds.least_surplus * sum(_shaded(curve, rates, market).surplus.sum() for market in markets)
     tested = _markets(outside, bidders, seed)
-    found = {"first_price": _mean([_first(true, real, market, seed) for market in tested])}
-    found["first_price_shading"] = _mean([_shaded(true, real, market) for market in tested])
+    by_rule = {"first_price": _mean([_first(true, real, market, seed) for market in tested])}
+    by_rule["first_price_shading"] = _mean([_shaded(true, real, market) for market in tested])
     for depth, reserves in learn_reserves(curve, markets, rates, floor).items():
-        found[depth] = _mean([_priced(curve, reserves, true, real, market) for market in tested])
+        by_rule[depth] = _mean([_priced(curve, reserves, true, real, market) for market in tested])
     return {
         name: _Held.made([outcomes], lambda parts: by_question(parts[0], outside.asked))
-        for name, outcomes in found.items()
+        for name, outcomes in by_rule.items()
     }
 
 
@@ -205,7 +205,7 @@ def _some(log: AuctionLog, seed: int) -> AuctionLog:
 
 
 def _mean(markets: Sequence[_Held]) -> _Held:
-    return _Held.made(markets, lambda found: np.mean(found, axis=0))
+    return _Held.made(markets, lambda values: np.mean(values, axis=0))
 
 
 def _joined(parts: Sequence[_Held]) -> _Held:

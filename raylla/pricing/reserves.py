@@ -38,9 +38,9 @@ class Reserves:
     def of(self, category: str, theme: str, traits: str) -> float:
         """That of an ad."""
         for depth in reversed(DEPTHS[2:]):
-            found = self.by.get(key(depth, category, theme, traits))
-            if found is not None:
-                return found
+            reserve = self.by.get(key(depth, category, theme, traits))
+            if reserve is not None:
+                return reserve
         return self.all
 
     def table(self, log: AuctionLog) -> Array:
@@ -109,7 +109,7 @@ def learn_reserves(
         reserves = np.ones_like(log.contests.bids)
         markets.append(_Market(log, reserves, simulate_truth(curve, rates, log, reserves)))
     tried = np.unique(np.round(np.linspace(1, curve.largest, _STEPS)))
-    found, values = {DEPTHS[0]: Reserves()}, dict[str, float]()
+    by_depth, values = {DEPTHS[0]: Reserves()}, dict[str, float]()
     for depth in DEPTHS[1:]:
         tables = [market.cells(depth) for market in markets]
         for cell in sorted({key(depth, *name) for name in logs[0].names}):
@@ -118,8 +118,8 @@ def learn_reserves(
                 best = _best(curve, rates, markets, members, tried, least_surplus)
                 values |= {} if best is None else {cell: best}
         own = dict(values)
-        found[depth] = Reserves(own.pop("", 1.0), own)
-    return found
+        by_depth[depth] = Reserves(own.pop("", 1.0), own)
+    return by_depth
 
 
 def _best(
@@ -138,14 +138,14 @@ def _best(
     left = sum(float(market.now.surplus[~here].sum()) for market, here in zip(markets, rows, strict=True))
     chosen: tuple[float, list[tuple[Array, Simulated]]] | None = None
     for reserve in tried.tolist():
-        found = []
+        changes = []
         for market, member, here in zip(markets, members, rows, strict=True):
             changed = np.where(member[here], reserve, market.reserves[here])
-            found.append((changed, simulate_truth(curve, rates, market.log.rows(here), changed)))
-        revenue = kept + sum(float(now.revenue.sum()) for _, now in found)
-        surplus = left + sum(float(now.surplus.sum()) for _, now in found)
+            changes.append((changed, simulate_truth(curve, rates, market.log.rows(here), changed)))
+        revenue = kept + sum(float(now.revenue.sum()) for _, now in changes)
+        surplus = left + sum(float(now.surplus.sum()) for _, now in changes)
         if revenue > best * (1 + 1e-9) and surplus >= floor:
-            best, chosen = revenue, (reserve, found)
+            best, chosen = revenue, (reserve, changes)
     if chosen is None:
         return None
     for market, here, (changed, now) in zip(markets, rows, chosen[1], strict=True):

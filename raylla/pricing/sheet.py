@@ -85,8 +85,8 @@ class PriceSheet:
         traits = [traits_of(query, profile, ad) for ad in ads]
         contests = Contests.of([bids], [traits])
         least = np.array([[float(reserve) for reserve in reserves]])
-        found: list[float] = quote(self.curve, contests, least).prices[0].tolist()
-        return found
+        prices: list[float] = quote(self.curve, contests, least).prices[0].tolist()
+        return prices
 
 
 def written(
@@ -116,13 +116,13 @@ def read_sheet(path: Path, digest: str | None = None, where: str = "serving.pric
         raise ConfigError(
             f"{where}={str(path)!r} cannot be read ({error}); write it with `raylla prices learn`"
         ) from None
-    found = parse_sheet(text, f"{where}={str(path)!r}")
-    if digest is not None and found.digest != digest:
+    sheet = parse_sheet(text, f"{where}={str(path)!r}")
+    if digest is not None and sheet.digest != digest:
         raise ConfigError(
-            f"{where}={str(path)!r} has the digest {found.digest[:12]}, and serving.prices_digest is "
+            f"{where}={str(path)!r} has the digest {sheet.digest[:12]}, and serving.prices_digest is "
             f"{digest[:12]}: the file was changed; restore it, or name the new one's digest"
         )
-    return found
+    return sheet
 
 
 def parse_sheet(text: str, where: str) -> PriceSheet:

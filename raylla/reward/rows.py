@@ -54,11 +54,11 @@ def click_rows(
     ``ads`` and ``clicks`` are looked up by ad id; without ``clicks``, or where they say nothing
     of an ad, ``clicked`` is None.
     """
-    found: list[ClickRow] = []
+    rows: list[ClickRow] = []
     seen: list[str] = []
     for rank, placement in enumerate(placements):
         ad = ads[placement.ad_id]
-        found.append(
+        rows.append(
             ClickRow(
                 sample_id=sample_id,
                 query_text=in_context(query),
@@ -75,4 +75,4 @@ def click_rows(
             )
         )
         seen.append(ad.category)
-    return found
+    return rows

@@ -120,14 +120,14 @@ def _estimate(
     from raylla.serving.deploy.estimate import estimate, show_estimate
 
     try:
-        found = estimate(at, run, version, *bounds, steps())
+        estimated = estimate(at, run, version, *bounds, steps())
     except RayllaError as error:
         if alone:
             raise
-        found = {"absent": str(error)}
-    show_estimate(console, found)
+        estimated = {"absent": str(error)}
+    show_estimate(console, estimated)
     if file is not None:
-        write_json(file, found)
+        write_json(file, estimated)
 
 
 @campaigns_app.command("import")

@@ -73,10 +73,10 @@ class Bucket:
         def look() -> bool:
             if not self._files.exists(self._root):
                 return False
-            found = {
+            names = {
                 name.rstrip("/").rpartition("/")[2] for name in self._files.ls(self._root, detail=False)
             }
-            return any(name != "config.yaml" and not name.startswith(PROBE) for name in found)
+            return any(name != "config.yaml" and not name.startswith(PROBE) for name in names)
 
         return self._within("looking at what is there", look)
 
@@ -195,7 +195,7 @@ class Bucket:
         root = f"{self._root}/{name}"
         if not self._files.exists(root):
             return
-        inside = [found[len(self._root) :].lstrip("/") for found in self._files.find(root)]
+        inside = [path[len(self._root) :].lstrip("/") for path in self._files.find(root)]
         fresh = self.path / BRINGING
         shutil.rmtree(fresh, ignore_errors=True)
         for file in inside:

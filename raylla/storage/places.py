@@ -114,12 +114,12 @@ def here(place: Place) -> Iterator[Path]:
     files, root = opened(place)
     with asked(place, "listing it"):
         files.invalidate_cache()
-        found = {name: about for name, about in files.find(root, detail=True).items() if name != root}
-    if not found:
+        listed = {name: about for name, about in files.find(root, detail=True).items() if name != root}
+    if not listed:
         raise StorageError(f"{place}: nothing is there; was it removed, or collected by keep_versions?")
     # Named by content, too: what a reader that was killed left behind is never taken for something newer.
     seen = repr(
-        (str(place), sorted((name, sorted(map(repr, about.items()))) for name, about in found.items()))
+        (str(place), sorted((name, sorted(map(repr, about.items()))) for name, about in listed.items()))
     )
     copy = _copies() / hashlib.sha256(seen.encode()).hexdigest()[:24]
     try:
@@ -128,7 +128,7 @@ def here(place: Place) -> Iterator[Path]:
                 if not copy.is_dir():
                     _sweep()
                     with asked(place, f"bringing it to {copy.parent}"):
-                        _bring(files, root, found, copy)
+                        _bring(files, root, listed, copy)
             yield copy
     finally:
         _forget(copy)
@@ -243,9 +243,9 @@ def opened(place: Place) -> tuple[AbstractFileSystem, str]:
 def names(directory: Path) -> list[str]:
     """Every file below ``directory``, relative to it; links are left out."""
     return sorted(
-        found.relative_to(directory).as_posix()
-        for found in directory.rglob("*")
-        if found.is_file() and not found.is_symlink()
+        file.relative_to(directory).as_posix()
+        for file in directory.rglob("*")
+        if file.is_file() and not file.is_symlink()
     )
 
 
@@ -264,9 +264,9 @@ def remove_exact(files: AbstractFileSystem, root: str) -> None:
     patterns, and removes whatever matches."""
     if not files.exists(root):
         return
-    found = files.find(root, withdirs=True, detail=True)
-    for name in sorted(found, reverse=True):  # what is in a directory goes before it
-        if found[name]["type"] != "directory":
+    inside = files.find(root, withdirs=True, detail=True)
+    for name in sorted(inside, reverse=True):  # what is in a directory goes before it
+        if inside[name]["type"] != "directory":
             files.rm_file(name)
         elif files.exists(name):  # in a bucket it has gone with its last file
             files.rmdir(name)
@@ -295,9 +295,9 @@ def scratch() -> Iterator[Path]:
         own.with_suffix(".reading").unlink(missing_ok=True)
 
 
-def _bring(files: AbstractFileSystem, root: str, found: Mapping[str, Any], copy: Path) -> None:
+def _bring(files: AbstractFileSystem, root: str, listed: Mapping[str, Any], copy: Path) -> None:
     fresh = copy.with_suffix(FRESH)
-    for name in found:
+    for name in listed:
         target = fresh / name[len(root) :].lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         files.get_file(name, str(target))
@@ -306,9 +306,9 @@ def _bring(files: AbstractFileSystem, root: str, found: Mapping[str, Any], copy:
 
 def _copies() -> Path:
     """This user's copies on this machine; TMPDIR says on which disk."""
-    found = Path(tempfile.gettempdir()) / f"raylla-copies-{os.getuid()}"
-    found.mkdir(mode=0o700, exist_ok=True)
-    return found
+    folder = Path(tempfile.gettempdir()) / f"raylla-copies-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 @contextmanager
@@ -330,6 +330,6 @@ def _forget(copy: Path) -> None:
 
 def _sweep() -> None:
     """Remove what killed readers left behind."""
-    for found in _copies().iterdir():
-        if found.is_dir():
-            _forget(found.with_suffix(""))
+    for copy in _copies().iterdir():
+        if copy.is_dir():
+            _forget(copy.with_suffix(""))

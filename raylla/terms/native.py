@@ -186,8 +186,8 @@ def f1_of(tested: Sequence[Outcomes]) -> float:
 
 def f1(counts: Array) -> Array:
     """F1 [...] from hits, false alarms and misses [..., 3]."""
-    found: Array = 2 * counts[..., 0] / np.maximum(counts @ np.array([2.0, 1.0, 1.0]), 1e-9)
-    return found
+    scores: Array = 2 * counts[..., 0] / np.maximum(counts @ np.array([2.0, 1.0, 1.0]), 1e-9)
+    return scores
 
 
 def best_threshold(scores: Array, labels: NDArray[np.bool_]) -> float:
@@ -241,12 +241,12 @@ class _Table:
     height: int
 
     def times(self, vector: Array) -> Array:
-        found = np.bincount(self.rows, self.values * vector[self.columns], self.height)
-        return found.astype(np.float64)
+        sums = np.bincount(self.rows, self.values * vector[self.columns], self.height)
+        return sums.astype(np.float64)
 
     def transposed_times(self, vector: Array, width: int) -> Array:
-        found = np.bincount(self.columns, self.values * vector[self.rows], width)
-        return found.astype(np.float64)
+        sums = np.bincount(self.columns, self.values * vector[self.rows], width)
+        return sums.astype(np.float64)
 
 
 def _fit(table: _Table, labels: Array, width: int) -> Array:

@@ -129,7 +129,7 @@ def term_values(
         RunError: a term failed, gave another number of values than there are answers or one that is no
             number, or pays for an answer without ads.
     """
-    found: list[dict[str, float]] = [{} for _ in answers]
+    by_answer: list[dict[str, float]] = [{} for _ in answers]
     for term in terms if answers else ():
         try:
             values = [float(value) for value in term.values(texts, answers)]
@@ -149,9 +149,9 @@ def term_values(
                 f"reward_terms: {term.name} gave an answer without ads another value than 0, which would "
                 "pay for placing, or for not"
             )
-        for row, value in zip(found, values, strict=True):
+        for row, value in zip(by_answer, values, strict=True):
             row[term.name] = value
-    return found
+    return by_answer
 
 
 def weighted(values: Mapping[str, float], weights: Mapping[str, float]) -> tuple[float, ...]:

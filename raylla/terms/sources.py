@@ -71,11 +71,11 @@ def detector_for(terms: Sequence[RewardTerm], config: Config) -> Detector | None
     wanted = [term.name for term in terms if "detector" in needs_of(term)]
     if not wanted or path is None:
         return None
-    found, tested = taught(path)
+    detector, tested = taught(path)
     if (reached := f1_of(tested)) < LEAST_F1:
         raise ConfigError(
             f"reward_terms: {wanted[0]}: the detector that evaluation.native_answers={str(path)!r} teaches "
             f"has an F1 of {reached:.2f} on answers held out, below {LEAST_F1}; give answers that teach it "
             "more, or leave the term out"
         )
-    return found
+    return detector

@@ -143,8 +143,8 @@ def figures(
     rng = np.random.default_rng(seed)
 
     def rate(above: int, below: int, most: float = 1.0) -> Figure:
-        (found,) = quotients([counts[:, [above]]], [counts[:, [below]]], resamples, rng)
-        return bounded(found, 0, most)
+        (figure,) = quotients([counts[:, [above]]], [counts[:, [below]]], resamples, rng)
+        return bounded(figure, 0, most)
 
     by_row = np.array([ranks, shares]).reshape(2, len(asked), -1)
     return {
@@ -183,8 +183,8 @@ def _perplexity(read: _Read, resamples: int, rng: np.random.Generator) -> Figure
     """Of the tokens of all answers without their ads; none where nothing is left of them."""
     if not read[:, 1].any():
         return None
-    (found,) = quotients([read[:, [0]]], [read[:, [1]]], resamples, rng)
-    low, mean, high = (float(np.exp(found[name])) for name in ("low", "mean", "high"))
+    (figure,) = quotients([read[:, [0]]], [read[:, [1]]], resamples, rng)
+    low, mean, high = (float(np.exp(figure[name])) for name in ("low", "mean", "high"))
     return Figure(mean=mean, low=low, high=high)
 
 

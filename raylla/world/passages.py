@@ -51,8 +51,8 @@ def plain(text: str) -> str:
 
 
 def _unmarked(text: str) -> str:
-    while (found := _TAG.sub("", MARKUP.sub(lambda ad: ad["title"], text))) != text:
-        text = found
+    while (cleaned := _TAG.sub("", MARKUP.sub(lambda ad: ad["title"], text))) != text:
+        text = cleaned
     return text
 
 

@@ -153,8 +153,8 @@ class Retrieval:
         rows = np.arange(len(self._texts)) if mask is None else np.flatnonzero(mask)
         scores = self._units[rows] @ query
         best = np.argpartition(-scores, k - 1)[:k]
-        found: list[int] = rows[best[np.lexsort((best, -scores[best]))]].tolist()
-        return found
+        nearest: list[int] = rows[best[np.lexsort((best, -scores[best]))]].tolist()
+        return nearest
 
     def _rebuild(self, texts: list[str], encode: Encode) -> None:
         vectors = encoded(texts, encode, self._units.shape[1])
@@ -237,12 +237,12 @@ class _Lists:
         probes = min(PROBES, len(best))
         while True:
             how = faiss.SearchParametersIVF(sel=chosen, nprobe=probes)  # type: ignore[call-arg]
-            scores, found = self._index.search(query[None], k, params=how)
-            least = scores[0, -1] if found[0, -1] >= 0 else -np.inf
+            scores, nearest = self._index.search(query[None], k, params=how)
+            least = scores[0, -1] if nearest[0, -1] >= 0 else -np.inf
             hopeful = np.flatnonzero(best > least)
             needed = int(hopeful[-1]) + 1 if len(hopeful) else 0
             if needed <= probes:
-                rows: list[int] = found[0][found[0] >= 0].tolist()
+                rows: list[int] = nearest[0][nearest[0] >= 0].tolist()
                 return rows
             probes = min(needed, MORE * probes)
 
@@ -250,8 +250,8 @@ class _Lists:
         """The list of each row."""
         if not len(units):
             return np.zeros(0, dtype=np.int64)
-        found: NDArray[np.int64] = self._index.quantizer.search(units, 1)[1][:, 0]
-        return found
+        lists: NDArray[np.int64] = self._index.quantizer.search(units, 1)[1][:, 0]
+        return lists
 
     def _measure(self, units: Vectors, lists: NDArray[np.int64]) -> None:
         """Mean and variance [dim] of the rows of ``lists``."""
@@ -265,5 +265,5 @@ class _Lists:
 
 def _unit(vectors: Vectors) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    found: Vectors = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return found
+    units: Vectors = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return units

@@ -140,13 +140,13 @@ def printable(text: str) -> bool:
 def _without(text: str, signs: tuple[str, ...], offer: re.Pattern[str]) -> str:
     for sign in signs:
         text = text.replace(sign, " ")
-    found = one_line(text)
-    plain = unicodedata.normalize("NFKC", found)
-    if plain != found and (any(sign in plain for sign in signs) or offer.search(plain)):
+    line = one_line(text)
+    plain = unicodedata.normalize("NFKC", line)
+    if plain != line and (any(sign in plain for sign in signs) or offer.search(plain)):
         return _without(plain, signs, offer)  # full-width signs and the like
-    while said := offer.search(found):  # what is left may say another
-        found = " ".join(f"{found[: said.start()]} {found[said.end() :]}".split())
-    return found
+    while said := offer.search(line):  # what is left may say another
+        line = " ".join(f"{line[: said.start()]} {line[said.end() :]}".split())
+    return line
 
 
 def _check_text(

@@ -93,14 +93,14 @@ def side_by_side(bench: Bench, subject: Subject, shape: Shape, name: str) -> Row
     ):
 
         def ours() -> float:
-            found = packed.submit(train_packed, subject, shape, True).result()
-            grown["packed"] = max(grown["packed"], found.grown)
-            return shape.groups / found.seconds
+            trained = packed.submit(train_packed, subject, shape, True).result()
+            grown["packed"] = max(grown["packed"], trained.grown)
+            return shape.groups / trained.seconds
 
         def theirs() -> float:
-            found = plain.submit(train_pairs, subject, shape).result()
-            grown["plain"] = max(grown["plain"], found.grown)
-            return shape.groups / found.seconds
+            trained = plain.submit(train_pairs, subject, shape).result()
+            grown["plain"] = max(grown["plain"], trained.grown)
+            return shape.groups / trained.seconds
 
         sides = interleave([Side("packed", ours), Side("TRL", theirs)], bench.repeats)
         difference = plain.submit(gradient_difference, subject, shape).result()
@@ -182,11 +182,11 @@ def train_packed(subject: Subject, shape: Shape, given: bool, check: int = 0) ->
             known = _known(subject, shape)
             groups = [replace(group, reference=sums) for group, sums in zip(groups, known, strict=True)]
         trainer = PackedDPOTrainer(model, adapters.tokenizer(subject.path), args, dpo, groups)
-        found = _timed(trainer, after_check=given and not check)
+        timing = _timed(trainer, after_check=given and not check)
         if trainer.reference.used != ("rollout" if given else "recomputed"):
             raise RuntimeError(f"the reference is {trainer.reference}, not what was to be measured")
         trainer.model_wrapped.destroy()
-    return found
+    return timing
 
 
 def _packed_model(subject: Subject) -> Any:
@@ -332,8 +332,8 @@ def gradient_difference(subject: Subject, shape: Shape) -> float:
     loss = packing.pair_loss(margins) / len(margins)
     loss.backward()
     expected = {name: parameter.grad for name, parameter in trained.items()}
-    found = {name: parameter.grad for name, parameter in _trained(policy).items()}
-    difference = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
+    gradients = {name: parameter.grad for name, parameter in _trained(policy).items()}
+    difference = sum(float((gradients[name] - expected[name]).square().sum()) for name in expected)
     return float((difference / sum(float(g.square().sum()) for g in expected.values())) ** 0.5)
 
 

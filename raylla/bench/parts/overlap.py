@@ -46,12 +46,12 @@ def rows(bench: Bench) -> list[Row]:
         def epoch(overlap: bool) -> float:
             name = f"scripted-{next(numbers)}"
             sets = [f"irpo.overlap={str(overlap).lower()}"]
-            found = scripted_epoch(
+            scripted = scripted_epoch(
                 changed(config, None, sets), bench.scratch / name, world, version, latencies
             )
             if overlap:
-                told.append(found["wall_seconds"] / found["critical_seconds"])
-            return 1 / float(found["wall_seconds"])
+                told.append(scripted["wall_seconds"] / scripted["critical_seconds"])
+            return 1 / float(scripted["wall_seconds"])
 
         sides = Side("overlapped", lambda: epoch(True)), Side("sequential", lambda: epoch(False))
         row = compare("overlapped ÷ sequential epoch, scripted", *sides, bench.repeats, "epochs/s")

@@ -199,7 +199,7 @@ def hold_pairs(
     for split in range(splits):
         order = _generator(seed, f"split/{split}").permutation(len(queries))
         halves.append({queries[place] for place in order[: len(queries) // 2]})
-    names, found = list(written), []
+    names, pairs = list(written), []
     for old in names:
         for new in (name for name in names if name != old):
             sides = written[old], written[new]
@@ -208,7 +208,7 @@ def hold_pairs(
             held = [
                 _held(*sides, (old, new, epoch), half, min(resamples, RESAMPLES), rng) for half in halves
             ]
-            found.append(
+            pairs.append(
                 {
                     "run": run,
                     "log": old,
@@ -219,7 +219,7 @@ def hold_pairs(
                     "over_splits": _over_splits([row["measures"] for row in held]),
                 }
             )
-    return found
+    return pairs
 
 
 def logged(old: Written, new: Written, names: tuple[str, str, int], queries: set[str]) -> Log:

@@ -156,8 +156,8 @@ def _reader(config: Config) -> perturbing.JudgeReads:
             )
             for place, answer in enumerate(answers)
         ]
-        found = {judgement.sample_id: judgement for judgement in worker.judge(items)}
-        return [found[item.sample_id] for item in items]
+        judgements = {judgement.sample_id: judgement for judgement in worker.judge(items)}
+        return [judgements[item.sample_id] for item in items]
 
     return read
 

@@ -130,7 +130,7 @@ class Auditor:
         Raises:
             EndpointError: the endpoint holds no test auctions, or too few of them have such an ad.
         """
-        found = [
+        probed = [
             asked
             for asked in [
                 await self._probed(terms, world, questions[0], ads),  # alone: it may be no test auction
@@ -140,14 +140,14 @@ class Auditor:
             ]
             if asked is not None
         ]
-        if len(found) < LEAST_QUESTIONS:
+        if len(probed) < LEAST_QUESTIONS:
             whose = "such an ad" if ads is not None else "an ad"
             raise EndpointError(
-                f"{len(found)} of {len(questions)} questions have {whose} among their candidates; "
+                f"{len(probed)} of {len(questions)} questions have {whose} among their candidates; "
                 f"{LEAST_QUESTIONS} are the least for an interval: ask more questions, or look at "
                 "raylla.filtered of a test auction for what keeps ads out"
             )
-        return found
+        return probed
 
     async def perturb(
         self, terms: PriceTerms, probed: Sequence[Probed], bids: Sequence[int], answers: int
@@ -281,12 +281,12 @@ def _judged(
         name = f"{probed.planned.auction.id}/{seen.bids[column]}"
         auction = replace(probed.planned.auction, id=name)
         asked.append(ReadAnswer.of(replace(probed.planned, auction=auction), observed.text))
-    found: list[float | None] = []
+    rates: list[float | None] = []
     for (row, _, _), judged in zip(shown, reads(asked), strict=True):
         ad = seen.probed[row].ad_id
         told = judged.probabilities or judged.clicks
-        found.append(None if told is None else float(told.get(ad, 0.0)))
-    return found
+        rates.append(None if told is None else float(told.get(ad, 0.0)))
+    return rates
 
 
 async def ads_of(client: httpx.AsyncClient) -> frozenset[str]:

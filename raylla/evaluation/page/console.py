@@ -67,12 +67,12 @@ def show_results(console: Console, results: dict[str, Any]) -> None:
         )
 
 
-def show_evaluation(console: Console, found: dict[str, Any]) -> None:
+def show_evaluation(console: Console, evaluation: dict[str, Any]) -> None:
     """Print `evaluation.json`."""
-    title = f"{found['name']}: test split, 95 % intervals over seeds and queries"
-    table = Table(title=Text(title), caption=Text(caption(found["clicks"])))
+    title = f"{evaluation['name']}: test split, 95 % intervals over seeds and queries"
+    table = Table(title=Text(title), caption=Text(caption(evaluation["clicks"])))
     headings = ("revenue / query", "reward / query", "welfare / query", "expected revenue")
-    terms = terms_of(found["efficiency"].values())
+    terms = terms_of(evaluation["efficiency"].values())
     for heading in (
         "mechanism",
         *headings,
@@ -85,7 +85,7 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
         "seeds",
     ):
         table.add_column(heading, justify="right")
-    for name, row in found["efficiency"].items():
+    for name, row in evaluation["efficiency"].items():
         costs = row["cost_per_auction"]
         table.add_row(
             name,
@@ -99,7 +99,7 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
             str(row["seeds"]),
         )
     console.print(table)
-    for name, against in found["against"].items():
+    for name, against in evaluation["against"].items():
         console.print(
             f"llm-auction against {name}: revenue {_figure(against['revenue_difference'])}, "
             f"x {against['revenue_ratio']['mean']:.2f}, reward {_figure(against['reward_difference'])}; "
@@ -107,73 +107,74 @@ def show_evaluation(console: Console, found: dict[str, Any]) -> None:
             f"reward {_figure(against['expected_reward_difference'])}",
             highlight=False,
         )
-    _show_quality(console, found["quality"])
+    _show_quality(console, evaluation["quality"])
 
 
-def show_conflict(console: Console, found: dict[str, Any]) -> None:
+def show_conflict(console: Console, evaluation: dict[str, Any]) -> None:
     """Print `conflict.json`."""
-    title = f"{found['name']}: {found['pairs']} pairs, answers that place the worse ad alone"
-    fit, last = found["fit"], found["ratios"][-1]
+    title = f"{evaluation['name']}: {evaluation['pairs']} pairs, answers that place the worse ad alone"
+    fit, last = evaluation["fit"], evaluation["ratios"][-1]
     caption = (
         f"95 % intervals; by the bid of the worse ad over the better one's; cosine to the question "
         f"{fit['worse']:.2f} and {fit['better']:.2f}"
     )
     table = Table(title=Text(title), caption=Text(caption))
-    for heading in ("mechanism", *(f"x {ratio}" for ratio in found["ratios"])):
+    for heading in ("mechanism", *(f"x {ratio}" for ratio in evaluation["ratios"])):
         table.add_column(heading, justify="right")
     table.add_column(f"undisclosed of those that name an ad, x {last}", justify="right")
     table.add_column("seeds", justify="right")
-    for name, row in found["mechanisms"].items():
+    for name, row in evaluation["mechanisms"].items():
         table.add_row(
             name, *map(_precise, row["against"]), _precise(row["undisclosed"][-1]), str(row["seeds"])
         )
     console.print(table)
 
 
-def show_day(console: Console, found: dict[str, Any]) -> None:
+def show_day(console: Console, evaluation: dict[str, Any]) -> None:
     """Print `day.json`."""
-    title = f"{found['name']}: the last of {found['settings']['days']} days of {found['periods']} periods"
-    caption = f"95 % intervals; clicks as expected by {found['clicks']}; bid units per user"
+    name, days = evaluation["name"], evaluation["settings"]["days"]
+    title = f"{name}: the last of {days} days of {evaluation['periods']} periods"
+    caption = f"95 % intervals; clicks as expected by {evaluation['clicks']}; bid units per user"
     table = Table(title=Text(title), caption=Text(caption))
     headings = ("revenue", "welfare", "budget use", "return", "price of anarchy", "moved")
     for heading in ("mechanism", "bidders", *headings, "seeds"):
         table.add_column(heading, justify="right")
-    for name, entry in found["mechanisms"].items():
+    for name, entry in evaluation["mechanisms"].items():
         for market, row in entry["markets"].items():
             figures = [_precise(row[heading.replace(" ", "_")]) for heading in headings]
             table.add_row(name, market, *figures, str(row["seeds"]))
     console.print(table)
 
 
-def show_regret(console: Console, found: dict[str, Any]) -> None:
+def show_regret(console: Console, report: dict[str, Any]) -> None:
     """Print what `raylla regret` found."""
-    sides = {name: found[name]["rules"]["own"] for name in ("outside", "inside") if name in found}
-    title = f"{found['url']}: {found['price_rule']}, weights {', '.join(found['weight_versions'])}"
-    caption = f"bid units per auction, of {found['outside']['queries']} questions; 95 % intervals"
+    sides = {name: report[name]["rules"]["own"] for name in ("outside", "inside") if name in report}
+    title = f"{report['url']}: {report['price_rule']}, weights {', '.join(report['weight_versions'])}"
+    caption = f"bid units per auction, of {report['outside']['queries']} questions; 95 % intervals"
     table = Table(title=Text(title), caption=Text(caption))
     for heading in ("measured", "payment", "least utility", "regret: utility", "regret: value"):
         table.add_column(heading, justify="right")
     for name, side in sides.items():
         figures = (side["payment"], side["least_utility"], *side["regret"].values())
         table.add_row(name, *map(_precise, figures))
-    if "difference" in found:
-        table.add_row("outside less inside", "", "", *map(_precise, found["difference"].values()))
+    if "difference" in report:
+        table.add_row("outside less inside", "", "", *map(_precise, report["difference"].values()))
     console.print(table)
 
 
-def _show_quality(console: Console, found: dict[str, Any]) -> None:
+def _show_quality(console: Console, figures: dict[str, Any]) -> None:
     """Print what the reader of the answers gets."""
     table = Table(title="what the reader gets")
     for heading in ("answers of", *READER.values()):
         table.add_column(heading, justify="right")
     for kind in ("organic", "versions", "mechanisms"):
-        for name, row in found[kind].items():
+        for name, row in figures[kind].items():
             table.add_row(name, *(_precise(row.get(key)) for key in READER))
     console.print(table)
-    for name, why in found["absent"].items():
+    for name, why in figures["absent"].items():
         console.print(f"{name.replace('_', ' ')}: not measured, for {why}", highlight=False)
-    if found["detector"]:
-        f1 = found["detector"]["f1"]
+    if figures["detector"]:
+        f1 = figures["detector"]["f1"]
         console.print(f"the detector's F1 on held-out published answers: {_precise(f1)}", highlight=False)
 
 

@@ -38,12 +38,14 @@ def write_report(evaluation: Path, out: Path) -> Path:
     Raises:
         RunError: there is no evaluation, not a whole one, or one of another form.
     """
-    found = _read(evaluation, "raylla evaluate RUN")
+    measured = _read(evaluation, "raylla evaluate RUN")
     wanted = "clicks clicks_of_runs efficiency ablations curves incentives pctr epochs examples quality"
-    _whole(evaluation, found, {*wanted.split(), "runs"})
+    _whole(evaluation, measured, {*wanted.split(), "runs"})
     try:
-        suites = {name: _of_the_same_runs(evaluation.with_name(f"{name}.json"), found) for name in SUITES}
-        return _write(found, suites, out)
+        suites = {
+            name: _of_the_same_runs(evaluation.with_name(f"{name}.json"), measured) for name in SUITES
+        }
+        return _write(measured, suites, out)
     except (AttributeError, LookupError, TypeError, UndefinedError) as error:
         raise RunError(
             f"{evaluation}, or a suite's file beside it, is not of the form of this version "
@@ -51,14 +53,16 @@ def write_report(evaluation: Path, out: Path) -> Path:
         ) from error
 
 
-def _write(found: Found, suites: dict[str, Found | None], out: Path) -> Path:
+def _write(evaluation: Found, suites: dict[str, Found | None], out: Path) -> Path:
     """The page, and what lies beside it."""
-    alone = dumps(found, indent=2)
-    found |= suites
-    drawn = {name: figure for name, figure in FIGURES.items() if name != "conflict" or found["conflict"]}
-    drawn |= frontiers(found) | day_figures(found)
-    pictures = {name: png(draw, found) for name, (_, draw) in drawn.items()}
-    tables = _tables(found)
+    alone = dumps(evaluation, indent=2)
+    evaluation |= suites
+    drawn = {
+        name: figure for name, figure in FIGURES.items() if name != "conflict" or evaluation["conflict"]
+    }
+    drawn |= frontiers(evaluation) | day_figures(evaluation)
+    pictures = {name: png(draw, evaluation) for name, (_, draw) in drawn.items()}
+    tables = _tables(evaluation)
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(alone + "\n")
     for suite in (name for name, figures in suites.items() if not figures):
@@ -79,7 +83,7 @@ def _write(found: Found, suites: dict[str, Found | None], out: Path) -> Path:
     )
     environment.filters |= {"cell": _cell, "pieces": pieces}
     page = environment.get_template("report.html").render(
-        found=found,
+        found=evaluation,
         tables=tables,
         figures={
             name: (caption, base64.b64encode(pictures[name]).decode())

@@ -53,16 +53,16 @@ def log_prices(
     with listen(), heeded("the log, which keeps what it was told"):
         try:
             with setup.engines([opened], chosen, watch) as begun, watch.stage("log auctions"):
-                found = log_auctions(begun(opened), [None, *filter(None, bidders)], queries, answers)
+                auctions = log_auctions(begun(opened), [None, *filter(None, bidders)], queries, answers)
         finally:
             opened.home.save()
     tree = {
         "form": _FORM,
         "largest": opened.config.world.max_bid,
-        "auctions": [asdict(auction) for auction in found],
+        "auctions": [asdict(auction) for auction in auctions],
     }
     write_text(out, dumps(tree) + "\n")
-    say(f"{out}: {len(found)} auctions")
+    say(f"{out}: {len(auctions)} auctions")
 
 
 @app.command("learn")
@@ -103,12 +103,12 @@ def learn_prices(
     chosen = (
         settings.load_config(config, set_) if config else settings.changed(settings.Config(), None, set_)
     )
-    found, largest = _logged(source, version, chosen)
+    auctions, largest = _logged(source, version, chosen)
     bounds = Bounds(most_regret, least_surplus)
-    about = {"version": found[-1].version if found else "", "seed": seed}
+    about = {"version": auctions[-1].version if auctions else "", "seed": seed}
     thin = [bidder for bidder in bidders if bidder]
     with steps().stage("learn prices"):
-        sheet = learn_sheet(as_log(found, folds), largest, folds, thin, bounds, seed, about)
+        sheet = learn_sheet(as_log(auctions, folds), largest, folds, thin, bounds, seed, about)
     write_text(out, sheet.text)
     _show_learned(sheet.report, sheet.reserves.all, dict(sheet.reserves.by))
     say(f"{out}: digest {sheet.digest}; serve it with serving.price_rule=reserve and serving.prices")
@@ -229,7 +229,7 @@ def _show_learned(report: Any, least: float, by: dict[str, float]) -> None:
     )
 
 
-def _show_held(found: dict[str, Any]) -> None:
+def _show_held(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(
@@ -238,7 +238,7 @@ def _show_held(found: dict[str, Any]) -> None:
     )
     for heading in ("bidders", "rule", "who", "revenue", "surplus", "gain", "curve", "regret"):
         table.add_column(heading, justify="left" if heading in ("bidders", "rule", "who") else "right")
-    for name, market in found["markets"].items():
+    for name, market in report["markets"].items():
         for rule, kinds in market["rules"].items():
             for kind, row in kinds.items():
                 gain = market["gains"].get(rule, {}).get(kind)
@@ -254,7 +254,7 @@ def _show_held(found: dict[str, Any]) -> None:
                     "" if regret is None else f"{regret['mean']:.2f}",
                 )
     console.print(table)
-    for name, market in found["markets"].items():
+    for name, market in report["markets"].items():
         gain = market["gains"]["reserve"]["shading"]["revenue"]
         say(
             f"bidders {name}: over first price under bidders who shade to {market['shading']:.0%} of their "

@@ -124,15 +124,14 @@ class ModelClicks:
         for planned in (each for profile in held for each in profile):
             if _key(planned) not in self._known:
                 wanted.setdefault(_key(planned), planned)
-        for key, found in zip(wanted, clicks_of(self._backend, list(wanted.values())), strict=True):
-            self._known[key] = found
+        self._known |= zip(wanted, clicks_of(self._backend, list(wanted.values())), strict=True)
         width = profiles[0][0].shape[1] if profiles else 0
         tables = []
         for profile in held:
             table = np.zeros((len(profile), width))
             for row, (planned, whole) in enumerate(zip(profile, self.auctions, strict=True)):
-                found = self._known[_key(planned)]
-                table[row, : len(whole.ads)] = [found.get(ad, 0.0) for ad in whole.auction.ad_ids]
+                by_ad = self._known[_key(planned)]
+                table[row, : len(whole.ads)] = [by_ad.get(ad, 0.0) for ad in whole.auction.ad_ids]
             tables.append(table)
         return tables
 
@@ -172,8 +171,8 @@ def hold_market(
         profiles[rule, "truthful"] = (values.bids,)
         for goal in _GOALS:
             rng = np.random.default_rng(seed)
-            found = best_respond(known, values, least, goal, rng, sheet.curve)
-            profiles[rule, goal], settled[rule, goal] = found.rounds, found.settled
+            reached = best_respond(known, values, least, goal, rng, sheet.curve)
+            profiles[rule, goal], settled[rule, goal] = reached.rounds, reached.settled
     bids, shading = shade(known, values, rates)
     profiles["first_price", "shading"] = (bids,)
     tables = _came_to(answers, sheet, values, reserves, profiles, rates)
@@ -227,7 +226,7 @@ def _came_to(
         sums.setdefault(name, []).append(np.stack(columns, axis=1))
     numbers: dict[str, int] = {}
     asked = np.array([numbers.setdefault(auction.query.id, len(numbers)) for auction in answers.auctions])
-    return {name: by_question(np.mean(found, axis=0), asked) for name, found in sums.items()}
+    return {name: by_question(np.mean(rounds, axis=0), asked) for name, rounds in sums.items()}
 
 
 def _responses(
@@ -266,8 +265,8 @@ def _responses(
         whole = np.arange(1.0, max(at[0], 2.0) + 1)
         along = sheet.curve.along(few.at(bids), entered, whole)[some, places]
         own = np.minimum(least[some, places], whole[-1])
-        found = click_prices(along, whole, own)[:, int(at[0]) - 1]
-        prices[:, column] = np.where(entered[some, places], np.nan_to_num(found), 0.0)
+        charged = click_prices(along, whole, own)[:, int(at[0]) - 1]
+        prices[:, column] = np.where(entered[some, places], np.nan_to_num(charged), 0.0)
     return clicked, clicked * prices
 
 
@@ -312,7 +311,7 @@ def log_auctions(
     """Auctions of ``queries`` training questions (None: all) under the run's last weights, with each number
     of ``bidders`` (None: all candidates) and bids of their own, judged: the log that an endpoint would
     have, ahead of it."""
-    config, world, found = backend.config, backend.world, []
+    config, world, logs = backend.config, backend.world, []
     asked = some(world.of("train"), queries, f"{config.seed}/prices")
     for place, count in enumerate(bidders):
         epoch = config.irpo.epochs + 1 + place
@@ -325,5 +324,5 @@ def log_auctions(
             texts = [draw.text for draw in wrote.completions]
             logged = of_answers(auction, texts, world, str(backend.aliases[TRAINED]))
             sums = tuple(clicked[ad] * len(texts) for ad in auction.auction.ad_ids)
-            found.append(replace(logged, judged=logged.placed, clicks=sums))
-    return found
+            logs.append(replace(logged, judged=logged.placed, clicks=sums))
+    return logs

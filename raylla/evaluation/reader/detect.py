@@ -43,14 +43,14 @@ def detector(settings: Evaluation, seed: int) -> TaughtDetector:
     if settings.native_answers is None:
         why = "evaluation.native_answers names no published answers to learn from"
         return TaughtDetector(None, {"detected": why}, None)
-    found, tested = taught(settings.native_answers)
+    detector, tested = taught(settings.native_answers)
     quality = quality_of(tested, settings.bootstrap, seed)
     if quality.f1["mean"] < LEAST_F1:
         why = (
             f"the detector's F1 on held-out published answers is {quality.f1['mean']:.2f}, below {LEAST_F1}"
         )
         return TaughtDetector(None, {"detected": why}, asdict(quality))
-    return TaughtDetector(found, {}, asdict(quality))
+    return TaughtDetector(detector, {}, asdict(quality))
 
 
 def quality_of(tested: tuple[Outcomes, ...], resamples: int, seed: int) -> Quality:

@@ -126,13 +126,13 @@ def _organic(backend: EvaluationBackend, asked: Sequence[Planned]) -> list[ReadA
         for planned in {question.query.id: question for question in asked}.values()
     ]
     written = backend.organic(planned, _ORGANIC)
-    found = [
+    answers = [
         ReadAnswer.of(question, draw.text)
-        for question, answers in zip(planned, written, strict=True)
-        for draw in answers.completions
+        for question, generated in zip(planned, written, strict=True)
+        for draw in generated.completions
     ]
-    backend.bound("organic answers", count * len(planned) - len(found), count * len(planned))
-    return found
+    backend.bound("organic answers", count * len(planned) - len(answers), count * len(planned))
+    return answers
 
 
 def _question(backend: EvaluationBackend, planned: Planned) -> prompts.Messages:

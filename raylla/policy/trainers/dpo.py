@@ -231,9 +231,9 @@ class PackedDPOTrainer(trl.DPOTrainer):
                 tokens = engine(**{name: inputs[name] for name in packing.MODEL_INPUTS})
                 yield some, tokens, inputs["owner"]
 
-    def _everywhere(self, found: Tensor) -> Tensor:
+    def _everywhere(self, values: Tensor) -> Tensor:
         """What the ranks found, each in its own places, on every rank."""
-        everywhere = found.to(self.accelerator.device)
+        everywhere = values.to(self.accelerator.device)
         torch.distributed.all_reduce(everywhere)
         return everywhere.cpu()
 

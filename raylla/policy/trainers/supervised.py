@@ -101,8 +101,8 @@ class SupervisedTrainer(trl.SFTTrainer):
         """Nats per answer token of each step that was taken here."""
         sums = self._sums.to(self.accelerator.device)
         torch.distributed.all_reduce(sums)
-        found: list[float] = sums.tolist()[self.resumed :]
-        return found
+        losses: list[float] = sums.tolist()[self.resumed :]
+        return losses
 
     def get_train_dataloader(self) -> Any:
         """This rank's micro-batches of the steps that are left."""
@@ -188,7 +188,7 @@ class _Checkpoints(TrainerCallback):
 def _last(checkpoints: Path) -> int:
     """Steps of the last checkpoint; none where a rank is on a machine that has not got it."""
     note = checkpoints / "done.json"
-    found = [0] * torch.distributed.get_world_size()
+    steps = [0] * torch.distributed.get_world_size()
     mine = int(json.loads(note.read_text())["steps"]) if note.exists() else 0
-    torch.distributed.all_gather_object(found, mine)
-    return min(found)
+    torch.distributed.all_gather_object(steps, mine)
+    return min(steps)

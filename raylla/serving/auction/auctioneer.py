@@ -206,17 +206,17 @@ class Auctioneer:
             selection = self._eligibility.select(asked.filters, now, asked.bids)
             told.note({"raylla.eligible": int(np.count_nonzero(selection.mask))})
         left_out = Counter(selection.counts())
-        found: list[int] = []
+        nearest: list[int] = []
         if selection.mask.any():
             said = in_context(asked.about())
             with traced("retrieval", clock.trace) as told:
                 encoded = self._oracle.encode([said], told.trace)
                 vector = (await clock.within("the query's vector", encoded))[0]
-                found = self._relevant(self.retrieval, vector, selection, left_out)
-                told.note({"raylla.retrieved": len(found)})
-        category, theme = _about(asked.about(), selection.catalogue.ads[found[0]] if found else None)
+                nearest = self._relevant(self.retrieval, vector, selection, left_out)
+                told.note({"raylla.retrieved": len(nearest)})
+        category, theme = _about(asked.about(), selection.catalogue.ads[nearest[0]] if nearest else None)
         query = asked.about(category, theme)
-        listed = [(selection.catalogue.listing(row), selection.floor(row)) for row in found]
+        listed = [(selection.catalogue.listing(row), selection.floor(row)) for row in nearest]
         candidates, below = self._entry.candidates(listed, auction_id, query, asked.profile)
         left_out[Reason.FLOOR] += len(below)
         return Field(auction_id, now, query, tuple(candidates), selection, +left_out, tuple(below))
@@ -228,12 +228,12 @@ class Auctioneer:
         k = self._serving.candidates or self._config.world.candidates
         mask = selection.mask
         while True:  # each round fills the places of the most relevant for good
-            found = retrieval.search(vector, mask, k)
-            mask, gone = selection.without(mask, found)
+            nearest = retrieval.search(vector, mask, k)
+            mask, gone = selection.without(mask, nearest)
             left_out += gone
             if not gone:
-                left_out[Reason.NOT_RETRIEVED] += int(np.count_nonzero(mask)) - len(found)
-                return found
+                left_out[Reason.NOT_RETRIEVED] += int(np.count_nonzero(mask)) - len(nearest)
+                return nearest
 
     def _prompt(self, field: Field, asked: Asked, room: int) -> tuple[list[int], list[Turn]]:
         """The prompt's token ids, at most ``room`` of them, and the turns that it holds.
@@ -326,7 +326,7 @@ class Auctioneer:
         tickets: Tickets,
     ) -> tuple[Impression, ...]:
         by_ad = {candidate.listing.ad.id: candidate for candidate in candidates}
-        found = []
+        impressions = []
         for span, rate in zip(repaired.spans, rates, strict=True):
             candidate = by_ad[span.ad_id]
             listing, ticket = candidate.listing, tickets.of(span.ad_id)
@@ -338,7 +338,7 @@ class Auctioneer:
                 mu=self._serving.resample_share,
                 quoted=candidate.price_micros,
             )
-            found.append(
+            impressions.append(
                 Impression(
                     id=ticket.impression_id,
                     ad_id=span.ad_id,
@@ -355,7 +355,7 @@ class Auctioneer:
                     seen=ticket.seen,
                 )
             )
-        return tuple(found)
+        return tuple(impressions)
 
     def _units(self, micros: int) -> float:
         return to_units(micros, self._serving.micros_per_unit)

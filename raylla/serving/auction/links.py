@@ -50,4 +50,4 @@ def link(title: str, url: str) -> str:
 
 def unlinked(text: str) -> str:
     """``text`` with the titles alone where links to clicks stand."""
-    return _LINK.sub(lambda found: _ESCAPED.sub(r"\1", found[1]), text)
+    return _LINK.sub(lambda match: _ESCAPED.sub(r"\1", match[1]), text)

@@ -85,10 +85,10 @@ class Predictor:
     async def rates(self, rows: Sequence[ClickRow], trace: Carrier = NO_TRACE) -> tuple[str, list[Rate]]:
         """See `Oracle`."""
         with traced("predictor.rates", trace) as told:
-            found = await self._rates.ask(rows)
-            version = found[0][0] if found else self._version
+            rated = await self._rates.ask(rows)
+            version = rated[0][0] if rated else self._version
             told.note({"raylla.rows": len(rows), "raylla.pctr_version": version})
-        return version, [rate for _, rate in found]
+        return version, [rate for _, rate in rated]
 
     async def encode(self, texts: Sequence[str], trace: Carrier = NO_TRACE) -> Vectors:
         """See `Oracle`."""

@@ -68,13 +68,13 @@ class RemoteOracle:
 
     async def rates(self, rows: Sequence[ClickRow], trace: Carrier = NO_TRACE) -> tuple[str, list[Rate]]:
         """See `Oracle`."""
-        found: tuple[str, list[Rate]] = await self._ask("rates", list(rows), trace)
-        return found
+        rated: tuple[str, list[Rate]] = await self._ask("rates", list(rows), trace)
+        return rated
 
     async def encode(self, texts: Sequence[str], trace: Carrier = NO_TRACE) -> Vectors:
         """See `Oracle`."""
-        found: Vectors = await self._ask("encode", list(texts), trace)
-        return found
+        vectors: Vectors = await self._ask("encode", list(texts), trace)
+        return vectors
 
     async def _ask(self, method: str, argument: Any, trace: Carrier) -> Any:
         """One call; again on another replica where one died. The caller's deadline ends the tries.

@@ -35,7 +35,7 @@ class Together(Generic[_Item, _Result]):
             asked, self._waiting = self._waiting, []
             together = [item for items, _ in asked for item in items]
             try:
-                found = await asyncio.get_running_loop().run_in_executor(self._pool, self._call, together)
+                results = await asyncio.get_running_loop().run_in_executor(self._pool, self._call, together)
             except Exception as error:  # it is the askers', whatever it is
                 for _, answer in asked:
                     if not answer.done():
@@ -44,5 +44,5 @@ class Together(Generic[_Item, _Result]):
             place = 0
             for items, answer in asked:
                 if not answer.done():
-                    answer.set_result(found[place : place + len(items)])
+                    answer.set_result(results[place : place + len(items)])
                 place += len(items)

@@ -155,15 +155,15 @@ async def principal(
     Raises:
         HttpError: 401 without a key that holds.
     """
-    found = None
+    principal = None
     if credentials is not None:
         key, access = credentials.credentials, behind.access
-        found = access.known(key) or await run_in_threadpool(access.principal, key)
-    if found is None:
+        principal = access.known(key) or await run_in_threadpool(access.principal, key)
+    if principal is None:
         raise HttpError(
             401, "invalid_api_key", "give a valid API key as a bearer token", {"WWW-Authenticate": "Bearer"}
         )
-    return found
+    return principal
 
 
 Caller = Annotated[Principal, Depends(principal)]

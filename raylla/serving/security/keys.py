@@ -98,8 +98,8 @@ class Access:
         given = _digest(key)
         if hmac.compare_digest(given, self._admin):
             return Principal("bootstrap", Role.ADMIN)
-        until, found = self._known.get(given, (0.0, None))
-        return found if time.monotonic() < until else None
+        until, principal = self._known.get(given, (0.0, None))
+        return principal if time.monotonic() < until else None
 
     def forget(self) -> None:
         """Look every key up again: one was revoked."""
@@ -115,8 +115,8 @@ class Access:
             return None
         if not hmac.compare_digest(_digest(match[2]), stored.digest):
             return None
-        found = Principal(stored.id, stored.role, stored.advertiser_id, stored.links)
+        principal = Principal(stored.id, stored.role, stored.advertiser_id, stored.links)
         if len(self._known) >= _KEPT:
             self._known.clear()
-        self._known[_digest(key)] = (time.monotonic() + KEPT_SECONDS, found)
-        return found
+        self._known[_digest(key)] = (time.monotonic() + KEPT_SECONDS, principal)
+        return principal

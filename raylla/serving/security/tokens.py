@@ -149,10 +149,10 @@ def new_claims(
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    claims = dict(pairs)
+    if len(claims) < len(pairs):
         raise TokenError("RAYLLA_TOKEN_KEYS holds a key id twice; give each key an id of its own")
-    return found
+    return claims
 
 
 def _encode(data: bytes) -> str:

@@ -224,8 +224,8 @@ def _records(
             continue
         elif not header:
             header = [cell.strip() for cell in row]
-            found = columns.found(file, header)
-            chosen = {field: header.index(column) for field, column in found.items()}
+            taken = columns.found(file, header)
+            chosen = {field: header.index(column) for field, column in taken.items()}
         elif len(row) != len(header):
             yield line, Fault(file, line, f"{len(row)} cells instead of {len(header)}; quote its cells")
         else:

@@ -105,13 +105,13 @@ def _read_ads(source: _Source, topic: str, file: Path) -> None:
 
 
 def _read_queries(source: _Source, topic: str, file: Path) -> None:
-    found = source.queries.setdefault(topic, {})
+    asked = source.queries.setdefault(topic, {})
     for line in io.StringIO(_decoded(file), newline=None):
         text = neutral(line)
         if text:
-            source.notes["queries_repeated"] += text in found
-            found[text] = None
-    if not found:
+            source.notes["queries_repeated"] += text in asked
+            asked[text] = None
+    if not asked:
         raise WorldError(f"{file} lists no queries; the file is partial: fetch it again")
 
 

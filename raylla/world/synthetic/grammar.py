@@ -109,15 +109,15 @@ def wild_ads(rng: random.Random, count: int) -> list[Ad]:
         ids = [str(number) for number in rng.sample(range(1000, 10000), count)]
     labels = [rng.choice((word(rng), rng.choice(lexicon.categories()))) for _ in range(2)]
     alike = rng.random() < 0.25
-    found: dict[str, Ad] = {}
+    by_brand: dict[str, Ad] = {}
     for number in ids:
         text = wild_title(rng)
-        if alike and found and rng.random() < 0.4:
-            text = f"{rng.choice(list(found)).split()[0]} {text}"
-        while text in found:
+        if alike and by_brand and rng.random() < 0.4:
+            text = f"{rng.choice(list(by_brand)).split()[0]} {text}"
+        while text in by_brand:
             text = wild_title(rng)
-        found[text] = Ad(number, text, rng.choice(labels), "")
-    return list(found.values())
+        by_brand[text] = Ad(number, text, rng.choice(labels), "")
+    return list(by_brand.values())
 
 
 def profile(rng: random.Random, id: str = "p0") -> Profile:

@@ -103,7 +103,7 @@ def conversation(messages: Sequence[Said], field: str = "messages") -> Conversat
     if not question.text:
         raise unusable(field, "the last one must be the user's and hold text", "no_question")
     before = tuple(turn for at, (_, turn) in enumerate(turns) if at != asked and turn.text)
-    notes = [f"{len(found)} x {kind} passed over, first {found[0]}" for kind, found in passed.items()]
+    notes = [f"{len(places)} x {kind} passed over, first {places[0]}" for kind, places in passed.items()]
     return Conversation(question.text, before, tuple(notes[:MOST_NOTES]))
 
 

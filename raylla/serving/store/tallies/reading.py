@@ -177,7 +177,7 @@ def _of(query: Select[*tuple[Any, ...]], wanted: Wanted, time: _Time) -> Select[
 
 
 def _line(by: Sequence[Group], row: Any) -> Line:
-    found = row._mapping
-    high = {name: int(found.get(f"{name}_high", 0)) << _HALF for name in COUNTS}
-    counts = {name: int(found[name]) + high[name] for name in COUNTS}
-    return Line({group: found[group.value] for group in by}, counts)
+    columns = row._mapping
+    high = {name: int(columns.get(f"{name}_high", 0)) << _HALF for name in COUNTS}
+    counts = {name: int(columns[name]) + high[name] for name in COUNTS}
+    return Line({group: columns[group.value] for group in by}, counts)
