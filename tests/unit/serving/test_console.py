@@ -89,6 +89,14 @@ def market(store: Store) -> Market:
     return Market(store, web.now())
 
 
+def _type_amount(page: Any, item: Any, amount: str) -> None:
+    """By the keyboard alone."""
+    item.locator(".amount").focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(amount)
+    page.keyboard.press("Enter")
+
+
 def _open(browser: Any, url: str, key: str) -> tuple[Any, list[str]]:
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.set_default_timeout(60_000)
@@ -125,10 +133,7 @@ def test_an_advertiser_sees_its_money_and_steers_by_keyboard(
         assert not page.locator("#versions").is_visible()
 
         row = page.locator("#campaigns .item")
-        row.locator(".amount").focus()
-        page.keyboard.press("Control+A")
-        page.keyboard.type("25.5")
-        page.keyboard.press("Enter")
+        _type_amount(page, row, "25.5")
         page.locator("#done", has_text="$25.50 a day").wait_for()
         row.locator(".pause").focus()
         page.keyboard.press("Space")
@@ -137,10 +142,7 @@ def test_an_advertiser_sees_its_money_and_steers_by_keyboard(
         page.keyboard.press("Enter")
         ad = page.locator("#ads .item", has_text="Lumo <u>Cup</u>")
         ad.wait_for()
-        ad.locator(".amount").focus()
-        page.keyboard.press("Control+A")
-        page.keyboard.type("0.55")
-        page.keyboard.press("Enter")
+        _type_amount(page, ad, "0.55")
         page.locator("#done", has_text="$0.55 per click").wait_for()
 
         page.locator("#new-upload").focus()

@@ -174,11 +174,18 @@ def sign(services: web.Services, market: Market, auction: ServedAuction) -> str:
     return f"/v1/clicks/{services.tokens.sign(market.claims(auction))}"
 
 
+def told_of(client: TestClient, services: web.Services, **changes: Any) -> list[str]:
+    """What clicks come to, as each is told; ``changes`` are of the endpoint's services."""
+    told: list[str] = []
+    changed = dataclasses.replace(services, clicked=told.append, **changes)
+    client.app.state.services = changed  # type: ignore[attr-defined]
+    return told
+
+
 def test_over_http_each_is_redirected_told_and_shown_beside_the_charge(
     client: TestClient, market: Market, services: web.Services, store: Store
 ) -> None:
-    told: list[str] = []
-    client.app.state.services = dataclasses.replace(services, clicked=told.append)  # type: ignore[attr-defined]
+    told = told_of(client, services)
     market.now, seat = web.now(), market.seat()
     listing = market.listing(seat, bid=64)
     auction = market.served(listing)
@@ -213,10 +220,7 @@ def test_over_http_each_is_redirected_told_and_shown_beside_the_charge(
 
 def test_the_settings_are_the_limits(client: TestClient, market: Market, services: web.Services) -> None:
     serving = Serving(click_least_seconds=3600, clicks_per_user_hour=1)
-    told: list[str] = []
-    client.app.state.services = dataclasses.replace(  # type: ignore[attr-defined]
-        services, serving=serving, clicked=told.append
-    )
+    told = told_of(client, services, serving=serving)
     listing = market.listing(market.seat())
     market.now = web.now()
     client.get(sign(services, market, market.served(listing)))
@@ -230,8 +234,7 @@ def test_the_settings_are_the_limits(client: TestClient, market: Market, service
 def test_a_link_whose_auction_is_not_recorded_leads_on_and_charges_nothing(
     client: TestClient, market: Market, services: web.Services, store: Store
 ) -> None:
-    told: list[str] = []
-    client.app.state.services = dataclasses.replace(services, clicked=told.append)  # type: ignore[attr-defined]
+    told = told_of(client, services)
     market.now, seat = web.now(), market.seat()
     auction = market.auction(market.listing(seat, bid=9))
     path = sign(services, market, auction)
