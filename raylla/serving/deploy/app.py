@@ -157,7 +157,7 @@ def build(args: dict[str, Any]) -> Any:
     canary = None
     if serving.adapters == "merged":
         canary = deployed(
-            replicas.EngineReplica, "Canary", serving.engine, scale=canary_scale(serving, 0)
+            replicas.CanaryReplica, "Canary", serving.engine, scale=canary_scale(serving, 0)
         ).bind(tree)
     if serving.colocate:
         held = serving.ingress.model_copy(update={"gpus": serving.engine.gpus})

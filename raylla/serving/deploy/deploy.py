@@ -216,7 +216,7 @@ def _serve(at: Dashboard, deployed: dict[str, Any], config: Config, target: Targ
     """Have ``target`` answer everything, without a canary.
 
     The canary's replicas keep the version that they were given until they are gone: one that Serve starts
-    meanwhile would else come up with the base model, and may still be asked.
+    meanwhile would else have none, and may still be asked.
     """
     if config.serving.adapters == "merged":
         _set(deployed, "Canary", _told(deployed, "Canary"), canary_scale(config.serving, 0))

@@ -19,7 +19,7 @@ from raylla.errors import ConfigError, RayllaError, WeightError
 from raylla.models.adapters import base_of, unshareable
 from raylla.models.places import adapter_settings, is_adapter
 from raylla.records import WeightVersion
-from raylla.serving.deploy.versions import Holding, Target, weights
+from raylla.serving.deploy.versions import Holding, Target, none_live, refusal, weights
 from raylla.serving.engine.engine import AsyncEngine
 from raylla.serving.engine.wire import Piece, PolicyRole
 from raylla.serving.tracing import NO_TRACE, Carrier
@@ -37,18 +37,24 @@ class Policies:
     def __init__(self, engine: AsyncEngine, base: WeightVersion) -> None:
         self.engine = engine
         self.problem: str | None = None
-        self.held = Target("", base.name)
+        self.held: Target | None = None
         self.canary: Target | None = None
         self._base = base
         self._adapters: dict[Target, WeightVersion] = {}
 
     async def want(self, stable: Target, canary: Target | None) -> None:
-        """Answer by these; where one cannot be taken in what was live goes on, and ``problem`` says why."""
+        """Answer by these; where one cannot be taken in what was live goes on, and ``problem`` says why.
+
+        Raises:
+            WeightError: it is the stable one, and no other was live.
+        """
         self.problem = None
         self.canary = canary if canary in self._adapters else None
         self._drop_but({self.held, stable, canary})  # first: there is room for two
         if await self._hold(stable):
             self.held = stable
+        elif self.held is None:
+            raise WeightError(self.problem)
         self._drop_but({self.held, canary})
         if canary is not None and await self._hold(canary):
             self.canary = canary
@@ -56,7 +62,13 @@ class Policies:
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier, role: PolicyRole
     ) -> AsyncGenerator[Piece, None]:
-        """See `AsyncEngine.generate`; the canary's requests are the stable version's where none is live."""
+        """See `AsyncEngine.generate`; the canary's requests are the stable version's where none is live.
+
+        Raises:
+            EndpointError: neither is the stable version.
+        """
+        if self.held is None:
+            raise none_live(self.problem)
         target = None if role == "organic" else self.held
         if role == "canary" and self.canary is not None:
             target = self.canary
@@ -75,7 +87,7 @@ class Policies:
                 return True
             difference = await self.engine.hold(version, probe)
         except (RayllaError, OSError) as error:
-            self.problem = f"weight version {target.version} of {target.run}: {error}"
+            self.problem = refusal(target, error)
             log.error("refused: %s", self.problem)
             return False
         self._adapters[target] = version

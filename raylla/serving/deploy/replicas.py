@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import AutoTokenizer
 
 from raylla import models
 from raylla.config import Config, Sampling, parse_config
-from raylla.errors import RayllaError, RunError
+from raylla.errors import EndpointError, RayllaError, WeightError
 from raylla.records import WeightVersion
 from raylla.reward.rows import ClickRow
 from raylla.runs.state import Run
@@ -31,8 +34,9 @@ from raylla.serving.auction.eligibility import Eligibility
 from raylla.serving.auction.exchange import Traffic, Writer
 from raylla.serving.billing.notices import Sender
 from raylla.serving.deploy.policies import Policies, RoleWriter, adapter_room, shared_base
+from raylla.serving.deploy.states import State, common, states
 from raylla.serving.deploy.supervision import Supervisor
-from raylla.serving.deploy.versions import Holding, Target, load_pctr
+from raylla.serving.deploy.versions import Holding, Target, take_pctr
 from raylla.serving.engine.engine import start_engine
 from raylla.serving.engine.predictor import Oracle, Predictor, Rate
 from raylla.serving.engine.remote import RemoteOracle, RemoteWriter
@@ -56,6 +60,8 @@ CANARY_POLL = 0.5
 STORE_THREADS = 4
 LOOKUPS = 64
 HEALTH_SECONDS = 5.0
+REFUSED_SECONDS = 10.0
+"""How long a canary without a version is left alone, so that its reason is heard."""
 
 
 def _begun(tree: dict[str, Any]) -> Config:
@@ -67,7 +73,7 @@ def _begun(tree: dict[str, Any]) -> Config:
 
 
 def _open_engine(config: Config) -> Holding | Policies:
-    """An engine with the base model's weights; a run's versions come with `want`."""
+    """An engine with the base model's weights, which answers once a run's version comes with `want`."""
     if config.serving.adapters == "shared":
         base, room = shared_base(config), adapter_room(config)
         return Policies(
@@ -77,17 +83,21 @@ def _open_engine(config: Config) -> Holding | Policies:
     path = models.resolve(config.ad_llm.path, "ad_llm.path")
     version = WeightVersion("v0", 0, path)
     engine = start_engine(path, config.engine, config.seed, version, config.deadlines.start)
-    return Holding(engine, Target("", "v0"))
+    return Holding(engine)
 
 
 class EngineReplica:
-    """An engine on its own: deployments `Engine` and `Canary`."""
+    """An engine on its own: deployment `Engine`."""
 
     def __init__(self, tree: dict[str, Any]) -> None:
         self._holding = _open_engine(_begun(tree))
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
-        """Take over the versions that Serve says."""
+        """Take over the versions that Serve says.
+
+        Raises:
+            WeightError: none is live, and the stable one cannot be; Serve then starts another replica.
+        """
         if target := Target.of(wanted["version"]):
             await self._holding.want(target, Target.of(wanted.get("canary")))
 
@@ -98,13 +108,36 @@ class EngineReplica:
         async for piece in self._holding.generate(prompt, sampling, stream, trace, role):
             yield piece
 
-    async def state(self) -> tuple[Target, Target | None, str | None]:
-        """The version that it holds, the canary beside it, and why not another."""
-        return self._holding.held, self._holding.canary, self._holding.problem
+    async def state(self) -> State:
+        """What it holds, and why not another version."""
+        return _state(self._holding)
 
     def check_health(self) -> None:
         """Asked by Serve, which starts another replica where this raises."""
         self._holding.engine.check()
+
+
+class CanaryReplica(EngineReplica):
+    """The engine of a version that is tried: deployment `Canary`.
+
+    A version that it cannot take is what a trial may find: it comes up, answers nothing and says why in
+    `state`, for `raylla deploy` to roll back. Where nobody does, Serve starts another.
+    """
+
+    _refused = math.inf
+
+    async def reconfigure(self, wanted: dict[str, Any]) -> None:
+        """Take over the version that Serve says, if that can be."""
+        try:
+            await super().reconfigure(wanted)
+        except WeightError:  # logged, and in its state
+            self._refused = time.monotonic()
+
+    def check_health(self) -> None:
+        """See `EngineReplica`."""
+        super().check_health()
+        if self._holding.held is None and time.monotonic() - self._refused > REFUSED_SECONDS:
+            raise EndpointError(self._holding.problem)
 
 
 class PredictorReplica:
@@ -112,10 +145,15 @@ class PredictorReplica:
 
     def __init__(self, tree: dict[str, Any]) -> None:
         self._predictor = Predictor(_begun(tree))
+        self._problem: str | None = None
 
     async def reconfigure(self, wanted: dict[str, Any]) -> None:
         """Take over the newest model of the run that Serve says; an unusable one leaves the old."""
-        take_pctr(self._predictor, Target(**wanted["version"]))
+        self._problem = take_pctr(self._predictor, Target(**wanted["version"]))
+
+    async def state(self) -> State:
+        """Why it does not predict with the model that it should, if it does not."""
+        return State(problems=_told(self._problem))
 
     async def rates(self, rows: list[ClickRow], trace: Carrier) -> tuple[str, list[Rate]]:
         """See `Oracle`."""
@@ -124,20 +162,6 @@ class PredictorReplica:
     async def encode(self, texts: list[str], trace: Carrier) -> Vectors:
         """See `Oracle`."""
         return await self._predictor.encode(texts, trace)
-
-
-def take_pctr(predictor: Predictor, target: Target) -> None:
-    """Load the target's pCTR model; where one predicts already, an unusable one leaves it in place.
-
-    Raises:
-        RunError: there is no model yet, and this one cannot be loaded.
-    """
-    try:
-        load_pctr(predictor, target)
-    except RunError as error:
-        if not predictor.version:
-            raise
-        log.error("refused: pCTR model of %s: %s", target.run, error)
 
 
 @serve.ingress()
@@ -156,6 +180,9 @@ class Ingress:
         self._holding = _open_engine(config) if engine is None else None
         self._predictor = Predictor(config) if predictor is None else None
         self._engine = engine
+        self._others = [engine, predictor] if engine is not None else _peers()
+        """Handles to whom the state of versions is asked of; none: this replica is all there is."""
+        self._pctr_problem: str | None = None
         self._oracle: Oracle = self._predictor or RemoteOracle(predictor)
         untouched = config.serving.organic == "untouched"
         self._traffic = Traffic(
@@ -165,7 +192,7 @@ class Ingress:
         self._eligibility = Eligibility(self._store, config.serving, config.world.max_bid)
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._wanted_canary: Target | None = None
-        self._problem: str | None = None
+        self._problems: list[str] = []
         self._live: Target | None = None
         self._app = self._create()
 
@@ -176,14 +203,20 @@ class Ingress:
         """Take over the versions and shares that Serve says."""
         stable = Target(**wanted["stable"])
         self._wanted_canary, self._traffic.share = Target.of(wanted["canary"]), float(wanted["share"])
+        self._problems = []
         if self._wanted_canary is None:
             self._traffic.canary = None  # first: what follows may outlast the canary's replica
         if self._holding:
             await self._holding.want(stable, self._wanted_canary)
         if self._predictor:
-            take_pctr(self._predictor, stable)
+            self._pctr_problem = take_pctr(self._predictor, stable)
         if self._auctioneer.retrieval is None:
             await self._begin()
+
+    async def state(self) -> State:
+        """What is held here, and why not another version or pCTR model."""
+        own = State() if self._holding is None else _state(self._holding)
+        return replace(own, problems=own.problems + _told(self._pctr_problem))
 
     def check_health(self) -> None:
         """Asked by Serve, which starts another replica where this raises."""
@@ -257,48 +290,44 @@ class Ingress:
         return RemoteWriter(self._engine, role)
 
     async def _watch_canary(self) -> None:
-        """Give the canary its share once it holds the version that it should, and no sooner."""
-        wanted = self._wanted_canary
-        if wanted is None or (self._traffic.canary is not None and self._live == wanted):
+        """Give the canary its share while who answers as it holds the version that it should; else that
+        share is the stable version's."""
+        if (wanted := self._wanted_canary) is None:
             return
-        try:
-            self._live, problem = await self._canary_state()
-        except (RayError, TimeoutError) as error:
-            self._live, problem = None, f"the canary is not up: {error}"
-        ready = self._live == wanted == self._wanted_canary
+        if self._canary is not None:
+            said = await states(self._canary, HEALTH_SECONDS)
+            live = common([one.held for one in said])
+        else:
+            asked = self._holding is None
+            said = await states(self._engine, HEALTH_SECONDS) if asked else (await self.state(),)
+            live = common([one.canary for one in said])
+        ready = live == wanted == self._wanted_canary
+        self._live = live
         self._traffic.canary = self._writer("canary") if ready else None
-        self._problem = problem
-
-    async def _canary_state(self) -> tuple[Target | None, str | None]:
-        """The canary that answers, if one does, and why not another."""
-        if self._canary is None and self._holding is not None:
-            return self._holding.canary, self._holding.problem
-        asked = self._engine if self._canary is None else self._canary
-        held, beside, problem = await asyncio.wait_for(asked.state.remote(), HEALTH_SECONDS)
-        return beside if self._canary is None else held, problem
+        self._problems = [problem for one in said for problem in one.problems]
 
     async def _health(self) -> Health:
-        problems = [self._problem] if self._wanted_canary and self._problem else []
-        stable = None
+        problems = list(self._problems) if self._wanted_canary else []
+        ok = True
         try:
-            if self._holding:
-                self._holding.engine.check()
-                held, problem = self._holding.held, self._holding.problem
-            else:
-                state = await asyncio.wait_for(self._engine.state.remote(), HEALTH_SECONDS)
-                held, _, problem = state
-            stable = held.version
-            problems += [problem] if problem and problem not in problems else []
-            ok = await asyncio.wait_for(self._reachable(), HEALTH_SECONDS)
-        except (RayllaError, RayError, SQLAlchemyError, TimeoutError) as error:
+            self.check_health()
+            await asyncio.wait_for(self._reachable(), HEALTH_SECONDS)
+        except (RayllaError, SQLAlchemyError, TimeoutError) as error:
             ok = False
             problems.append(f"{type(error).__name__}: {error}")
+        asked = [states(handle, HEALTH_SECONDS) for handle in self._others]
+        engines, *more = await asyncio.gather(*asked) if asked else [(await self.state(),)]
+        held = [one.held for one in engines if one.held is not None]
+        stable = common(held)
+        problems += [problem for one in (engines, *more) for told in one for problem in told.problems]
+        if len(set(held)) > 1:
+            problems.append("engines hold " + " and ".join(sorted({one.version for one in held})))
         canary = self._live.version if self._traffic.canary and self._live else None
         tasks = self._supervisor.problems()
         return Health(
-            status="unavailable" if not ok else "degraded" if tasks else "ok",
-            versions={"stable": stable, "canary": canary},
-            problems=problems,
+            status="unavailable" if not (ok and held) else "degraded" if tasks else "ok",
+            versions={"stable": stable.version if stable else None, "canary": canary},
+            problems=list(dict.fromkeys(problems)),
             tasks=tasks,
         )
 
@@ -309,6 +338,23 @@ class Ingress:
 
     def _revenue_today(self) -> int:
         return self._store.revenue(datetime.now(UTC).date())
+
+
+def _state(holding: Holding | Policies) -> State:
+    return State(holding.held, holding.canary, _told(holding.problem))
+
+
+def _told(problem: str | None) -> tuple[str, ...]:
+    return (problem,) if problem else ()
+
+
+def _peers() -> list[Any]:
+    """A handle to all replicas of the deployment that this process is one of; none outside of Serve."""
+    try:
+        context = serve.get_replica_context()
+    except RayServeException:
+        return []
+    return [serve.get_deployment_handle(context.deployment, context.app_name)]
 
 
 def _run(config: Config) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylla.config import Sampling
 from raylla.engines.protocol import Probe
-from raylla.errors import RayllaError, RunError
+from raylla.errors import EndpointError, RayllaError, RunError, WeightError
 from raylla.records import WeightVersion
 from raylla.runs.state import Run
 from raylla.runs.versions import committed, named, note_served
@@ -92,26 +92,47 @@ def pctr_of(target: Target) -> tuple[str, str]:
     return run.reward(epoch), f"{run.path.name}/epoch-{epoch}"
 
 
-def load_pctr(predictor: Predictor, target: Target) -> None:
-    """Predict clicks with the newest pCTR model of the target's run.
+def take_pctr(predictor: Predictor, target: Target) -> str | None:
+    """Predict clicks with the newest pCTR model of the target's run; where one predicts already, an
+    unusable one leaves it in place, and why is returned.
 
     Raises:
-        RunError: there is none, or it cannot be read.
+        RunError: there is no model yet, and this one cannot be loaded.
     """
-    predictor.load(*pctr_of(target))
+    try:
+        predictor.load(*pctr_of(target))
+    except (RayllaError, OSError) as error:
+        problem = f"pCTR model of {target.run} for version {target.version}: {error}"
+        log.error("refused: %s", problem)
+        if not predictor.version:
+            raise RunError(problem) from error
+        return problem
+    return None
+
+
+def refusal(target: Target, error: Exception) -> str:
+    """How a version that cannot be taken over is told of, in logs, health and errors."""
+    return f"weight version {target.version} of {target.run}: {error}"
 
 
 class Holding:
-    """An engine and the version that it should hold; a canary has another."""
+    """An engine and the version that it should hold; a canary has another.
 
-    def __init__(self, engine: AsyncEngine, held: Target) -> None:
+    Until a version is live nothing is answered: the engine begins with the base's weights.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        self.held = held
+        self.held: Target | None = None
         self.canary: Target | None = None
         self.problem: str | None = None
 
     async def want(self, target: Target, canary: Target | None = None) -> None:
-        """Take over ``target``; where that fails the old version goes on, and ``problem`` says why."""
+        """Take over ``target``; where that fails the old version goes on, and ``problem`` says why.
+
+        Raises:
+            WeightError: it fails, and there is no old version.
+        """
         if target == self.held:
             self.problem = None
             return
@@ -119,8 +140,10 @@ class Holding:
             version, probe = weights(target)
             difference = await self.engine.load(version, probe)
         except (RayllaError, OSError) as error:
-            self.problem = f"weight version {target.version} of {target.run}: {error}"
+            self.problem = refusal(target, error)
             log.error("refused: %s", self.problem)
+            if self.held is None:
+                raise WeightError(self.problem) from error
             return
         log.info(
             "weight version is live", extra={"weight_version": target.version, "difference": difference}
@@ -130,5 +153,16 @@ class Holding:
     def generate(
         self, prompt: Sequence[int], sampling: Sampling, stream: bool, trace: Carrier, role: PolicyRole
     ) -> AsyncGenerator[Piece, None]:
-        """See `AsyncEngine.generate`; whatever the role, it is the version that is held."""
+        """See `AsyncEngine.generate`; whatever the role, it is the version that is held.
+
+        Raises:
+            EndpointError: none is.
+        """
+        if self.held is None:
+            raise none_live(self.problem)
         return self.engine.generate(prompt, sampling, stream, trace)
+
+
+def none_live(problem: str | None) -> EndpointError:
+    """What a request is told where no version is live."""
+    return EndpointError(f"no weight version is live here: {problem or 'none was wished for'}")

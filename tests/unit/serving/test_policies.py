@@ -13,7 +13,7 @@ import pytest
 
 from raylla.config import Config, Sampling, parse_config
 from raylla.engines.protocol import Probe
-from raylla.errors import ConfigError, WeightError
+from raylla.errors import ConfigError, EndpointError, WeightError
 from raylla.models import Adapter
 from raylla.records import WeightVersion
 from raylla.runs.state import Run
@@ -129,6 +129,25 @@ def test_a_refused_version_leaves_what_was_live(policies: Policies, engine: Engi
     asyncio.run(policies.want(v1, None))
     assert policies.problem is None
     assert engine.events == ["hold v1"]
+
+
+@pytest.mark.parametrize("broken", ["broken", "missing"])
+def test_a_stable_version_that_cannot_be_taken_is_never_the_base(
+    policies: Policies, engine: Engine, run: Path, broken: str
+) -> None:
+    v1, bad = Target(str(run), "v1"), Target(str(run), broken)
+    with pytest.raises(EndpointError, match="no weight version is live here: none was wished for"):
+        answers(policies)
+    with pytest.raises(WeightError, match=f"weight version {broken} of {run}: "):
+        asyncio.run(policies.want(bad, v1))
+    assert (policies.held, policies.canary, engine.held) == (None, None, [])
+    for role in ("stable", "canary", "organic"):
+        with pytest.raises(EndpointError, match=f"no weight version is live here: .*{broken} of"):
+            asyncio.run(
+                anext(RoleWriter(policies, cast(PolicyRole, role)).generate([1], Sampling(), False))
+            )
+    asyncio.run(policies.want(v1, None))
+    assert answers(policies) == {"stable": "v1", "canary": "v1", "organic": "base"}
 
 
 def test_an_engine_that_heard_nothing_between_has_room_for_the_next(
