@@ -2,8 +2,9 @@
 
 An adapter's file is the one that the trainer saved, to the byte.  Before it is held, the base, every
 adapter that is held and the new one are computed in one batch.  The new one must reproduce the trainer's
-probe there, and every other what it gave before.  What runs meanwhile goes on: the
-batch is one of its steps.
+probe there, and every other what it gave before.  Neighbours may differ by less than such tolerances; so
+the new one also reads the text of every other there, and must give it figures of its own.  What runs
+meanwhile goes on: the batch is one of its steps.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from raylla.models.weights import ADAPTER_WEIGHTS
 
 COMPARED = 6
 """Tokens of a policy's text that are computed again whenever another comes."""
+_CROSSED = 4
+"""Tokens of it that the other computes."""
+_ALIKE = 1e-6
+"""Mean |difference| (nats) of one policy's figures in two rows of a batch, at most."""
 _COMPANY = 6
 """Company may change a policy by this part of the probe's tolerance: the weights and numbers are the same,
 and only the order of sums is another."""
@@ -38,6 +43,7 @@ class _Policy:
     lora: Any
     text: list[int]
     logprobs: list[float]
+    digest: str = ""
 
 
 class Sharing:
@@ -100,10 +106,11 @@ class Sharing:
                 f"engine has room for {self._room.most}"
             )
         with ThreadPoolExecutor(1, "digest") as beside:  # while vLLM reads the file, too
-            saved = beside.submit(_saved, directory, probe)
+            found = beside.submit(digest, directory / ADAPTER_WEIGHTS)
             policy = self._loaded(name, directory)
         try:
-            if not saved.result():
+            policy.digest = found.result()
+            if probe is not None and probe.digest not in ("", policy.digest):
                 raise WeightError(
                     f"the adapter of {name}: {directory / ADAPTER_WEIGHTS} is another version's than the "
                     "trainer saved under this name; its SHA-256 differs from the probe's"
@@ -156,9 +163,12 @@ class Sharing:
         text = self._text if probe is None else probe_text(probe, self._longest)
         alone = self._together([(text, new.lora)])[0] if probe is None else None
         known = [self._base, *self._held.values()]
-        *others, own = self._together([*((one.text, one.lora) for one in known), (text, new.lora)])
-        for one, told in zip(known, others, strict=True):
+        theirs = [(one.text, one.lora) for one in known]
+        crossed = [(one.text[:_CROSSED], new.lora) for one in known]
+        own, *more = self._together([(text, new.lora), *theirs, *crossed])
+        for one, told, by_new in zip(known, more, more[len(known) :], strict=False):
             self._same(one.name, new.name, told, one.logprobs)
+            self._apart(one, new, told, by_new)
         new.text, new.logprobs = text[:COMPARED], own[: COMPARED - 1]
         if alone is not None:
             self._same(new.name, new.name, own, alone)
@@ -182,6 +192,16 @@ class Sharing:
                 f"{most:.4g}; this vLLM mixes up adapters: load versions merged"
             )
 
+    def _apart(self, known: _Policy, new: _Policy, told: Sequence[float], by_new: Sequence[float]) -> None:
+        """See that ``new`` computes the text of ``known`` as something else than ``known`` does."""
+        noise = mean_gap(told[: _CROSSED - 1], known.logprobs)
+        if mean_gap(by_new, told) <= max(noise / 2, _ALIKE) and new.digest != known.digest:
+            raise WeightError(
+                f"in one batch, the adapter of {new.name} and {known.name} are computed as the same: "
+                "their weights differ, and their log-probabilities do not; this vLLM mixes up adapters, or "
+                "the two are too alike for engine.dtype: load versions merged"
+            )
+
     def _together(self, asked: Sequence[tuple[Sequence[int], Any]]) -> list[list[float]]:
         """Log-probability (nats) of each token but the first of each text, with its adapter, all of them
         computed in the same step."""
@@ -202,11 +222,6 @@ class Sharing:
                 return [given_logprobs(found[name], ids, 1) for name, (ids, _) in texts.items()]
             # So many requests run that not all were begun at once; some of those end with each step.
             self._engine.abort_request([name for name in texts if name not in found])
-
-
-def _saved(directory: Path, probe: Probe | None) -> bool:
-    """Whether an adapter's file is the one that ``probe`` was taken of, as far as it says."""
-    return probe is None or probe.digest in ("", digest(directory / ADAPTER_WEIGHTS))
 
 
 def _keep_slot_alone(worker: Any, number: int) -> None:

@@ -80,10 +80,10 @@ def adapter_arguments(room: AdapterRoom, settings: Settings) -> dict[str, Any]:
     ranks = [one for one in get_args(MaxLoRARanks) if one >= room.rank]
     if not ranks:
         raise ConfigError(f"lora.rank={room.rank} is more than vLLM computes with; serve versions merged")
-    if settings.max_num_seqs <= room.most:
+    if settings.max_num_seqs < (least := rows_at_most(room)):
         raise ConfigError(
-            f"engine.max_num_seqs={settings.max_num_seqs} does not hold a row of each of {room.most} "
-            "adapters and the base; raise it"
+            f"engine.max_num_seqs={settings.max_num_seqs} does not hold the {least} rows in which the base "
+            f"and {room.most} adapters are checked together; raise it"
         )
     slots = room.most + 1
     if current_platform.is_cpu():
@@ -103,6 +103,12 @@ def adapter_arguments(room: AdapterRoom, settings: Settings) -> dict[str, Any]:
         "max_lora_rank": min(ranks),
         "lora_target_modules": list(room.targets),
     }
+
+
+def rows_at_most(room: AdapterRoom) -> int:
+    """Rows of the batch in which an adapter is checked beside all others: each policy's own text, and the
+    new one on that of every other."""
+    return 2 * room.most + 1
 
 
 def sampling_params(request: Request, sampling: Sampling) -> Any:

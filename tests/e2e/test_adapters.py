@@ -15,7 +15,7 @@ from typing import Any, cast
 import httpx
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from raylla.config import Engine as Settings
@@ -31,6 +31,7 @@ from raylla.policy.groups import Packable
 from raylla.runs.state import Run
 from raylla.serving.deploy import app
 from raylla.serving.deploy.replicas import EngineReplica
+from raylla.serving.deploy.states import State
 from raylla.serving.deploy.versions import Target
 from raylla.serving.engine.wire import PolicyRole
 from raylla.serving.store import open_store
@@ -140,8 +141,33 @@ def together(engine: LiveVllm, policies: Sequence[str]) -> list[list[int]]:
     return list(rows.values())
 
 
+def neighbour(base: Path, adapter: Path, place: Path) -> tuple[Probe, str]:
+    """Write the adapter that a small step makes of another; its probe, and its file's digest."""
+    model = PeftModel.from_pretrained(Qwen3ForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter *= 1.0005
+    model.save_pretrained(place)
+    return probe(model.merge_and_unload()), digest(place / "adapter_model.safetensors")
+
+
+def one_for_all(patch: pytest.MonkeyPatch, engine: LiveVllm, name: str) -> None:
+    """Have ``engine`` compute every adapter's rows with that of ``name``."""
+    inside = cast(Any, engine)._engine
+    asked, always = inside.add_request, cast(Any, engine)._sharing.lora(name)
+
+    def add_request(*args: Any, lora_request: Any = None, **more: Any) -> Any:
+        return asked(*args, lora_request=lora_request and always, **more)
+
+    patch.setattr(inside, "add_request", add_request)
+
+
 def test_policies_share_batches_and_come_while_others_write(
-    places: dict[str, Path], reference: Callable[[str], Any], tmp_path: Path
+    places: dict[str, Path],
+    reference: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = LiveVllm(str(places[""]), SETTINGS, 0, ROOM)
     right = {name: greedy(reference(name)) for name in places}
@@ -186,6 +212,19 @@ def test_policies_share_batches_and_come_while_others_write(
     assert engine.hold("three", places["three"], known[1]) < 1e-4
     company = ["three", "", "two", "", "three"]
     assert together(engine, company) == [right[one] for one in company]
+    engine.drop("two")
+    near, told = neighbour(places[""], places["three"], tmp_path / "near")
+    assert near != probe(reference("three"))
+    engine.hold("swapped", places["three"], near)  # within the tolerance, and of the wrong weights
+    engine.drop("swapped")
+    with pytest.raises(WeightError, match=r"adapter of near: .* another version's than the trainer saved"):
+        engine.hold("near", places["three"], replace(near, digest=told))
+    with monkeypatch.context() as patch:
+        one_for_all(patch, engine, "three")
+        with pytest.raises(WeightError, match="of near and three are computed as the same"):
+            engine.hold("near", tmp_path / "near", replace(near, digest=told))
+    assert engine.hold("near", tmp_path / "near", replace(near, digest=told)) < 1e-4
+    assert together(engine, ["three", "", "near"])[:2] == [right["three"], right[""]]
 
 
 def test_an_engine_that_mixes_adapters_up_takes_none_that_it_would(
@@ -343,7 +382,7 @@ def test_an_endpoint_s_replica_started_anew_holds_all_of_its_policies_again(tmp_
             others = set(active_children())
             replica = EngineReplica(complete.model_dump(mode="json"))
             await replica.reconfigure(told)
-            assert await replica.state() == (stable, canary, None)
+            assert await replica.state() == State(stable, canary)
             seen.append(await answers(replica))
             (process,) = {one for one in active_children() if one.name == "engine"} - others
             process.kill()
