@@ -12,6 +12,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from raylla.actors.draining import announced
 from raylla.actors.spans import Span, Stamped
 from raylla.errors import RayllaError, RunError, WorkerHungError, WorkerLostError
 
@@ -91,9 +92,12 @@ class Call(ABC):
 class RayCall(Call):
     """A call whose items come through Ray's object store."""
 
-    def __init__(self, pool: str, index: int, method: str, record: Record | None, stream: Any) -> None:
+    def __init__(
+        self, pool: str, index: int, method: str, record: Record | None, stream: Any, actor: Any
+    ) -> None:
         super().__init__(pool, index, method, record)
         self.stream = stream
+        self._actor = actor
         self.arrived: deque[Stamped] = deque()
         self.there = False
         """Whether something of the stream is known to be there."""
@@ -119,8 +123,7 @@ class RayCall(Call):
     def _typed(self, error: RayError) -> RayllaError:
         if not isinstance(error, RayTaskError) or isinstance(error.cause, RayError):
             why = f"{self} was lost with its worker ({type(error).__name__}): {error}"
-            died = error.cause if isinstance(error, RayTaskError) else error
-            return WorkerLostError(why, self.pool, self.index, getattr(died, "preempted", False))
+            return WorkerLostError(why, self.pool, self.index, announced(self._actor))
         if isinstance(error.cause, RayllaError):
             return _told_by(self.worker, error.cause)
         return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")

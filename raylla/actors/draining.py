@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import ray
+from ray.core.generated.gcs_pb2 import ActorTableData
 
 
 def draining() -> dict[str, float]:
@@ -23,3 +24,13 @@ def node_of(actor: Any) -> str | None:
     """Id of the node that an actor is on; none: it is nowhere yet."""
     about = ray._private.state.state.actor_table(actor._actor_id.hex())
     return about.get("Address", {}).get("NodeID") or None
+
+
+def announced(actor: Any) -> bool:
+    """Whether an actor's node was announced to go while it was there; it is known of a dead one, too.
+
+    The error of a dead actor says so for one order of events alone: not where the node signed off by
+    itself, as it does at the end of its time.
+    """
+    about = ray._private.state.state._connect_and_get_accessor().get_actor_info(actor._actor_id)
+    return about is not None and bool(ActorTableData.FromString(about).preempted)

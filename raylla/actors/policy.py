@@ -2,7 +2,7 @@
 
 One Ray Train run serves all epochs. Its workers take jobs from a hub, an actor that outlives them: where
 a worker dies, Ray Train brings the group up anew and the hub hands out the unfinished job again. A node
-that is announced to go may finish the job in hand; when its time is up the group is brought up elsewhere.
+that is announced to go may finish the job in hand; before it goes the group is brought up elsewhere.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from raylla.policy.jobs import AlignJob, AlignResult, Told, TuneJob, TuneResult
 
 MAX_FAILURES = 2
 """Times that workers are brought up anew before the run fails, but for nodes that were announced to go."""
+
+AHEAD = 5.0
+"""Seconds that such a node has left when its workers are ended; what ends with it may count as failed."""
 
 _POLL = 5.0
 """Seconds after which a waiting worker asks the hub again, so that it notices a dead driver."""
@@ -334,7 +337,7 @@ class PolicyTrainer:
             run_config=RunConfig(
                 name=f"align-{self._seed}-{os.getpid()}-{time.time_ns()}",
                 storage_path=str(self._storage.resolve()),
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES, preemption_grace_s=-AHEAD),
                 worker_runtime_env={"env_vars": _environment(dpo)},
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),

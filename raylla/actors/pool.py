@@ -264,7 +264,7 @@ class Pool:
             queue = self._queues[worker] if self._beside == 1 else deque()
             return LocalCall(self.name, worker, method, self._record, items, queue)
         stream = self._stream(worker, method, *args)
-        return RayCall(self.name, worker, method, self._record, stream)
+        return RayCall(self.name, worker, method, self._record, stream, host)
 
     def _stream(self, worker: int, method: str, *args: Any) -> Any:
         """What a worker on Ray gives, as it comes."""

@@ -7,10 +7,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import pytest
 import ray
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+from ray.core.generated.common_pb2 import NodeDeathInfo
 
 from raylla.actors import DONE, Pool, policy
 from raylla.actors.calls import gather, soon
@@ -57,9 +60,10 @@ def nodes() -> Iterator[Nodes]:
             found.close()
 
 
-def pool(name: str) -> Pool:
-    """A worker, of a pool that makes none anew."""
-    found = Pool(name, Sleeper, (), Actors(workers=1, cpus=0.2, max_restarts=0))
+def pool(name: str, node: str = "") -> Pool:
+    """A worker, of a pool that makes none anew; on ``node`` if one is named."""
+    labels = {"raylla/node": node} if node else {}
+    found = Pool(name, Sleeper, (), Actors(workers=1, cpus=0.2, max_restarts=0, labels=labels))
     found.start(60)
     return found
 
@@ -137,6 +141,40 @@ def test_a_node_that_is_announced_to_go_hands_its_work_over(nodes: Nodes) -> Non
     assert [one.restarts for one in pools] == [0, 0, 0]
     for one in pools:
         one.stop()
+
+
+@pytest.mark.parametrize(
+    ("left", "signal", "reason"),
+    [
+        (60, SIGTERM, "EXPECTED_TERMINATION"),
+        (0, SIGKILL, "AUTOSCALER_DRAIN_PREEMPTED"),
+        (None, SIGTERM, "EXPECTED_TERMINATION"),
+    ],
+)
+def test_what_ends_a_node_that_was_announced_to_go_does_not_matter(
+    nodes: Nodes, left: int | None, signal: int, reason: str
+) -> None:
+    """It signs off by itself, or is gone after its time; one that was not announced counts as lost."""
+    name = f"left-{left}"
+    nodes.add(name)
+    held = pool("held", name)
+    call = held.call(0, "sleep", LONG)
+    here = node_of(held._hosts[0])
+    if left is not None:
+        accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(
+            here, DRAIN_NODE_REASON_PREEMPTION, "spot", int((time.time() + left) * 1000)
+        )
+        assert accepted, why
+    nodes.end(name, signal)
+    with pytest.raises(WorkerLostError) as gone:
+        gather([call], 60, "the end of the node")
+    end = time.monotonic() + 60
+    while (node := next(one for one in ray.nodes() if one["NodeID"] == here))["Alive"]:
+        assert time.monotonic() < end, node
+        time.sleep(0.1)
+    assert NodeDeathInfo.Reason.Name(node["DeathReason"]) == reason
+    assert gone.value.announced == (left is not None)
+    held.stop()
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -92,6 +92,11 @@ class Nodes:
             (process,) = process.children()
         process.terminate()
 
+    def end(self, name: str, signal: int) -> None:
+        """Send a node's raylet a signal, past what started it and would announce it to go."""
+        below = psutil.Process(self._running[name].pid).children(recursive=True)
+        next(one for one in below if one.name() == "raylet").send_signal(signal)
+
     def kill(self, name: str) -> None:
         """End a node with everything on it, at once."""
         process = self._running[name]

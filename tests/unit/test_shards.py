@@ -177,7 +177,7 @@ def test_a_shard_that_says_nothing_of_a_chunk_is_made_anew(monkeypatch: pytest.M
     monkeypatch.setattr(Dealing, "_recover", lambda self, error: lost.append(error))
     monkeypatch.setattr("raylla.irpo.shards.dealing.soon", lambda calls, seconds: None)
     dealing._crew = SimpleNamespace(patience=5.0, shards=SimpleNamespace(name="shard"))  # type: ignore[assignment]
-    call = RayCall("shard", 1, "score", None, None)
+    call = RayCall("shard", 1, "score", None, None, None)
     asked = ShardCall(Chunk(3, 1, "preference", ("q-1",), 2), "score", (), call)
     assert dealing.reply(asked) is None
     assert lost == []
