@@ -97,6 +97,15 @@ def test_any_number_of_shards_leaves_the_same(tmp_path: Path, irpo: dict[str, ob
     assert one == two == five
 
 
+def test_larger_chunks_leave_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = epoch(config(2), tmp_path / "usual")
+    monkeypatch.setattr("raylla.irpo.schedule.MOST_CHUNKS", 2)
+    large = epoch(config(2), tmp_path / "large")
+    parts = [len(list((tmp_path / name).glob("records/*/sample/part-*"))) for name in ("usual", "large")]
+    assert parts[0] > parts[1] == 4
+    assert large == usual
+
+
 class Killed(BaseException):
     """The process is gone."""
 
