@@ -111,8 +111,9 @@ tools() {
 # Two halves: what Ray, vLLM and DeepSpeed leave in one never meets the unit tests, which take a process a core.
 # Arguments that name a path are for one process; with others (-k, -m) one of the two may have no such test.
 tests() {
+    unset PYTHONDONTWRITEBYTECODE # a hundred processes load raylla, and would each compile it
     local pytest=("$environment/bin/python" -m pytest) argument half code none=5 status=0
-    local light="-n auto --maxprocesses 4 --dist loadfile"
+    local light="-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
     if [ "${1:-}" = fast ]; then
         # shellcheck disable=SC2086
         exec "${pytest[@]}" --fast $light tests/unit "${@:2}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -35,6 +36,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """With ``--fast`` nothing heavy is loaded, whoever asks for it."""
     if config.getoption("--fast"):
         sys.meta_path.insert(0, Light())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What tests import stays: no garbage collection walks through it, while it is loaded or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
