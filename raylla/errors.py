@@ -59,6 +59,11 @@ class WorkerLostError(LostError):
         return type(self), (str(self), self.pool, self.worker, self.announced)
 
 
+class InputLostError(WorkerLostError):
+    """What a worker was given cannot be had, gone with whoever made it; the worker lives, but missed that
+    call."""
+
+
 class DeadlineError(RayllaError):
     """A wait ran past its deadline; the message names what was waited for and who owns it."""
 

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raylla.actors.draining import announced
 from raylla.actors.spans import Span, Stamped
-from raylla.errors import RayllaError, RunError, WorkerHungError, WorkerLostError
+from raylla.errors import InputLostError, RayllaError, RunError, WorkerHungError, WorkerLostError
 
 
 class _Done:
@@ -116,14 +116,32 @@ class RayCall(Call):
         return self._unwrap(self.arrived.popleft())
 
     def reference(self) -> Any:
-        """An object reference: this process never holds what it refers to."""
+        """An object reference: this process never holds what it refers to.
+
+        Raises:
+            WorkerLostError: the worker died instead of giving it.
+            RunError: the call has ended without it.
+        """
         self.taken += 1
-        return next(self.stream)
+        try:
+            found = next(self.stream)
+        except StopIteration:
+            raise RunError(f"{self} ended before its item {self.taken}, which others wait for") from None
+        if found == self.stream.completed():  # which stands in for what never came
+            self.done = True
+            try:
+                ray.get(found)
+            except RayError as error:
+                raise self._typed(error) from None
+        return found
 
     def _typed(self, error: RayError) -> RayllaError:
-        if not isinstance(error, RayTaskError) or isinstance(error.cause, RayError):
+        if not isinstance(error, RayTaskError):
             why = f"{self} was lost with its worker ({type(error).__name__}): {error}"
             return WorkerLostError(why, self.pool, self.index, announced(self._actor))
+        if isinstance(error.cause, RayError):
+            why = f"{self}: what it was given cannot be had ({type(error.cause).__name__}): {error.cause}"
+            return InputLostError(why, self.pool, self.index)
         if isinstance(error.cause, RayllaError):
             return _told_by(self.worker, error.cause)
         return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")

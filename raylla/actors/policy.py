@@ -11,18 +11,20 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError
 
 from raylla.actors.spans import unpacked
 from raylla.config import Deadlines, Dpo, Lora
 from raylla.errors import DeadlineError, LostError, RunError
 from raylla.models.libraries import uncollected
 from raylla.policy.groups import token_group
-from raylla.policy.jobs import AlignJob, AlignResult, Told, TuneJob, TuneResult
+from raylla.policy.jobs import AlignJob, Alignment, AlignResult, GroupPart, Told, TuneJob, TuneResult
 
 MAX_FAILURES = 2
 """Times that workers are brought up anew before the run fails, but for nodes that were announced to go."""
@@ -116,28 +118,6 @@ class Hub:
     def _open(self, done: int) -> int | None:
         pending = (number for number in range(done + 1, len(self._jobs)) if self._jobs[number])
         return next(pending, None)
-
-
-class Alignment:
-    """One job under way."""
-
-    def __init__(self, job: AlignJob, take: Callable[[Told], AlignResult]) -> None:
-        self.job = job
-        self._take = take
-        self._result: AlignResult | None = None
-
-    def wait(self, told: Told = lambda *_: None) -> AlignResult:
-        """The result, as soon as it is there; until then ``told`` hears of the steps.
-
-        Raises:
-            LostError: workers or their nodes died once more than they are brought up anew.
-            RunError: the training failed; names the cause.
-            DeadlineError: workers not up within ``deadlines.start``, or no result within
-                ``deadlines.align``.
-        """
-        if self._result is None:
-            self._result = self._take(told)
-        return self._result
 
 
 class PolicyTrainer:
@@ -352,11 +332,32 @@ class PolicyTrainer:
 
 
 def with_parts(job: AlignJob) -> AlignJob:
-    """A job with its groups, from wherever its parts are."""
+    """A job with its groups, from wherever its parts are.
+
+    Raises:
+        ObjectLostError: some are gone, and the job does not say how they are made anew.
+    """
     if not job.parts:
         return job
-    there = [one for one in job.parts if isinstance(one, ray.ObjectRef)]
-    return job.whole([unpacked(one) for one in (ray.get(there) if there else job.parts)])
+    there = any(isinstance(one, ray.ObjectRef) for one in job.parts)
+    try:
+        found = ray.get([*job.parts]) if there else job.parts
+    except ObjectLostError:
+        if job.again is None:
+            raise
+        found = _those_left(job.parts, job.again)
+    return job.whole([unpacked(one) for one in found])
+
+
+def _those_left(parts: Sequence[Any], again: Callable[[Sequence[int]], list[GroupPart]]) -> list[Any]:
+    """What the references ``parts`` refer to; what is lost of it ``again`` makes anew."""
+    found: dict[int, Any] = {}
+    for place, one in enumerate(parts):
+        with suppress(ObjectLostError):
+            found[place] = ray.get(one)
+    lost = [place for place in range(len(parts)) if place not in found]
+    found |= zip(lost, again(lost), strict=True)
+    return [found[place] for place in range(len(parts))]
 
 
 def _lost(failure: BaseException | None) -> bool:

@@ -20,7 +20,7 @@ import ray
 
 from raylla.actors import JudgeItem, Judgement, Pool, WeightStore
 from raylla.actors.host import Host
-from raylla.actors.policy import Alignment, with_parts
+from raylla.actors.policy import with_parts
 from raylla.actors.pool import gather
 from raylla.actors.spans import Batch
 from raylla.auction.markup import MARKUP
@@ -28,7 +28,7 @@ from raylla.config import Actors, Config, Engines, Pctr
 from raylla.engines import Completion, Generated, Probe, Request
 from raylla.irpo.crew import Crew
 from raylla.irpo.shards.squad import MakeSquad, Squad, Witness, sliced
-from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told
+from raylla.policy.jobs import AlignJob, Alignment, AlignResult, Reference, Told
 from raylla.records import Ids, Prediction, WeightVersion
 from raylla.reward.rows import ClickRow, auction_of
 from raylla.runs.observe import Observer

@@ -111,7 +111,9 @@ class Actors(Section):
     gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs that each one reserves")
     labels: _Labels = {}
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="times that workers of the group that died or hung are started anew in a run"
+        3,
+        description="times that workers of the group that died or hung are started anew in a run; those of "
+        "`rollout` and `judge`, in each shard",
     )
 
     @property

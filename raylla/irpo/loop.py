@@ -83,7 +83,7 @@ def run_epoch(run: Run, crew: Crew, watch: Observer, world: World, epoch: int) -
         learner = Learner(run, crew, dealing)
         stages.sample(run, watch, dealing, learner)
         groups = stages.learn(run, crew, watch, dealing, learner)
-        alignment = stages.begin_align(run, crew, epoch, groups)
+        alignment = stages.begin_align(run, crew, dealing, groups)
         stages.test(run, crew, watch, dealing)
         version, probe = stages.align(run, watch, epoch, crew.version, alignment)
         with watch.stage(f"epoch {epoch}: deploy"), heeded(f"the refresh to {version.name}"):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raylla.actors.policy import Alignment
 from raylla.actors.spans import Span
 from raylla.auction.checks import Array
 from raylla.engines.protocol import Probe
@@ -20,7 +19,7 @@ from raylla.irpo.shards import parts
 from raylla.irpo.shards.dealing import TRAINING, Dealing
 from raylla.irpo.shards.shard import ScoredChunk
 from raylla.judging import about
-from raylla.policy.jobs import AlignJob
+from raylla.policy.jobs import AlignJob, Alignment
 from raylla.records import Phase, Planned, WeightVersion
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run, package_versions, parts_of, write_json
@@ -152,13 +151,16 @@ def learn(run: Run, crew: Crew, watch: Observer, dealing: Dealing, learner: Lear
     return learned.parts
 
 
-def begin_align(run: Run, crew: Crew, epoch: int, learned: Sequence[Part]) -> Alignment:
+def begin_align(run: Run, crew: Crew, dealing: Dealing, learned: Sequence[Part]) -> Alignment:
     """Phase 3 under way: DPO, or GRPO, from the live weights, which are the reference too. The groups go
-    from the shards to the trainer's workers.
+    from the shards to the trainer's workers, who read those that are lost on the way from the records.
 
     Raises:
         RunError: there is no preference pair, or no unlike answers, to train on.
     """
+    epoch = dealing.epoch
+    planned = zip(dealing.of("preference"), learned, strict=True)
+    full = [(chunk, groups) for chunk, (scored, groups) in planned if scored.groups]
     held = sum(scored.groups for scored, _ in learned)
     if not held and run.config.irpo.align == "grpo":
         raise RunError(
@@ -185,8 +187,9 @@ def begin_align(run: Run, crew: Crew, epoch: int, learned: Sequence[Part]) -> Al
             room=run.config.prompt_room,
             grpo=run.config.grpo if run.config.irpo.align == "grpo" else None,
             temperature=run.config.ad_llm.sampling.temperature,
-            parts=tuple(groups for scored, groups in learned if scored.groups),
+            parts=tuple(groups for _, groups in full),
             held=held,
+            again=dealing.kept_groups([chunk for chunk, _ in full]),
         )
     )
     if not run.config.irpo.overlap:

@@ -34,7 +34,8 @@ class AlignJob:
     the prompts; of the ``reference_turns`` in each, the oldest are cut where it is over ``room`` tokens.
     ``base`` is how a new adapter names the whole model in ``source``.  With ``grpo`` the groups hold all
     answers of their auctions, which were drawn at ``temperature``.  The groups may come in ``parts``, each
-    a `GroupPart` or a reference to one, which the trainer's workers follow: ``held`` groups in all.
+    a `GroupPart` or a reference to one, which the trainer's workers follow: ``held`` groups in all. Parts
+    that are gone with a node ``again`` makes anew, by their places; without it their loss is the job's.
     """
 
     version: str
@@ -51,6 +52,7 @@ class AlignJob:
     temperature: float = 1.0
     parts: tuple[Any, ...] = ()
     held: int = 0
+    again: Callable[[Sequence[int]], list[GroupPart]] | None = None
 
     @property
     def count(self) -> int:
@@ -66,6 +68,7 @@ class AlignJob:
             reference_turns=tuple(turns for part in parts for turns in part.reference_turns),
             parts=(),
             held=0,
+            again=None,
         )
 
 
@@ -193,3 +196,25 @@ class AlignResult:
     began: float = 0.0
     clipped: tuple[float, ...] = ()
     divergences: tuple[float, ...] = ()
+
+
+class Alignment:
+    """One job under way."""
+
+    def __init__(self, job: AlignJob, take: Callable[[Told], AlignResult]) -> None:
+        self.job = job
+        self._take = take
+        self._result: AlignResult | None = None
+
+    def wait(self, told: Told = lambda *_: None) -> AlignResult:
+        """The result, as soon as it is there; until then ``told`` hears of the steps.
+
+        Raises:
+            LostError: workers or their nodes died once more than they are brought up anew.
+            RunError: the training failed; names the cause.
+            DeadlineError: workers not up within ``deadlines.start``, or no result within
+                ``deadlines.align``.
+        """
+        if self._result is None:
+            self._result = self._take(told)
+        return self._result

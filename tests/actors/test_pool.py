@@ -196,6 +196,21 @@ def test_a_dead_worker_is_a_typed_error(cluster: None) -> None:
     workers.stop()
 
 
+def test_what_never_came_is_not_passed_on(cluster: None) -> None:
+    workers = pool(False, workers=1)
+    workers.start(60)
+    call = workers.call(0, "count", 7, 1)
+    assert next_item([call], 20, "the number")[1] == 7
+    with pytest.raises(RunError, match=r"scripted\[0\]\.count ended before its item 2"):
+        next_reference(call, 20, "another number")
+    call = workers.call(0, "dies_after", 1)
+    assert next_item([call], 20, "the number")[1] == 0
+    with pytest.raises(WorkerLostError, match=r"scripted\[0\]\.dies_after was lost with its") as lost:
+        next_reference(call, 20, "another number")
+    assert (lost.value.pool, lost.value.worker) == ("scripted", 0)
+    workers.stop()
+
+
 def test_a_dead_worker_is_started_anew_a_bounded_number_of_times(cluster: None) -> None:
     workers = Pool("scripted", Scripted, ("good",), Actors(workers=2, cpus=0.5, max_restarts=2))
     workers.start(60)

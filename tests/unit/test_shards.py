@@ -18,7 +18,7 @@ from raylla.actors.spans import Span
 from raylla.bench.parts.overlap import scripted_epoch
 from raylla.bench.scripted import Latencies
 from raylla.config import Config, parse_config
-from raylla.errors import ConfigError, WorkerLostError
+from raylla.errors import ConfigError, InputLostError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.schedule import Chunk, chunks, plan_chunk
 from raylla.irpo.shards.dealing import Dealing, ShardCall
@@ -196,6 +196,24 @@ def test_a_shard_that_says_nothing_of_a_chunk_is_made_anew(monkeypatch: pytest.M
         "score of epoch-1/sample/part-00003: nothing came from shard[1] within 5 s"
     )
     assert (lost[0].pool, lost[0].worker) == ("shard", 1)
+
+
+def test_predictions_that_a_shard_cannot_have_are_the_reward_trainers_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(calls: object, seconds: float) -> None:
+        raise InputLostError("what it was given cannot be had", "shard", 1)
+
+    dealing = object.__new__(Dealing)
+    monkeypatch.setattr("raylla.irpo.shards.dealing.soon", gone)
+    dealing._crew = SimpleNamespace(  # type: ignore[assignment]
+        shards=SimpleNamespace(name="shard"), reward=SimpleNamespace(name="reward-trainer", members=(0,))
+    )
+    call = RayCall("shard", 1, "score", None, None, None)
+    asked = ShardCall(Chunk(3, 1, "preference", ("q-1",), 2), "score", (), call)
+    with pytest.raises(InputLostError, match="cannot be had") as lost:
+        dealing.reply(asked)
+    assert (lost.value.pool, lost.value.worker) == ("reward-trainer", 0)
 
 
 def test_a_shard_that_is_lost_while_it_begins_again_is_made_anew_again() -> None:

@@ -10,11 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from raylla.actors.policy import Alignment
 from raylla.config import parse_config
 from raylla.engines.protocol import Probe
 from raylla.irpo import results, stages
-from raylla.policy.jobs import AlignJob, AlignResult, Reference, Told
+from raylla.policy.jobs import AlignJob, Alignment, AlignResult, Reference, Told
 from raylla.records import WeightVersion
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylla.actors.pool import DONE, Call, gather, next_item, soon, soon_reference
-from raylla.errors import BudgetError, WorkerHungError, WorkerLostError
+from raylla.errors import BudgetError, InputLostError, WorkerHungError, WorkerLostError
 from raylla.irpo.crew import Crew
 from raylla.irpo.schedule import Chunk, chunks
+from raylla.irpo.shards.grouping import KeptGroups
 from raylla.irpo.shards.notes import News, Whole
 from raylla.records import Phase
 from raylla.runs.state import Run
@@ -72,6 +73,13 @@ class Dealing:
     def of(self, *phases: Phase) -> list[Chunk]:
         """The chunks of some phases, in the order of the plan."""
         return [chunk for chunk in self.chunks if chunk.phase in phases]
+
+    def kept_groups(self, wanted: Sequence[Chunk]) -> KeptGroups | None:
+        """What makes the groups of these chunks anew, from their records; none where they are kept by this
+        process, and are lost with it alone."""
+        if self._crew.here:
+            return None
+        return KeptGroups(self._config, self._world, self._place, tuple(wanted))
 
     def due(self, phase: Phase) -> int:
         """Answers of a phase that are still to come."""
@@ -130,6 +138,9 @@ class Dealing:
                 reference = soon_reference(asked.call, seconds)
             if reference is None:
                 self._refuse_silence(asked)
+        except InputLostError as lost:  # the reward trainer's predictions
+            trainer = self._crew.reward
+            raise InputLostError(str(lost), trainer.name, trainer.members[0]) from lost
         except WorkerLostError as lost:
             if lost.pool != self._crew.shards.name:
                 raise

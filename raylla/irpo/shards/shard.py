@@ -30,12 +30,12 @@ from raylla.irpo.scoring import (
 )
 from raylla.irpo.served import served_answers
 from raylla.irpo.shards import parts
+from raylla.irpo.shards.grouping import group_part
 from raylla.irpo.shards.notes import News, Notes, Whole
 from raylla.irpo.shards.squad import MakeSquad, Squad, Witness
 from raylla.policy.groups import token_group
-from raylla.policy.jobs import GroupPart
-from raylla.records import Planned, Prediction, PreferenceGroup, WeightVersion
-from raylla.world import World, bids, prompts
+from raylla.records import Prediction, PreferenceGroup, WeightVersion
+from raylla.world import World, bids
 from raylla.world.retrieval import Vectors
 
 
@@ -167,7 +167,7 @@ class Shard:
                 for name in config.term_weights
             )
             scored = _counted(chunk, groups, totals, valued)
-            part = self._group_part(groups, sampled)
+            part = group_part(self._config, groups, sampled)
         yield scored
         yield part
 
@@ -176,7 +176,7 @@ class Shard:
         sampled = self._read(chunk)
         groups = parts.read_groups(self._place, chunk, sampled)
         yield _counted(chunk, groups)
-        yield self._group_part(groups, sampled)
+        yield group_part(self._config, groups, sampled)
 
     def tested(self, chunk: Chunk, encoder: Pool | None) -> Iterator[Any]:
         """The figures of a test chunk's queries, once the values of its reward terms are written; then its
@@ -233,21 +233,6 @@ class Shard:
             return vectors
 
         return self._valuer.values(sampled, chunk.phase, encode)
-
-    def _group_part(self, groups: Sequence[PreferenceGroup], sampled: Sampled) -> GroupPart:
-        """The groups, with their prompts with the bids hidden, where the reference is not to read them."""
-        if self._config.dpo.reference == "policy":
-            return GroupPart(tuple(groups))
-        asked = [sampled.plan[group.auction_id] for group in groups]
-        return GroupPart(
-            tuple(groups),
-            tuple(self._masked(planned) for planned in asked),
-            tuple(len(planned.query.turns) for planned in asked),
-        )
-
-    def _masked(self, planned: Planned) -> prompts.Messages:
-        hidden = [None] * len(planned.ads)
-        return prompts.of(self._config.ad_llm, planned.query, planned.profile, planned.ads, hidden)
 
     def _dealt(self, pool: Pool, method: str, requests: list[Request], *args: Any) -> Iterator[Generated]:
         deadline = self._config.deadlines.sample
