@@ -58,8 +58,10 @@ def unshareable(settings: Mapping[str, Any], rank: int, targets: tuple[str, ...]
     strange = [name for name in (*UNMERGED, "modules_to_save") if settings.get(name)]
     if kind != "LORA" or strange:
         return f"it is of peft_type={kind} {' '.join(strange)}".rstrip()
-    largest = max([settings.get("r", 8), *(settings.get(_RANKS) or {}).values()])
-    if largest > rank:
+    ranks = [settings.get("r", 8), *dict(settings.get(_RANKS) or {}).values()]
+    if not all(isinstance(one, int) for one in ranks):
+        return f"its ranks are {ranks}, not whole numbers"
+    if (largest := max(ranks)) > rank:
         return f"its rank is {largest}, the engine has room for {rank}"
     own = settings.get("target_modules")
     if not isinstance(own, list | tuple | set):

@@ -213,6 +213,7 @@ def test_what_cannot_share_an_engine_is_refused_before_anything_loads(run: Path,
     for changed, why in (
         ({"target_modules": ["q_proj", "lm_head"]}, "it changes lm_head"),
         ({"target_modules": "all-linear"}, "no list of layers"),
+        ({"r": "four"}, r"its ranks are \['four'\], not whole numbers"),
         ({"use_dora": True}, "peft_type=LORA use_dora"),
         ({"base_model_name_or_path": "pocket:user-llm"}, "its base is .*user-llm, the endpoint's"),
     ):
