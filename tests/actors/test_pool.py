@@ -19,11 +19,13 @@ from raylla.config import Actors
 from raylla.errors import (
     ConfigError,
     DeadlineError,
+    InputLostError,
     RunError,
     WeightError,
     WorkerHungError,
     WorkerLostError,
 )
+from tests.actors.lost import lost
 
 
 class Scripted:
@@ -208,6 +210,16 @@ def test_what_never_came_is_not_passed_on(cluster: None) -> None:
     with pytest.raises(WorkerLostError, match=r"scripted\[0\]\.dies_after was lost with its") as lost:
         next_reference(call, 20, "another number")
     assert (lost.value.pool, lost.value.worker) == ("scripted", 0)
+    workers.stop()
+
+
+def test_a_worker_whose_input_is_gone_is_not_said_to_have_died(cluster: None) -> None:
+    workers = pool(False, workers=1)
+    workers.start(60)
+    call = workers.call(0, "add", 1, lost())
+    with pytest.raises(InputLostError, match=r"scripted\[0\]\.add: what it was given cannot be had"):
+        next_item([call], 20, "the sum")
+    assert next_item([workers.call(0, "add", 1, 2)], 20, "the sum")[1] == 3
     workers.stop()
 
 

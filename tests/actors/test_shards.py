@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,15 +11,22 @@ import pytest
 import ray
 from rich.console import Console
 
+from raylla.actors.policy import with_parts
+from raylla.actors.spans import unpacked
 from raylla.bench.scripted import Latencies, ScriptedCrew, ScriptedSquad
 from raylla.config import Config, parse_config
+from raylla.irpo import stages
+from raylla.irpo.crew import Crew
 from raylla.irpo.loop import run_epoch
+from raylla.irpo.shards.dealing import Dealing
 from raylla.irpo.shards.notes import News
 from raylla.models import resolve
+from raylla.policy.jobs import Alignment
 from raylla.records import WeightVersion
 from raylla.runs.observe import Observer
 from raylla.runs.state import Run
 from tests import recorded
+from tests.actors.lost import lost
 from tests.worlds import asked_world
 
 SLOW = Latencies(
@@ -40,9 +48,9 @@ def config(shards: int) -> Config:
 
 def epoch(settings: Config, place: Path, kill: bool = False) -> tuple[list[str], Observer]:
     """An epoch of sleepers; ids of its samples, in the ledger's order."""
+    version = WeightVersion("v0", 0, resolve("pocket:ad-llm", "test"))
     run = Run.create(place, settings)
     watch = Observer(settings, run.path, Console(quiet=True))
-    version = WeightVersion("v0", 0, resolve("pocket:ad-llm", "test"))
     crew = ScriptedCrew(settings, version, SLOW, watch, partial(ScriptedSquad, SLOW, ()))
     hear = crew.hear
 
@@ -78,3 +86,29 @@ def test_a_killed_shard_is_made_anew_and_redoes_only_what_it_had_not_written(tmp
     spans = [json.loads(line) for line in (tmp_path / "killed" / "timeline.jsonl").read_text().splitlines()]
     actors = {line["actor"] for line in spans if "actor" in line}
     assert actors >= {"rollout[0]", "rollout[1]", "rollout[2]", "judge[0]", "judge[1]", "reward-trainer[0]"}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_groups_that_are_lost_on_their_way_are_read_from_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, jobs = stages.begin_align, []
+
+    def lose(run: Run, crew: Crew, dealing: Dealing, learned: Sequence[stages.Part]) -> Alignment:
+        """What a node takes along that goes between learning and alignment."""
+        whole = [unpacked(ray.get(groups)) for scored, groups in learned if scored.groups]
+        gone = lost()
+        left = [(scored, groups if at % 2 else gone) for at, (scored, groups) in enumerate(learned)]
+        alignment = begin(run, crew, dealing, left)
+        jobs.append((with_parts(alignment.job), alignment.job.whole(whole), len(whole)))
+        return alignment
+
+    monkeypatch.setattr(stages, "begin_align", lose)
+    epoch(config(2), tmp_path / "run")
+    ((found, whole, parts),) = jobs
+    assert parts > 2
+    assert found.groups
+    assert found == whole
+    committed = Run.open(str(tmp_path / "run")).committed("epoch-1/align")
+    assert committed is not None
+    assert committed["pairs"] == sum(len(group.losers) for group in whole.groups)
