@@ -21,7 +21,7 @@ from raylla.engines.vllmparams import reading
 from raylla.errors import WeightError
 from raylla.models.adapters import unshareable
 from raylla.models.packages import digest
-from raylla.models.places import adapter_settings
+from raylla.models.places import ADAPTER, adapter_settings
 from raylla.models.weights import ADAPTER_WEIGHTS
 
 COMPARED = 6
@@ -140,9 +140,12 @@ class Sharing:
         try:
             self._engine.add_lora(policy.lora)
             self._engine.collective_rpc(_keep_slot_alone, args=(number,))
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             self._remove(policy)
-            raise WeightError(f"the adapter of {name} does not load: {error}") from error
+            raise WeightError(
+                f"the adapter of {name} does not load from {directory / ADAPTER} and {ADAPTER_WEIGHTS}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         return policy
 
     def _remove(self, policy: _Policy) -> None:

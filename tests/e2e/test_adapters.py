@@ -203,6 +203,9 @@ def test_policies_share_batches_and_come_while_others_write(
     (large / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(WeightError, match="adapter of large does not load"):
         engine.hold("large", large, None)
+    (large / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": "eight"}))
+    with pytest.raises(WeightError, match=r"large/adapter_config\.json and .*: TypeError: unsupported"):
+        engine.hold("large", large, None)
     with pytest.raises(ValueError, match="no adapter one is held; there are two"):
         engine.submit("gone", PROMPT, GREEDY, False, "one")
     saved = [digest(places[one] / "adapter_model.safetensors") for one in ("one", "three")]
