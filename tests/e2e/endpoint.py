@@ -6,16 +6,24 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
+import torch
 import yaml
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
 from raylla.auction import parse as parse_answer
 from raylla.auction.markup import markup
-from raylla.config import Config, parse_config
+from raylla.config import Config, Lora, parse_config
+from raylla.models import POCKET
+from raylla.policy import saving
+from raylla.policy.adapters import peft_config
+from raylla.policy.groups import Packable
 from raylla.records import Query
 from raylla.reward.rows import ClickRow, click_rows
 from raylla.reward.trainer import RewardTrainer
@@ -27,6 +35,8 @@ from raylla.world.synthetic import grammar
 
 ROOT = Path(__file__).parents[2]
 BASE = "http://endpoint.test"
+POCKET_LORA = Lora(rank=4, alpha=1, targets=("q_proj", "v_proj", "down_proj"))
+"""Of `adapter_version`."""
 
 
 def pocket(**sections: dict[str, Any]) -> Config:
@@ -47,6 +57,19 @@ def standing_run(path: Path, config: Config) -> Run:
     trainer.update(_clicks(world, config))
     trainer.save(run.path / "reward" / "epoch-1")
     return run
+
+
+def adapter_version(run: Run, name: str, seed: int) -> None:
+    """Commit an adapter of random changes as the run's next version."""
+    place = Path(run.weights(name))
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(POCKET / "ad-llm", dtype=torch.float32)
+    shape = peft_config(POCKET_LORA, "pocket:ad-llm", base.config.num_hidden_layers)
+    shape.init_lora_weights = False
+    get_peft_model(base, shape).save_pretrained(place)
+    group = SimpleNamespace(prompt=tuple(range(30, 90)), answers=(tuple(range(100, 140)),))
+    told = asdict(saving.probe(place, cast(Packable, group)))
+    run.commit(f"epoch-{name[1:]}/align", [], {"weight_version": name, "probe": told, "wall_seconds": 0.0})
 
 
 @asynccontextmanager

@@ -5,46 +5,33 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from multiprocessing import active_children
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from raylla.config import Engine as Settings
-from raylla.config import Lora, Sampling
+from raylla.config import Sampling
 from raylla.engines import AdapterRoom, Given, Probe, Request, open_engine, vllm
 from raylla.engines.live import LiveVllm
-from raylla.errors import EndpointError, WeightError
-from raylla.models import POCKET, local, read_adapter
+from raylla.errors import WeightError
+from raylla.models import local, read_adapter
 from raylla.models.packages import digest
-from raylla.policy import saving
-from raylla.policy.adapters import peft_config
-from raylla.policy.groups import Packable
-from raylla.runs.state import Run
-from raylla.serving.deploy import app
-from raylla.serving.deploy.replicas import EngineReplica
-from raylla.serving.deploy.states import State
-from raylla.serving.deploy.versions import Target
-from raylla.serving.engine.wire import PolicyRole
 from raylla.serving.store import open_store
 from raylla.serving.store.importing import list_world
-from raylla.serving.tracing import NO_TRACE
 from raylla.world import store as worlds
-from tests.e2e.endpoint import pocket, served, standing_run, until_listed
+from tests.e2e.endpoint import POCKET_LORA, adapter_version, pocket, served, standing_run, until_listed
 
 pytestmark = pytest.mark.e2e
 
 SETTINGS = Settings(max_model_len=512, kv_cache_mib=4, probe_tolerance=1e-3, max_num_seqs=16)
 ROOM = AdapterRoom(2, 4, ("q_proj", "v_proj", "o_proj", "up_proj"))
-POCKET_LORA = Lora(rank=4, alpha=1, targets=("q_proj", "v_proj", "down_proj"))
 GREEDY = Sampling(temperature=0, max_tokens=12)
 PROMPT = tuple(range(30, 60))
 
@@ -273,19 +260,6 @@ def test_a_version_is_taken_over_as_an_adapter_there_and_back(
     assert list(found.completions[0].token_ids) == greedy(reference("two"))
 
 
-def version(run: Run, name: str, seed: int, lora: Lora = POCKET_LORA) -> None:
-    """Commit an adapter of random changes as the run's next version."""
-    place = Path(run.weights(name))
-    torch.manual_seed(seed)
-    base = AutoModelForCausalLM.from_pretrained(POCKET / "ad-llm", dtype=torch.float32)
-    shape = peft_config(lora, "pocket:ad-llm", base.config.num_hidden_layers)
-    shape.init_lora_weights = False
-    get_peft_model(base, shape).save_pretrained(place)
-    group = SimpleNamespace(prompt=tuple(range(30, 90)), answers=(tuple(range(100, 140)),))
-    told = asdict(saving.probe(place, cast(Packable, group)))
-    run.commit(f"epoch-{name[1:]}/align", [], {"weight_version": name, "probe": told, "wall_seconds": 0.0})
-
-
 def body(content: str, **raylla: object) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}], "raylla": raylla}
 
@@ -297,7 +271,7 @@ def test_an_endpoint_answers_by_all_of_its_policies_at_once(tmp_path: Path) -> N
     config = pocket(serving=serving, lora=lora, world={"profiles": 20}, irpo={"epochs": 3})
     run = standing_run(tmp_path / "run", config)
     for seed, name in enumerate(("v1", "v2")):
-        version(run, name, seed)
+        adapter_version(run, name, seed)
     target = {name: {"run": run.place, "version": name} for name in ("v1", "v2")}
 
     async def asked(client: httpx.AsyncClient, count: int = 12) -> list[tuple[str, str]]:
@@ -354,50 +328,5 @@ def test_an_endpoint_answers_by_all_of_its_policies_at_once(tmp_path: Path) -> N
             logged = open_store(serving["database"]).auctions(now - hour, now + hour, False)
             written = {(one.auction.weight_version, one.auction.canary) for one in logged}
             assert written == {("v1", False), ("v2", True), ("v2", False)}
-
-    asyncio.run(asyncio.wait_for(scenario(), 240))
-
-
-def test_an_endpoint_s_replica_started_anew_holds_all_of_its_policies_again(tmp_path: Path) -> None:
-    """An engine apart whose process is killed: the next one finds its versions in what Serve tells it."""
-    serving = {"database": f"sqlite:///{tmp_path}/raylla.db", "adapters": "shared", "colocate": False}
-    strong = POCKET_LORA.model_copy(update={"alpha": 64})  # so that greedy answers differ
-    lora = strong.model_dump(mode="json")
-    config = pocket(serving=serving, lora=lora, world={"profiles": 20}, irpo={"epochs": 3})
-    run = standing_run(tmp_path / "run", config)
-    for seed, name in enumerate(("v1", "v2")):
-        version(run, name, seed, strong)
-    complete, stable = app.effective(config, run.path, "v1")
-    canary = Target(run.place, "v2")
-    told = app.told_engine(complete.serving, stable, canary)
-
-    async def answers(replica: EngineReplica) -> dict[str, tuple[str, tuple[int, ...]]]:
-        found = {}
-        for role in ("stable", "canary", "organic"):
-            pieces = replica.generate(PROMPT, GREEDY, False, NO_TRACE, cast(PolicyRole, role))
-            (one,) = [piece async for piece in pieces]
-            found[role] = one.version, one.token_ids
-        return found
-
-    async def scenario() -> None:
-        seen = []
-        for _ in range(2):
-            others = set(active_children())
-            replica = EngineReplica(complete.model_dump(mode="json"))
-            await replica.reconfigure(told)
-            assert await replica.state() == State(stable, canary)
-            seen.append(await answers(replica))
-            (process,) = {one for one in active_children() if one.name == "engine"} - others
-            process.kill()
-            process.join(30)
-            with pytest.raises(EndpointError):
-                replica.check_health()
-        assert {role: name for role, (name, _) in seen[0].items()} == {
-            "stable": "v1",
-            "canary": "v2",
-            "organic": "v0",
-        }
-        assert len({tokens for _, tokens in seen[0].values()}) == 3
-        assert seen[0] == seen[1]
 
     asyncio.run(asyncio.wait_for(scenario(), 240))

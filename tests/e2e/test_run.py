@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -84,6 +85,34 @@ def test_one_after_another_in_process_gives_the_same_as_overlapped_on_ray(whole:
             assert found[0].equals(found[1]), f"{stage}/{table}"
     assert recorded.groups(alone, 1) == recorded.groups(whole, 1)
     assert results(alone)["epochs"][0] == results(whole)["epochs"][0]
+
+
+def test_adapters_that_share_a_base_give_the_run_that_merged_weights_give(tmp_path: Path) -> None:
+    """The base answers bit for bit alike, so that the same adapter is trained.  What the adapter answers is
+    sampled from sums of another order, W x + B A x in place of (W + B A) x: the same texts, to the token,
+    but where two tokens are as likely as the numbers are fine."""
+    ways = {way: tmp_path / way for way in ("merged", "shared")}
+    small = {"ray__in_process": "true", "lora__rank": 4, "dpo__lr": 1e-3}
+    forks = {
+        way: fork(training(run, rollout__adapters=way, **small), tmp_path / f"{way}.log")
+        for way, run in ways.items()
+    }
+    for way, process in forks.items():
+        assert process.wait(timeout=200) == 0, (tmp_path / f"{way}.log").read_text()[-4000:]
+    merged, shared = ways.values()
+    assert ids(merged) == ids(shared)
+    for stage, table in product(("sample", "test"), ("answers", "clicks", "auctions")):
+        first, second = (recorded.table(run, f"epoch-1/{stage}", table) for run in (merged, shared))
+        assert first.equals(second), f"{stage}/{table}"
+    assert recorded.groups(merged, 1) == recorded.groups(shared, 1)
+    probes = [commit(run, "epoch-1/align")["probe"] for run in (merged, shared)]
+    assert probes[0] == probes[1]  # with the digest of the adapter's file
+    answers = [recorded.table(run, "epoch-2/test", "answers").to_pylist() for run in (merged, shared)]
+    assert {one["weight_version"] for one in answers[1]} == {"v1"}
+    alike = [one["token_ids"] == other["token_ids"] for one, other in zip(*answers, strict=True)]
+    assert sum(alike) >= 0.9 * len(alike)
+    by_base = recorded.table(shared, "epoch-1/test", "answers")["token_ids"].to_pylist()
+    assert by_base != [one["token_ids"] for one in answers[1]]
 
 
 def test_the_timeline_tells_who_worked_when(whole: Path) -> None:

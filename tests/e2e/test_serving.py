@@ -40,6 +40,7 @@ from raylla.world import World
 from raylla.world import store as worlds
 from tests.e2e import soak
 from tests.e2e.commands import ROOT, finish_fork, sets, training
+from tests.e2e.endpoint import POCKET_LORA, adapter_version, pocket, standing_run
 from tests.unit.serving import clients
 from tests.unit.serving.collector import Collector, collecting
 
@@ -368,10 +369,10 @@ def _apart(running: Running) -> None:
     _call("serve", pocket, "--run", str(running.run), "--address", running.at.address, *sets(apart))
 
 
-def _kill_the_engine() -> None:
+def _kill_the_engine(most: int = 10) -> None:
     killed = 0
     for process in psutil.process_iter(["cmdline"]):
-        if "ServeReplica:raylla:Engine" in " ".join(process.info["cmdline"] or ()):
+        if killed < most and "ServeReplica:raylla:Engine" in " ".join(process.info["cmdline"] or ()):
             process.kill()
             killed += 1
     assert killed
@@ -424,6 +425,64 @@ def test_a_short_soak_with_an_engine_killed_midway(running: Running, store: Stor
         soak.soak(running.url, running.key, running.world, 30, TTL, [_kill_the_engine], pause=PAUSE)
     )
     _verify(running, store, seen)
+
+
+def _engines(at: Dashboard) -> set[str]:
+    """The replicas of `Engine` that run."""
+    deployments = at.details()["applications"]["raylla"]["deployments"]
+    return {one["replica_id"] for one in deployments["Engine"]["replicas"] if one["state"] == "RUNNING"}
+
+
+def _written_by(running: Running, count: int = 16) -> set[str]:
+    """Versions that answer questions, asked at once; those without ads are the base's."""
+
+    async def asked() -> list[dict[str, Any]]:
+        bodies = [
+            {"messages": [{"role": "user", "content": "which tea is calm?"}], "raylla": {"ads": ads}}
+            for ads in (True, False) * count
+        ]
+        async with httpx.AsyncClient(base_url=running.url, headers=running.headers, timeout=60) as http:
+            found = await asyncio.gather(*(http.post("/v1/chat/completions", json=one) for one in bodies))
+        return [one.raise_for_status().json() for one in found]
+
+    versions = [one["raylla"]["weight_version"] for one in asyncio.run(asked())]
+    assert set(versions[1::2]) == {"v0"}
+    return set(versions[::2])
+
+
+def test_adapters_share_the_engine_of_every_replica(running: Running, tmp_path: Path) -> None:
+    """Two engines: versions come, are promoted and refused on both, and one made anew holds them all."""
+    config = pocket(lora=POCKET_LORA.model_dump(mode="json"), world={"profiles": 20}, irpo={"epochs": 4})
+    run = standing_run(tmp_path / "run", config)
+    for seed, name in enumerate(("v1", "v2", "v3")):
+        adapter_version(run, name, seed)
+    shared: dict[str, Any] = {"serving.adapters": "shared", "serving.organic": "untouched"}
+    shared |= {f"serving.engine.{bound}_replicas": 2 for bound in ("min", "max")}
+    chosen = running.settings | shared | {"serving.colocate": "false", "serving.version": "v1"}
+    config_file = str(ROOT / "configs" / "pocket.yaml")
+    _call("serve", config_file, "--run", str(run.path), "--address", running.at.address, *sets(chosen))
+    assert _written_by(running) == {"v1"}
+    deploy.canary(running.at, str(run.path), "v2", 0.5)
+    assert _written_by(running) == {"v1", "v2"}
+    before = _engines(running.at)
+    assert len(before) == 2
+    _kill_the_engine(1)
+    deadline = time.monotonic() + 120
+    while (
+        len(_engines(running.at)) < 2 or _engines(running.at) == before or running.at.health()["problems"]
+    ):
+        assert time.monotonic() < deadline, running.at.health()
+        time.sleep(0.5)
+    assert running.at.health()["versions"] == {"stable": "v1", "canary": "v2"}
+    assert _written_by(running) == {"v1", "v2"}
+    deploy.promote(running.at)
+    assert _written_by(running) == {"v2"}
+    file = run.path / "weights" / "v3" / "adapter_model.safetensors"
+    file.write_bytes((run.path / "weights" / "v1" / file.name).read_bytes())
+    with pytest.raises(WeightError, match="its SHA-256 differs"):
+        deploy.canary(running.at, str(run.path), "v3", 0.5)
+    assert running.at.health()["versions"] == {"stable": "v2", "canary": None}
+    assert _written_by(running) == {"v2"}
 
 
 @pytest.mark.soak

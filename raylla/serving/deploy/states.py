@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayError
+
 from raylla.serving.deploy.versions import Target
 from raylla.serving.engine.remote import LOST
 
@@ -27,7 +29,7 @@ async def states(handle: Any, seconds: float) -> tuple[State, ...]:
     try:
         asked = handle.broadcast("state")
         said: Sequence[Any] = await asked.results_async(timeout_s=seconds, return_exceptions=True)
-    except (*LOST, TimeoutError) as error:
+    except (*LOST, RayError, TimeoutError) as error:
         said = [error]
     silent = f"a replica of {handle.deployment_name} does not say what it holds"
     return tuple(

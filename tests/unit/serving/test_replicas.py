@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ray.exceptions import RayError
 
 from raylla.config import Config, Sampling
 from raylla.engines.protocol import Probe
@@ -130,8 +131,8 @@ class Handle:
 
     deployment_name = "Engine"
 
-    def __init__(self, *said: Any) -> None:
-        self.said = said
+    def __init__(self, *said: Any, error: Exception | None = None) -> None:
+        self.said, self.error = said, error
 
     def broadcast(self, method: str) -> Any:
         assert method == "state"
@@ -139,8 +140,8 @@ class Handle:
 
     async def results(self, timeout_s: float, return_exceptions: bool) -> list[Any]:
         assert return_exceptions
-        if not self.said:
-            raise TimeoutError
+        if self.error is not None:
+            raise self.error
         return list(self.said)
 
 
@@ -152,5 +153,7 @@ def test_a_version_is_live_where_all_replicas_hold_it() -> None:
     assert common([each.held for each in said]) is None
     assert common([one.held, one.held]) == Target("RUN", "v1")
     assert common([]) is None
-    (silent,) = asyncio.run(states(Handle(), 1.0))
-    assert silent.problems == ("a replica of Engine does not say what it holds: TimeoutError",)
+    for error in (TimeoutError(), RayError()):
+        (silent,) = asyncio.run(states(Handle(error=error), 1.0))
+        said_of_it = f"a replica of Engine does not say what it holds: {type(error).__name__}"
+        assert silent.problems == (said_of_it,)
