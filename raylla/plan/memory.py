@@ -126,6 +126,12 @@ def endpoint_weights(config: Config, model: Architecture) -> dict[str, float]:
     return {"stable": whole, "canary, in an engine of its own": whole}
 
 
+def changed_products(config: Config, model: Architecture) -> int:
+    """Products of the model that adapters change."""
+    lora = config.lora
+    return 0 if lora is None else len(lora.targets) * min(lora.blocks or model.layers, model.layers)
+
+
 def cache_bytes(config: Config, model: Architecture, device: Device) -> float:
     """Bytes of one engine's KV cache, over all its devices."""
     wide = config.engine.tensor_parallel

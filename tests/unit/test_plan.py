@@ -15,7 +15,7 @@ from raylla.config import Lora
 from raylla.engines.protocol import AdapterRoom
 from raylla.plan import AT_MOST, Lengths, Yields, budget, hardware
 from raylla.plan.architecture import KNOWN, architecture
-from raylla.plan.budget import concurrency, step_times
+from raylla.plan.budget import ADAPTING, concurrency, step_times
 from raylla.plan.console import more
 from raylla.plan.hardware import CORE, GPUS, HALF_CORE, WIDE_CORE, Shares, core, width
 from raylla.plan.memory import (
@@ -286,8 +286,11 @@ def test_adapters_that_share_a_base_are_counted_beside_it() -> None:
     assert parts[1]["driver"]["weight version"] == versions * 4 * adapter
     rollouts = [one.phase("rollout") for one in (plain, found)]
     assert rollouts[1].flops - rollouts[0].flops == pytest.approx(2 * adapter * rollouts[0].tokens)
+    workers, draws = rollouts[0].workers, rollouts[0].notes["draws per engine"]
+    steps = Counts.of(merged).answers * lengths.answer / draws / workers
     assert rollouts[1].times["adapter products"] == pytest.approx(
-        2 * adapter * rollouts[0].tokens / (rollouts[0].workers * core("float32").flops)
+        2 * adapter * rollouts[0].tokens / (workers * core("float32").flops)
+        + ADAPTING * steps * 7 * model.layers
     )
     assert "adapter products" not in rollouts[0].times
     sent = [one.phase("deploy").times["network"] for one in (plain, found)]
