@@ -13,6 +13,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,16 @@ class Tracker:
 def _end_service() -> None:
     """Kill the process that W&B keeps below this one: its hooks at exit wait for it without a deadline.
 
-    Its hooks at imports go too: each would fail to tell that process of an import, and the import with it.
+    Those hooks are taken away, which would fail at a process that is gone. Its hooks at imports go too: each
+    would fail to tell that process of an import, and the import with it.
     """
     for child in psutil.Process().children():
         if child.name() == SERVICE:
             child.kill()
             # Else a process below this one would wait for it.
             os.environ.pop(SERVICE_ADDRESS, None)
+            with suppress(ConnectionError):
+                sys.modules["wandb"].setup().ensure_service().teardown(0)
     if hooks := sys.modules.get("wandb.sdk.lib.import_hooks"):
         hooks.unregister_all_post_import_hooks()
 

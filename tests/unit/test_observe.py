@@ -77,6 +77,7 @@ def test_a_wandb_that_stops_answering_keeps_no_process_from_its_end(tmp_path: Pa
         env=known,
     )
     assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 class ScriptedWandb(types.SimpleNamespace):
