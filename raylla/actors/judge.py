@@ -198,12 +198,12 @@ class JudgeWorker:
 
 def _judgement(item: JudgeItem, read: Sequence[Generated]) -> Judgement:
     """Clicks drawn from what was read of each ad; none where the engine refused one of the prompts."""
-    error = next((one.error for one in read if one.error is not None), None)
+    error = next((draw.error for draw in read if draw.error is not None), None)
     if error is not None:
         return Judgement(item.sample_id, None, 1, error)
     probabilities = {
-        ad_id: click_probability(*one.completions[0].choices) * asked.crowding
-        for ad_id, one, asked in zip(item.ad_ids, read, item.each, strict=True)
+        ad_id: click_probability(*generated.completions[0].choices) * asked.crowding
+        for ad_id, generated, asked in zip(item.ad_ids, read, item.each, strict=True)
     }
     clicks = {ad_id: drawn(p, item.seed, ad_id) for ad_id, p in probabilities.items()}
     return Judgement(item.sample_id, clicks, 1, None, probabilities)

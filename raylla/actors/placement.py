@@ -182,7 +182,7 @@ def check_placement(config: Config) -> dict[str, float]:
     if grown is not None or not config.ray.autoscaling:
         _refuse(wanted, has, grown)
     return {
-        key: sum(getattr(one, kind) for one in has)
+        key: sum(getattr(node, kind) for node in has)
         - sum(need.workers * getattr(need, kind) for need in wanted)
         for kind, key in AMOUNTS
     }
@@ -222,7 +222,7 @@ def _refuse(wanted: Sequence[Need], has: Sequence[NodeKind], grown: Sequence[Nod
     for kind, key in AMOUNTS:
         asked = sum(need.workers * getattr(need, kind) for need in wanted)
         now, then = (
-            sum(one.nodes * getattr(one, kind) for one in nodes if getattr(one, kind))
+            sum(group.nodes * getattr(group, kind) for group in nodes if getattr(group, kind))
             for nodes in (has, grown or ())
         )
         if asked > max(now, then):

@@ -120,12 +120,12 @@ def write_jointly(texts: Sequence[Joined], joining: Joining) -> None:
     """Write all of ``texts`` to their ends, or to ``sampling.max_tokens``, a token of each at a time."""
     for _ in range(joining.sampling.max_tokens):
         asked = [(text, text.begin()) for text in texts if not text.finished]
-        contexts = [one.prompts[place] + one.token_ids for one, bidders in asked for place in bidders]
+        contexts = [joint.prompts[place] + joint.token_ids for joint, bidders in asked for place in bidders]
         if not contexts:
             return
         listed = iter(joining.ahead(contexts))
-        for one, bidders in asked:
-            one.take([next(listed) for _ in bidders], bidders, joining)
+        for joint, bidders in asked:
+            joint.take([next(listed) for _ in bidders], bidders, joining)
 
 
 def joined(request: Aggregate, prompts: Sequence[list[int]], texts: Sequence[Joined]) -> Aggregated:

@@ -68,8 +68,8 @@ class ChatFormat:
         said = [message for message in messages if message["role"] != "system"]
         if not self._takes_answers:
             said = [
-                _message("user", f"You said: {one['content']}") if one["role"] == "assistant" else one
-                for one in said
+                _message("user", f"You said: {turn['content']}") if turn["role"] == "assistant" else turn
+                for turn in said
             ]
         opened = self._takes_openings and (self._takes_rules or not rules)
         if said[0]["role"] == "assistant" and not opened:
@@ -113,10 +113,10 @@ class ChatFormat:
         longer than ``room``."""
 
         def rank(place: int) -> tuple[int, int]:
-            one = turns[place]
-            if one["role"] != "system":
+            turn = turns[place]
+            if turn["role"] != "system":
                 return 1, place
-            return (0 if self._length(one["content"], room) > room else 2), place
+            return (0 if self._length(turn["content"], room) > room else 2), place
 
         return sorted(range(len(turns)), key=rank)
 
@@ -150,7 +150,7 @@ class ChatFormat:
             ]
         shaped = self.shaped(messages)
         ids: list[int] = self._applied(shaped, tokenize=True)
-        if self._controls(ids) == self._own_controls(tuple(one["role"] for one in shaped)):
+        if self._controls(ids) == self._own_controls(tuple(message["role"] for message in shaped)):
             return ids
         return self._literally(shaped)
 
@@ -201,9 +201,9 @@ class ChatFormat:
         marks = [secrets.token_hex(16) for _ in messages]
         turns = _turns([message["role"] for message in messages], [f" {mark} " for mark in marks])
         text = literal.meant(self._applied(turns, tokenize=False))
-        for mark, one in zip(marks, messages, strict=True):
+        for mark, message in zip(marks, messages, strict=True):
             # A template that strips its contents has stripped the mark.
-            text = text.replace(f" {mark} ", one["content"]).replace(mark, one["content"].strip())
+            text = text.replace(f" {mark} ", message["content"]).replace(mark, message["content"].strip())
         ids: list[int] = literal.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 

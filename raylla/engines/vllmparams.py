@@ -77,7 +77,7 @@ def adapter_arguments(room: AdapterRoom, settings: Settings) -> dict[str, Any]:
     from vllm.config.lora import MaxLoRARanks
     from vllm.platforms import current_platform
 
-    ranks = [one for one in get_args(MaxLoRARanks) if one >= room.rank]
+    ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= room.rank]
     if not ranks:
         raise ConfigError(f"lora.rank={room.rank} is more than vLLM computes with; serve versions merged")
     if settings.max_num_seqs < (least := rows_at_most(room)):

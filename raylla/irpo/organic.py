@@ -47,8 +47,10 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
     every = (query for epoch in epochs for chunk in chunks(config, world, epoch) for query in chunk.queries)
     questions = [world.query_by_id[query] for query in dict.fromkeys(every)]
     asked = {
-        one.id: _asked(config, one, world.profile_by_id[one.profile_id], ORGANIC, ORGANIC_ANSWERS)
-        for one in questions
+        question.id: _asked(
+            config, question, world.profile_by_id[question.profile_id], ORGANIC, ORGANIC_ANSWERS
+        )
+        for question in questions
     }
     live, model = crew.version, untouched(run)
     texts: dict[str, list[str]] = {}
@@ -58,12 +60,12 @@ def write_organic(run: Run, crew: Crew, watch: Observer, world: World) -> None:
             crew.refresh(model, None)
         args = (list(asked.values()), model.name)
         answered = dealt(crew.shards, "answer", *args, restart=crew.restart, deadline=crew.patience)
-        for one in answered:
-            if one.request_id not in texts:
-                tokens = sum(len(completion.token_ids) for completion in one.completions)
-                watch.advance("organic", len(one.completions), tokens)
-                total += tokens + len(one.prompt_token_ids)
-            texts[one.request_id] = [completion.text for completion in one.completions]
+        for generated in answered:
+            if generated.request_id not in texts:
+                tokens = sum(len(completion.token_ids) for completion in generated.completions)
+                watch.advance("organic", len(generated.completions), tokens)
+                total += tokens + len(generated.prompt_token_ids)
+            texts[generated.request_id] = [completion.text for completion in generated.completions]
         if live != model:
             crew.refresh(live, None)
     lost, share = sum(not some for some in texts.values()), config.irpo.max_drop_share

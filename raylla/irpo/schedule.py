@@ -86,7 +86,9 @@ def plan_chunk(config: Config, world: World, chunk: Chunk) -> list[Planned]:
 
 def auctions(config: Config, world: World, epoch: int) -> list[Planned]:
     """The auctions of all chunks of an epoch."""
-    return [one for chunk in chunks(config, world, epoch) for one in plan_chunk(config, world, chunk)]
+    return [
+        planned for chunk in chunks(config, world, epoch) for planned in plan_chunk(config, world, chunk)
+    ]
 
 
 def _served_queries(world: World, epoch: int) -> list[str]:

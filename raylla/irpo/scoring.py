@@ -66,7 +66,7 @@ def judged_rates(config: Config, sampled: Sampled) -> dict[str, dict[str, float]
         told = sampled.probabilities
         read = [told.get(name, sampled.clicks[name]) for name in names if name in sampled.clicks]
         if read:
-            rates[answer.sample_id] = {ad: sum(one[ad] for one in read) / len(read) for ad in read[0]}
+            rates[answer.sample_id] = {ad: sum(clicks[ad] for clicks in read) / len(read) for ad in read[0]}
     return rates
 
 
@@ -138,7 +138,7 @@ def groups_of(config: Config, sampled: Sampled, rewards: Mapping[str, Reward]) -
             groups.append(whole_group(answers, totals))
         else:
             groups.append(group(answers, totals, config.irpo.delta))
-    return [one for one in groups if one is not None]
+    return [group for group in groups if group is not None]
 
 
 def whole_group(answers: Sequence[Answer], rewards: Sequence[float]) -> PreferenceGroup | None:

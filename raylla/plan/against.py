@@ -79,8 +79,8 @@ class Reckoning:
         return {
             "name": self.name,
             "epochs": self.epochs,
-            "lengths": {one.name: getattr(self.lengths, one.name) for one in fields(Lengths)},
-            "figures": [one.as_json() for one in self.figures],
+            "lengths": {field.name: getattr(self.lengths, field.name) for field in fields(Lengths)},
+            "figures": [figure.as_json() for figure in self.figures],
             "shares": self.shares,
         }
 
@@ -114,8 +114,10 @@ def reckon(run: Run, device: Device, cores: int) -> Reckoning:
         )
     planned = budget(config, device, Lengths.of(config), cores=cores)
     epochs = [_epoch(run, number, lines, planned) for number, lines in _timeline(run).items()]
-    lengths = Lengths.of(config, fmean(one.prompt for one in epochs), fmean(one.answer for one in epochs))
-    counts = _mean([one.counts for one in epochs])
+    lengths = Lengths.of(
+        config, fmean(epoch.prompt for epoch in epochs), fmean(epoch.answer for epoch in epochs)
+    )
+    counts = _mean([epoch.counts for epoch in epochs])
     informed = budget(config, device, lengths, cores=cores, counts=counts)
     best = budget(config, device, lengths, Shares(1, 1, 1, 1, 1), cores, counts)
     seconds = {name: fmean(epoch.seconds[name] for epoch in epochs) for name in PHASES}
@@ -200,9 +202,9 @@ def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budge
     seconds = {name: busy[name] / planned.phase(name).workers for name in PHASES}
     wall = next(line["wall_seconds"] for line in lines if "wall_seconds" in line)
     stages = [part for name in ("sample", "test") for part in _parts(run, epoch, name)]
-    answers = [one for stage in stages for one in _answers(stage)]
-    prompts = {one.auction: one.prompt for one in answers}
-    lengths = {one.name: one.length for one in answers}
+    answers = [answer for stage in stages for answer in _answers(stage)]
+    prompts = {answer.auction: answer.prompt for answer in answers}
+    lengths = {answer.name: answer.length for answer in answers}
     prompt, answer = fmean(prompts.values()), fmean(lengths.values())
     clicked = [
         name
@@ -210,7 +212,9 @@ def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budge
         for name in pq.read_table(stage / "clicks.parquet", columns=["sample_id"])["sample_id"].to_pylist()
     ]
     unread = "/preference/" if config.irpo.reward == "judge" else None
-    placed = sum(one.length for one in answers if one.places and not (unread and unread in one.name))
+    placed = sum(
+        answer.length for answer in answers if answer.places and not (unread and unread in answer.name)
+    )
     aligned = run.committed(f"epoch-{epoch}/align") or {}
     trained = [
         group
@@ -218,8 +222,11 @@ def _epoch(run: Run, epoch: int, lines: Sequence[dict[str, Any]], planned: Budge
         for group in json.loads((part / "groups.json").read_text())
     ]
     rows = [
-        _Row(prompts[one["auction_id"]] + sum(lengths[name] for name in (one["winner"], *one["losers"])))
-        for one in trained
+        _Row(
+            prompts[group["auction_id"]]
+            + sum(lengths[name] for name in (group["winner"], *group["losers"]))
+        )
+        for group in trained
     ]
     at_most = Counts.of(config, AT_MOST)
     counts = Counts(
@@ -282,7 +289,7 @@ def _uneven(rows: Sequence[_Row], config: Config) -> float:
     steps = plan_steps(rows, dpo.batch_groups, dpo.micro_groups, dpo.workers, 1, config.seed)
     taken = sum(
         max(
-            sum(len(some) * max((rows[one].length for one in some), default=0) for some in rank)
+            sum(len(some) * max((rows[place].length for place in some), default=0) for some in rank)
             for rank in step.micros
         )
         for step in steps
@@ -292,7 +299,7 @@ def _uneven(rows: Sequence[_Row], config: Config) -> float:
 
 def _mean(epochs: Sequence[Counts]) -> Counts:
     """Of each count the mean, of the longest groups the longest."""
-    values = {one.name: [getattr(counts, one.name) for counts in epochs] for one in fields(Counts)}
+    values = {count.name: [getattr(counts, count.name) for counts in epochs] for count in fields(Counts)}
     longest = max(values.pop("longest"))
     return Counts(**{name: fmean(some) for name, some in values.items()}, longest=longest)
 
@@ -305,11 +312,11 @@ def _share(best: PhaseCost, seconds: float) -> float:
 
 def _phases(planned: Budget, informed: Budget, seconds: dict[str, float]) -> Iterable[Compared]:
     for name in PHASES:
-        one, other = planned.phase(name), informed.phase(name)
-        if one.flops:
-            yield Compared(name, "tokens", one.tokens, other.tokens, other.tokens)
-            yield Compared(name, "FLOP", one.flops, other.flops, other.flops)
-        yield Compared(name, "seconds", one.seconds, other.seconds, seconds[name])
+        phase, other = planned.phase(name), informed.phase(name)
+        if phase.flops:
+            yield Compared(name, "tokens", phase.tokens, other.tokens, other.tokens)
+            yield Compared(name, "FLOP", phase.flops, other.flops, other.flops)
+        yield Compared(name, "seconds", phase.seconds, other.seconds, seconds[name])
         of = {"learn": "reward", "align": "dpo"}.get(name, name)
         for first, second in zip(planned.memory, informed.memory, strict=True):
             if first.group == of:
@@ -324,8 +331,8 @@ def _organic(planned: PhaseCost, informed: PhaseCost, once: dict[str, Any]) -> I
 
 
 def _whole(planned: Budget, informed: Budget, wall: float) -> Iterable[Compared]:
-    tokens, texts = (sum(phase.tokens for phase in one.phases) for one in (planned, informed))
+    tokens, texts = (sum(phase.tokens for phase in plan.phases) for plan in (planned, informed))
     yield Compared("epoch", "tokens", tokens, texts, texts)
-    flops, counted = (sum(phase.flops for phase in one.phases) for one in (planned, informed))
+    flops, counted = (sum(phase.flops for phase in plan.phases) for plan in (planned, informed))
     yield Compared("epoch", "FLOP", flops, counted, counted)
     yield Compared("epoch", "seconds", planned.epoch_seconds, informed.epoch_seconds, wall)

@@ -95,9 +95,9 @@ class Budget:
         """From the first request to the next weight version on every engine."""
         together = ("rollout", "judge") if self.cores is None else ("rollout", "judge", "learn")
         sampling = [self.phase(name) for name in together]
-        sample = max(one.seconds for one in sampling)
+        sample = max(phase.seconds for phase in sampling)
         if self.cores is not None:
-            sample = max(sample, sum(one.workers * one.seconds for one in sampling) / self.cores)
+            sample = max(sample, sum(phase.workers * phase.seconds for phase in sampling) / self.cores)
         return sample + sum(phase.seconds for phase in self.phases if phase.name not in together)
 
     @property
@@ -123,7 +123,7 @@ class Budget:
     @property
     def host_bytes(self) -> float:
         """Memory of all processes together, where no group has a GPU."""
-        return sum(one.workers * one.used for one in self.memory)
+        return sum(group.workers * group.used for group in self.memory)
 
 
 def budget(

@@ -41,7 +41,7 @@ def show_plan(
         f"{config.name}: {where}; prompts of {lengths.prompt:g} tokens and answers of "
         f"{lengths.answer:g}, the judge's of {lengths.judge_prompt:g} and {lengths.judgement:g} "
         "(estimates: --prompt-tokens, --answer-tokens); "
-        + ", ".join(f"{one.name} {getattr(yields, one.name):g}" for one in fields(yields))
+        + ", ".join(f"{field.name} {getattr(yields, field.name):g}" for field in fields(yields))
         + " (--estimate)",
         highlight=False,
     )
@@ -71,12 +71,12 @@ def show_plan(
         console.print(
             f"one more node of {node} GPUs for {group}: epoch {gain:.2f} times as fast", highlight=False
         )
-    for one in planned.memory:
-        if not one.fits:
+    for held in planned.memory:
+        if not held.fits:
             console.print(
                 Text.assemble(
-                    (f"{one.group} does not fit", "bold red"),
-                    f": {one.used / 1e9:.1f} of {one.limit / 1e9:.1f} GB per device",
+                    (f"{held.group} does not fit", "bold red"),
+                    f": {held.used / 1e9:.1f} of {held.limit / 1e9:.1f} GB per device",
                 )
             )
 
@@ -140,23 +140,23 @@ def _endpoint(config: Config) -> str:
 
 def _phases(planned: Budget) -> Table:
     table = Table("phase", "devices", "M tokens", "PFLOP", "time", "bound by", "of which", box=None)
-    for one in (*planned.phases, *filter(None, [planned.organic])):
-        notes = [f"{name} {value:,.0f}" for name, value in one.notes.items()]
+    for phase in (*planned.phases, *filter(None, [planned.organic])):
+        notes = [f"{name} {value:,.0f}" for name, value in phase.notes.items()]
         table.add_row(
-            one.name,
-            str(one.workers),
-            f"{one.tokens / 1e6:,.1f}",
-            f"{one.flops / 1e15:,.3g}",
-            duration(one.seconds),
-            one.bound,
-            ", ".join([*(f"{name} {duration(spent)}" for name, spent in one.times.items()), *notes]),
+            phase.name,
+            str(phase.workers),
+            f"{phase.tokens / 1e6:,.1f}",
+            f"{phase.flops / 1e15:,.3g}",
+            duration(phase.seconds),
+            phase.bound,
+            ", ".join([*(f"{name} {duration(spent)}" for name, spent in phase.times.items()), *notes]),
         )
     return table
 
 
 def _memory(planned: Budget) -> Table:
     table = Table("GB per device", "used", "of", "of which", box=None)
-    for one in planned.memory:
-        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in one.parts.items())
-        table.add_row(one.group, f"{one.used / 1e9:.2f}", f"{one.limit / 1e9:.1f}", parts)
+    for held in planned.memory:
+        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in held.parts.items())
+        table.add_row(held.group, f"{held.used / 1e9:.2f}", f"{held.limit / 1e9:.1f}", parts)
     return table

@@ -73,12 +73,12 @@ class Yields:
         found = cls(groups=1.0, members=1.0, uneven=1.05) if config.irpo.align == "grpo" else cls()
         if config.dpo.workers * config.dpo.micro_groups == 1:
             found = replace(found, uneven=1.0)
-        names = [one.name for one in fields(cls)]
-        for one in given:
-            name, _, value = one.partition("=")
+        names = [field.name for field in fields(cls)]
+        for estimate in given:
+            name, _, value = estimate.partition("=")
             if name not in names:
-                raise ConfigError(f"--estimate {one}: there is {', '.join(names)}, as NAME=VALUE")
-            found = replace(found, **{name: _share(one, value, name == "uneven")})
+                raise ConfigError(f"--estimate {estimate}: there is {', '.join(names)}, as NAME=VALUE")
+            found = replace(found, **{name: _share(estimate, value, name == "uneven")})
         return found
 
 

@@ -263,10 +263,12 @@ class Dashboard:
 
 
 def _settled(application: Mapping[str, Any]) -> bool:
-    return all(one["status"] == "HEALTHY" for one in application.get("deployments", {}).values())
+    return all(about["status"] == "HEALTHY" for about in application.get("deployments", {}).values())
 
 
 def _why(application: Mapping[str, Any]) -> str:
     messages = [application.get("message", "")]
-    messages += [f"{name}: {one['message']}" for name, one in application.get("deployments", {}).items()]
-    return "; ".join(one for one in messages if one.strip(": ")) or "no message"
+    messages += [
+        f"{name}: {about['message']}" for name, about in application.get("deployments", {}).items()
+    ]
+    return "; ".join(message for message in messages if message.strip(": ")) or "no message"

@@ -70,15 +70,15 @@ def estimate(
     log, left_out = written_by(config, stable, pctr_name, most)
     if len(log) < LEAST_AUCTIONS:
         return found | {"absent": _too_few(len(log), left_out), "left_out": dict(left_out)}
-    job = Rewriting(config, weights(stable), weights(target), pctr, tuple(one.auction for one in log))
+    job = Rewriting(config, weights(stable), weights(target), pctr, tuple(served.auction for served in log))
     with watch.stage("estimate what the version will show", auctions=len(log)):
         parts = list(_within(seconds, job, lambda done: watch.advance("auctions", done)))
     for part in parts:
         left_out.update(part.left_out)
-    anew = {one.auction_id: one for part in parts for one in part.rewritten}
+    anew = {rewritten.auction_id: rewritten for part in parts for rewritten in part.rewritten}
     unread = len(log) - len(anew) - sum(sum(part.left_out.values()) for part in parts)
     left_out.update({f"not read within {seconds:g} s": unread} if unread else {})
-    log = [one for one in log if one.auction.id in anew]
+    log = [served for served in log if served.auction.id in anew]
     found["left_out"] = dict(left_out)
     if len(log) < LEAST_AUCTIONS:
         return found | {"absent": _too_few(len(log), left_out)}
@@ -94,11 +94,11 @@ def written_by(
     kept: list[Served] = []
     left_out: Counter[str] = Counter()
     try:
-        for one in itertools.islice(store.newest(stable.version), _LOOKED_AT * most):
-            if one.auction.pctr_version != pctr_name:
+        for served in itertools.islice(store.newest(stable.version), _LOOKED_AT * most):
+            if served.auction.pctr_version != pctr_name:
                 left_out[OF_ANOTHER_PCTR] += 1
             else:
-                kept.append(one)
+                kept.append(served)
             if len(kept) == most:
                 break
     finally:
@@ -109,21 +109,23 @@ def written_by(
 def estimated(log: Sequence[Served], anew: Mapping[str, Rewritten], config: Config) -> dict[str, Any]:
     """Estimates from logged auctions and what the new version makes of each, by auction id."""
     unit = config.serving.micros_per_unit
-    ours = [anew[one.auction.id] for one in log]
-    told = [_told(one, unit) for one in log]
+    ours = [anew[served.auction.id] for served in log]
+    told = [_told(served, unit) for served in log]
     known = np.array([row for _, row in told])
     made = Log(
-        log_ratios([one.new_logprob for one in ours], [one.old_logprob for one in ours]),
-        np.array([measured(one, unit) for one in log]) - known,
+        log_ratios(
+            [rewritten.new_logprob for rewritten in ours], [rewritten.old_logprob for rewritten in ours]
+        ),
+        np.array([measured(served, unit) for served in log]) - known,
         known,
         Predicted.of([rows for rows, _ in told]),
-        Predicted.of([one.gains for one in ours]),
-        np.array([one.known for one in ours]),
+        Predicted.of([rewritten.gains for rewritten in ours]),
+        np.array([rewritten.known for rewritten in ours]),
     )
     found = estimates(made, config.evaluation.bootstrap, np.random.default_rng(config.seed), LEVEL)
     return {
         "overlap": overlap(made),
-        "on_the_edge": sum(one.on_the_edge for one in ours) / len(ours),
+        "on_the_edge": sum(rewritten.on_the_edge for rewritten in ours) / len(ours),
         "estimates": {
             measure: {name: asdict(every[place]) for name, every in found.items()}
             for place, measure in enumerate(MEASURES)
@@ -152,9 +154,9 @@ def show_estimate(console: Console, found: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def _told(one: Served, unit: int) -> tuple[list[list[float]], list[float]]:
+def _told(served: Served, unit: int) -> tuple[list[list[float]], list[float]]:
     """What the record of an auction predicts of its own answer, and knows of it without clicks."""
-    auction = one.auction
+    auction = served.auction
     candidates = {candidate.listing.ad.id: candidate for candidate in auction.candidates}
     shown = [
         (candidates[ad.ad_id], Prediction(ad.pctr, ad.pctr_low, ad.pctr_high)) for ad in auction.impressions

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from raylla import models
-from raylla.auction import parse, penalty
+from raylla.auction import Parsed, parse, penalty
 from raylla.config import Config
 from raylla.engines import Engine, Given, Request, Scored, open_engine
 from raylla.errors import RayllaError
@@ -141,13 +141,13 @@ def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
 
     config = job.config
     engine.load(read_weights(job.old[0].path), job.old[1])
-    why = {one.id: _unfit(one, config) for one in job.auctions}
-    fit = [one for one in job.auctions if why[one.id] is None]
-    before = {one.id: one for one in engine.score([_given(one, config) for one in fit])}
+    why = {auction.id: _unfit(auction, config) for auction in job.auctions}
+    fit = [auction for auction in job.auctions if why[auction.id] is None]
+    before = {scored.id: scored for scored in engine.score([_given(auction, config) for auction in fit])}
     whole = [
-        one
-        for one in fit
-        if before[one.id].ended or before[one.id].tokens == config.ad_llm.sampling.max_tokens
+        auction
+        for auction in fit
+        if before[auction.id].ended or before[auction.id].tokens == config.ad_llm.sampling.max_tokens
     ]
     left_out = Counter(reason for reason in why.values() if reason is not None)
     left_out[CUT_SHORT] = len(fit) - len(whole)
@@ -157,17 +157,27 @@ def rewritten_parts(engine: Engine, job: Rewriting) -> Iterator[RewrittenPart]:
     predictor.load(job.pctr)
     for start in range(0, len(whole), TOGETHER):
         some = whole[start : start + TOGETHER]
-        after = {one.id: one for one in engine.score([_given(one, config) for one in some])}
+        after = {
+            scored.id: scored for scored in engine.score([_given(auction, config) for auction in some])
+        }
         texts = _answers(engine, some, config)
-        refused = sum(one.id not in texts for one in some)
-        some = [one for one in some if one.id in texts]
-        rows = {one.id: _rows(one, texts[one.id]) for one in some}
-        rates = iter(predictor.predict_intervals([row for one in some for row in rows[one.id]]))
-        chances = {one.id: [next(rates) for _ in rows[one.id]] for one in some}
+        refused = sum(auction.id not in texts for auction in some)
+        some = [auction for auction in some if auction.id in texts]
+        read = {auction.id: _read(auction, texts[auction.id]) for auction in some}
+        rows = {auction.id: _rows(auction, texts[auction.id], read[auction.id]) for auction in some}
+        rates = iter(predictor.predict_intervals([row for auction in some for row in rows[auction.id]]))
+        chances = {auction.id: [next(rates) for _ in rows[auction.id]] for auction in some}
         yield RewrittenPart(
             tuple(
-                _rewritten(one, before[one.id], after[one.id], texts[one.id], chances[one.id], config)
-                for one in some
+                _rewritten(
+                    auction,
+                    before[auction.id],
+                    after[auction.id],
+                    read[auction.id],
+                    chances[auction.id],
+                    config,
+                )
+                for auction in some
             ),
             {REFUSED: refused} if refused else {},
         )
@@ -197,38 +207,42 @@ def _answers(engine: Engine, auctions: Sequence[ServedAuction], config: Config) 
     """Auction id -> what the engine's version writes in its place; without those that it refuses."""
     requests = [
         Request(
-            one.id,
+            auction.id,
             [],
             1,
-            seed_of(config.seed, f"estimate/{one.id}"),
-            prompt_token_ids=one.prompt_token_ids,
+            seed_of(config.seed, f"estimate/{auction.id}"),
+            prompt_token_ids=auction.prompt_token_ids,
         )
-        for one in auctions
+        for auction in auctions
     ]
     return {
-        one.request_id: "".join(draw.text for draw in one.completions)
-        for one in engine.generate(requests, config.ad_llm.sampling)
-        if one.completions
+        generated.request_id: "".join(draw.text for draw in generated.completions)
+        for generated in engine.generate(requests, config.ad_llm.sampling)
+        if generated.completions
     }
 
 
-def _rows(auction: ServedAuction, text: str) -> list[ClickRow]:
+def _read(auction: ServedAuction, text: str) -> Parsed:
+    """What another answer to an auction's question places."""
+    return parse(text, [candidate.listing.ad for candidate in auction.candidates])
+
+
+def _rows(auction: ServedAuction, text: str, parsed: Parsed) -> list[ClickRow]:
     """What the pCTR model reads of another answer to an auction's question."""
-    ads = {one.listing.ad.id: one.listing.ad for one in auction.candidates}
+    ads = {candidate.listing.ad.id: candidate.listing.ad for candidate in auction.candidates}
     query, profile = question_of(auction)
-    return click_rows("", query, profile, text, parse(text, list(ads.values())).placements, ads, None)
+    return click_rows("", query, profile, text, parsed.placements, ads, None)
 
 
 def _rewritten(
     auction: ServedAuction,
     before: Scored,
     after: Scored,
-    text: str,
+    parsed: Parsed,
     chances: Sequence[Prediction],
     config: Config,
 ) -> Rewritten:
-    candidates = {one.listing.ad.id: one for one in auction.candidates}
-    parsed = parse(text, [one.listing.ad for one in auction.candidates])
+    candidates = {candidate.listing.ad.id: candidate for candidate in auction.candidates}
     gains, known = outcome(
         auction.price_rule,
         auction.resample_share or 0.0,
