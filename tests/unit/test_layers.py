@@ -17,7 +17,7 @@ MOST = 12
 DOUBLED = 15
 """Public names that more than one module defines, at most."""
 
-VAGUE = {"one": 560, "found": 230}
+VAGUE = {"one": 100, "found": 120}
 """Names that say nothing of the thing -> how often raylla binds them, at most."""
 
 LIGHT = (
