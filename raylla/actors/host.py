@@ -18,21 +18,21 @@ class Host:
     def __init__(self) -> None:
         self._worker: Any = None
 
-    def start(self, kind: type, args: tuple[Any, ...]) -> None:
+    def start(self, kind: type, args: tuple[object, ...]) -> None:
         """Make the worker; returns when it is ready."""
         self._worker = kind(*args)
         self._worker.ready()
 
-    def run(self, method: str, *args: Any) -> Iterator[Stamped]:
+    def run(self, method: str, *args: object) -> Iterator[Stamped]:
         """The items of one call; an argument that is the one item of another call comes bare."""
         began = time.time()
-        given = [unpacked(one) for one in args]
+        given = map(unpacked, args)
         work: Callable[..., Any] = self.start if method == START else getattr(self._worker, method)
         found = work(*given)
         for item in found if isinstance(found, Iterator) else (found,):
             yield Stamped(item, began, time.time())
 
-    def stream(self, hold: float, method: str, *args: Any) -> Iterator[Batch]:
+    def stream(self, hold: float, method: str, *args: object) -> Iterator[Batch]:
         """`run`, with items that come within ``hold`` seconds of each other sent together."""
         held: list[Stamped] = []
         sent = 0.0

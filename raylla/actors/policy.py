@@ -346,7 +346,8 @@ def with_parts(job: AlignJob) -> AlignJob:
         if job.again is None:
             raise
         found = _those_left(job.parts, job.again)
-    return job.whole([unpacked(one) for one in found])
+    parts: list[Any] = list(map(unpacked, found))
+    return job.whole(parts)
 
 
 def _those_left(parts: Sequence[Any], again: Callable[[Sequence[int]], list[GroupPart]]) -> list[Any]:

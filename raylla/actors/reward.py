@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +52,11 @@ class RewardWorker:
         """Click probability of each row, with its interval."""
         return self._trainer.predict_intervals(rows)
 
-    def predict(self, rows: list[ClickRow]) -> Iterator[Any]:
+    def predict(self, rows: list[ClickRow]) -> Iterator[int | list[Prediction]]:
         """How many rows, once they are predicted; then `predict_intervals`, for whoever it goes to."""
-        found = self.predict_intervals(rows)
-        yield len(found)
-        yield found
+        predictions = self.predict_intervals(rows)
+        yield len(predictions)
+        yield predictions
 
     def evaluate(self, rows: list[ClickRow]) -> dict[str, float]:
         """AUC, log loss, calibration error with its floor, and coverage of the intervals on judged rows."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Size:
 class Stamped:
     """An item on its way from a worker: when its call began, and when the item was made."""
 
-    item: Any
+    item: object
     began: float
     made: float
 
@@ -76,6 +75,6 @@ class Batch:
     items: tuple[Stamped, ...]
 
 
-def unpacked(one: Any) -> Any:
+def unpacked(argument: object) -> object:
     """An argument that is the one item of a call, as the call made it; anything else as it is."""
-    return one.items[0].item if isinstance(one, Batch) else one
+    return argument.items[0].item if isinstance(argument, Batch) else argument

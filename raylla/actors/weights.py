@@ -7,7 +7,6 @@ memory on one machine and the object store between machines, and never through t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from raylla.actors.pool import DONE, Call, Pool, next_item, next_reference
 from raylla.engines import Probe, Weights
@@ -94,7 +93,7 @@ def roll_out(
     payload = _payload(store, version, deadline)
     chosen = pool.members if workers is None else workers
     calls = [pool.call(index, "load", payload, probe, version.name) for index in chosen]
-    found: dict[Any, float] = {}
+    differences: dict[Call, float] = {}
     failed: list[str] = []
     waiting = list(calls)
     while waiting:
@@ -104,11 +103,11 @@ def roll_out(
             failed.append(str(error))
         else:
             if item is not DONE:
-                found[call] = item
+                differences[call] = item
         waiting = [call for call in waiting if not call.done]
     if failed:
         raise WeightError(f"weight version {version.name} is not live: {'; '.join(failed)}")
-    return [found[call] for call in calls]
+    return [differences[call] for call in calls]
 
 
 def begin_load(
@@ -123,7 +122,7 @@ def begin_load(
     return pool.call(worker, "load", _payload(store, version, deadline), probe, version.name)
 
 
-def _payload(store: Pool, version: WeightVersion, deadline: float) -> Any:
+def _payload(store: Pool, version: WeightVersion, deadline: float) -> object:
     """A reference to the arrays of ``version``, once the store holds them."""
     what = f"weight version {version.name} to be read"
     store.broadcast("publish", version, deadline=deadline, what=what)
