@@ -7,30 +7,43 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from enum import Enum
+from typing import Any, Final, Generic
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from typing_extensions import TypeVar
 
 from raylla.actors.draining import announced
 from raylla.actors.spans import Span, Stamped
 from raylla.errors import InputLostError, RayllaError, RunError, WorkerHungError, WorkerLostError
 
 
-class _Done:
+class Done(Enum):
+    """What stands for the end of a call, where its items are taken."""
+
+    DONE = "DONE"
+
     def __repr__(self) -> str:
-        return "DONE"
+        return self.value
 
 
-DONE: Final = _Done()
+DONE: Final = Done.DONE
 """What `next_item` gives once for a call that has ended."""
+
+_Item = TypeVar("_Item", default=Any)
+"""What a worker gives; none knows it but who calls."""
 
 Record = Callable[[Span], None]
 """Takes what a worker did, when a call of it has ended."""
 
 
-class Call(ABC):
-    """One method at work on one worker; its items are taken by `next_item`."""
+class Call(ABC, Generic[_Item]):
+    """One method at work on one worker; its items are taken by `next_item`.
+
+    A pool names the method by a word, which tells no type of its items; whoever takes them may say it.
+    """
 
     def __init__(self, pool: str, index: int, method: str, record: Record | None) -> None:
         self.pool = pool
@@ -52,11 +65,11 @@ class Call(ABC):
         return f"{self.worker}.{self.method}"
 
     @abstractmethod
-    def take(self) -> Any:
+    def take(self) -> _Item | Done:
         """The next item, or `DONE`."""
 
     @abstractmethod
-    def reference(self) -> Any:
+    def reference(self) -> object:
         """The next item in a form that can be given to another `Pool.call`."""
 
     def was(self, task: str) -> None:
@@ -71,7 +84,7 @@ class Call(ABC):
         if not self.done:
             self._end()
 
-    def _unwrap(self, stamped: Stamped) -> Any:
+    def _unwrap(self, stamped: Stamped) -> _Item:
         """The item, once the time that it took is noted."""
         self.taken += 1
         self.heard = time.monotonic()
@@ -79,9 +92,10 @@ class Call(ABC):
         if self._spans and self._spans[-1].task == self.method:
             began = self._spans.pop().began
         self._spans.append(Span(self.worker, self.method, began, stamped.made))
-        return stamped.item
+        item: Any = stamped.item
+        return item
 
-    def _end(self) -> _Done:
+    def _end(self) -> Done:
         self.done = True
         if self._record is not None:
             for span in self._spans:
@@ -89,11 +103,17 @@ class Call(ABC):
         return DONE
 
 
-class RayCall(Call):
+class RayCall(Call[_Item]):
     """A call whose items come through Ray's object store."""
 
     def __init__(
-        self, pool: str, index: int, method: str, record: Record | None, stream: Any, actor: Any
+        self,
+        pool: str,
+        index: int,
+        method: str,
+        record: Record | None,
+        stream: ray.ObjectRefGenerator,
+        actor: ActorHandle,
     ) -> None:
         super().__init__(pool, index, method, record)
         self.stream = stream
@@ -102,7 +122,7 @@ class RayCall(Call):
         self.there = False
         """Whether something of the stream is known to be there."""
 
-    def take(self) -> Any:
+    def take(self) -> _Item | Done:
         if self.arrived:
             return self._unwrap(self.arrived.popleft())
         try:
@@ -115,7 +135,7 @@ class RayCall(Call):
             raise self._typed(error) from None
         return self._unwrap(self.arrived.popleft())
 
-    def reference(self) -> Any:
+    def reference(self) -> object:
         """An object reference: this process never holds what it refers to.
 
         Raises:
@@ -147,7 +167,7 @@ class RayCall(Call):
         return RunError(f"{self} failed with {type(error.cause).__name__}: {error.cause}\n{error}")
 
 
-class LocalCall(Call):
+class LocalCall(Call[_Item]):
     """A call that runs in this process, while its items are asked for."""
 
     def __init__(
@@ -171,14 +191,14 @@ class LocalCall(Call):
             self._queue[0]._advance()
         return bool(self._ready)
 
-    def take(self) -> Any:
+    def take(self) -> _Item | Done:
         item = self._ready.popleft()
         if isinstance(item, RayllaError):
             self.done = True
             raise _told_by(self.worker, item) from item
         return self._end() if item is DONE else self._unwrap(item)
 
-    def reference(self) -> Any:
+    def reference(self) -> object:
         """The item itself: there is no second process to keep it from."""
         return self.take()
 
@@ -194,7 +214,7 @@ class LocalCall(Call):
             self._ready.append(error)
 
 
-def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, Any]:
+def next_item(calls: Sequence[Call[_Item]], deadline: float, what: str) -> tuple[Call[_Item], _Item | Done]:
     """The next item that is ready of any of ``calls`` (none of them ended), or `DONE` for one's end.
 
     Raises:
@@ -207,18 +227,18 @@ def next_item(calls: Sequence[Call], deadline: float, what: str) -> tuple[Call, 
     return call, call.take()
 
 
-def soon(calls: Sequence[Call], seconds: float) -> tuple[Call, Any] | None:
+def soon(calls: Sequence[Call[_Item]], seconds: float) -> tuple[Call[_Item], _Item | Done] | None:
     """`next_item`, or none where nothing is ready within ``seconds``."""
     call = _ready(calls, seconds)
     return None if call is None else (call, call.take())
 
 
-def soon_reference(call: Call, seconds: float) -> Any | None:
+def soon_reference(call: Call, seconds: float) -> object:
     """`next_reference`, or none where it is not there within ``seconds``."""
     return None if _ready([call], seconds) is None else call.reference()
 
 
-def next_reference(call: Call, deadline: float, what: str) -> Any:
+def next_reference(call: Call, deadline: float, what: str) -> object:
     """The next item of ``call`` as an argument for other calls, without fetching it.
 
     Raises:
@@ -232,7 +252,7 @@ def _told_by(worker: str, error: RayllaError) -> RayllaError:
     return error if isinstance(error, WorkerLostError) else type(error)(f"{worker}: {error}")
 
 
-def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
+def _wait(calls: Sequence[Call[_Item]], deadline: float, what: str) -> Call[_Item]:
     if not calls or any(call.done for call in calls):
         raise RuntimeError(f"{what}: waiting for {list(calls)}, of which none is left or one has ended")
     call = _ready(calls, deadline)
@@ -249,7 +269,7 @@ def _wait(calls: Sequence[Call], deadline: float, what: str) -> Call:
     return call
 
 
-def _ready(calls: Sequence[Call], seconds: float) -> Call | None:
+def _ready(calls: Sequence[Call[_Item]], seconds: float) -> Call[_Item] | None:
     """One of ``calls`` whose next item is there within ``seconds``."""
     local = [call for call in calls if isinstance(call, LocalCall)]
     if local:
@@ -277,19 +297,19 @@ def _look(calls: Sequence[RayCall], seconds: float) -> None:
         call.there = id(call.stream) in there
 
 
-def gather(calls: Sequence[Call], deadline: float, what: str) -> list[Any]:
+def gather(calls: Sequence[Call[_Item]], deadline: float, what: str) -> list[_Item]:
     """The one item of each call; ``deadline`` seconds for all of them.
 
     Raises:
         WorkerHungError: not all came in time; names ``what``.
     """
     end = time.monotonic() + deadline
-    found: dict[Call, Any] = {}
+    items: dict[Call[_Item], _Item] = {}
     waiting = list(calls)
     while waiting:
         call, item = next_item(waiting, end - time.monotonic(), what)
         if item is DONE:
             waiting.remove(call)
         else:
-            found[call] = item
-    return [found[call] for call in calls]
+            items[call] = item
+    return [items[call] for call in calls]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.core.generated.gcs_pb2 import ActorTableData
 
 
@@ -20,13 +20,13 @@ def draining() -> dict[str, float]:
     return {node: until / 1000 - time.time() if until else math.inf for node, until in found.items()}
 
 
-def node_of(actor: Any) -> str | None:
+def node_of(actor: ActorHandle) -> str | None:
     """Id of the node that an actor is on; none: it is nowhere yet."""
     about = ray._private.state.state.actor_table(actor._actor_id.hex())
     return about.get("Address", {}).get("NodeID") or None
 
 
-def announced(actor: Any) -> bool:
+def announced(actor: ActorHandle) -> bool:
     """Whether an actor's node was announced to go while it was there; it is known of a dead one, too.
 
     The error of a dead actor says so for one order of events alone: not where the node signed off by

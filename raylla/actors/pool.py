@@ -74,7 +74,7 @@ class Pool:
         self,
         name: str,
         kind: type,
-        args: tuple[Any, ...],
+        args: tuple[object, ...],
         actors: Actors,
         in_process: bool = False,
         record: Record | None = None,
@@ -211,11 +211,11 @@ class Pool:
             raise lost
         self.restarts += 1
 
-    def call(self, worker: int, method: str, *args: Any) -> Call:
+    def call(self, worker: int, method: str, *args: object) -> Call:
         """Ask one worker for ``method(*args)``, without waiting; it gets the values of references."""
         return self._submit(worker, method, *args)
 
-    def broadcast(self, method: str, *args: Any, deadline: float, what: str) -> list[Any]:
+    def broadcast(self, method: str, *args: object, deadline: float, what: str) -> list[object]:
         """What ``method(*args)`` returns on each worker, in their order; not for methods that yield.
 
         Raises:
@@ -256,17 +256,17 @@ class Pool:
                 if item is DONE:
                     self.admit(call.index)
 
-    def _submit(self, worker: int, method: str, *args: Any) -> Call:
+    def _submit(self, worker: int, method: str, *args: object) -> Call:
         host = self._hosts[worker]
         if self.in_process:
-            given = [ray.get(one) if isinstance(one, ray.ObjectRef) else one for one in args]
+            given = [ray.get(arg) if isinstance(arg, ray.ObjectRef) else arg for arg in args]
             items = host.run(method, *given)
             queue = self._queues[worker] if self._beside == 1 else deque()
             return LocalCall(self.name, worker, method, self._record, items, queue)
         stream = self._stream(worker, method, *args)
         return RayCall(self.name, worker, method, self._record, stream, host)
 
-    def _stream(self, worker: int, method: str, *args: Any) -> Any:
+    def _stream(self, worker: int, method: str, *args: object) -> Any:
         """What a worker on Ray gives, as it comes."""
         stream = self._hosts[worker].stream.options(num_returns="streaming")
         return stream.remote(self._hold, method, *args)
