@@ -13,18 +13,15 @@ from raylla import config, precision
 from raylla.cli import app
 from raylla.config import Lora
 from raylla.engines.protocol import AdapterRoom
-from raylla.plan import AT_MOST, Lengths, Yields, budget, hardware
+from raylla.plan import AT_MOST, Lengths, Yields, budget
 from raylla.plan.architecture import KNOWN, architecture
 from raylla.plan.budget import ADAPTING, concurrency, step_times
 from raylla.plan.console import more
-from raylla.plan.hardware import CORE, GPUS, HALF_CORE, WIDE_CORE, Shares, core, width
+from raylla.plan.hardware import GPUS, Shares, core, width
 from raylla.plan.memory import (
     BATCHED,
-    DRIVER,
-    ENGINE_PROCESS,
     LOGITS,
     ROOM,
-    TRAINER_PROCESS,
     endpoint_weights,
     trained,
 )
@@ -225,48 +222,6 @@ def test_lengths_by_template(form: str, reading: str, expected: tuple[int, ...])
     assert (found.prompt, found.answer, found.judge_prompt, found.judgement) == expected
 
 
-def test_memory_of_all_processes_of_a_machine_without_gpus() -> None:
-    pocket = config.load_config(CONFIGS / "pocket.yaml")
-    found = budget(pocket, H100, Lengths(100, 30, 60, 10), cores=2)
-    size = 4 * 1_115_520
-    parts = {one.group: dict(one.parts) for one in found.memory}
-    workspace = 8192 * 4 * (4 * 128 + 3 * 384)
-    cache = 256 * 2**20
-    assert parts["rollout"] == {
-        "weights": size,
-        "KV cache": cache,
-        "workspace": workspace,
-        "process": ENGINE_PROCESS,
-    }
-    answers = pocket.dpo.micro_groups * pocket.irpo.preference_answers * 30
-    assert parts["dpo"]["logits"] == 2 * 4 * answers * 2048
-    assert parts["dpo"]["process"] == TRAINER_PROCESS
-    # The store's two copies of a version with its head, and one in each engine.
-    workers = pocket.rollout.workers
-    assert parts["driver"] == {
-        "processes": DRIVER,
-        "weight version": (2 + workers) * 4 * (1_115_520 + 2048 * 128),
-    }
-    assert found.host_bytes == pytest.approx(
-        sum(
-            count * sum(parts[group].values())
-            for group, count in (
-                ("rollout", workers),
-                ("judge", pocket.judge.workers),
-                ("dpo", pocket.dpo.workers),
-                ("reward", 1),
-                ("driver", 1),
-            )
-        )
-    )
-    assert found.memory[0].limit == CORE.memory
-    assert {one.group for one in budget(ONE, H100, Lengths.of(ONE), cores=2).memory} == {
-        "rollout",
-        "judge",
-        "dpo",
-    }
-
-
 def test_adapters_that_share_a_base_are_counted_beside_it() -> None:
     tree = ["lora.rank=16", "engine.dtype=float32"]
     merged = config.load_config(CONFIGS / "pocket.yaml", tree)
@@ -312,16 +267,6 @@ def test_the_constants_of_other_rooms_are_theirs() -> None:
     assert AdapterRoom.of(Lora()).most == ROOM
     assert "\nCHUNK = 1 << 24\n" in (rooms / "policy" / "logprobs.py").read_text()
     assert f"\nBATCHED_TOKENS = {BATCHED}\n" in (rooms / "engines" / "vllmparams.py").read_text()
-
-
-def test_cores_do_not_matter_where_there_are_gpus() -> None:
-    assert budget(ONE, H100, Lengths.of(ONE), cores=2) == budget(ONE, H100, Lengths.of(ONE))
-
-
-def test_a_plan_of_cores_says_how_many() -> None:
-    result = CliRunner().invoke(app, ["plan", "pocket", "--cores", "3"])
-    assert "pocket: 3 cores that all groups share" in result.output
-    assert "all processes together" in result.output
 
 
 def test_the_untouched_model_s_answers_are_planned_once() -> None:
@@ -388,39 +333,3 @@ def test_estimates_are_given_and_said() -> None:
     arguments = ["plan", "pocket", "--estimate", "placing=0.5", "--estimate", "uneven=1.3"]
     output = " ".join(CliRunner().invoke(app, arguments).output.split())
     assert "placing 0.5, groups 0.96, members 0.73, uneven 1.3 (--estimate)" in output
-
-
-def test_cores_are_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "unit", lambda: None)
-    monkeypatch.setattr(hardware, "unit", lambda: None)
-    assert (core("auto"), core("bfloat16"), core("float32")) == (CORE, CORE, CORE)
-    monkeypatch.setattr(precision, "unit", lambda: "avx512_bf16")
-    monkeypatch.setattr(hardware, "unit", lambda: "avx512_bf16")
-    assert (core("auto"), core("bfloat16"), core("float32")) == (HALF_CORE, HALF_CORE, WIDE_CORE)
-
-
-def test_what_python_takes_of_a_core_is_counted() -> None:
-    pocket = config.load_config(CONFIGS / "pocket.yaml")
-    counts = Counts.of(pocket)
-    found = budget(pocket, H100, Lengths.of(pocket), cores=2, counts=counts)
-    assert found.phase("learn").times["handling"] == pytest.approx(1.2e-3 * counts.encoded)
-    assert found.phase("deploy").times["handling"] == pytest.approx(4 * 1_115_520 / 0.6e9 + 0.06)
-    gpus = budget(ONE, H100, Lengths.of(ONE))
-    assert all("handling" not in one.times for one in gpus.phases)
-
-
-def test_cores_keep_kernels_of_bfloat16() -> None:
-    pocket = config.load_config(CONFIGS / "pocket.yaml")
-    halves = pocket.model_copy(
-        update={
-            "engine": pocket.engine.model_copy(update={"dtype": "bfloat16"}),
-            "dpo": pocket.dpo.model_copy(update={"precision": "bfloat16"}),
-        }
-    )
-    plain, half = (
-        {one.group: one.parts for one in budget(one, H100, Lengths.of(one), cores=2).memory}
-        for one in (pocket, halves)
-    )
-    assert [half[group]["kernels"] for group in ("rollout", "judge", "dpo")] == [0.5e9, 0.5e9, 0.95e9]
-    assert all("kernels" not in parts for parts in plain.values())
-    assert "kernels" not in half["reward"]
