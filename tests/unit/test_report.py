@@ -130,10 +130,20 @@ def evaluation() -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation with its report."""
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "evaluation.json").write_text(json.dumps(evaluation()))
+    write_report(folder / "evaluation.json", folder / "report")
+    return folder
+
+
 @pytest.fixture
-def page(tmp_path: Path) -> Path:
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
-    return write_report(tmp_path / "evaluation.json", tmp_path / "report")
+def page(drawn: Path, tmp_path: Path) -> Path:
+    """The page of a copy of it."""
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "report" / "index.html"
 
 
 @pytest.mark.slow

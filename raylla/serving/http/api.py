@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -54,6 +54,17 @@ class Health(BaseModel):
 Check = Callable[[], Awaitable[Health]]
 
 
+def _alike(*routers: APIRouter) -> APIRouter:
+    """The routes that are the same for every application, whose making takes a fifth of a second."""
+    made = APIRouter()
+    for router in routers:
+        made.include_router(router)
+    return made
+
+
+_FIRST, _LAST = _alike(campaigns.router, clicks.router), _alike(*advertisers.ROUTERS)
+
+
 def create(
     config: Config,
     auctioneer: Auctioneer,
@@ -72,11 +83,9 @@ def create(
     app.include_router(chat.router(auctioneer, config, reports, rates))
     app.include_router(responses.router(auctioneer, config, reports, rates))
     app.include_router(models.router(config.serving.model_name))
-    app.include_router(campaigns.router)
-    app.include_router(clicks.router)
+    app.router.routes += _FIRST.routes
     app.include_router(playground.router(users))
-    for router in advertisers.ROUTERS:
-        app.include_router(router)
+    app.router.routes += _LAST.routes
 
     @app.get("/healthz", tags=["operations"], responses={503: {"model": Health}}, response_model=Health)
     async def healthz() -> JSONResponse:

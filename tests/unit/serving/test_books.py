@@ -16,6 +16,7 @@ def nothing(_: str) -> None:
     """Say nothing."""
 
 
+@pytest.mark.slow
 def test_two_ledgers_agree_after_the_same_events_and_crashes(store: Store) -> None:
     report = Trading(str(store.database), seed=1).run(2_000, 300, nothing)
     assert report.examples == []
