@@ -21,6 +21,9 @@ BRIDGE = "10.77.0.1"
 """Where a machine finds what runs beside the bridge."""
 KEPT = "/mnt"
 """Where a machine's disk keeps in sight what it needs of a directory that is made private."""
+LOOKED_UP = Path.home() / ".cache" / "vllm"
+"""What vLLM has found out about kinds of models: on an empty disk an engine takes nine seconds of a core to
+find it out again."""
 _PRIVATE = ("/tmp", "/var/tmp", "/run", "/dev/shm")
 _NAMESPACES = ("--net", "--mount", "--uts", "--pid")
 _FIRST = r"""
@@ -79,6 +82,8 @@ class Machine:
     def __init__(self, name: str, address: str) -> None:
         self.name, self.address = name, address
         seen = dict.fromkeys([str(ROOT), sys.prefix, sys.base_prefix])
+        if LOOKED_UP.is_dir():
+            seen[str(LOOKED_UP)] = None
         first = ["sh", "-c", _FIRST, "sh", name, address, os.environ.get("HOME", "/root"), *seen]
         self._holder = _held([*_NAMESPACES, "--fork", "--kill-child", "--mount-proc", *first])
         (one,) = psutil.Process(self._holder.pid).children()

@@ -32,24 +32,31 @@ Inside = Callable[[list[str]], list[str]]
 
 
 class Nodes:
-    """Nodes by name; the first is the head, which takes no work that needs a CPU."""
+    """Nodes by name; the first is the head, which takes work that needs a CPU only where it has some."""
 
     def __init__(
         self,
         environment: Mapping[str, str] | None = None,
         network: Network | None = None,
         dashboard: bool = False,
+        cpus: int = 0,
     ) -> None:
-        """``environment`` of the nodes' processes; none: this one's, without tokens and quick to judge."""
+        """``environment`` of the nodes' processes; none: this one's, without tokens and quick to judge.
+        ``cpus`` are the head's."""
         self._environment = os.environ | ENVIRONMENT if environment is None else environment
         self._network = network
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._cut: set[str] = set()
         # Sockets have short names: not in pytest's deep directories.
         self._directory = tempfile.TemporaryDirectory(prefix="rn", dir="/tmp", ignore_cleanup_errors=True)
-        port = _free_port() if network is None else 6379
-        head = ["--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--dashboard-host=0.0.0.0"]
-        self.address = f"{self._start('head', [*head, f'--include-dashboard={dashboard}'])}:{port}"
+        port, shown = (6379, 8265) if network else (_free_port(), _free_port())
+        head = ["--head", f"--port={port}", f"--num-cpus={cpus}", "--num-gpus=0"]
+        if dashboard:
+            head += ["--include-dashboard=true", "--dashboard-host=0.0.0.0", f"--dashboard-port={shown}"]
+        else:
+            head += ["--include-dashboard=false"]
+        host = self._start("head", head)
+        self.address, self.dashboard = f"{host}:{port}", f"http://{host}:{shown}"
         try:
             wait_for_head(self._running["head"], self.address, self._log("head"), self.inside("head"))
         except BaseException:

@@ -176,8 +176,7 @@ def test_one_of_three_machines_dies_and_another_goes_on(
             assert table(made, stage, name).equals(table(whole, stage, name)), f"{stage} {name}"
     evaluate = machines.begin("b", "evaluate.log", "evaluate", RUN, *sets(MEASURED))
     where = {"serving.host": "0.0.0.0", "serving.database": "sqlite:////tmp/endpoint.db"}
-    dashboard = f"http://{nodes.address.partition(':')[0]}:8265"
-    serve = ["serve", config, "--run", RUN, "--address", dashboard, *sets(where)]
+    serve = ["serve", config, "--run", RUN, "--address", nodes.dashboard, *sets(where)]
     machines.finish(machines.begin("c", "serve.log", *serve), "serve.log")
     answer = ask(machines)
     machines.finish(evaluate, "evaluate.log")
