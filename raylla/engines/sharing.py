@@ -3,8 +3,8 @@
 An adapter's file is the one that the trainer saved, to the byte.  Before it is held, the base, every
 adapter that is held and the new one are computed in one batch.  The new one must reproduce the trainer's
 probe there, and every other what it gave before.  Neighbours may differ by less than such tolerances; so
-the new one also reads the text of every other there, and must give it figures of its own.  What runs
-meanwhile goes on: the batch is one of its steps.
+the new one also reads the text of every other adapter there, and must give it figures of its own.  What
+runs meanwhile goes on: the batch is one of its steps.
 """
 
 from __future__ import annotations
@@ -165,13 +165,14 @@ class Sharing:
         """Compute all policies in one batch; ``new`` knows its own text when this returns."""
         text = self._text if probe is None else probe_text(probe, self._longest)
         alone = self._together([(text, new.lora)])[0] if probe is None else None
-        known = [self._base, *self._held.values()]
-        theirs = [(one.text, one.lora) for one in known]
-        crossed = [(one.text[:_CROSSED], new.lora) for one in known]
+        known = [*self._held.values(), self._base]
+        theirs = [(other.text, other.lora) for other in known]
+        crossed = [(other.text[:_CROSSED], new.lora) for other in self._held.values()]
         own, *more = self._together([(text, new.lora), *theirs, *crossed])
-        for one, told, by_new in zip(known, more, more[len(known) :], strict=False):
-            self._same(one.name, new.name, told, one.logprobs)
-            self._apart(one, new, told, by_new)
+        for other, told in zip(known, more, strict=False):
+            self._same(other.name, new.name, told, other.logprobs)
+        for other, told, by_new in zip(self._held.values(), more, more[len(known) :], strict=False):
+            self._apart(other, new, told, by_new)
         new.text, new.logprobs = text[:COMPARED], own[: COMPARED - 1]
         if alone is not None:
             self._same(new.name, new.name, own, alone)

@@ -107,8 +107,8 @@ def adapter_arguments(room: AdapterRoom, settings: Settings) -> dict[str, Any]:
 
 def rows_at_most(room: AdapterRoom) -> int:
     """Rows of the batch in which an adapter is checked beside all others: each policy's own text, and the
-    new one on that of every other."""
-    return 2 * room.most + 1
+    new one on that of every other adapter."""
+    return 2 * room.most
 
 
 def sampling_params(request: Request, sampling: Sampling) -> Any:
