@@ -123,13 +123,13 @@ class Observer(Steps):
 
 class _Memory:
     """Peak of the proportional set size of this process tree, looked at every few seconds, or less often
-    where there are many processes.
+    where looking takes long: many processes, and large ones.
 
     A proportional size takes the kernel a walk through every page of a process. It is asked for again where
     the resident size, which counts a shared page for each that has it, is another than it was then.
     """
 
-    EVERY, SHARE, OTHER = 3.0, 0.001, 0.01
+    EVERY, SHARE, OTHER = 3.0, 0.002, 0.01
 
     def __init__(self) -> None:
         self.peak = 0
@@ -145,9 +145,9 @@ class _Memory:
         while not self._stop.wait(wait):
             began = time.thread_time()
             found = {process: _resident(process) for process in _tree()}
-            wait = max(self.EVERY, (time.thread_time() - began) / self.SHARE)
             self._known = {process: self._sizes(process, held) for process, held in found.items()}
             self.peak = max(self.peak, sum(proportional for _, proportional in self._known.values()))
+            wait = max(self.EVERY, (time.thread_time() - began) / self.SHARE)
 
     def _sizes(self, process: int, held: int) -> tuple[int, int]:
         """Resident and proportional size, as they were last unless another is ``held``."""
