@@ -111,8 +111,8 @@ class Tracker:
 def _end_service() -> None:
     """Kill the process that W&B keeps below this one: its hooks at exit wait for it without a deadline.
 
-    Those hooks are taken away, which would fail at a process that is gone. Its hooks at imports go too: each
-    would fail to tell that process of an import, and the import with it.
+    Those hooks are taken away, which would fail at a process that is gone. Its hooks at imports go too:
+    each would fail to tell that process of an import, and the import with it.
     """
     for child in psutil.Process().children():
         if child.name() == SERVICE:
