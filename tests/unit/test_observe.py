@@ -30,7 +30,7 @@ def _dead(**_: object) -> None:
 
 @pytest.mark.parametrize("init", [_hanging, _dead])
 def test_metrics_go_on_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: object) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, setup=_dead))
     watch = Observer(parse_config({"wandb": {"mode": "online", "timeout": 0.5}}, "test"), tmp_path)
     started = time.monotonic()
     with watch.stage("epoch 1: sample", answers=2):

@@ -138,6 +138,7 @@ def test_a_run_s_lines_are_dated_too_and_whole() -> None:
 
 def test_a_terminal_has_bars_and_no_dates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SHOW_SECONDS", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
     lines = io.StringIO()
     steps = Steps(Console(file=lines, width=120, force_terminal=True))
     with steps.stage("epoch 1: sample", answers=10):
