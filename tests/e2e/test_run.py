@@ -11,7 +11,7 @@ import pytest
 
 from raylla.runs.gauges import flat
 from tests import recorded
-from tests.e2e.commands import commit, fork, ids, results, training
+from tests.e2e.commands import commit, finish_fork, fork, ids, results, training
 from tests.unit.test_dashboard import metrics
 
 pytestmark = pytest.mark.e2e
@@ -93,12 +93,8 @@ def test_adapters_that_share_a_base_give_the_run_that_merged_weights_give(tmp_pa
     but where two tokens are as likely as the numbers are fine."""
     ways = {way: tmp_path / way for way in ("merged", "shared")}
     small = {"ray__in_process": "true", "lora__rank": 4, "dpo__lr": 1e-3}
-    forks = {
-        way: fork(training(run, rollout__adapters=way, **small), tmp_path / f"{way}.log")
-        for way, run in ways.items()
-    }
-    for way, process in forks.items():
-        assert process.wait(timeout=200) == 0, (tmp_path / f"{way}.log").read_text()[-4000:]
+    for way, run in ways.items():
+        finish_fork(training(run, rollout__adapters=way, **small), tmp_path / f"{way}.log")
     merged, shared = ways.values()
     assert ids(merged) == ids(shared)
     for stage, table in product(("sample", "test"), ("answers", "clicks", "auctions")):
