@@ -13,7 +13,6 @@ then, and what a second at rest costs it, for Ray's timers and its own, it spend
 from __future__ import annotations
 
 import random
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -203,8 +202,13 @@ def epoch(directory: Path, config: Config, latencies: Latencies, spread: tuple[f
     told = watch.timeline.epochs[-1]
     answers = sum(sum(report.get("samples", {}).values()) for report in run.commits.values())
     answers -= sum(report.get("samples", {}).get("judgement", 0) for report in run.commits.values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return EpochTimes(told["wall_seconds"], told["critical_seconds"], cpu, rest, answers, peak)
+    return EpochTimes(told["wall_seconds"], told["critical_seconds"], cpu, rest, answers, _peak())
+
+
+def _peak() -> int:
+    """Most bytes that this process ever had in memory; `getrusage` would begin at its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def _rested() -> float:
