@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import sys
 from collections.abc import Generator, Iterator
@@ -14,6 +15,8 @@ import pytest
 from tests.lightness import Light
 from tests.published import published_data
 
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Of each process of a test run: where two share the cores, threads that wait for each other spin."""
 SLOW = "slow"
 BEYOND = ("no CUDA device", "no mount namespace")
 """How reasons begin that no tool mends: the machine's own."""

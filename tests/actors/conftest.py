@@ -7,6 +7,13 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from tests.e2e.nursery import nursed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ray's workers are born in a nursery."""
+    nursed(config)
+
 
 @pytest.fixture(scope="package")
 def tokenless() -> Iterator[None]:

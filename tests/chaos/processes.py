@@ -45,6 +45,8 @@ def _is(process: psutil.Process, kind: str) -> bool:
     try:
         if kind == DPO:
             return "TrainWorker" in " ".join(process.cmdline())
-        return process.environ().get(WORKER, "").startswith(f"{kind}[")
+        started_as = f'"{WORKER}": "{kind}['  # of what hands a worker over (`tests.e2e.nursery`)
+        ours = process.environ().get(WORKER, "").startswith(f"{kind}[")
+        return ours or started_as in " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
         return False

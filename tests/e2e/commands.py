@@ -8,10 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -32,47 +30,6 @@ TINY = {
     "evaluation.answers": 2,
     "wandb.mode": "disabled",
 }
-FORKS = "forkserver"
-"""How `multiprocessing` calls processes that are forked from one that has loaded the model libraries."""
-get_context(FORKS).set_forkserver_preload(["tests.e2e.preloaded"])
-
-
-class Process(Protocol):
-    """A command under way."""
-
-    @property
-    def pid(self) -> int: ...
-
-    def poll(self) -> int | None:
-        """Its exit status, if it has ended."""
-
-    def wait(self, timeout: float) -> int:
-        """Its exit status; `subprocess.TimeoutExpired` where it has not ended in ``timeout`` seconds."""
-
-    def send_signal(self, number: int) -> None: ...
-
-
-class _Forked:
-    """A `Process` of a fork."""
-
-    def __init__(self, process: BaseProcess) -> None:
-        self._process = process
-        process.start()
-        assert process.pid is not None
-        self.pid: int = process.pid
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self, timeout: float) -> int:
-        self._process.join(timeout)
-        status = self.poll()
-        if status is None:
-            raise subprocess.TimeoutExpired(self._process.name, timeout)
-        return status
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
 
 
 def sets(values: Mapping[str, Any]) -> list[str]:
@@ -92,7 +49,7 @@ def environment() -> dict[str, str]:
     return known | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 
 
-def begin(arguments: Iterable[str], log: Path) -> Process:
+def begin(arguments: Iterable[str], log: Path) -> subprocess.Popen[bytes]:
     """Begin a command; what it says is appended to ``log``."""
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -105,37 +62,12 @@ def begin(arguments: Iterable[str], log: Path) -> Process:
         )
 
 
-def fork(arguments: Iterable[str], log: Path) -> Process:
-    """`begin`, in a fork of a process that has loaded the model libraries, which takes eight seconds of a
-    core: for commands that hold engines themselves, without Ray."""
-    return _Forked(get_context(FORKS).Process(target=_command, args=(list(arguments), log, environment())))
-
-
 def finish(arguments: Iterable[str], log: Path) -> None:
     """`begin` a command, which has to end well."""
     assert begin(arguments, log).wait(timeout=400) == 0, log.read_text()[-4000:]
 
 
-def finish_fork(arguments: Iterable[str], log: Path) -> None:
-    """`fork` a command, which has to end well."""
-    assert fork(arguments, log).wait(timeout=400) == 0, log.read_text()[-4000:]
-
-
-def _command(arguments: list[str], log: Path, known: dict[str, str]) -> None:
-    os.setsid()
-    with log.open("ab") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    os.environ.clear()
-    os.environ.update(known)
-    os.chdir(ROOT)
-    sys.argv = ["raylla", *arguments]
-    from raylla.cli import main
-
-    main()
-
-
-def wait_for_commit(process: Process, run: Path, stage: str, log: Path) -> None:
+def wait_for_commit(process: subprocess.Popen[bytes], run: Path, stage: str, log: Path) -> None:
     """Until the stage of the run that ``process`` trains is in its ledger."""
     wanted = f'{{"stage": "{stage}", "commit"'
     deadline = time.monotonic() + 300

@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.commands import ROOT, finish, training
+from tests.e2e.nursery import nursed
 
 SESSIONS: list[pytest.Session] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What these tests start is born in a nursery, one for all processes of a test run."""
+    nursed(config)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

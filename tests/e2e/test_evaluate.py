@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import recorded
-from tests.e2e.commands import commit, finish_fork, results, sets, training
+from tests.e2e.commands import commit, finish, results, sets, training
 
 pytestmark = pytest.mark.e2e
 
@@ -76,7 +76,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     settings = {f"evaluation__{name}": value for name, value in small.items()}
     settings |= {"ray__in_process": "true", "irpo__overlap": "false"}
     _, config, _, _, *changed = training(alone, **settings)
-    finish_fork(["evaluate", config, "--runs", str(tmp_path), *changed], tmp_path / "evaluate.log")
+    finish(["evaluate", config, "--runs", str(tmp_path), *changed], tmp_path / "evaluate.log")
     assert (tmp_path / "seed-0" / "ledger.jsonl").read_text() == ledger
     assert results(tmp_path / "judged")["name"] == "judged"
     _other_paths(tmp_path / "judged")
@@ -121,7 +121,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
         assert one["equilibrium"]["queries"] == 1
     both = [str(tmp_path / name) for name in ("seed-0", "judged")]
     quick = sets({f"evaluation.{name}": value for name, value in small.items()})
-    finish_fork(["evaluate", *both, "--suite", "conflict", *quick], tmp_path / "conflict.log")
+    finish(["evaluate", *both, "--suite", "conflict", *quick], tmp_path / "conflict.log")
     advice = json.loads((tmp_path / "seed-0" / "conflict.json").read_text())
     assert set(advice["mechanisms"]) == set(rows)
     assert 10 <= advice["pairs"] <= 15  # not every question's best ad has a rival in its category
@@ -131,9 +131,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
     days = {"queries": 2, "days": 1, "draws": 1, "markets": "[mixed]"}
     short = sets({f"evaluation.day.{name}": value for name, value in days.items()})
     short += sets({"evaluation.mechanisms": "[llm-auction,rag-auction]"})
-    finish_fork(
-        ["evaluate", str(tmp_path / "seed-0"), "--suite", "day", *quick, *short], tmp_path / "day.log"
-    )
+    finish(["evaluate", str(tmp_path / "seed-0"), "--suite", "day", *quick, *short], tmp_path / "day.log")
     played = json.loads((tmp_path / "seed-0" / "day.json").read_text())
     assert set(played["mechanisms"]) == {"llm-auction", "rag-auction"}
     for one in played["mechanisms"].values():
@@ -142,7 +140,7 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
         assert 0 < mixed["budget_use"]["mean"] <= 1
         assert set(mixed["bidders"]) == {"pacing", "pid", "value", "learned"}
     _prices(tmp_path / "seed-0", quick)
-    finish_fork(["report", str(tmp_path / "seed-0")], tmp_path / "report.log")
+    finish(["report", str(tmp_path / "seed-0")], tmp_path / "report.log")
     page = (tmp_path / "seed-0" / "report" / "index.html").read_text()
     assert all(f"<td>{name}</td>" in page for name in rows)
     assert "What money does to advice" in page
@@ -154,12 +152,10 @@ def test_evaluate_of_a_config_trains_what_is_missing_and_holds_every_mechanism(
 def _prices(run: Path, quick: list[str]) -> None:
     """Prices are learned from a log of the run's last weights, and held on its test questions."""
     log, sheet = str(run / "log.json"), str(run / "sheet.json")
-    finish_fork(["prices", "log", str(run), "--out", log, "--answers", "2"], run / "log.log")
-    finish_fork(
-        ["prices", "learn", log, "--out", sheet, "--folds", "2", "--bidders", "2"], run / "learn.log"
-    )
+    finish(["prices", "log", str(run), "--out", log, "--answers", "2"], run / "log.log")
+    finish(["prices", "learn", log, "--out", sheet, "--folds", "2", "--bidders", "2"], run / "learn.log")
     held = ["--prices", sheet, "--bidders", "2", "--draws", "1", *quick]
-    finish_fork(["prices", "evaluate", str(run), *held], run / "held.log")
+    finish(["prices", "evaluate", str(run), *held], run / "held.log")
     found = json.loads((run / "prices.json").read_text())
     assert found["sheet"]["digest"] in (run / "learn.log").read_text()
     assert set(found["markets"]) == {"all", "2"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.processes import kill_tree
-from tests.e2e.commands import begin, finish, finish_fork, fork, ids, results, training, wait_for_commit
+from tests.e2e.commands import begin, finish, ids, results, training, wait_for_commit
 
 pytestmark = pytest.mark.e2e
 
@@ -34,8 +34,7 @@ def test_killed_or_stopped_after_a_stage_and_resumed(
     uninterrupted: Path = request.getfixturevalue("whole" if on_ray else "alone")
     run, log = tmp_path / "run", tmp_path / "log"
     place = f"file://{run}" if stage in IN_A_BUCKET else str(run)
-    start, end = (begin, finish) if on_ray else (fork, finish_fork)
-    process = start(training(place, ray__in_process=str(not on_ray).lower()), log)
+    process = begin(training(place, ray__in_process=str(not on_ray).lower()), log)
     wait_for_commit(process, run, stage, log)
     if stage == "world":
         process.send_signal(signal.SIGTERM)
@@ -44,6 +43,6 @@ def test_killed_or_stopped_after_a_stage_and_resumed(
     else:
         kill_tree(process.pid)
         process.wait(timeout=30)
-    end(["resume", place], log)
+    finish(["resume", place], log)
     assert ids(run) == ids(uninterrupted)
     assert results(run)["epochs"] == results(uninterrupted)["epochs"]

@@ -20,7 +20,7 @@ from raylla.serving.billing.audit import audit
 from raylla.serving.deploy.versions import Target, find
 from raylla.serving.store import open_store
 from raylla.world import store as worlds
-from tests.e2e.commands import ROOT, fork, sets
+from tests.e2e.commands import ROOT, begin, sets
 from tests.e2e.endpoint import pocket, served, standing_run, until_listed
 
 pytestmark = pytest.mark.e2e
@@ -76,7 +76,7 @@ def _train(run: Path, log: Path, **changed: object) -> int:
     settings |= {key.replace("__", "."): value for key, value in changed.items()}
     told = sets({name: json.dumps(value) for name, value in settings.items()})
     command = ["train", str(ROOT / "configs" / "pocket.yaml"), "--run", str(run), *told]
-    return fork(command, log).wait(timeout=500)
+    return begin(command, log).wait(timeout=500)
 
 
 def test_an_epoch_from_the_ledger_alone(

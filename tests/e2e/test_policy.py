@@ -24,9 +24,12 @@ from raylla.policy import AlignJob, AlignResult, schedule
 from raylla.policy.groups import TokenGroup, token_group
 from raylla.policy.jobs import Reference
 from raylla.records import Answer, PreferenceGroup
-from tests.e2e.commands import FORKS
 
 pytestmark = pytest.mark.e2e
+
+FORKS = "forkserver"
+"""How `multiprocessing` calls processes that are forked from one that has loaded libraries."""
+torch.multiprocessing.get_context(FORKS).set_forkserver_preload(["raylla.policy.worker"])
 
 LOSERS = (4, 1, 2, 4, 1, 3, 2)
 DPO = Dpo(batch_groups=4, micro_groups=1, lr=1e-3, workers=2, cpus=0.5)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import ROOT, finish, finish_fork, sets
+from tests.e2e.commands import ROOT, finish, sets
 
 pytestmark = [pytest.mark.e2e, pytest.mark.real]
 
@@ -50,7 +50,7 @@ def test_a_run_of_the_pretrained_model(webis: Path, tmp_path: Path) -> None:
     world, run, log = tmp_path / "world", tmp_path / "run", tmp_path / "log"
     finish(["world", "import", "webis", str(webis), "--out", str(world), "--profiles", "20"], log)
     few = sets(FEW | {"world.path": world})
-    finish_fork(["train", str(ROOT / "configs" / "smollm2.yaml"), "--run", str(run), *few], log)
+    finish(["train", str(ROOT / "configs" / "smollm2.yaml"), "--run", str(run), *few], log)
     results = json.loads((run / "results.json").read_text())
     assert [row["weight_version"] for row in results["epochs"]] == ["v0", "v1"]
     about = json.loads((run / "weights" / "v1" / "adapter_config.json").read_text())

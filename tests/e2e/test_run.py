@@ -11,7 +11,7 @@ import pytest
 
 from raylla.runs.gauges import flat
 from tests import recorded
-from tests.e2e.commands import commit, finish_fork, fork, ids, results, training
+from tests.e2e.commands import begin, commit, finish, ids, results, training
 from tests.unit.test_dashboard import metrics
 
 pytestmark = pytest.mark.e2e
@@ -64,7 +64,7 @@ def test_evaluate_refuses_before_it_loads_a_model(whole: Path, tmp_path: Path) -
         ("dpo.lr=1", "only settings of evaluation"),
     ):
         log = tmp_path / "log"
-        process = fork(["evaluate", str(whole), "--set", wrong], log)
+        process = begin(["evaluate", str(whole), "--set", wrong], log)
         assert process.wait(timeout=60) == 2
         assert named in " ".join(log.read_text().split())
         assert "engines" not in log.read_text()
@@ -72,7 +72,7 @@ def test_evaluate_refuses_before_it_loads_a_model(whole: Path, tmp_path: Path) -
 
 
 def test_another_config_in_the_same_directory(whole: Path, tmp_path: Path) -> None:
-    process = fork(training(whole, seed=5), tmp_path / "log")
+    process = begin(training(whole, seed=5), tmp_path / "log")
     assert process.wait(timeout=60) == 2
     assert "another config" in (tmp_path / "log").read_text()
 
@@ -94,7 +94,7 @@ def test_adapters_that_share_a_base_give_the_run_that_merged_weights_give(tmp_pa
     ways = {way: tmp_path / way for way in ("merged", "shared")}
     small = {"ray__in_process": "true", "lora__rank": 4, "dpo__lr": 1e-3}
     for way, run in ways.items():
-        finish_fork(training(run, rollout__adapters=way, **small), tmp_path / f"{way}.log")
+        finish(training(run, rollout__adapters=way, **small), tmp_path / f"{way}.log")
     merged, shared = ways.values()
     assert ids(merged) == ids(shared)
     for stage, table in product(("sample", "test"), ("answers", "clicks", "auctions")):

@@ -39,7 +39,7 @@ from raylla.serving.store import Store, open_store
 from raylla.world import World
 from raylla.world import store as worlds
 from tests.e2e import soak
-from tests.e2e.commands import ROOT, finish_fork, sets, training
+from tests.e2e.commands import ROOT, finish, sets, training
 from tests.e2e.endpoint import POCKET_LORA, adapter_version, pocket, standing_run
 from tests.unit.serving import clients
 from tests.unit.serving.collector import Collector, collecting
@@ -109,7 +109,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, traces: Collector) -> Iter
     scratch = tmp_path_factory.mktemp("serving")
     run = scratch / "run"
     pocket = str(ROOT / "configs" / "pocket.yaml")
-    finish_fork(training(run, **TRAINED), scratch / "train.log")
+    finish(training(run, **TRAINED), scratch / "train.log")
     database = f"sqlite:///{scratch}/raylla.db"
     _call("campaigns", "import", str(run), "--database", database, "--daily-budget", str(BUDGET))
     chosen = {"serving.database": database, "serving.port": 8000, "serving.token_ttl": TTL}
@@ -201,7 +201,7 @@ def test_regret_outside_and_inside_agree_and_nothing_is_charged(
     out = tmp_path / "regret.json"
     how = ["--url", running.url, "--key", running.key, "--questions", "12", "--answers", "2", "--inside"]
     bids = ["--bid", "10", "--bid", "90"]
-    finish_fork(["regret", str(running.run), *how, *bids, "--out", str(out)], tmp_path / "log")
+    finish(["regret", str(running.run), *how, *bids, "--out", str(out)], tmp_path / "log")
     assert "outside less inside" in (tmp_path / "log").read_text()
     found = json.loads(out.read_text())
     assert found["weight_versions"] == ["v2"]

@@ -1,0 +1,202 @@
+"""A process that has loaded the model libraries, and forks the workers of Ray and the commands of raylla.
+
+    python -m tests.e2e.nursery SOCKET
+
+A process that holds an engine loads for five seconds of a core, and a run on Ray has a dozen.  `forked/` is on
+the path of all that tests start: a process begins as always, and what a fork can be hands its arguments,
+environment, directory and streams over to here.  From there on the fork is it.  They end together: the fork
+is killed where the process is that was started, and that has the exit status of the fork.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from raylla.engines.vllmparams import ENVIRONMENT
+from raylla.models.libraries import uncollected
+from raylla.models.quiet import quiet
+
+ROOT = Path(__file__).parents[2]
+FORKED = Path(__file__).with_name("forked")
+VARIABLE = "RAYLLA_NURSERY"
+LIBRARIES = (
+    "vllm",
+    "vllm.entrypoints.llm",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.cpu_worker",
+    "deepspeed",
+    "raylla.policy.trainers.dpo",
+    "raylla.policy.trainers.grpo",
+    "raylla.policy.trainers.supervised",
+    "raylla.reward.trainer",
+    "pandas",
+    "pyarrow.dataset",
+    "fastapi",
+    "uvicorn",
+    "grpc",
+)
+"""What the fork of any need not load. Not Ray, which reads the environment once, as it is loaded; and nothing
+of the command line, whose console looks at the streams that it finds."""
+
+
+@contextmanager
+def nursery() -> Iterator[None]:
+    """What is started meanwhile is born in a nursery: in one that is there, if there is one."""
+    if VARIABLE in os.environ:
+        yield
+        return
+    # Sockets have short names: not in pytest's deep directories.
+    with tempfile.TemporaryDirectory(prefix="rf", dir="/tmp") as directory:
+        place = f"{directory}/nursery"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(place)
+        listener.listen(128)  # who comes while it loads waits
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.nursery", str(listener.fileno())],
+            cwd=ROOT,
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        listener.close()
+        before = {name: os.environ.get(name) for name in (VARIABLE, "PYTHONPATH")}
+        path = [str(FORKED), *(part for part in (before["PYTHONPATH"] or "").split(os.pathsep) if part)]
+        os.environ |= {VARIABLE: place, "PYTHONPATH": os.pathsep.join(path)}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+            process.kill()
+            process.wait(timeout=30)
+
+
+def nursed(config: pytest.Config) -> None:
+    """`nursery`, to the end of a test run."""
+    stack = ExitStack()
+    stack.enter_context(nursery())
+    config.add_cleanup(stack.close)
+
+
+class _Rayless(MetaPathFinder):
+    """Keeps Ray out of a process."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "ray":
+            raise ModuleNotFoundError("not in the nursery", name=fullname)
+
+
+def _load() -> None:
+    """Load `LIBRARIES`."""
+    quiet()
+    os.environ.update(ENVIRONMENT | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+    sys.meta_path.insert(0, _Rayless())
+    for name in LIBRARIES:
+        with uncollected():
+            importlib.import_module(name)
+    # An engine that is let go gives all that is loaded back to the collector and has it collected four
+    # times, which takes three seconds of a core: here processes end soon after their engines.
+    gc.unfreeze = lambda: None
+    del sys.meta_path[0]
+
+
+def main() -> None:
+    """Fork a process for each that comes to the socket, until somebody ends this."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    _load()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a fork
+    while True:
+        started, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            _live(started)
+        started.close()
+
+
+def _live(started: socket.socket) -> NoReturn:
+    """Be the process that ``started`` hands over."""
+    length, streams, _, _ = socket.recv_fds(started, 8, 3)
+    body = b""
+    while len(body) < int.from_bytes(length, "big"):
+        body += started.recv(2**16)
+    told = json.loads(body)
+    os.setsid()
+    for at, stream in enumerate(streams):
+        os.dup2(stream, at)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    os.chdir(told["directory"])
+    os.nice(told["niceness"] - os.getpriority(os.PRIO_PROCESS, 0))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    random.seed()
+    threading.Thread(target=_obey, args=(started,), daemon=True).start()
+
+    def instead(file: str, args: Sequence[str]) -> NoReturn:
+        """`setup_worker.py` would become `bash -c "cd DIRECTORY && exec PYTHON SCRIPT ARGUMENTS"`."""
+        words = shlex.split(args[-1])
+        if words[:1] == ["cd"] and words[2] == "&&":
+            os.chdir(words[1])
+            words = words[3:]
+        if words[:2] != ["exec", sys.executable]:
+            os.execv("/bin/bash", list(args))
+        _run(words[2:], started)
+
+    os.execvp = instead  # type: ignore[assignment]
+    _run(told["arguments"], started)
+
+
+def _obey(started: socket.socket) -> None:
+    """Take the signals that ``started`` gets; where it is gone, die."""
+    while number := started.recv(1):
+        os.kill(os.getpid(), number[0])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run(arguments: list[str], started: socket.socket) -> NoReturn:
+    """Be the Python process of these arguments, to its end."""
+    status = 0
+    try:
+        if arguments[0] == "-m":
+            sys.argv, sys.path[0] = arguments[1:], os.getcwd()
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        status = 1
+        sys.excepthook(*sys.exc_info())
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        started.send(bytes([status & 255]))
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
