@@ -1,22 +1,23 @@
 """A process that has loaded the model libraries, and forks the workers of Ray and the commands of raylla.
 
-    python -m tests.e2e.nursery SOCKET
+    python -m tests.e2e.nursery NUMBER    # of an open socket that listens
 
-A process that holds an engine loads for five seconds of a core, and a run on Ray has a dozen.  `forked/` is on
-the path of all that tests start: a process begins as always, and what a fork can be hands its arguments,
-environment, directory and streams over to here.  From there on the fork is it.  They end together: the fork
-is killed where the process is that was started, and that has the exit status of the fork.
+A process that holds an engine loads for five seconds of a core, and a run on Ray has a dozen.  `forked/` is
+on the path of all that tests start: a process begins as always, and what a fork can be hands its arguments,
+environment, directory and open files over to here.  From there on the fork is it.  They end together: the
+fork is killed where the process is that was started, and that ends as the fork has ended.
 """
 
 from __future__ import annotations
 
 import atexit
-import gc
+import fcntl
 import importlib
 import json
 import os
 import random
 import runpy
+import select
 import shlex
 import signal
 import socket
@@ -25,20 +26,23 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import pytest
 
 from raylla.engines.vllmparams import ENVIRONMENT
 from raylla.models.libraries import uncollected
-from raylla.models.quiet import quiet
+from raylla.models.quiet import quiet_native
 
 ROOT = Path(__file__).parents[2]
 FORKED = Path(__file__).with_name("forked")
 VARIABLE = "RAYLLA_NURSERY"
+HIGH = 500
+"""Open files have numbers below it."""
 LIBRARIES = (
     "vllm",
     "vllm.entrypoints.llm",
@@ -55,8 +59,8 @@ LIBRARIES = (
     "uvicorn",
     "grpc",
 )
-"""What the fork of any need not load. Not Ray, which reads the environment once, as it is loaded; and nothing
-of the command line, whose console looks at the streams that it finds."""
+"""What no fork has to load. Ray is not among it, which reads the environment once, as it is loaded; nor the
+command line, whose console looks at the streams that it finds."""
 
 
 @contextmanager
@@ -75,7 +79,7 @@ def nursery() -> Iterator[None]:
             [sys.executable, "-m", "tests.e2e.nursery", str(listener.fileno())],
             cwd=ROOT,
             pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # it ends with whoever holds the other end
             start_new_session=True,
         )
         listener.close()
@@ -89,8 +93,7 @@ def nursery() -> Iterator[None]:
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
-            process.kill()
-            process.wait(timeout=30)
+            process.communicate(timeout=30)
 
 
 def nursed(config: pytest.Config) -> None:
@@ -110,47 +113,59 @@ class _Rayless(MetaPathFinder):
 
 def _load() -> None:
     """Load `LIBRARIES`."""
-    quiet()
+    quiet_native()
     os.environ.update(ENVIRONMENT | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
     sys.meta_path.insert(0, _Rayless())
     for name in LIBRARIES:
         with uncollected():
             importlib.import_module(name)
-    # An engine that is let go gives all that is loaded back to the collector and has it collected four
-    # times, which takes three seconds of a core: here processes end soon after their engines.
-    gc.unfreeze = lambda: None
     del sys.meta_path[0]
 
 
 def main() -> None:
-    """Fork a process for each that comes to the socket, until somebody ends this."""
+    """Fork a process for each that comes to the socket, until the standard input ends."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     _load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a fork
-    while True:
+    while sys.stdin.fileno() not in select.select([listener, sys.stdin], [], [])[0]:
         started, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            _live(started)
+            _bear(started)
         started.close()
+
+
+def _bear(started: socket.socket) -> NoReturn:
+    """Fork the process that ``started`` hands over, wait for its end, and say how that was."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if child == 0:
+        _live(started)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(OSError):
+        started.send(ended.to_bytes(2, "big", signed=True))
+    os._exit(0)
 
 
 def _live(started: socket.socket) -> NoReturn:
     """Be the process that ``started`` hands over."""
-    length, streams, _, _ = socket.recv_fds(started, 8, 3)
+    length, files, _, _ = socket.recv_fds(started, 8, 250)
     body = b""
     while len(body) < int.from_bytes(length, "big"):
         body += started.recv(2**16)
     told = json.loads(body)
     os.setsid()
-    for at, stream in enumerate(streams):
-        os.dup2(stream, at)
-        os.close(stream)
+    started = socket.socket(fileno=fcntl.fcntl(started.detach(), fcntl.F_DUPFD_CLOEXEC, HIGH))
+    moved = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, HIGH) for file in files]
+    for file in files:
+        os.close(file)
+    for file, number in zip(moved, told["files"], strict=True):
+        os.dup2(file, number)
+        os.close(file)
     os.environ.clear()
     os.environ.update(told["environment"])
     os.chdir(told["directory"])
     os.nice(told["niceness"] - os.getpriority(os.PRIO_PROCESS, 0))
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     random.seed()
     threading.Thread(target=_obey, args=(started,), daemon=True).start()
 
@@ -162,10 +177,10 @@ def _live(started: socket.socket) -> NoReturn:
             words = words[3:]
         if words[:2] != ["exec", sys.executable]:
             os.execv("/bin/bash", list(args))
-        _run(words[2:], started)
+        _run(words[2:])
 
     os.execvp = instead  # type: ignore[assignment]
-    _run(told["arguments"], started)
+    _run(told["arguments"])
 
 
 def _obey(started: socket.socket) -> None:
@@ -175,13 +190,17 @@ def _obey(started: socket.socket) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run(arguments: list[str], started: socket.socket) -> NoReturn:
+def _run(arguments: list[str]) -> NoReturn:
     """Be the Python process of these arguments, to its end."""
     status = 0
     try:
         if arguments[0] == "-m":
             sys.argv, sys.path[0] = arguments[1:], os.getcwd()
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv, sys.path[0] = ["-c", *arguments[2:]], os.getcwd()
+            sys.modules["__main__"] = ModuleType("__main__")
+            exec(arguments[1], vars(sys.modules["__main__"]))
         else:
             sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
             runpy.run_path(arguments[0], run_name="__main__")
@@ -194,7 +213,6 @@ def _run(arguments: list[str], started: socket.socket) -> NoReturn:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        started.send(bytes([status & 255]))
         os._exit(status)
 
 

@@ -15,17 +15,37 @@ import socket
 import sys
 
 WORKERS = ("/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py")
+SPAWNED = "from multiprocessing.spawn import spawn_main"
 
 
 def _born() -> list[str] | None:
-    """The arguments of a process that a fork can be, from the script or ``-m`` on."""
-    for at, word in enumerate(sys.orig_argv):
-        if word.endswith(WORKERS) or sys.orig_argv[at : at + 2] == ["-m", "raylla"]:
-            return sys.orig_argv[at:]
+    """The arguments of a process that a fork can be, from the script or the option before it on."""
+    words = sys.orig_argv
+    for at, word in enumerate(words[:4]):
+        after = words[at + 1] if at + 1 < len(words) else ""
+        if (
+            word.endswith(WORKERS)
+            or (word == "-m" and after == "raylla")
+            or (word == "-c" and after.startswith(SPAWNED))
+        ):
+            return words[at:]
     return None
 
 
+def _open() -> list[int]:
+    """Files that are open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.fstat(int(name))
+        except OSError:
+            continue  # it was the listing's own
+        found.append(int(name))
+    return found
+
+
 def _hand_over(place: str, arguments: list[str]) -> None:
+    files = _open()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nursery:
         try:
             nursery.connect(place)
@@ -34,11 +54,19 @@ def _hand_over(place: str, arguments: list[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: nursery.send(bytes([number])))
         told = {"arguments": arguments, "environment": dict(os.environ), "directory": os.getcwd()}
-        body = json.dumps(told | {"niceness": os.getpriority(os.PRIO_PROCESS, 0)}).encode()
-        socket.send_fds(nursery, [len(body).to_bytes(8, "big")], [0, 1, 2])
+        told |= {"niceness": os.getpriority(os.PRIO_PROCESS, 0), "files": files}
+        body = json.dumps(told).encode()
+        socket.send_fds(nursery, [len(body).to_bytes(8, "big")], files)
         nursery.sendall(body)
-        status = nursery.recv(1)
-    os._exit(status[0] if status else 128 + signal.SIGKILL)
+        for file in files:
+            os.close(file)
+        said = nursery.recv(2)
+    ended = int.from_bytes(said, "big", signed=True) if said else -signal.SIGKILL
+    if ended < 0:
+        if -ended != signal.SIGKILL:
+            signal.signal(-ended, signal.SIG_DFL)
+        os.kill(os.getpid(), -ended)
+    os._exit(ended)
 
 
 _place, _arguments = os.environ.get("RAYLLA_NURSERY"), _born()
