@@ -127,7 +127,7 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     _load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a fork
-    while sys.stdin.fileno() not in select.select([listener, sys.stdin], [], [])[0]:
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         started, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
