@@ -18,6 +18,17 @@ from tests.published import published_data
 os.environ["OMP_NUM_THREADS"] = "1"
 """Of each process of a test run: where two share the cores, threads that wait for each other spin."""
 SLOW = "slow"
+LONGEST = (
+    "test_machines",
+    "test_serving",
+    "test_evaluate",
+    "test_joining",
+    "test_jobs",
+    "test_nodes",
+    "test_draining",
+    "test_real",
+    "test_policy",
+)
 BEYOND = ("no CUDA device", "no mount namespace")
 """How reasons begin that no tool mends: the machine's own."""
 SKIPPED: dict[str, list[str]] = {}
@@ -59,7 +70,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--fast`` tests that say that they take seconds, or need a server, are left out."""
+    """The files that take longest come first, so that no process is left with one when the others are done.
+
+    With ``--fast`` tests that say that they take seconds, or need a server, are left out.
+    """
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if config.getoption("--fast"):
         left = [one for one in items if one.get_closest_marker(SLOW) or one.get_closest_marker("postgres")]
         config.hook.pytest_deselected(items=left)

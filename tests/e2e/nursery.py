@@ -133,6 +133,7 @@ def main() -> None:
             listener.close()
             _bear(started)
         started.close()
+    os._exit(0)  # not at leisure: libraries would tell what they leave behind
 
 
 def _bear(started: socket.socket) -> NoReturn:
