@@ -113,7 +113,8 @@ tools() {
 tests() {
     unset PYTHONDONTWRITEBYTECODE # a hundred processes load raylla, and would each compile it
     local pytest=("$environment/bin/python" -m pytest) argument half code none=5 status=0
-    local light="-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+    local shared="--dist loadfile --no-loadscope-reorder"
+    local light="-n auto --maxprocesses 4 $shared" heavy="-n 2 $shared"
     if [ "${1:-}" = fast ]; then
         # shellcheck disable=SC2086
         exec "${pytest[@]}" --fast $light tests/unit "${@:2}"
@@ -124,7 +125,7 @@ tests() {
         fi
     done
     for half in "$light tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e" \
-        "tests/actors tests/chaos tests/e2e"; do
+        "$heavy tests/actors tests/chaos tests/e2e"; do
         code=0
         # shellcheck disable=SC2086
         "${pytest[@]}" $half "$@" || code=$?

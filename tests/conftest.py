@@ -20,15 +20,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 SLOW = "slow"
 LONGEST = (
     "test_machines",
-    "test_serving",
     "test_evaluate",
     "test_joining",
     "test_jobs",
+    "test_serving",
+    "test_real",
     "test_nodes",
     "test_draining",
-    "test_real",
-    "test_policy",
 )
+"""Files, the first to begin first. Those whose engines are in this process (`test_adapters`, `test_engine`,
+`test_online`) begin before those that train in it: vLLM ends the process group that DeepSpeed has kept."""
 BEYOND = ("no CUDA device", "no mount namespace")
 """How reasons begin that no tool mends: the machine's own."""
 SKIPPED: dict[str, list[str]] = {}

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.e2e import nursery
+
 ROOT = Path(__file__).parents[2]
 BRIDGE = "10.77.0.1"
 """Where a machine finds what runs beside the bridge."""
@@ -82,6 +84,8 @@ class Machine:
     def __init__(self, name: str, address: str) -> None:
         self.name, self.address = name, address
         seen = dict.fromkeys([str(ROOT), sys.prefix, sys.base_prefix])
+        if nursery.VARIABLE in os.environ:
+            seen[str(Path(os.environ[nursery.VARIABLE]).parent)] = None
         if LOOKED_UP.is_dir():
             seen[str(LOOKED_UP)] = None
         first = ["sh", "-c", _FIRST, "sh", name, address, os.environ.get("HOME", "/root"), *seen]

@@ -11,6 +11,7 @@ fork is killed where the process is that was started, and that ends as the fork 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import fcntl
 import importlib
 import json
@@ -21,6 +22,7 @@ import select
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -139,6 +141,7 @@ def main() -> None:
 def _bear(started: socket.socket) -> NoReturn:
     """Fork the process that ``started`` hands over, wait for its end, and say how that was."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _enter(struct.unpack("3i", started.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
     child = os.fork()
     if child == 0:
         _live(started)
@@ -146,6 +149,17 @@ def _bear(started: socket.socket) -> NoReturn:
     with suppress(OSError):
         started.send(ended.to_bytes(2, "big", signed=True))
     os._exit(0)
+
+
+def _enter(pid: int) -> None:
+    """Be on the machine of process ``pid`` (`tests.e2e.machines`)."""
+    apart = [f"/proc/{pid}/ns/{kind}" for kind in ("net", "uts", "pid", "mnt")]
+    apart = [name for name in apart if os.readlink(name) != os.readlink(name.replace(str(pid), "self"))]
+    libc = ctypes.CDLL(None, use_errno=True)
+    for space in [os.open(name, os.O_RDONLY) for name in apart]:
+        if libc.setns(space, 0):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        os.close(space)
 
 
 def _live(started: socket.socket) -> NoReturn:

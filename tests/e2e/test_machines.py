@@ -25,6 +25,7 @@ from tests.buckets import BUCKET, Bucket
 from tests.e2e.commands import ROOT, TINY, ids, results, sets
 from tests.e2e.machines import BRIDGE, Machine, Network, lacking
 from tests.e2e.nodes import ENVIRONMENT, Nodes
+from tests.e2e.nursery import FORKED
 from tests.recorded import table
 
 pytestmark = pytest.mark.e2e
@@ -122,7 +123,7 @@ def machines(network: Network, bucket: Bucket, tmp_path: Path) -> Iterator[Machi
     """A head and two machines with room for work."""
     secrets = {keyring.TOKEN_KEYS: TokenKeys.make(), keyring.ADMIN_KEY: ADMIN}
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    ours = {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    ours = {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": f"{FORKED}:{ROOT}", "PYTHONUNBUFFERED": "1"}
     known = plain | environment() | ENVIRONMENT | ours | secrets | bucket.environment
     with closing(Nodes(known, network, dashboard=True)) as nodes:
         for name in ("a", "b"):

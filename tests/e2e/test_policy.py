@@ -27,10 +27,6 @@ from raylla.records import Answer, PreferenceGroup
 
 pytestmark = pytest.mark.e2e
 
-FORKS = "forkserver"
-"""How `multiprocessing` calls processes that are forked from one that has loaded libraries."""
-torch.multiprocessing.get_context(FORKS).set_forkserver_preload(["raylla.policy.worker"])
-
 LOSERS = (4, 1, 2, 4, 1, 3, 2)
 DPO = Dpo(batch_groups=4, micro_groups=1, lr=1e-3, workers=2, cpus=0.5)
 
@@ -141,7 +137,7 @@ def run_ranks(jobs: list[tuple[Dpo, AlignJob]], folder: Path) -> None:
     """`run_rank` as each of two processes, which have loaded their libraries already."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    torch.multiprocessing.start_processes(run_rank, (port, jobs, folder), nprocs=2, start_method=FORKS)
+    torch.multiprocessing.start_processes(run_rank, (port, jobs, folder), nprocs=2, start_method="spawn")
 
 
 def test_every_zero_stage_is_plain_training(tiny_model: Path, tmp_path: Path) -> None:

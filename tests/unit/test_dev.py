@@ -17,7 +17,7 @@ FIRST = (
     "tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e"
 )
 FAST = "--fast -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/unit"
-SECOND = "tests/actors tests/chaos tests/e2e"
+SECOND = "-n 2 --dist loadfile --no-loadscope-reorder tests/actors tests/chaos tests/e2e"
 CLIENTS = ROOT / "requirements" / "clients.txt"
 CHECKS = ["ruff check .", "ruff format --check .", "mypy "]
 

@@ -14,7 +14,13 @@ import signal
 import socket
 import sys
 
-WORKERS = ("/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py")
+SCRIPTS = (
+    "/ray/_private/workers/setup_worker.py",
+    "/ray/_private/workers/default_worker.py",
+    "/ray/_private/runtime_env/agent/main.py",
+    "/ray/_private/log_monitor.py",
+    "/ray/dashboard/agent.py",
+)
 SPAWNED = "from multiprocessing.spawn import spawn_main"
 
 
@@ -24,7 +30,7 @@ def _born() -> list[str] | None:
     for at, word in enumerate(words[:4]):
         after = words[at + 1] if at + 1 < len(words) else ""
         if (
-            word.endswith(WORKERS)
+            word.endswith(SCRIPTS)
             or (word == "-m" and after == "raylla")
             or (word == "-c" and after.startswith(SPAWNED))
         ):
