@@ -71,10 +71,16 @@ def resolved(dpo: Dpo) -> Dpo:
     return dpo.model_copy(update={"precision": precision.chosen(dpo.precision, torch.cuda.is_available())})
 
 
+def _compute_with(threads: int) -> None:
+    """Have torch use so many threads: `torch.set_num_threads`, where vLLM, whose CPU engine puts a function
+    that does nothing in its place, has not been at work."""
+    torch._C.set_num_threads(threads)
+
+
 def setup() -> None:
     """Once per process: process group, threads, and libraries that keep off the console."""
     if not torch.cuda.is_available():
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        _compute_with(int(os.environ.get("OMP_NUM_THREADS", "1")))
     quiet()
     datasets.disable_progress_bars()
     with clean_slate():
@@ -175,7 +181,7 @@ def tune_job(job: TuneJob, dpo: Dpo, told: Told) -> TuneResult | None:
     started = time.perf_counter()
     main = torch.distributed.get_rank() == 0
     if not torch.cuda.is_available():
-        torch.set_num_threads(job.settings.threads)
+        _compute_with(job.settings.threads)
     checkpoints = Path(job.checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
     kept = local if job.settings.lora is None else found

@@ -70,6 +70,18 @@ def test_it_learns_and_goes_on_from_its_checkpoint(
     assert max(float(abs(left[name] - right[name]).max()) for name in left) < 1e-2
 
 
+def test_it_computes_with_the_threads_that_were_asked_for(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though an engine of vLLM's has been in the process."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    try:
+        trainer(tmp_path).tune(job(tiny_model, tmp_path, None, steps=1, threads=2), lambda *_: None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch._C.set_num_threads(1)
+
+
 def test_a_soft_answer_is_learned_as_a_probability(tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
