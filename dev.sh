@@ -108,13 +108,13 @@ tools() {
         { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${wanted[@]}" >/dev/null; }
 }
 
-# Two halves: what Ray, vLLM and DeepSpeed leave in one never meets the unit tests, which take a process a core.
+# Two halves: what Ray, vLLM and DeepSpeed leave in one never meets the unit tests, some of which wait.
 # Arguments that name a path are for one process; with others (-k, -m) one of the two may have no such test.
 tests() {
     unset PYTHONDONTWRITEBYTECODE # a hundred processes load raylla, and would each compile it
     local pytest=("$environment/bin/python" -m pytest) argument half code none=5 status=0
     local shared="--dist loadfile --no-loadscope-reorder"
-    local light="-n auto --maxprocesses 4 $shared" heavy="-n 2 $shared"
+    local light="-n 3 $shared" heavy="-n 2 $shared"
     if [ "${1:-}" = fast ]; then
         # shellcheck disable=SC2086
         exec "${pytest[@]}" --fast $light tests/unit "${@:2}"

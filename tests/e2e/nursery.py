@@ -55,6 +55,7 @@ LIBRARIES = (
     "raylla.policy.trainers.grpo",
     "raylla.policy.trainers.supervised",
     "raylla.reward.trainer",
+    "raylla.serving.store",
     "pandas",
     "pyarrow.dataset",
     "fastapi",

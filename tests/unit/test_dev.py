@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FIRST = (
-    "-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "
+    "-n 3 --dist loadfile --no-loadscope-reorder "
     "tests --ignore=tests/actors --ignore=tests/chaos --ignore=tests/e2e"
 )
-FAST = "--fast -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/unit"
+FAST = "--fast -n 3 --dist loadfile --no-loadscope-reorder tests/unit"
 SECOND = "-n 2 --dist loadfile --no-loadscope-reorder tests/actors tests/chaos tests/e2e"
 CLIENTS = ROOT / "requirements" / "clients.txt"
 CHECKS = ["ruff check .", "ruff format --check .", "mypy "]

@@ -31,6 +31,7 @@ def operations() -> list[tuple[str, str]]:
     return [(path, method) for path, methods in bare.openapi()["paths"].items() for method in methods]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "method"), operations())
 def test_no_request_breaks_the_api(
     app: FastAPI, market: Market, services: web.Services, path: str, method: str
