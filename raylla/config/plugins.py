@@ -27,7 +27,10 @@ def named_plugins(group: str, names: Sequence[str], kind: type[Any], what: str, 
     plugins = []
     for name in names:
         if name not in known:
-            raise ConfigError(f"no {what} named {name!r}; there are {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"no {what} named {name!r}; there are {', '.join(sorted(known))}; a new one is among them "
+                "when its package has been installed again"
+            )
         point = known[name]
         try:
             made = point.load()()

@@ -32,7 +32,8 @@ Choice = Mapping[str, float | int | str | bool]
 class Prompt:
     """An answer prompt: which ads it lists, at which bids (None: hidden), and how many answers.
 
-    ``name`` tells prompts of one auction apart; sampling seeds follow from it.
+    ``ads`` stand in the prompt in this order.  ``name`` tells prompts of one auction apart; sampling seeds
+    follow from it.
     """
 
     planned: Planned
