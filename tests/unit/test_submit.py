@@ -154,7 +154,7 @@ def _answering(body: str, status: int = 200) -> Iterator[str]:
     ("ray", "python", "words"),
     [
         ("2.9.0", HERE, f"the cluster runs Ray 2.9.0 and this is Ray {version('ray')}"),
-        (version("ray"), "3.12.4", f"the cluster runs Python 3.12.4 and this is Python {HERE}"),
+        (version("ray"), "3.10.4", f"the cluster runs Python 3.10.4 and this is Python {HERE}"),
     ],
 )
 def test_another_version_is_told_before_anything_is_sent(ray: str, python: str, words: str) -> None:

@@ -96,7 +96,7 @@ def test_an_epoch_is_written_for_people_and_for_trace_viewers(tmp_path: Path) ->
 
 
 def test_a_span_more_is_two_numbers_more_in_memory(tmp_path: Path) -> None:
-    timeline, many = Timeline(tmp_path), 2000
+    timeline, many = Timeline(tmp_path), 5000
     with timeline.epoch(1):
         tracemalloc.start()
         for place in range(many):
@@ -109,7 +109,7 @@ def test_a_span_more_is_two_numbers_more_in_memory(tmp_path: Path) -> None:
 
 
 def test_a_trace_is_written_without_all_of_it_in_memory(tmp_path: Path) -> None:
-    timeline, many = Timeline(tmp_path), 2000
+    timeline, many = Timeline(tmp_path), 5000
     with timeline.epoch(1):
         for place in range(many):
             timeline.add(Span("rollout[0]", "reward", place, place + 0.5))

@@ -66,7 +66,7 @@ def test_what_json_cannot_say_again_is_refused(store: Store, number: str, kind: 
 def test_a_schema_is_as_deep_as_its_answer_can_say(store: Store) -> None:
     one = endpoint(store)
     statuses = []
-    for depth in (10, *range(700, 1030, 30)):
+    for depth in (10, *range(700, 1030, 30), 20_000):  # Python 3.11 reads a thousand, 3.12 ten thousand
         form = f'{{"type": "json_schema", "name": "n", "schema": {{"a": {"[" * depth}{"]" * depth}}}}}'
         body = f'{{"input": "x", "raylla": {{"ads": false}}, "text": {{"format": {form}}}}}'
         statuses.append(send(one, RESPONSES, body).status_code)
